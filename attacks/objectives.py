@@ -1,0 +1,64 @@
+"""What an attack pushes on: from logits (n, classes) and labels (n,) to one value per sample.
+
+Every objective rises as the sample comes closer to being misclassified.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+# A lead of another class smaller than this part of the largest logit is rounding, not a verdict:
+# it would not survive another batch size or float64.
+_DECISIVE = 1e-5
+
+
+def _others(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.scatter(1, y[:, None], -math.inf)
+
+
+def _of_label(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest logit of another class minus the label's: above 0 where misclassified."""
+    return _others(logits, y).amax(1) - _of_label(logits, y)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """log((1 - p) / p) for the label's softmax probability p.
+
+    Differs from the source: cross-entropy itself is log(1 / p). The two rise together and their
+    gradients are parallel, but the factor 1 - p, which underflows on confident samples and leaves
+    plain cross-entropy without a direction, is gone. Attacks that normalise the gradient or take
+    its sign are otherwise unchanged by it.
+    """
+    return _others(logits, y).logsumexp(1) - _of_label(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, equation 6); needs at least 3 classes.
+
+    Invariant to shifting and scaling the logits. Raises ValueError for fewer classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError("the DLR objective needs at least 3 classes: use margin")
+    top = logits.topk(3, dim=1).values
+    spread = (top[:, 0] - top[:, 2]).clamp_min(torch.finfo(logits.dtype).tiny)
+    return margin(logits, y) / spread
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "cross-entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
+
+
+def decided(logits: Tensor, y: Tensor) -> Tensor:
+    """Where a sample is misclassified by more than rounding: bool (n,)."""
+    return margin(logits, y) > _DECISIVE * logits.abs().amax(1)

@@ -1,0 +1,124 @@
+"""Projected gradient descent."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.objectives import OBJECTIVES, decided
+from attacks.problem import Family, Problem, due
+from attacks.threat import Norm, per_sample
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent (Madry et al. 2018; RoBin, section 2.2), L2 and L-infinity.
+
+    steps         gradient steps of each restart.
+    step_size     length of a step, in the units and the norm of eps; default 2.5 * eps / steps.
+    restarts      runs from different random starts; each works on what the ones before left.
+    random_start  begin uniformly in the ball; without it, at the clean image (then all restarts
+                  would be the same, so `restarts` must be 1).
+    objective     "cross-entropy", "margin" or "dlr".
+
+    A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
+    ball and the box. Raises ValueError for hyperparameters out of range.
+    """
+
+    steps: int = 100
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    objective: str = "cross-entropy"
+
+    family: ClassVar[Family] = "fixed-budget"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError("pgd: steps and restarts must be at least 1")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"pgd: step_size must be above 0, not {self.step_size}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"pgd: unknown objective {self.objective!r}: use one of {', '.join(OBJECTIVES)}"
+            )
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("pgd: restarts need random_start")
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return self.restarts * (self.steps + 1)
+
+    def __call__(self, problem: Problem) -> Tensor:
+        answer = problem.x.clone()
+        rows = torch.arange(len(problem), device=problem.x.device)
+        for restart in range(self.restarts):
+            if not len(rows):
+                break
+            points, broken = self._restart(problem.select(rows), restart)
+            answer[rows] = points
+            rows = rows[~broken]
+        return answer
+
+    def maximise(self, problem: Problem, restart: int = 0) -> Tensor:
+        """The last iterate of every sample, broken or not: what adversarial training learns from.
+
+        `restart` names the random start, so that each training step draws its own.
+        """
+        size = self._size(problem)
+        points = self._start(problem, restart)
+        for _ in range(self.steps):
+            gradient, _ = self._gradient(problem, points)
+            points = self._step(problem, points, gradient, size)
+        return points
+
+    def _restart(self, problem: Problem, restart: int) -> tuple[Tensor, Tensor]:
+        size = self._size(problem)
+        points = self._start(problem, restart)
+        answer = points.clone()
+        broken = torch.zeros(len(problem), dtype=torch.bool, device=points.device)
+        rows = torch.arange(len(problem), device=points.device)
+        hit = broken.clone()
+        for step in range(self.steps):
+            gradient, logits = self._gradient(problem, points)
+            hit |= decided(logits, problem.y)
+            if due(step) and bool(hit.any()):
+                answer[rows[hit]], broken[rows[hit]] = points[hit], True
+                keep = ~hit
+                if not bool(keep.any()):
+                    return answer, broken
+                problem, points, gradient, rows = (
+                    problem.select(keep),
+                    points[keep],
+                    gradient[keep],
+                    rows[keep],
+                )
+                hit = hit[keep]
+            # A sample that is broken but still in the batch stays where it is.
+            points = self._step(problem, points, gradient, per_sample(size * ~hit, points))
+        with torch.no_grad():
+            hit |= decided(problem.logits(points), problem.y)
+        answer[rows], broken[rows] = points, hit
+        return answer, broken
+
+    def _size(self, problem: Problem) -> float:
+        return self.step_size or 2.5 * problem.threat.eps / self.steps
+
+    def _start(self, problem: Problem, restart: int) -> Tensor:
+        return problem.random_start(restart) if self.random_start else problem.x
+
+    def _gradient(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
+        points = points.detach().requires_grad_()
+        logits = problem.logits(points)
+        value = OBJECTIVES[self.objective](logits, problem.y).sum()
+        (gradient,) = torch.autograd.grad(value, points)
+        return gradient, logits.detach()
+
+    def _step(
+        self, problem: Problem, points: Tensor, gradient: Tensor, size: Tensor | float
+    ) -> Tensor:
+        threat = problem.threat
+        return threat.project(points + size * threat.ascent(gradient), problem.x)

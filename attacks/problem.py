@@ -1,0 +1,105 @@
+"""What an attack is given, and the only way in which it talks to a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from attacks import noise
+from attacks.threat import Norm, ThreatModel
+
+Model = Callable[[Tensor], Tensor]
+Meter = Callable[[Tensor, Tensor], None]
+Family = Literal["fixed-budget", "minimal-norm"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Samples under attack: images, labels, the threat, and what names each sample's noise.
+
+    model   from images (n, *shape) to logits (n, classes), in eval mode.
+    x, y    clean images (n, *shape) inside the box of `threat`; labels (n,), int64.
+    seed    of the attack; index (n,), int64, is each sample's number in its data set. Noise depends
+            on (seed, index, stream) alone. Default: 0, 1, 2, ...
+    meter   called with (rows, logits) after each forward, where rows (n,) are the samples' places
+            in the problem that the attack was given. It counts; attacks do not.
+    """
+
+    model: Model
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    seed: int = 0
+    index: Tensor = field(default=None)  # type: ignore[assignment]
+    meter: Meter | None = None
+    rows: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        places = torch.arange(len(self.x), device=self.x.device)
+        if self.index is None:
+            object.__setattr__(self, "index", places)
+        if self.rows is None:
+            object.__setattr__(self, "rows", places)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def select(self, keep: Tensor) -> "Problem":
+        """The same problem for some samples: `keep` is bool (n,) or positions."""
+        return Problem(
+            self.model,
+            self.x[keep],
+            self.y[keep],
+            self.threat,
+            self.seed,
+            self.index[keep],
+            self.meter,
+            self.rows[keep],
+        )
+
+    def logits(self, points: Tensor) -> Tensor:
+        """The model's logits (n, classes) at one point per sample (n, *shape)."""
+        logits = self.model(points)
+        if self.meter is not None:
+            self.meter(self.rows, logits)
+        return logits
+
+    def normal(self, stream: int) -> Tensor:
+        """Standard normal noise, shaped as the images."""
+        shape = tuple(self.x.shape[1:])
+        return noise.normal(self.seed, self.index, stream, shape).to(self.x.dtype)
+
+    def random_start(self, stream: int) -> Tensor:
+        """Points uniform in the ball around each image, clipped to the box."""
+        return self.threat.random_start(self.x, self.seed, self.index, stream)
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A frozen dataclass of hyperparameters with one method, from a problem to points.
+
+    fixed-budget   the points lie in the threat's ball and box.
+    minimal-norm   the points are the closest misclassified ones that were found, and the clean
+                   image where none was. Given the budget of `threat`, the attack may stop working
+                   on a sample once its verdict within that budget is known.
+
+    norms          the norms that it runs under.
+
+    Raises ValueError, in one line and before any work, where it cannot run on the problem.
+    """
+
+    family: ClassVar[Family]
+    norms: ClassVar[tuple[Norm, ...]]
+
+    def __call__(self, problem: Problem) -> Tensor: ...
+
+
+def due(step: int) -> bool:
+    """Whether to look, at this step, for samples that can leave the working batch.
+
+    Looking synchronises an accelerator, so it happens at every step at first and then less often,
+    up to every 8th; a decided sample stays for at most a quarter of the steps that it has taken.
+    """
+    return step % min(8, 1 << max(0, step.bit_length() - 3)) == 0

@@ -1,0 +1,133 @@
+"""The geometry of a threat model: a norm ball around each image, intersected with the input box."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attacks import noise
+
+Norm = Literal["l2", "linf"]
+
+# Rounds of `ThreatModel.project` that win back what clipping to the box took from the L2 budget.
+_REFILLS = 2
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View values of shape (n,) so that they broadcast over `like` of shape (n, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All points within `eps` of an image, in the given norm, whose pixels stay in the box.
+
+    `eps` and the bounds `lower` < `upper` are in the units of the image. Raises ValueError, in one
+    line, for an unknown norm, eps that is not above 0, or an empty or infinite box.
+    """
+
+    norm: Norm
+    eps: float
+    lower: float = 0.0
+    upper: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(get_args(Norm))}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be above 0, not {self.eps}")
+        if not (math.isfinite(self.lower) and math.isfinite(self.upper)):
+            raise ValueError(f"the box must be finite, not [{self.lower}, {self.upper}]")
+        if not self.lower < self.upper:
+            raise ValueError(f"the box [{self.lower}, {self.upper}] is empty")
+
+    def length(self, delta: Tensor) -> Tensor:
+        """The norm of each perturbation: (n, ...) to (n,)."""
+        order = 2 if self.norm == "l2" else math.inf
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
+        return length
+
+    def distance(self, points: Tensor, x: Tensor) -> Tensor:
+        """The distance of each point from its image, in float64: (n, ...) twice to (n,)."""
+        return self.length(points.double() - x.double())
+
+    def clamp(self, points: Tensor) -> Tensor:
+        """The nearest points in the box."""
+        return points.clamp(self.lower, self.upper)
+
+    def ascent(self, gradient: Tensor) -> Tensor:
+        """The unit step (in this norm) that climbs a gradient fastest; zero where it is zero."""
+        if self.norm == "linf":
+            return gradient.sign()
+        # Dividing by the largest entry first keeps the squares of a tiny gradient above underflow.
+        tiny = torch.finfo(gradient.dtype).tiny
+        largest = gradient.flatten(1).abs().amax(1).clamp_min(tiny)
+        scaled = gradient / per_sample(largest, gradient)
+        return scaled / per_sample(self.length(scaled).clamp_min(tiny), gradient)
+
+    def project(self, points: Tensor, x: Tensor) -> Tensor:
+        """Points of the ball and the box near the given ones, up to float rounding.
+
+        Linf: the Euclidean projection. L2: that projection is clip(x + t * (points - x)) with the
+        largest t <= 1 that stays in the ball; t is approached from below, so the result is always
+        inside. Scaling to the ball and then clipping alone would waste the budget of every pixel
+        that the box stops. `x` must lie in the box.
+        """
+        if self.norm == "linf":
+            points = torch.minimum(torch.maximum(points, x - self.eps), x + self.eps)
+            return self.clamp(points)
+        delta = points - x
+        reach = self.length(delta).clamp_min(torch.finfo(x.dtype).tiny)
+        t = (self.eps / reach).clamp_max(1.0)
+        inside = self.clamp(torch.addcmul(x, delta, per_sample(t, x)))
+        for _ in range(_REFILLS):
+            used = self.length(inside - x).clamp_min(torch.finfo(x.dtype).tiny)
+            t = (t * (self.eps / used)).clamp_max(1.0)
+            inside = self.clamp(torch.addcmul(x, delta, per_sample(t, x)))
+        return inside
+
+    def enforce(self, points: Tensor, x: Tensor) -> Tensor:
+        """Points that are in the ball and the box without any tolerance.
+
+        `project` is right up to float rounding; here the distance in float64 between the returned
+        float32 or float64 numbers and `x` is at most eps. Points already inside come back as they
+        are.
+        """
+        points = self.clamp(points)
+        if self.norm == "linf":
+            return self._enforce_linf(points, x)
+        reach = self.distance(points, x)
+        # Rounding to the image's own precision moves a pixel by at most half a unit in the last
+        # place of the largest value that the box allows.
+        largest = max(abs(self.lower), abs(self.upper))
+        rounding = torch.finfo(x.dtype).eps * largest * math.sqrt(x[0].numel())
+        radius = max(self.eps - rounding, 0.0)
+        scale = torch.where(reach > self.eps, radius / reach.clamp_min(1e-300), 1.0)
+        delta = (points.double() - x.double()) * per_sample(scale, x)
+        shrunk = self.clamp((x.double() + delta).to(x.dtype))
+        return torch.where(per_sample(reach > self.eps, x), shrunk, points)
+
+    def _enforce_linf(self, points: Tensor, x: Tensor) -> Tensor:
+        exact = x.double()
+        low, high = (exact - self.eps).to(x.dtype), (exact + self.eps).to(x.dtype)
+        up, down = torch.full_like(x, math.inf), torch.full_like(x, -math.inf)
+        low = torch.where(exact - low.double() > self.eps, torch.nextafter(low, up), low)
+        high = torch.where(high.double() - exact > self.eps, torch.nextafter(high, down), high)
+        return torch.minimum(torch.maximum(points, low), high)
+
+    def random_start(self, x: Tensor, seed: int, index: Tensor, stream: int) -> Tensor:
+        """Points uniform in the ball around each image, clipped to the box.
+
+        `index` (n,) holds each sample's number in its data set; noise depends on it, on `seed` and
+        on `stream` alone.
+        """
+        shape = tuple(x.shape[1:])
+        if self.norm == "linf":
+            offset = noise.uniform(seed, index, stream, shape).to(x.dtype) * 2 - 1
+        else:
+            direction = noise.normal(seed, index, stream, shape).to(x.dtype)
+            radius = noise.uniform(seed, index, stream, ()).to(x.dtype) ** (1 / x[0].numel())
+            offset = direction * per_sample(radius / self.length(direction), x)
+        return self.clamp(x + self.eps * offset)

@@ -1,0 +1,137 @@
+"""`evaluate`: the benchmark on any torch module, no files needed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from attacks import Attack, ThreatModel
+from attacks.threat import Norm
+from benchmark.assess import Settings, assess
+from benchmark.components import Component, configure
+from benchmark.errors import UserError
+from benchmark.evaluator import Samples
+from benchmark.records import MemoryCell
+from benchmark.registry import ATTACKS
+from benchmark.report import Report
+from benchmark.spec import Device, Mode, Precision, suite_attacks
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor | NDArray[Any],
+    y: Tensor | NDArray[Any],
+    *,
+    norm: Norm = "l2",
+    eps: float,
+    attacks: Sequence[str | dict[str, Any] | Attack] = (),
+    suite: str | None = None,
+    mode: Mode = "table",
+    seed: int = 0,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    block: int = 256,
+    index: ArrayLike | None = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
+
+    norm, eps   the threat: "l2" or "linf", radius in the units of x.
+    attacks     registered names ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}) or
+                configured Attack objects; `suite` names a set of them ("quick" where neither is
+                given).
+    mode        "table": every attack on every clean-correct sample. "cascade": each attack,
+                cheapest first, on what the ones before it left: the best-attack number alone,
+                sooner.
+    seed        of all noise. index (n,): each sample's number in its data set, which names its
+                noise, so that a subset or another order draws the same (default 0, 1, 2, ...).
+    block       samples worked on at once.
+
+    Raises UserError, in one line, for input that cannot be evaluated. The model comes back in the
+    mode, device and precision that it had.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    try:
+        threat = ThreatModel(norm, float(eps))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    if threat.eps == float("inf"):
+        raise UserError("eps must be finite")
+    samples = _samples(x, y, index)
+    if not attacks and suite is None:
+        suite = "quick"
+    settings = Settings(threat, mode, seed, device, precision, block, progress)
+    return assess(
+        name or type(model).__name__,
+        model,
+        samples,
+        _configured(attacks, suite, threat),
+        settings,
+        lambda key: MemoryCell(),
+        {},
+    )
+
+
+def _configured(
+    attacks: Sequence[str | dict[str, Any] | Attack], suite: str | None, threat: ThreatModel
+) -> dict[str, Attack]:
+    named = [Component.model_validate(a) for a in attacks if isinstance(a, str | dict)]
+    chosen = configured_attacks(suite, named, threat)
+    for attack in attacks:
+        if not isinstance(attack, str | dict):
+            chosen[_unused(type(attack).__name__, chosen)] = attack
+    return chosen
+
+
+def configured_attacks(
+    suite: str | None, named: list[Component], threat: ThreatModel
+) -> dict[str, Attack]:
+    """Label to attack: those of the suite that run under this norm, then those named.
+
+    Raises UserError for a named attack that does not run under it.
+    """
+    chosen: dict[str, Attack] = {}
+    for component in suite_attacks(suite, named):
+        attack = configure(ATTACKS, component)
+        norms = getattr(attack, "norms", (threat.norm,))
+        if threat.norm in norms:
+            chosen[component.label] = attack
+        elif component in named:
+            raise UserError(f"attack {component.label!r} runs under {', '.join(norms)} only")
+    return chosen
+
+
+def _unused(label: str, taken: dict[str, Attack]) -> str:
+    number = 2
+    unused = label
+    while unused in taken:
+        unused, number = f"{label}-{number}", number + 1
+    return unused
+
+
+def _samples(
+    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], index: ArrayLike | None
+) -> Samples:
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    if not x.is_floating_point():
+        raise UserError(f"x must hold floats in [0, 1], not {x.dtype}: divide images by 255")
+    if y.dim() != 1 or len(x) != len(y) or not len(x):
+        raise UserError(f"y must hold one label per image: x {tuple(x.shape)}, y {tuple(y.shape)}")
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"y must hold integer labels, not {y.dtype}")
+    if int(y.min()) < 0:
+        raise UserError(f"labels must be at least 0, not {int(y.min())}")
+    if not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise UserError(
+            f"images must lie in [0, 1], not [{float(x.min()):g}, {float(x.max()):g}]: "
+            "scale them, and put any normalisation inside the model"
+        )
+    number = np.arange(len(x)) if index is None else np.asarray(index, dtype=np.int64)
+    if number.shape != (len(x),):
+        raise UserError(f"index must hold one number per image, not shape {number.shape}")
+    return Samples(x.detach(), y.detach().long(), number)

@@ -1,0 +1,185 @@
+"""One model, many attacks: from a model and samples to a report. Shared by `evaluate` and runs."""
+
+import dataclasses
+import hashlib
+import inspect
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attacks import Attack, ThreatModel
+from benchmark.errors import UserError
+from benchmark.evaluator import Samples, measure_attack, measure_natural
+from benchmark.progress import attack_bar
+from benchmark.records import Cell, IntArray, cell_key
+from benchmark.report import NATURAL, Report
+from benchmark.spec import Device, Mode, Precision
+from benchmark.subject import Subject, check_model, under_evaluation
+
+# Raise when the meaning of a record changes, so that no cell of an older meaning is taken up.
+RECORD_FORMAT = 1
+
+Cells = Callable[[str], Cell]
+Notify = Callable[[Report, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to evaluate; see `RunSpec` for the meaning of each."""
+
+    threat: ThreatModel
+    mode: Mode
+    seed: int
+    device: Device
+    precision: Precision
+    block: int
+    progress: bool = False
+
+
+def assess(
+    name: str,
+    model: nn.Module,
+    samples: Samples,
+    attacks: dict[str, Attack],
+    settings: Settings,
+    cells: Cells,
+    subject_identity: dict[str, Any],
+    classes: int | None = None,
+    notify: Notify = lambda report, label: None,
+) -> Report:
+    """Attack a model and report. `cells` gives the cell of a key; `subject_identity` names model
+    and data in each key; `notify` is told of the natural cell and of each attack when it is done.
+
+    An attack that raises becomes an error of the report, never a robust score. Raises UserError
+    where the model cannot be evaluated at all.
+    """
+    device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
+    identity = {
+        "format": RECORD_FORMAT,
+        "torch": torch.__version__,
+        "precision": settings.precision,
+        **subject_identity,
+    }
+    with under_evaluation(model, device, dtype) as subject:
+        first = slice(0, settings.block)
+        x, y = samples.x[first].to(device, dtype), samples.y[first].to(device)
+        check_model(subject, x, y, classes)
+        report = Report(name, settings.threat, settings.mode, len(samples), subject.flags)
+        key = cell_key(identity)
+        cell = cells(key)
+        measure_natural(subject, samples, cell, settings.block)
+        _close(cell, identity, device)
+        report.add(NATURAL, key, cell, None)
+        notify(report, NATURAL)
+        todo = report.survivors()
+        for label, attack in _ordered(attacks, settings.mode):
+            if settings.mode == "cascade":
+                todo = report.survivors()
+            full = identity | _identify(attack, settings, todo)
+            key = cell_key(full)
+            cell = cells(key)
+            error = _attack(f"{name} {label}", subject, samples, todo, attack, settings, cell)
+            minimises = bool(getattr(attack, "minimize", False))
+            _close(cell, full, device, error=error, minimises=minimises)
+            report.add(label, key, cell, error)
+            notify(report, label)
+    return report
+
+
+def _attack(
+    title: str,
+    subject: Subject,
+    samples: Samples,
+    todo: IntArray,
+    attack: Attack,
+    settings: Settings,
+    cell: Cell,
+) -> str | None:
+    """Run one attack into its cell; the error in one line where it failed."""
+    passes, block = getattr(attack, "passes", 0), settings.block
+    with attack_bar(
+        title, len(todo), passes, block, len(todo), len(samples), settings.progress
+    ) as bar:
+        try:
+            measure_attack(
+                subject, samples, todo, settings.threat, attack, settings.seed, cell, block,
+                bar.advance, bar.tick,
+            )  # fmt: skip
+        except UserError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def _ordered(attacks: dict[str, Attack], mode: Mode) -> list[tuple[str, Attack]]:
+    """As given; in a cascade the cheapest first, those of unknown cost last."""
+    if mode == "table":
+        return list(attacks.items())
+    return sorted(attacks.items(), key=lambda item: getattr(item[1], "passes", float("inf")))
+
+
+def _identify(attack: Attack, settings: Settings, todo: IntArray) -> dict[str, Any]:
+    threat = settings.threat
+    return {
+        "threat": dataclasses.asdict(threat),
+        "attack": identify_object(attack),
+        "seed": settings.seed,
+        "samples": hashlib.sha256(todo.astype("<i8").tobytes()).hexdigest()[:16],
+    }
+
+
+def identify_object(thing: object) -> dict[str, Any]:
+    """What determines a configured object's behaviour: its class, options and source file."""
+    cls = type(thing)
+    try:
+        source = Path(inspect.getsourcefile(cls) or "").read_bytes()
+    except (OSError, TypeError):
+        source = b""
+    options = {}
+    if dataclasses.is_dataclass(thing):
+        fields = dataclasses.fields(thing)
+        options = {field.name: repr(getattr(thing, field.name)) for field in fields}
+    return {
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "options": options,
+        "source": hashlib.sha256(source).hexdigest()[:16],
+    }
+
+
+def _close(cell: Cell, identity: dict[str, Any], device: torch.device, **facts: Any) -> None:
+    note = {"identity": identity, **facts, "environment": environment(device)}
+    if cell.note != note:
+        cell.close(note)
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Raises UserError where CUDA is asked for and there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here: use --device cpu or auto")
+    return torch.device(device)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The versions and the hardware that numbers were made with."""
+    try:
+        own = version("bestattack")
+    except PackageNotFoundError:
+        own = "not installed"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "bestattack": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.type}: {hardware}",
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,190 @@
+"""The command line: bestattack run, train, list, report, verify."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmark.errors import UserError
+from benchmark.spec import Device, Mode, Precision
+
+app = typer.Typer(
+    help="Best-attack accuracy: attack defenses with everything, count a sample as robust only if "
+    "nothing broke it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        help="Folder that holds the data sets. Default: $BESTATTACK_DATA, then the user's cache.",
+    ),
+]
+Plugins = Annotated[
+    list[Path], typer.Option("--plugin", help="Python file with ATTACKS, DEFENSES or DATASETS.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+
+
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    attacks = "attacks"
+    defenses = "defenses"
+    datasets = "datasets"
+    suites = "suites"
+
+
+@app.command()
+def run(
+    spec: Annotated[Path | None, typer.Argument(help="A YAML spec; flags override it.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set, e.g. mnist or mnist/pair=4-9.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Only the first test images.")] = None,
+    norm: Annotated[str | None, typer.Option(help="l2 or linf.")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")
+    ] = None,
+    defense: Annotated[
+        list[str], typer.Option(help="vanilla, pgd-at/epochs=5, saved:FOLDER; repeat for more.")
+    ] = [],  # noqa: B006 - typer copies it
+    attack: Annotated[
+        list[str], typer.Option(help="pgd, pgd/restarts=5, cw; repeat for more.")
+    ] = [],  # noqa: B006
+    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
+    device: Annotated[Device | None, typer.Option()] = None,
+    precision: Annotated[Precision | None, typer.Option()] = None,
+    block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train defenses, attack them, print the best-attack table. Running again resumes."""
+    from benchmark import runner, tables
+    from benchmark.spec import make_spec, read_values
+
+    values: dict[str, Any] = read_values(spec) if spec else {}
+    flags = {
+        "data": data, "samples": samples, "norm": norm, "eps": eps, "defenses": defense,
+        "attacks": attack, "suite": suite, "mode": mode, "seed": seed, "device": device,
+        "precision": precision, "block": block, "plugins": [str(path) for path in plugin],
+    }  # fmt: skip
+    values |= {key: value for key, value in flags.items() if value not in (None, [])}
+    made = make_spec(values)
+    folder = out or Path("runs") / (spec.stem if spec else made.data.replace("/", "_"))
+    say: Callable[[str], None] = (lambda line: None) if quiet else _say
+    reports = runner.run(made, folder, data_root, not quiet, say)
+    typer.echo("\n" + tables.render(reports, made.data))
+    typer.echo(f"Records, tables and models: {folder}")
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="Data set, e.g. mnist.")],
+    defense: Annotated[str, typer.Argument(help="Defense, e.g. pgd-at/epochs=10.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its card and its log.")],
+    norm: Annotated[str, typer.Option(help="l2 or linf: the threat to train against.")] = "l2",
+    eps: Annotated[
+        str | None, typer.Option(help="Its radius, where the defense needs one.")
+    ] = None,
+    seed: int = 0,
+    device: Device = "auto",
+    plugin: Plugins = [],  # noqa: B006
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one defense into a folder, to be attacked as saved:FOLDER. Running again resumes."""
+    from benchmark import models
+    from benchmark.assess import resolve_device
+    from benchmark.components import Component
+    from benchmark.data import load_dataset
+    from benchmark.registry import load_plugin
+    from benchmark.spec import make_threat
+    from defenses import read_card
+
+    for path in plugin:
+        load_plugin(path)
+    component = Component.model_validate(defense)
+    dataset = load_dataset(data, data_root)
+    threat = make_threat(norm, eps) if eps else None
+    models.train(component, dataset, threat, seed, out, resolve_device(device), not quiet)
+    natural = read_card(out)["natural_accuracy"]
+    typer.echo(f"{component.label} on {dataset.name}: natural accuracy {natural:.2%}, in {out}")
+
+
+@app.command("list")
+def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
+    """List attacks, defenses, datasets or suites."""
+    from benchmark import registry
+
+    for path in plugin:
+        registry.load_plugin(path)
+    names: registry.Registry = getattr(registry, kind.value.upper())
+    for name, about in names.describe().items():
+        typer.echo(f"{name:16}{about}")
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Print a run's tables from its records, finished or not, and write them anew."""
+    from benchmark import runner, tables
+
+    spec, manifest, reports = runner.load_run(folder)
+    tables.write(folder, reports, spec.data, {"run": manifest})
+    typer.echo(tables.render(reports, spec.data))
+
+
+@app.command()
+def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
+    """Replay every stored adversarial example and recompute the table from what holds."""
+    from benchmark import tables
+    from benchmark.verify import verify as replay
+
+    data, recorded, recomputed, verdicts = replay(folder, data_root, device)
+    for verdict in verdicts:
+        typer.echo(
+            f"{verdict.defense} {verdict.attack}: "
+            f"{verdict.holding} of {verdict.claimed} examples hold"
+        )
+    typer.echo("\n" + tables.render(recomputed, data))
+    if not tables.wide(recorded).equals(tables.wide(recomputed)):
+        raise UserError(f"the table of {folder} does not hold: the one above is what does")
+    typer.echo(f"The table of {folder} holds.")
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
+    from defenses import SavedModelError, TrainingError
+
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    try:
+        app()
+    except (UserError, SavedModelError, TrainingError) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was measured is kept: run the same command to go on", 130)
+
+
+def _fail(line: str, status: int) -> None:
+    print(f"bestattack: {line}", file=sys.stderr)
+    sys.exit(status)

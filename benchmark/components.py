@@ -1,0 +1,67 @@
+"""From what a user writes, "pgd/steps=40" or a mapping, to a configured attack or defense."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from benchmark.errors import UserError
+from benchmark.registry import Registry
+
+
+class Component(BaseModel):
+    """A registered name with options: "name/key=value/flag", or a mapping with `name` in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, *parts = value.split("/")
+            pairs = (part.partition("=") for part in parts)
+            return {"name": name, "options": {k: v if eq else True for k, eq, v in pairs}}
+        if isinstance(value, dict) and "options" not in value:
+            return {
+                "name": value.get("name"),
+                "options": {key: option for key, option in value.items() if key != "name"},
+            }
+        return value
+
+    @property
+    def label(self) -> str:
+        """How tables name it: the name and the options that were given."""
+        options = [k if v is True else f"{k}={v}" for k, v in self.options.items()]
+        return "/".join([self.name, *options])
+
+
+def configure(registry: Registry, component: Component) -> Any:
+    """The dataclass behind a name with its options set and checked.
+
+    Raises UserError for an unknown name or option and for a value of the wrong kind or range.
+    """
+    cls = registry.get(component.name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"{registry.kind} {component.name!r} is not a dataclass")
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in component.options:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(fields)}"
+            raise UserError(f"{registry.kind} {component.name!r} has no option {key!r}: {hint}")
+    try:
+        return TypeAdapter(cls).validate_python(component.options)
+    except ValidationError as error:
+        raise UserError(f"{registry.kind} {component.label!r}: {first_line(error)}") from error
+
+
+def first_line(error: ValidationError) -> str:
+    """What pydantic found first, in one line."""
+    detail = error.errors()[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

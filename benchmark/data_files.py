@@ -1,0 +1,228 @@
+"""The files of MNIST, Fashion-MNIST and CIFAR-10: find, fetch, check and parse them.
+
+Under a root lie `mnist/*.gz`, `fashion-mnist/*.gz` (or the same files uncompressed) and
+`cifar10/cifar-10-batches-py/` or `cifar10/cifar-10-batches-bin/` (or these two without `cifar10/`).
+What is read is checked against the md5 of the official file before it is parsed.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import pickle
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from benchmark.errors import UserError
+
+Part = Literal["train", "test"]
+Bytes = NDArray[np.uint8]
+T = TypeVar("T")
+
+# A name without .gz holds for the content of both: repacked copies (Debian's) have another header.
+# The .gz and .tar.gz are what the mirrors send.
+MD5 = {
+    "mnist/train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "mnist/train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "mnist/t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "mnist/t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    "mnist/train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "mnist/train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "mnist/t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "mnist/t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    "fashion-mnist/train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "fashion-mnist/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "fashion-mnist/t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "fashion-mnist/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    "fashion-mnist/train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "fashion-mnist/train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "fashion-mnist/t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "fashion-mnist/t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    "cifar-10-batches-bin/data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "cifar-10-batches-bin/data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "cifar-10-batches-bin/data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "cifar-10-batches-bin/data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "cifar-10-batches-bin/data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "cifar-10-batches-bin/test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "cifar-10-batches-py/data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "cifar-10-batches-py/data_batch_4": "634d18415352ddfa80567beed471001a",
+    "cifar-10-batches-py/data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
+    "cifar10/cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+}
+_MIRRORS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
+}
+_SYSTEM = Path("/usr/share/datasets")  # Debian's dataset-fashion-mnist; searched, never written
+
+_PICKLED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+
+class DataError(UserError):
+    """A data set that cannot be had, in one line for the user."""
+
+
+def data_roots(root: Path | None) -> list[Path]:
+    """Where data files may lie: `root`, the variable BESTATTACK_DATA, the user's cache folder."""
+    given = [root, os.environ.get("BESTATTACK_DATA"), user_cache_path("bestattack") / "data"]
+    return [Path(place).expanduser() for place in given if place]
+
+
+def read_idx(base: str, part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
+    """Images (n, 1, H, W) and labels (n,) of a split of MNIST or Fashion-MNIST.
+
+    Raises DataError where a file is missing and cannot be downloaded, is damaged, or is another.
+    """
+    prefix = "train" if part == "train" else "t10k"
+    images, labels = (
+        _parse(_parse_idx, *_content([f"{base}/{file}.gz", f"{base}/{file}"], file + ".gz", root))
+        for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    )
+    return images[:, None], labels
+
+
+def read_cifar10(part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
+    """Images (n, 3, 32, 32) and labels (n,) of a split, from the python or the binary release.
+
+    Raises DataError where a file is missing and cannot be downloaded, is damaged, or is another.
+    """
+    batches = []
+    for batch in [f"data_batch_{i}" for i in range(1, 6)] if part == "train" else ["test_batch"]:
+        files = [f"cifar-10-batches-py/{batch}", f"cifar-10-batches-bin/{batch}.bin"]
+        places = [f"cifar10/{file}" for file in files] + files
+        path, content = _content(places, "cifar-10-python.tar.gz", root)
+        parse = _parse_binary if path.suffix == ".bin" else _parse_pickle
+        batches.append(_parse(parse, path, content))
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _content(places: Sequence[str], download: str, root: Path | None) -> tuple[Path, bytes]:
+    """The first of the places that exists, and its checked content.
+
+    Where none does, the file `download` is fetched from the mirror; it gives places[0].
+    """
+    for folder in [*data_roots(root), _SYSTEM]:
+        for place in places:
+            if os.path.isfile(folder / place):
+                return folder / place, _checked(folder / place)
+    try:
+        path = _fetch(places[0].split("/")[0], download, root) / places[0]
+    except (OSError, ValueError, ImportError) as error:
+        # Errors of the network are OSErrors; what remains is pooch's word on a wrong checksum.
+        checksum = isinstance(error, ValueError) and not isinstance(error, OSError)
+        reason = "wrong checksum" if checksum else type(error).__name__
+        raise DataError(
+            f"{places[0]} is not in {_list(data_roots(root))}, and downloading {download} failed "
+            f"({reason}): put the file there, or set BESTATTACK_DATA to the folder that holds it"
+        ) from error
+    return path, _checked(path)
+
+
+def _checked(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is truncated or damaged: replace or delete it") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    got = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    want = MD5[f"{path.parent.name}/{path.name.removesuffix('.gz')}"]
+    if got != want:
+        raise DataError(f"{path} is not the official file (md5 {got}, not {want}): replace it")
+    return content
+
+
+def _fetch(base: str, file: str, root: Path | None) -> Path:
+    """Download into the first root that can be written, and say which it is.
+
+    Everything happens in a scratch folder: whatever fails, no half file lies where one is sought.
+    """
+    import pooch
+
+    home = next((folder for folder in data_roots(root) if _writable(folder / base)), None)
+    if home is None:
+        raise DataError(f"cannot download {file}: none of {_list(data_roots(root))} is writable")
+    with tempfile.TemporaryDirectory(dir=home / base) as scratch:
+        new = Path(scratch, "new")
+        packed = file.endswith(".tar.gz")
+        pooch.retrieve(
+            _MIRRORS[base] + file,
+            known_hash=f"md5:{MD5[f'{base}/{file}']}",
+            fname=file,
+            path=scratch if packed else new,
+            processor=pooch.Untar(extract_dir=new.name) if packed else None,
+        )
+        for path in list(new.rglob("*")):
+            if path.is_file():
+                target = home / base / path.relative_to(new)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+    return home
+
+
+def _list(folders: list[Path]) -> str:
+    return ", ".join(str(folder) for folder in folders)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _parse(parser: Callable[[bytes], T], path: Path, content: bytes) -> T:
+    try:
+        return parser(content)
+    except Exception as error:  # a pickle can raise anything
+        raise DataError(f"cannot parse {path}: {' '.join(str(error).split())}") from error
+
+
+def _parse_idx(content: bytes) -> Bytes:
+    if content[:3] != b"\0\0\x08":
+        raise ValueError("not an idx file of bytes")
+    start = 4 + 4 * content[3]
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        raise ValueError(f"{len(content) - start} bytes instead of {math.prod(shape)}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _parse_binary(content: bytes) -> tuple[Bytes, Bytes]:
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED:
+            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _parse_pickle(content: bytes) -> tuple[Bytes, Bytes]:
+    batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    images = np.asarray(batch[b"data"], np.uint8)
+    return images.reshape(-1, 3, 32, 32), np.array(batch[b"labels"], np.uint8)

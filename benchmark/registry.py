@@ -1,0 +1,166 @@
+"""Attacks, defenses, data sets and suites by name: built in, installed, or from a local file.
+
+Built-in entries are "module:attribute" strings and load when first asked for. Installed packages
+add theirs through the entry point groups `bestattack.attacks`, `bestattack.defenses` and
+`bestattack.datasets`; a local file through dictionaries named ATTACKS, DEFENSES and DATASETS.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError
+
+
+class Registry:
+    """Entries of one kind, found by name and loaded lazily."""
+
+    def __init__(self, kind: str, plural: str, builtin: dict[str, Any]) -> None:
+        self.kind = kind
+        self.plural = plural
+        self._builtin = builtin
+        self._local: dict[str, Any] = {}
+
+    @property
+    def group(self) -> str:
+        """The entry point group that installed packages add to."""
+        return f"bestattack.{self.plural}"
+
+    def describe(self) -> dict[str, str]:
+        """Every name with one line about it; an entry that does not load warns and says so."""
+        lines = {}
+        for name, (source, _) in sorted(self._entries().items()):
+            try:
+                about = _about(self.get(name))
+            except UserError as error:
+                warnings.warn(str(error), stacklevel=2)
+                about = "does not load"
+            lines[name] = about if source == "built in" else f"{about} ({source})"
+        return lines
+
+    def get(self, name: str) -> Any:
+        """The object behind a name. Raises UserError where it is unknown or does not load."""
+        entries = self._entries()
+        if name not in entries:
+            raise UserError(f"unknown {self.kind} {name!r}: {self._hint(name, list(entries))}")
+        source, entry = entries[name]
+        try:
+            return entry.load() if isinstance(entry, EntryPoint) else _load(entry)
+        except Exception as error:
+            raise UserError(
+                f"{self.kind} {name!r} from {source} does not load: {type(error).__name__}: {error}"
+            ) from error
+
+    def add(self, name: str, entry: Any, source: str) -> None:
+        """Add one entry of a local file. Raises UserError where the name is taken."""
+        taken = self._entries().get(name)
+        if taken is not None and taken[0] != source:
+            raise UserError(self._clash(name, taken[0], source))
+        self._local[name] = (source, entry)
+
+    def _entries(self) -> dict[str, tuple[str, Any]]:
+        entries: dict[str, tuple[str, Any]] = {
+            name: ("built in", entry) for name, entry in self._builtin.items()
+        }
+        for point in entry_points(group=self.group):
+            source = f"package {point.dist.name}" if point.dist else point.value
+            if point.name in entries:
+                raise UserError(self._clash(point.name, entries[point.name][0], source))
+            entries[point.name] = (source, point)
+        return entries | self._local
+
+    def _clash(self, name: str, first: str, second: str) -> str:
+        return f"{self.kind} {name!r} is {first} and also from {second}: rename or remove one"
+
+    def _hint(self, name: str, names: list[str]) -> str:
+        close = difflib.get_close_matches(name, names, n=1)
+        if close:
+            return f"did you mean {close[0]!r}?"
+        return f"'bestattack list {self.plural}' shows all"
+
+
+def _load(entry: Any) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _about(entry: Any) -> str:
+    if isinstance(entry, list):
+        return ", ".join(entry)
+    return (inspect.getdoc(entry) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+ATTACKS = Registry(
+    "attack",
+    "attacks",
+    {
+        "pgd": "attacks.pgd:PGD",
+        "cw": "attacks.carlini_wagner:CarliniWagner",
+    },
+)
+DEFENSES = Registry(
+    "defense",
+    "defenses",
+    {
+        "vanilla": "defenses:Vanilla",
+        "pgd-at": "defenses:AdversarialTraining",
+        "external": "defenses:External",
+    },
+)
+DATASETS = Registry(
+    "data set",
+    "datasets",
+    {
+        "digits": "benchmark.data:digits",
+        "mnist": "benchmark.data:mnist",
+        "fashion-mnist": "benchmark.data:fashion_mnist",
+        "cifar10": "benchmark.data:cifar10",
+    },
+)
+SUITES = Registry(
+    "suite",
+    "suites",
+    {
+        "quick": ["pgd/steps=40", "pgd/steps=40/objective=margin", "cw/steps=200/searches=5"],
+        "standard": [
+            "pgd",
+            "pgd/objective=margin/restarts=5",
+            "cw",
+        ],
+    },
+)
+
+
+def load_plugin(path: Path) -> None:
+    """Run a local Python file and add what its ATTACKS, DEFENSES and DATASETS name.
+
+    Raises UserError where the file is missing, fails, or adds nothing.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise UserError(f"plugin {path} is not a file")
+    name = f"bestattack_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"plugin {path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"plugin {path} fails: {type(error).__name__}: {error}") from error
+    found = False
+    for registry in (ATTACKS, DEFENSES, DATASETS):
+        for key, entry in getattr(module, registry.plural.upper(), {}).items():
+            registry.add(key, entry, str(path))
+            found = True
+    if not found:
+        raise UserError(f"plugin {path} adds nothing: define ATTACKS, DEFENSES or DATASETS in it")

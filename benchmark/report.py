@@ -1,0 +1,252 @@
+"""From per-sample records to accuracies: aggregation, and how a report reads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attacks import ThreatModel
+from benchmark.records import Cell, IntArray
+from benchmark.spec import Mode
+from benchmark.subject import FLAGS
+
+NATURAL = "natural"
+BEST = "best-attack"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Adversarial examples: index (k,) of the samples, and points (k, *shape)."""
+
+    index: IntArray
+    points: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of n samples with its Wilson 95% interval."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.count / self.n
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.count, self.n).proportion_ci(0.95, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+class Report:
+    """What was measured on one model. Accuracies are over all its samples.
+
+    natural       share classified correctly.
+    per_attack    share classified correctly and not broken by that attack; NaN where it failed.
+                  Empty in cascade mode, where an attack sees only what those before it left.
+    best_attack   share classified correctly and broken by no attack; NaN where no attack ran.
+    flags         what to know before trusting the numbers: code to explanation.
+    records       a DataFrame with one row per sample and attack ("natural" among them).
+    adversarial   for each attack, its judged misclassified points.
+    """
+
+    def __init__(
+        self, name: str, threat: ThreatModel, mode: Mode, total: int, flags: Iterable[str] = ()
+    ) -> None:
+        self.name = name
+        self.threat = threat
+        self.mode = mode
+        self.total = total
+        self.keys: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+        self._flags = flags
+        self._cells: dict[str, Cell] = {}
+        self._frames: dict[str, pd.DataFrame] = {}
+        self._seconds: dict[str, float] = {}
+        self._outside: dict[str, int] = {}
+
+    def add(self, label: str, key: str, cell: Cell, error: str | None) -> None:
+        """Take in a cell. One that failed or lacks samples counts for nothing."""
+        expected = self._expected(label)
+        frames, seconds, outside = [], 0.0, 0
+        for block in cell.blocks():
+            frames.append(block.frame())
+            seconds += block.seconds
+            outside += block.outside
+        self._cells[label] = cell
+        self.keys[label] = key
+        self._seconds[label] = seconds
+        self._outside[label] = outside
+        if frames:
+            self._frames[label] = pd.concat(frames).sort_values("index", ignore_index=True)
+        elif label != NATURAL:
+            self._frames[label] = self._frames[NATURAL].iloc[:0]
+        # A sample without a record must never count as robust.
+        measured = (
+            self._frames[label]["index"].to_numpy() if label in self._frames else expected[:0]
+        )
+        if error is None and not np.array_equal(measured, expected):
+            error = f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
+        if error is not None:
+            self.errors[label] = error
+
+    @property
+    def attacks(self) -> list[str]:
+        """All attacks, those that failed among them."""
+        return [label for label in self.keys if label != NATURAL]
+
+    def survivors(self) -> IntArray:
+        """The samples classified correctly and broken by no attack so far."""
+        broken = np.zeros(self.total, dtype=bool)
+        for label, frame in self._frames.items():
+            if label not in self.errors:
+                broken[frame["index"].to_numpy()] |= frame["broken"].to_numpy()
+        return np.flatnonzero(~broken)
+
+    def _expected(self, label: str) -> IntArray:
+        """The samples that a cell added now must hold."""
+        if label == NATURAL:
+            return np.arange(self.total)
+        if self.mode == "cascade":
+            return self.survivors()
+        frame = self._frames[NATURAL]
+        return frame["index"][~frame["broken"]].to_numpy()
+
+    def accuracy(self, label: str) -> Accuracy | None:
+        """Natural, of one attack, or best-attack; None where it was not measured."""
+        if label == BEST:
+            measured = any(attack not in self.errors for attack in self.attacks)
+            return Accuracy(len(self.survivors()), self.total) if measured else None
+        if label in self.errors or label not in self._frames:
+            return None
+        broken = int(self._frames[label]["broken"].sum())
+        if label == NATURAL:
+            return Accuracy(self.total - broken, self.total)
+        if self.mode == "cascade":
+            return None
+        return Accuracy(self._count(NATURAL) - broken, self.total)
+
+    def _count(self, label: str) -> int:
+        accuracy = self.accuracy(label)
+        assert accuracy is not None
+        return accuracy.count
+
+    @property
+    def natural(self) -> float:
+        return self._count(NATURAL) / self.total
+
+    @property
+    def per_attack(self) -> dict[str, float]:
+        if self.mode == "cascade":
+            return {}
+        found = {label: self.accuracy(label) for label in self.attacks}
+        return {label: a.value if a else float("nan") for label, a in found.items()}
+
+    @property
+    def best_attack(self) -> float:
+        accuracy = self.accuracy(BEST)
+        return accuracy.value if accuracy else float("nan")
+
+    @property
+    def flags(self) -> dict[str, str]:
+        codes = set(self._flags)
+        if self.errors:
+            codes.add("attack-error")
+        if any(self._outside.values()):
+            codes.add("outside-ball")
+        return {code: FLAGS[code] for code in sorted(codes)}
+
+    @property
+    def records(self) -> pd.DataFrame:
+        return pd.concat(
+            [frame.assign(attack=label) for label, frame in self._frames.items()],
+            ignore_index=True,
+        )
+
+    @property
+    def adversarial(self) -> dict[str, Examples]:
+        return {label: self._examples(label) for label in self.attacks}
+
+    def _examples(self, label: str) -> Examples:
+        blocks = list(self._cells[label].blocks())
+        if not blocks:
+            return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        index = np.concatenate([block.index[block.found] for block in blocks])
+        return Examples(index, np.concatenate([block.adversarial for block in blocks]))
+
+    def minimal_distances(self) -> NDArray[np.float64] | None:
+        """Each sample's smallest distance over the attacks that minimise it; None without one.
+
+        0 where misclassified clean, infinite where no attack found a point.
+        """
+        minimising = [
+            label
+            for label in self.attacks
+            if label not in self.errors and self._cells[label].note.get("minimises")
+        ]
+        if not minimising:
+            return None
+        best = np.full(self.total, np.inf)
+        for label in [NATURAL, *minimising]:
+            frame = self._frames[label]
+            at = frame["index"].to_numpy()
+            best[at] = np.fmin(best[at], frame["distance"].to_numpy())
+        return best
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for natural, each attack and best-attack.
+
+        Accuracies with their intervals; `attacked` samples and `broken` among them; mean and median
+        `distance` of the broken ones (those unbroken are left out: attacked - broken); mean
+        `forwards` and `backwards` per attacked sample; seconds.
+        """
+        rows = []
+        for label in [NATURAL, *self.attacks, BEST]:
+            accuracy = self.accuracy(label)
+            row: dict[str, object] = {"defense": self.name, "attack": label}
+            if accuracy:
+                low, high = accuracy.interval
+                row |= {"accuracy": accuracy.value, "low": low, "high": high}
+            if label in self._frames and label != NATURAL:
+                frame = self._frames[label]
+                distance = frame["distance"][frame["broken"]]
+                row |= {
+                    "attacked": len(frame),
+                    "broken": int(frame["broken"].sum()),
+                    "unbroken, left out of distance": int((~frame["broken"]).sum()),
+                    "median distance": distance.median(),
+                    "mean distance": distance.mean(),
+                    "forwards": frame["forwards"].mean(),
+                    "backwards": frame["backwards"].mean(),
+                    "seconds": self._seconds[label],
+                }
+            if label in self.errors:
+                row["error"] = self.errors[label]
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def summary(self, label: str) -> str:
+        """What was measured under one label, in a line."""
+        if label == NATURAL:
+            return f"natural accuracy {self.natural:.2%}"
+        if label in self.errors:
+            return f"{label} failed: {self.errors[label]}"
+        frame = self._frames[label]
+        seconds = f"{self._seconds[label]:.1f} s"
+        return f"{label} broke {int(frame['broken'].sum())} of {len(frame)} in {seconds}"
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown table with its caption and flags."""
+        from benchmark.tables import render
+
+        return render([self], data=None)

@@ -1,0 +1,139 @@
+"""A run: defenses are trained, attacked and tabled in one folder, from which all can be repeated.
+
+spec.yaml        what was asked for
+run.json         what was measured: rows of defenses, and the cells that hold their records
+defenses/NAME/   model.safetensors, card.json, log.csv of each trained defense
+cells/KEY/       per-sample records and adversarial examples, block by block
+table.*          the tables; curves.png, robust accuracy against eps
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from attacks import ThreatModel
+from benchmark import tables
+from benchmark.api import configured_attacks
+from benchmark.assess import Settings, assess, environment, resolve_device
+from benchmark.data import Dataset, load_dataset
+from benchmark.errors import UserError
+from benchmark.evaluator import Samples
+from benchmark.models import Trained, data_identity, obtain
+from benchmark.records import FolderCell, write_json, write_text
+from benchmark.registry import load_plugin
+from benchmark.report import NATURAL, Report
+from benchmark.spec import RunSpec, make_spec, read_values
+
+Say = Callable[[str], None]
+
+
+def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say) -> list[Report]:
+    """Carry out a spec in a folder; what the folder already holds is not measured again.
+
+    Raises UserError, SavedModelError or TrainingError, each in one line; what was measured before
+    stays in the folder.
+    """
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+    attacks = configured_attacks(spec.suite, spec.attacks, spec.threat)
+    device = resolve_device(spec.device)
+    dataset = load_dataset(spec.data, root)
+    samples = test_samples(dataset, spec)
+    data = data_identity(dataset, len(samples))
+    write_text(folder / "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    settings = Settings(
+        spec.threat, spec.mode, spec.seed, spec.device, spec.precision, spec.block, progress
+    )
+    manifest: dict[str, Any] = {
+        "data": data,
+        "samples": len(samples),
+        "mode": spec.mode,
+        "threat": {"norm": spec.norm, "eps": spec.eps},
+        "environment": environment(device),
+        "rows": [],
+    }
+    trained: list[Trained] = []
+    for component in spec.defenses:
+        say(f"{component.label}: training on {dataset.name}, or loading what was trained before")
+        trained.append(
+            obtain(
+                component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress
+            )
+        )
+    reports = []
+    for component, one in zip(spec.defenses, trained, strict=True):
+        row: dict[str, Any] = {"defense": component.label, "model": _relative(one.folder, folder)}
+        manifest["rows"].append(row)
+
+        def notify(report: Report, label: str, row: dict[str, Any] = row) -> None:
+            row |= {"flags": sorted(report.flags), "cells": report.keys, "errors": report.errors}
+            write_json(folder / "run.json", manifest)
+            say(f"{report.name}: {report.summary(label)}")
+
+        try:
+            reports.append(
+                assess(
+                    component.label,
+                    one.model,
+                    samples,
+                    attacks,
+                    settings,
+                    lambda key: FolderCell(folder / "cells" / key),
+                    {"defense": one.identity, "data": data},
+                    dataset.classes,
+                    notify,
+                )
+            )
+        except UserError as error:
+            raise UserError(f"{component.label}: {error}") from error
+    tables.write(folder, reports, dataset.name, {"run": manifest})
+    return reports
+
+
+def test_samples(dataset: Dataset, spec: RunSpec) -> Samples:
+    """The first test images that a spec asks for. Raises UserError where there are fewer."""
+    test = dataset.test
+    count = spec.samples or len(test.y)
+    if count > len(test.y):
+        raise UserError(f"{dataset.name} has {len(test.y)} test images, not {count}: lower samples")
+    return Samples(test.x[:count], test.y[:count], np.arange(count))
+
+
+def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
+    """Spec, manifest and reports of a run, finished or not, from its records alone.
+
+    Raises UserError where the folder holds none.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+    spec = make_spec(read_values(folder / "spec.yaml"))
+    try:
+        reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+    return spec, manifest, reports
+
+
+def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
+    threat = ThreatModel(**manifest["threat"])
+    report = Report(row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"])
+    for label, key in row["cells"].items():
+        cell = FolderCell(folder / "cells" / key)
+        report.add(label, key, cell, row["errors"].get(label))
+    if NATURAL not in report.keys or NATURAL in report.errors:
+        raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
+    return report
+
+
+def _relative(path: Path, folder: Path) -> str:
+    path = path.resolve()
+    inside = path.is_relative_to(folder.resolve())
+    return str(path.relative_to(folder.resolve()) if inside else path)

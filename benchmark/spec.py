@@ -1,0 +1,108 @@
+"""What a run is: the spec that a user writes as YAML or as flags, and that its folder keeps."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from attacks.threat import Norm, ThreatModel
+from benchmark.components import Component, first_line
+from benchmark.errors import UserError
+from benchmark.registry import SUITES
+
+Mode = Literal["table", "cascade"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "float64"]
+
+
+def _number(value: Any) -> Any:
+    """Budgets are often written as fractions: 8/255."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is not a number or a fraction such as 8/255") from None
+    return value
+
+
+class RunSpec(BaseModel):
+    """All that determines a run's numbers; validated here and nowhere else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "digits"
+    samples: Annotated[int, Field(gt=0)] | None = None
+    norm: Norm = "l2"
+    eps: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+    defenses: Annotated[list[Component], Field(min_length=1)]
+    attacks: list[Component] = []
+    suite: str | None = None
+    mode: Mode = "table"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Device = "auto"
+    precision: Precision = "float32"
+    block: Annotated[int, Field(gt=0)] = 256
+    plugins: list[Path] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunSpec":
+        if not self.attacks and self.suite is None:
+            raise ValueError("name attacks or a suite")
+        for kind, parts in (("defense", self.defenses), ("attack", self.attacks)):
+            labels = [part.label for part in parts]
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"{kind} {label!r} is named twice")
+        return self
+
+    @property
+    def threat(self) -> ThreatModel:
+        return ThreatModel(self.norm, self.eps)
+
+    def all_attacks(self) -> list[Component]:
+        """The suite's attacks and then those named beside it. Raises UserError (unknown suite)."""
+        return suite_attacks(self.suite, self.attacks)
+
+
+def make_threat(norm: str, eps: str) -> ThreatModel:
+    """A threat from what a user wrote. Raises UserError."""
+    try:
+        return ThreatModel(cast(Norm, norm), _number(eps))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def suite_attacks(suite: str | None, extra: list[Component]) -> list[Component]:
+    """The attacks of a suite followed by others, each once."""
+    named = [] if suite is None else [Component.model_validate(a) for a in SUITES.get(suite)]
+    return list({component.label: component for component in [*named, *extra]}.values())
+
+
+def make_spec(values: dict[str, Any]) -> RunSpec:
+    """A spec from plain values. Raises UserError, in one line, where they are not valid."""
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"the spec is not valid: {first_line(error)}") from error
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """A spec file's values, not yet validated. Raises UserError where it is missing or no YAML."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the spec {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of settings such as 'data: mnist'")
+    return values

@@ -1,0 +1,176 @@
+"""How reports are printed and written: terminal, Markdown, CSV, JSON and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmark.records import write as write_file
+from benchmark.records import write_json, write_text
+from benchmark.report import BEST, NATURAL, Report
+
+_DETAILS = {
+    "defense": "defense",
+    "attack": "attack",
+    "accuracy": "robust %",
+    "attacked": "attacked",
+    "broken": "broken",
+    "median distance": "median distance",
+    "mean distance": "mean distance",
+    "unbroken, left out of distance": "left out",
+    "forwards": "forwards",
+    "backwards": "backwards",
+    "seconds": "seconds",
+}
+
+_DIGITS = {
+    "robust %": 1,
+    "attacked": 0,
+    "broken": 0,
+    "median distance": 3,
+    "mean distance": 3,
+    "left out": 0,
+    "forwards": 1,
+    "backwards": 1,
+    "seconds": 1,
+}
+
+
+def wide(reports: Sequence[Report]) -> pd.DataFrame:
+    """One row per defense, in %: natural, each attack, best-attack with its interval, flags."""
+    attacks = list(dict.fromkeys(label for report in reports for label in report.attacks))
+    if all(report.mode == "cascade" for report in reports):
+        attacks = []
+    rows = []
+    for report in reports:
+        best = report.accuracy(BEST)
+        row: dict[str, str] = {"defense": report.name, NATURAL: f"{100 * report.natural:.1f}"}
+        for label in attacks:
+            accuracy = report.accuracy(label)
+            row[label] = f"{100 * accuracy.value:.1f}" if accuracy else "error"
+        row[f"{BEST} [95% interval]"] = str(best) if best else "error"
+        row["flags"] = ", ".join(report.flags) or "-"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def details(reports: Sequence[Report]) -> pd.DataFrame:
+    """One row per defense and attack: see `Report.to_frame`."""
+    return pd.concat([report.to_frame() for report in reports], ignore_index=True)
+
+
+def caption(reports: Sequence[Report], data: str | None) -> str:
+    """What the numbers are over."""
+    first = reports[0]
+    norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
+    images = f"{first.total} {data} test images" if data else f"{first.total} images"
+    text = (
+        f"Accuracy in % over all {images}, {norm} eps {first.threat.eps:g}. "
+        "A sample counts as robust if it is classified correctly and the attack of the column does "
+        "not break it; best-attack: if no attack breaks it (worst case per sample). Samples that "
+        "are misclassified clean count as broken in every column and are not attacked."
+    )
+    if first.mode == "cascade":
+        text += (
+            " Cascade: each attack saw only what the ones before it left, so there is no column "
+            "per attack."
+        )
+    return text
+
+
+def render(reports: Sequence[Report], data: str | None) -> str:
+    """The tables of some reports as Markdown, with caption, details, errors and flags."""
+    parts = [
+        _markdown(wide(reports)),
+        caption(reports, data),
+        "Work per attacked sample (mean passes), and distances over the samples that were broken "
+        "(those left out were not):",
+        _markdown(_printable(details(reports))),
+    ]
+    notes = [
+        f"- {report.name}: {label} failed: {message}"
+        for report in reports
+        for label, message in report.errors.items()
+    ]
+    notes += [
+        f"- {report.name}: {code}: {meaning}"
+        for report in reports
+        for code, meaning in report.flags.items()
+    ]
+    if notes:
+        parts.append("\n".join(notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, reports: Sequence[Report], data: str, extra: dict[str, Any]) -> None:
+    """Write table.md, table.csv, table.json and, with minimal distances, curves.png. Raises
+    UserError where the folder cannot be written."""
+    frame = details(reports)
+    write_text(folder / "table.md", render(reports, data))
+    write_text(folder / "table.csv", frame.to_csv(index=False))
+    rows = [
+        {
+            "defense": report.name,
+            "natural": report.natural,
+            "per_attack": {k: None if np.isnan(v) else v for k, v in report.per_attack.items()},
+            "best_attack": None if np.isnan(report.best_attack) else report.best_attack,
+            "interval": best.interval if (best := report.accuracy(BEST)) else None,
+            "flags": report.flags,
+            "errors": report.errors,
+        }
+        for report in reports
+    ]
+    write_json(folder / "table.json", {"caption": caption(reports, data), "rows": rows, **extra})
+    _draw_curves(folder / "curves.png", reports, data)
+
+
+def _draw_curves(target: Path, reports: Sequence[Report], data: str) -> None:
+    """Robust accuracy against eps, from the attacks that minimised the distance."""
+    curves = [(r.name, d) for r in reports if (d := r.minimal_distances()) is not None]
+    if not curves:
+        return
+    from matplotlib.figure import Figure
+
+    threat = reports[0].threat
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, distances in curves:
+        reached = np.sort(distances[np.isfinite(distances)])
+        eps = np.concatenate(
+            [[0.0], np.repeat(reached, 2), [max(2 * threat.eps, reached.max(initial=0))]]
+        )
+        left = 1 - np.arange(len(reached) + 1) / len(distances)
+        axes.plot(eps, 100 * np.repeat(left, 2), label=name)
+    axes.axvline(threat.eps, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(
+        xlim=(0, 2 * threat.eps),
+        ylim=(0, 100),
+        xlabel=f"eps ({threat.norm})",
+        ylabel="robust accuracy (%), an upper bound",
+        title=f"{data}: closest points found by minimal-norm attacks",
+    )
+    axes.legend()
+    axes.grid(alpha=0.3)
+    write_file(target, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def _printable(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame[~frame["attack"].isin([NATURAL, BEST])]
+    frame = frame.reindex(columns=list(_DETAILS)).rename(columns=_DETAILS)
+    frame["robust %"] *= 100
+    for column, digits in _DIGITS.items():
+        frame[column] = [
+            "-" if pd.isna(value) else f"{value:.{digits}f}" for value in frame[column]
+        ]
+    return frame
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    from tabulate import tabulate
+
+    names = [str(name) for name in frame.columns]
+    align = ["left" if name in ("defense", "attack", "flags") else "right" for name in names]
+    rows = frame.to_numpy().tolist()
+    return tabulate(rows, names, tablefmt="github", disable_numparse=True, colalign=align)

@@ -1,0 +1,143 @@
+"""Models made elsewhere: any torch.nn.Module, with its own weights and normalisation."""
+
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defenses.adversarial import evaluating
+from defenses.architectures import Shape, build_architecture
+from defenses.recipe import Vanilla
+from defenses.saved import misfit
+
+
+class Normalised(nn.Module):
+    """A model behind (x - mean) / std, per channel, so that images stay in [0, 1] outside.
+
+    mean and std hold one number per channel, or one for all. Raises ValueError where their lengths
+    differ or std is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise ValueError("mean and std must be equally long, and std above 0")
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model((x - self.mean) / self.std)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class External(Vanilla):
+    """A model given by its code and weights; trained on (as Vanilla) only if `epochs` says so.
+
+    model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where
+               Factory(**kwargs) gives an nn.Module from images to logits. Its code is run.
+    weights    a .safetensors file, or a torch file that holds a state dict and nothing that needs
+               code to load, possibly nested under "state_dict", "model_state_dict" or "model".
+    mean, std  of the input normalisation that the model expects: see Normalised.
+
+    `build` raises ValueError, in one line, for code or weights that cannot be used.
+    """
+
+    epochs: int = 0
+    model: str = "default"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arch != "default":
+            raise ValueError(f"external: write model={self.arch!r} in place of arch")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("external: give both mean and std, or neither")
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        model: nn.Module
+        if ":" in self.model:
+            with _foreign(self.model):
+                model = _import(self.model)(**self.kwargs)
+                if not isinstance(model, nn.Module):
+                    raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
+        else:
+            options = {"widen": self.widen, **self.kwargs}
+            model = build_architecture(self.model, shape, classes, **options)
+        if self.weights is not None:
+            with _foreign(self.weights):
+                state = _read_state(Path(self.weights))
+                if problem := misfit(model, state):
+                    raise ValueError(f"does not fit {self.model}: {problem}")
+                model.load_state_dict(state)
+        if self.mean is not None and self.std is not None:
+            model = Normalised(model, self.mean, self.std)
+        with _foreign(self.model), evaluating(model), torch.no_grad():
+            found = tuple(model.cpu()(torch.zeros(1, *shape)).shape)
+            if found != (1, classes):
+                raise ValueError(f"gives {found} for an image, not logits (1, {classes})")
+        return model
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without running code from it or DataParallel's "module."."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state: Any = load_file(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                "refused: it is damaged or holds more than tensors, and could run code; "
+                "save model.state_dict() alone"
+            ) from error
+    if isinstance(state, Mapping):
+        nested = (state.get(key) for key in ("state_dict", "model_state_dict", "model"))
+        state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
+    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors:
+        raise ValueError("holds no state dict: save model.state_dict()")
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def _import(spec: str) -> Any:
+    """What "path/to/file.py:name" or "package.module:name" names."""
+    source, _, name = spec.rpartition(":")
+    if not source.endswith(".py"):
+        return getattr(importlib.import_module(source), name)
+    alias = f"external:{source}"
+    found = importlib.util.spec_from_file_location(alias, source)
+    assert found is not None and found.loader is not None  # because of the .py
+    module = importlib.util.module_from_spec(found)
+    sys.modules[alias] = module  # where the file's own dataclasses look
+    found.loader.exec_module(module)
+    return getattr(module, name)
+
+
+@contextmanager
+def _foreign(name: object) -> Iterator[None]:
+    """Whatever foreign code or files raise, as a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: {kind}{reason[:300]}") from error

@@ -1,0 +1,117 @@
+"""What a defense that can be named is: a network, a loss, and how the loss is minimised."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from attacks import ThreatModel
+from defenses.architectures import Shape, build_architecture
+
+OptimizerName = Literal["adam", "sgd"]
+Schedule = Literal["constant", "step", "cosine", "one-cycle"]
+
+# The part of training in which the one-cycle schedule rises, and what it rises from.
+_RISE = 0.3
+_BOTTOM = 1 / 25
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is given at one training step.
+
+    x, y      images (n, *shape) in [0, 1]; labels (n,), int64.
+    index     (n,), int64: each sample's number in the training set.
+    threat    what `Recipe.trains_against` made of the threat of the run.
+    seed      of the training; step counts all its steps from 0. With index, they name the noise.
+    progress  t / T in epoch t of T, where t counts from 1.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    threat: ThreatModel | None
+    seed: int
+    step: int
+    progress: float
+
+    def first(self, count: int) -> "Batch":
+        """The same batch, of its first `count` samples alone."""
+        return replace(self, x=self.x[:count], y=self.y[:count], index=self.index[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """Hyperparameters of a defense: its network and its training.
+
+    arch           a name in ARCHITECTURES or "default"; widen multiplies its widths.
+    epochs         passes over the training set; 0 for a defense that needs no training.
+    batch          the most samples in a batch; those of an epoch differ by at most one sample.
+    optimizer      "adam" or "sgd"; learning_rate and weight_decay are its, momentum is SGD's.
+    schedule       of the learning rate, per step: "constant"; "step" (a tenth in the second half;
+                   RoBin, section 5); "cosine" (down a half cosine to 0); "one-cycle" (linearly up
+                   from a 25th for 30%, then down a half cosine to 0; Smith and Topin 2018).
+
+    Raises ValueError for hyperparameters out of range.
+    """
+
+    arch: str = "default"
+    widen: float = 1.0
+    epochs: int = 20
+    batch: int = 128
+    optimizer: OptimizerName = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1:
+            raise ValueError("epochs must be at least 0 and batch at least 1")
+        if not (self.learning_rate > 0 and self.momentum >= 0 and self.weight_decay >= 0):
+            raise ValueError("learning_rate must be above 0, momentum and weight_decay at least 0")
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}: use adam or sgd")
+        if self.schedule not in get_args(Schedule):
+            choices = ", ".join(get_args(Schedule))
+            raise ValueError(f"unknown schedule {self.schedule!r}: use one of {choices}")
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """A fresh network for images of `shape` (channels, height, width), with weights drawn from
+        torch's global randomness: see `defenses.initialise`."""
+        return build_architecture(self.arch, shape, classes, widen=self.widen)
+
+    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
+        """The threat that training depends on, given that of the run; None where on none.
+
+        Raises ValueError where the recipe needs a threat and has none.
+        """
+        return threat
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar to descend on. `model` is in train mode."""
+
+    def rate(self, done: float) -> float:
+        """The learning rate when a part `done`, in [0, 1), of all steps has been taken."""
+        if self.schedule == "step":
+            return self.learning_rate * (0.1 if done >= 0.5 else 1.0)
+        if self.schedule == "one-cycle" and done < _RISE:
+            return self.learning_rate * (_BOTTOM + (1 - _BOTTOM) * done / _RISE)
+        if self.schedule == "constant":
+            return self.learning_rate
+        down = (done - _RISE) / (1 - _RISE) if self.schedule == "one-cycle" else done
+        return self.learning_rate * (1 + math.cos(math.pi * down)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vanilla(Recipe):
+    """Cross-entropy on clean images: the undefended model."""
+
+    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
+        return None
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(model(batch.x), batch.y)
