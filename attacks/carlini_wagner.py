@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.objectives import decided, margin
 from attacks.problem import Family, Problem, due
+from attacks.segment import pull
 from attacks.threat import Norm, ThreatModel, per_sample
 
 # Pixels start at least this far, as an angle, from the ends of the box, where the sine is flat:
@@ -20,9 +21,24 @@ _ABORT_CHECKS = 10
 _STILL_FALLING = 0.9999
 
 
+# A step of Adam moves each angle by about the learning rate, so a pixel by half of it. With this
+# factor a first step is a tenth of the distance that is already known.
+_STRIDE = 0.2
+
+# Classes whose slope is measured, at a backward pass each, and the smallest slope that is believed,
+# as a part of the largest: where a gradient vanishes, distance says nothing.
+_MOST_CLASSES = 10
+_LEAST_SLOPE = 0.1
+
+# Bisections that pull what a search found toward its image.
+_HALVINGS = 10
+
+
 @dataclass(frozen=True)
 class CarliniWagner:
     """Carlini and Wagner (2017), section VI A: minimise ||x' - x||^2 + c * f(x') by Adam.
+
+    f is how far the nearest other class is from leading, 0 once it leads by `confidence`.
 
     steps          Adam steps of each search ("iterations"); learning_rate is Adam's.
     searches       binary search steps on c, per sample, starting at initial_const.
@@ -36,8 +52,11 @@ class CarliniWagner:
 
     Differs from the source: x' = mid + half * sin(w) in place of tanh. The hyperbolic tangent
     leaves pixels at exactly 0 or 1, most of MNIST, without a usable gradient; the sine is only
-    quadratically flat there. The learning rate falls along a half cosine in each search, which
-    lands closer to the minimum. Early abort and all else is per sample, never over the batch.
+    quadratically flat there. "Nearest" is by distance, not by logit: each class's lead is divided by
+    the norm of its gradient at the image, which also frees c from the scale of the logits. The binary search is on the logarithm of c. Once a point is known, steps are in proportion to its distance. The
+    learning rate falls along a half cosine in each search, and what
+    a search found is pulled toward its image by bisection, which lands closer to the minimum. Early
+    abort and all else is per sample, never over the batch.
     """
 
     steps: int = 1000
@@ -62,7 +81,7 @@ class CarliniWagner:
     @property
     def passes(self) -> int:
         """The most forward passes that a sample can take."""
-        return self.searches * self.steps
+        return 1 + self.searches * (self.steps + _HALVINGS)
 
     def __call__(self, problem: Problem) -> Tensor:
         x = problem.x
@@ -70,22 +89,51 @@ class CarliniWagner:
         best, answer = x.new_full((len(x),), math.inf), x.clone()
         const = x.new_full((len(x),), self.initial_const)
         low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
+        slopes = _slopes(problem)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(self.searches):
             if not len(rows):
                 break
-            length, points = self._search(problem.select(rows), const[rows], budget)
+            part = problem.select(rows)
+            rate = self._rate(part, best[rows])
+            found = self._search(part, const[rows], slopes[rows], rate, budget)
+            length, points = self._pulled(part, *found, budget)
             closer = length < best[rows]
             best[rows] = torch.where(closer, length, best[rows])
             answer[rows] = torch.where(per_sample(closer, points), points, answer[rows])
             found = torch.isfinite(length)
             high[rows] = torch.where(found, const[rows].minimum(high[rows]), high[rows])
             low[rows] = torch.where(found, low[rows], const[rows].maximum(low[rows]))
-            const = torch.where(high.isinf(), const * 10, (low + high) / 2)
+            const = torch.where(low > 0, (low * high).sqrt(), high / 10)
+            const = torch.where(high.isinf(), low * 10, const)
             rows = rows[best[rows] > budget]
         return answer
 
-    def _search(self, problem: Problem, const: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+    def _pulled(
+        self, problem: Problem, length: Tensor, points: Tensor, budget: float
+    ) -> tuple[Tensor, Tensor]:
+        """Distances and points of the search, those still beyond the budget pulled closer."""
+        # With a confidence to keep, the boundary is not where to go.
+        beyond = (length > budget) & length.isfinite()
+        if self.confidence or not bool(beyond.any()):
+            return length, points
+        part = problem.select(beyond)
+        points[beyond] = pull(part, points[beyond], _HALVINGS)
+        length[beyond] = problem.threat.length(points[beyond] - part.x)
+        return length, points
+
+    def _rate(self, problem: Problem, best: Tensor) -> Tensor:
+        """Learning rates: once a point is known, a step is at most a part of its distance."""
+        reach = (
+            _STRIDE
+            * best
+            / (problem.x[0].numel() ** 0.5 * (problem.threat.upper - problem.threat.lower))
+        )
+        return reach.clamp_max(self.learning_rate)
+
+    def _search(
+        self, problem: Problem, const: Tensor, slopes: Tensor, rate: Tensor, budget: float
+    ) -> tuple[Tensor, Tensor]:
         """One run of Adam: the distance (infinite where none) and point of each sample's best."""
         w = _to_angle(problem.x, problem.threat)
         mean, square = torch.zeros_like(w), torch.zeros_like(w)
@@ -95,7 +143,7 @@ class CarliniWagner:
         final, answer = best.clone(), points.clone()
         check = max(1, self.steps // _ABORT_CHECKS)
         for step in range(self.steps):
-            trial, distance, loss, logits, gradient = self._evaluate(problem, w, const)
+            trial, distance, loss, logits, gradient = self._evaluate(problem, w, const, slopes)
             success = decided(logits, problem.y)
             if self.confidence:
                 success &= margin(logits, problem.y) >= self.confidence
@@ -114,29 +162,55 @@ class CarliniWagner:
                     if not bool(keep.any()):
                         return final, answer
                     problem, rows = problem.select(keep), rows[keep]
-                    w, mean, square, gradient, const, best, points, loss_before = (
+                    w, mean, square, gradient, const, slopes, rate, best, points, loss_before = (
                         state[keep]
-                        for state in (w, mean, square, gradient, const, best, points, loss_before)
-                    )
-            rate = self.learning_rate * (0.505 + 0.495 * math.cos(math.pi * step / self.steps))
+                        for state in (
+                            w, mean, square, gradient, const, slopes, rate, best, points,
+                            loss_before,
+                        )
+                    )  # fmt: skip
+            decay = 0.505 + 0.495 * math.cos(math.pi * step / self.steps)
             mean.lerp_(gradient, 0.1)
             square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             scale = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
-            w = w.addcdiv(mean, scale, value=-rate / (1 - 0.9 ** (step + 1)))
+            size = rate * (-decay / (1 - 0.9 ** (step + 1)))
+            w = w + per_sample(size, w) * mean / scale
         final[rows], answer[rows] = best, points
         return final, answer
 
     def _evaluate(
-        self, problem: Problem, w: Tensor, const: Tensor
+        self, problem: Problem, w: Tensor, const: Tensor, slopes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         w = w.detach().requires_grad_()
         trial = _from_angle(w, problem.threat)
         logits = problem.logits(trial)
         squares = (trial - problem.x).flatten(1).square().sum(1)
-        hinge = (self.confidence - margin(logits, problem.y)).clamp_min(0)
+        own = logits.gather(1, problem.y[:, None])
+        leads = (logits - own - self.confidence) / slopes
+        hinge = (-leads.scatter(1, problem.y[:, None], -math.inf).amax(1)).clamp_min(0)
         loss = squares + const * hinge
         (gradient,) = torch.autograd.grad(loss.sum(), w)
         return trial.detach(), squares.detach().sqrt(), loss.detach(), logits.detach(), gradient
+
+
+def _slopes(problem: Problem) -> Tensor:
+    """How fast each class's lead over the label grows with distance, (n, classes): the norm of the
+    lead's gradient at the image, for the classes with the largest logits; the others take the
+    largest of these."""
+    x = problem.x.detach().requires_grad_()
+    logits = problem.logits(x)
+    own = logits.gather(1, problem.y[:, None])
+    ranked = logits.detach().scatter(1, problem.y[:, None], -math.inf)
+    nearest = ranked.topk(min(logits.shape[1] - 1, _MOST_CLASSES), dim=1).indices
+    slopes = logits.detach().new_zeros(logits.shape)
+    for classes in nearest.split(1, dim=1):
+        lead = (logits.gather(1, classes) - own).sum()
+        (gradient,) = torch.autograd.grad(lead, x, retain_graph=True)
+        slopes.scatter_(1, classes, problem.threat.length(gradient)[:, None])
+    largest = slopes.amax(1, keepdim=True)
+    known = torch.zeros_like(slopes, dtype=torch.bool).scatter_(1, nearest, True)
+    slopes = torch.where(known, slopes.maximum(_LEAST_SLOPE * largest), largest)
+    return torch.where(largest > 0, slopes, 1.0)
 
 
 def _to_angle(x: Tensor, threat: ThreatModel) -> Tensor:

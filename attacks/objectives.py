@@ -11,9 +11,9 @@ from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
-# A lead of another class smaller than this part of the largest logit is rounding, not a verdict:
-# it would not survive another batch size or float64.
-_DECISIVE = 1e-5
+# A lead of another class smaller than this many units of rounding of the largest logit is not a
+# verdict: it would not survive another batch size or precision.
+_ROUNDINGS = 100
 
 
 def _others(logits: Tensor, y: Tensor) -> Tensor:
@@ -61,4 +61,5 @@ OBJECTIVES: dict[str, Objective] = {
 
 def decided(logits: Tensor, y: Tensor) -> Tensor:
     """Where a sample is misclassified by more than rounding: bool (n,)."""
-    return margin(logits, y) > _DECISIVE * logits.abs().amax(1)
+    noise = _ROUNDINGS * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(1)
+    return margin(logits, y) > noise

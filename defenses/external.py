@@ -125,7 +125,8 @@ def _import(spec: str) -> Any:
         return getattr(importlib.import_module(source), name)
     alias = f"external:{source}"
     found = importlib.util.spec_from_file_location(alias, source)
-    assert found is not None and found.loader is not None  # because of the .py
+    assert found is not None  # because of the .py
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[alias] = module  # where the file's own dataclasses look
     found.loader.exec_module(module)

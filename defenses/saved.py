@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -44,10 +45,8 @@ def describe(
     """
     device = torch.device(device)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
+    with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
         versions["bestattack"] = metadata.version("bestattack")
-    except metadata.PackageNotFoundError:
-        pass  # a checkout that is not installed
     return {
         "defense": recipe_name,
         "recipe": f"{type(recipe).__module__}.{type(recipe).__qualname__}",
@@ -138,7 +137,7 @@ def misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     own = model.state_dict()
     problems = {
         "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
+        "unexpected": sorted(name for name in state if name not in own),
         "wrong shape": [
             f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
             for name, value in own.items()
@@ -155,10 +154,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

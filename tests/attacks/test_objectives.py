@@ -1,0 +1,55 @@
+"""Objectives by hand, and where plain cross-entropy would have no direction."""
+
+import math
+
+import pytest
+import torch
+
+from attacks.objectives import cross_entropy, decided, dlr, margin
+
+LOGITS = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 4.0, 0.0, 1.0]])
+Y = torch.tensor([0, 3])
+
+
+def test_values_by_hand() -> None:
+    assert margin(LOGITS, Y).tolist() == [-1.0, 3.0]
+    assert dlr(LOGITS, Y).tolist() == pytest.approx([-1.0 / 2.0, 3.0 / 3.5])
+    p = LOGITS.softmax(1).gather(1, Y[:, None]).squeeze(1)
+    assert cross_entropy(LOGITS, Y).tolist() == pytest.approx(((1 - p) / p).log().tolist())
+
+
+def test_cross_entropy_climbs_as_the_plain_one_does() -> None:
+    logits = torch.randn(10, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.arange(10) % 5
+    (ours,) = torch.autograd.grad(cross_entropy(logits, y).sum(), logits)
+    plain = torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+    (theirs,) = torch.autograd.grad(plain, logits)
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs)
+    assert torch.allclose(cosine, torch.ones(10).double())
+
+
+def test_cross_entropy_has_a_direction_on_confident_samples() -> None:
+    logits = torch.tensor([[1e4, 0.0, 1.0]], requires_grad=True)
+    y = torch.tensor([0])
+    plain = torch.nn.functional.cross_entropy(logits, y)
+    assert torch.autograd.grad(plain, logits)[0].abs().max() == 0
+    assert torch.autograd.grad(cross_entropy(logits, y).sum(), logits)[0].abs().max() == 1
+
+
+@pytest.mark.parametrize("objective", [margin, cross_entropy])
+def test_two_classes_give_the_difference_of_logits(objective: object) -> None:
+    logits = torch.randn(6, 2)
+    y = torch.tensor([0, 1, 0, 1, 0, 1])
+    difference = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
+    assert torch.allclose(objective(logits, y), difference.squeeze(1), atol=1e-6)  # type: ignore[operator]
+
+
+def test_dlr_is_invariant_and_says_where_it_is_not_defined() -> None:
+    assert torch.allclose(dlr(100 * LOGITS + 7, Y), dlr(LOGITS, Y), rtol=1e-4)
+    with pytest.raises(ValueError, match="at least 3 classes"):
+        dlr(LOGITS[:, :2], Y.clamp_max(1))
+
+
+def test_ties_rounding_and_nan_are_not_verdicts() -> None:
+    logits = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6], [1.0, 1.1], [math.nan, 1.0]])
+    assert decided(logits, torch.zeros(4).long()).tolist() == [False, False, True, False]
