@@ -20,7 +20,6 @@ _OFF_THE_WALL = 0.05
 _ABORT_CHECKS = 10
 _STILL_FALLING = 0.9999
 
-
 # A step of Adam moves each angle by about the learning rate, so a pixel by half of it. With this
 # factor a first step is a tenth of the distance that is already known.
 _STRIDE = 0.2
@@ -50,13 +49,16 @@ class CarliniWagner:
     Returns the closest misclassified points (n, *shape) in the box, clean images where none was
     found. Raises ValueError for hyperparameters out of range.
 
-    Differs from the source: x' = mid + half * sin(w) in place of tanh. The hyperbolic tangent
-    leaves pixels at exactly 0 or 1, most of MNIST, without a usable gradient; the sine is only
-    quadratically flat there. "Nearest" is by distance, not by logit: each class's lead is divided by
-    the norm of its gradient at the image, which also frees c from the scale of the logits. The binary search is on the logarithm of c. Once a point is known, steps are in proportion to its distance. The
-    learning rate falls along a half cosine in each search, and what
-    a search found is pulled toward its image by bisection, which lands closer to the minimum. Early
-    abort and all else is per sample, never over the batch.
+    Differs from the source:
+    - x' = mid + half * sin(w) in place of tanh. The hyperbolic tangent leaves pixels at exactly 0
+      or 1, most of MNIST, without a usable gradient; the sine is only quadratically flat there.
+    - Other classes are compared by distance, not by logit: each one's lead is divided by the norm
+      of its gradient at the image, which also frees c from the scale of the logits.
+    - The binary search is on the logarithm of c.
+    - The learning rate falls along a half cosine in each search, and once a point is known, steps
+      are in proportion to its distance. What a search found is pulled toward its image by
+      bisection.
+    - Early abort and all else is per sample, never over the batch.
     """
 
     steps: int = 1000
@@ -90,14 +92,15 @@ class CarliniWagner:
         const = x.new_full((len(x),), self.initial_const)
         low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
         slopes = _slopes(problem)
+        stride = _STRIDE / (_half(problem.threat) * 2 * x[0].numel() ** 0.5)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(self.searches):
             if not len(rows):
                 break
             part = problem.select(rows)
-            rate = self._rate(part, best[rows])
-            found = self._search(part, const[rows], slopes[rows], rate, budget)
-            length, points = self._pulled(part, *found, budget)
+            rate = (stride * best[rows]).clamp_max(self.learning_rate)
+            length, points = self._search(part, const[rows], slopes[rows], rate, budget)
+            length, points = self._pulled(part, length, points, budget)
             closer = length < best[rows]
             best[rows] = torch.where(closer, length, best[rows])
             answer[rows] = torch.where(per_sample(closer, points), points, answer[rows])
@@ -121,15 +124,6 @@ class CarliniWagner:
         points[beyond] = pull(part, points[beyond], _HALVINGS)
         length[beyond] = problem.threat.length(points[beyond] - part.x)
         return length, points
-
-    def _rate(self, problem: Problem, best: Tensor) -> Tensor:
-        """Learning rates: once a point is known, a step is at most a part of its distance."""
-        reach = (
-            _STRIDE
-            * best
-            / (problem.x[0].numel() ** 0.5 * (problem.threat.upper - problem.threat.lower))
-        )
-        return reach.clamp_max(self.learning_rate)
 
     def _search(
         self, problem: Problem, const: Tensor, slopes: Tensor, rate: Tensor, budget: float
@@ -190,6 +184,7 @@ class CarliniWagner:
         hinge = (-leads.scatter(1, problem.y[:, None], -math.inf).amax(1)).clamp_min(0)
         loss = squares + const * hinge
         (gradient,) = torch.autograd.grad(loss.sum(), w)
+        gradient.nan_to_num_(0, 0, 0)
         return trial.detach(), squares.detach().sqrt(), loss.detach(), logits.detach(), gradient
 
 
@@ -206,19 +201,23 @@ def _slopes(problem: Problem) -> Tensor:
     for classes in nearest.split(1, dim=1):
         lead = (logits.gather(1, classes) - own).sum()
         (gradient,) = torch.autograd.grad(lead, x, retain_graph=True)
-        slopes.scatter_(1, classes, problem.threat.length(gradient)[:, None])
+        slope = problem.threat.length(gradient.nan_to_num(0, 0, 0))
+        slopes.scatter_(1, classes, slope[:, None])
     largest = slopes.amax(1, keepdim=True)
     known = torch.zeros_like(slopes, dtype=torch.bool).scatter_(1, nearest, True)
     slopes = torch.where(known, slopes.maximum(_LEAST_SLOPE * largest), largest)
     return torch.where(largest > 0, slopes, 1.0)
 
 
+def _half(threat: ThreatModel) -> float:
+    return (threat.upper - threat.lower) / 2
+
+
 def _to_angle(x: Tensor, threat: ThreatModel) -> Tensor:
-    unit = (x - threat.lower) * (2 / (threat.upper - threat.lower)) - 1
+    unit = (x - threat.lower) / _half(threat) - 1
     edge = math.pi / 2 - _OFF_THE_WALL
     return unit.clamp(-1, 1).asin().clamp(-edge, edge)
 
 
 def _from_angle(w: Tensor, threat: ThreatModel) -> Tensor:
-    half = (threat.upper - threat.lower) / 2
-    return (w.sin() * half + (threat.lower + half)).clamp(threat.lower, threat.upper)
+    return threat.clamp((w.sin() + 1) * _half(threat) + threat.lower)

@@ -115,7 +115,8 @@ class PGD:
         logits = problem.logits(points)
         value = OBJECTIVES[self.objective](logits, problem.y).sum()
         (gradient,) = torch.autograd.grad(value, points)
-        return gradient, logits.detach()
+        # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
+        return gradient.nan_to_num_(0, 0, 0), logits.detach()
 
     def _step(
         self, problem: Problem, points: Tensor, gradient: Tensor, size: Tensor | float
