@@ -1,17 +1,18 @@
 """`evaluate`: the benchmark on any torch module, no files needed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from attacks import Attack, ThreatModel
 from attacks.threat import Norm
 from benchmark.assess import Settings, assess
-from benchmark.components import Component, configure
+from benchmark.components import Component, configure, first_line
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
 from benchmark.records import MemoryCell
@@ -62,6 +63,15 @@ def evaluate(
         raise UserError(str(error)) from error
     if threat.eps == float("inf"):
         raise UserError("eps must be finite")
+    for option, value, known in (
+        ("mode", mode, get_args(Mode)),
+        ("device", device, get_args(Device)),
+        ("precision", precision, get_args(Precision)),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
+    if block < 1:
+        raise UserError(f"block must be at least 1, not {block}")
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
@@ -80,7 +90,10 @@ def evaluate(
 def _configured(
     attacks: Sequence[str | dict[str, Any] | Attack], suite: str | None, threat: ThreatModel
 ) -> dict[str, Attack]:
-    named = [Component.model_validate(a) for a in attacks if isinstance(a, str | dict)]
+    try:
+        named = [Component.model_validate(a) for a in attacks if isinstance(a, str | dict)]
+    except ValidationError as error:
+        raise UserError(f"an attack is not valid: {first_line(error)}") from error
     chosen = configured_attacks(suite, named, threat)
     for attack in attacks:
         if not isinstance(attack, str | dict):

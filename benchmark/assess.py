@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,7 @@ def assess(
     }
     with under_evaluation(model, device, dtype) as subject:
         first = slice(0, settings.block)
-        x, y = samples.x[first].to(device, dtype), samples.y[first].to(device)
-        check_model(subject, x, y, classes)
+        check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
         report = Report(name, settings.threat, settings.mode, len(samples), subject.flags)
         key = cell_key(identity)
         cell = cells(key)
@@ -106,6 +106,7 @@ def _attack(
     with attack_bar(
         title, len(todo), passes, block, len(todo), len(samples), settings.progress
     ) as bar:
+        subject.settle()
         try:
             measure_attack(
                 subject, samples, todo, settings.threat, attack, settings.seed, cell, block,
@@ -136,12 +137,13 @@ def _identify(attack: Attack, settings: Settings, todo: IntArray) -> dict[str, A
 
 
 def identify_object(thing: object) -> dict[str, Any]:
-    """What determines a configured object's behaviour: its class, options and source file."""
+    """What determines a configured object's behaviour: its class, its options, and the source files
+    of the class and its bases."""
     cls = type(thing)
-    try:
-        source = Path(inspect.getsourcefile(cls) or "").read_bytes()
-    except (OSError, TypeError):
-        source = b""
+    source = hashlib.sha256()
+    for base in cls.__mro__:
+        with suppress(OSError, TypeError):  # built in, or typed in
+            source.update(Path(inspect.getsourcefile(base) or "").read_bytes())
     options = {}
     if dataclasses.is_dataclass(thing):
         fields = dataclasses.fields(thing)
@@ -149,7 +151,7 @@ def identify_object(thing: object) -> dict[str, Any]:
     return {
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "options": options,
-        "source": hashlib.sha256(source).hexdigest()[:16],
+        "source": source.hexdigest()[:16],
     }
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +19,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Typer does not name it, and some versions bring a click of their own.
+_UsageError: Any = typer.BadParameter.__base__
 
 Root = Annotated[
     Path | None,
@@ -141,9 +144,10 @@ def report(folder: RunFolder) -> None:
     """Print a run's tables from its records, finished or not, and write them anew."""
     from benchmark import runner, tables
 
-    spec, manifest, reports = runner.load_run(folder)
-    tables.write(folder, reports, spec.data, {"run": manifest})
-    typer.echo(tables.render(reports, spec.data))
+    _, manifest, reports = runner.load_run(folder)
+    data = manifest["data"]["name"]
+    tables.write(folder, reports, data, {"run": manifest})
+    typer.echo(tables.render(reports, data))
 
 
 @app.command()
@@ -152,15 +156,18 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
     from benchmark import tables
     from benchmark.verify import verify as replay
 
-    data, recorded, recomputed, verdicts = replay(folder, data_root, device)
-    for verdict in verdicts:
+    replayed = replay(folder, data_root, device)
+    for verdict in replayed.verdicts:
         typer.echo(
             f"{verdict.defense} {verdict.attack}: "
             f"{verdict.holding} of {verdict.claimed} examples hold"
         )
-    typer.echo("\n" + tables.render(recomputed, data))
-    if not tables.wide(recorded).equals(tables.wide(recomputed)):
-        raise UserError(f"the table of {folder} does not hold: the one above is what does")
+    typer.echo("\n" + tables.render(replayed.reports, replayed.data))
+    if replayed.problems:
+        raise UserError(
+            f"the table of {folder} does not hold, the one above is what does: "
+            + "; ".join(replayed.problems)
+        )
     typer.echo(f"The table of {folder} holds.")
 
 
@@ -176,15 +183,21 @@ def main() -> None:
 
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
-        app()
+        # Not standalone: typer would end an interruption in silence and a mistyped flag in a box.
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except _UsageError as error:
+        _fail(" ".join(error.format_message().split()), 2)
     except (UserError, SavedModelError, TrainingError) as error:
         _fail(str(error), 1)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    if status == 130:
         _fail("interrupted; what was measured is kept: run the same command to go on", 130)
+    sys.exit(status)
 
 
-def _fail(line: str, status: int) -> None:
+def _fail(line: str, status: int) -> NoReturn:
     print(f"bestattack: {line}", file=sys.stderr)
     sys.exit(status)

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from benchmark.errors import UserError
 from benchmark.registry import Registry
 
+# "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
+SAVED = "saved:"
+
 
 class Component(BaseModel):
     """A registered name with options: "name/key=value/flag", or a mapping with `name` in it."""
@@ -22,7 +25,7 @@ class Component(BaseModel):
     @classmethod
     def _read(cls, value: Any) -> Any:
         if isinstance(value, str):
-            name, *parts = value.split("/")
+            name, *parts = [value] if value.startswith(SAVED) else value.split("/")
             pairs = (part.partition("=") for part in parts)
             return {"name": name, "options": {k: v if eq else True for k, eq, v in pairs}}
         if isinstance(value, dict) and "options" not in value:

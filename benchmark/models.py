@@ -3,6 +3,8 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,13 @@ from tqdm import tqdm
 import defenses
 from attacks import ThreatModel
 from benchmark.assess import identify_object
-from benchmark.components import Component, configure
+from benchmark.components import SAVED, Component, configure
 from benchmark.data import Dataset, fingerprint
 from benchmark.errors import UserError
 from benchmark.registry import DEFENSES
 
 # Images at once when the natural accuracy of a card is measured.
 _BATCH = 512
-
-# "saved:FOLDER" names a model that `bestattack train` left there.
-SAVED = "saved:"
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ def obtain(
     if component.name.startswith(SAVED):
         return load_saved(Path(component.name.removeprefix(SAVED)))
     recipe = recipe_of(component)
-    try:
+    with _naming(component):
         against = recipe.trains_against(threat)
-    except ValueError as error:
-        raise UserError(f"defense {component.label!r}: {error}") from error
     wanted: dict[str, Any] = {
         "component": component.model_dump(),
         "recipe": identify_object(recipe),
@@ -80,10 +77,9 @@ def train(
 ) -> None:
     """Train a defense into a folder, going on from its checkpoint where there is one."""
     recipe = recipe_of(component)
-    try:
+    with _naming(component):
+        threat = recipe.trains_against(threat)
         model = defenses.initialise(recipe, dataset.shape, dataset.classes, seed)
-    except ValueError as error:
-        raise UserError(f"defense {component.label!r}: {error}") from error
     home.mkdir(parents=True, exist_ok=True)
     checkpoint = home / "checkpoint.pt"
     began = time.monotonic()
@@ -140,10 +136,17 @@ def load_saved(home: Path) -> Trained:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{home / defenses.saved.CARD} is not a card of this program") from error
     recipe = recipe_of(component)
-    model = defenses.initialise(recipe, shape, classes, seed)
+    with _naming(component):
+        model = defenses.initialise(recipe, shape, classes, seed)
     defenses.load(home, model)
-    identity = {"weights": card["fingerprint"], "recipe": identify_object(recipe)}
-    return Trained(model, home, identity | {"network": identify_object(model)})
+    # One module of each class: code that is wrapped determines the logits too.
+    network = {type(module): module for module in model.modules()}
+    identity = {
+        "weights": defenses.fingerprint(model),
+        "recipe": identify_object(recipe),
+        "network": [identify_object(module) for module in network.values()],
+    }
+    return Trained(model, home, identity)
 
 
 def recipe_of(component: Component) -> defenses.Recipe:
@@ -152,6 +155,23 @@ def recipe_of(component: Component) -> defenses.Recipe:
     if not isinstance(recipe, defenses.Recipe):
         raise UserError(f"defense {component.name!r} is not a defenses.Recipe")
     return recipe
+
+
+def check(component: Component) -> None:
+    """Raises UserError or SavedModelError where a defense's name or options are not valid."""
+    if component.name.startswith(SAVED):
+        defenses.read_card(Path(component.name.removeprefix(SAVED)))
+    else:
+        recipe_of(component)
+
+
+@contextmanager
+def _naming(component: Component) -> Iterator[None]:
+    """What a recipe refuses, as a UserError that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"defense {component.label!r}: {error}") from error
 
 
 def data_identity(dataset: Dataset, samples: int) -> dict[str, str]:

@@ -6,8 +6,8 @@ again works on the samples that no block holds.
 """
 
 import hashlib
+import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,7 +28,7 @@ class Block:
     """What became of n samples under one attack (or of none: the natural cell).
 
     index         each sample's place among the samples evaluated; label its class.
-    predicted     the model's class at the judged point.
+    predicted     the model's class at the judged point; -1 where its logits are NaN.
     broken        misclassified there, within the threat.
     distance      float64, of the judged point where misclassified, NaN where not.
     forwards, backwards   model passes spent on the sample by the attack.
@@ -95,22 +95,24 @@ class FolderCell:
     def blocks(self) -> Iterator[Block]:
         """The finished blocks, in order. A file that is damaged is dropped and worked on anew."""
         for path in sorted(self.folder.glob("*.npz")):
+            # Read apart from decoding: a disk that fails for a moment has damaged nothing.
             try:
-                with np.load(path, allow_pickle=False) as data:
-                    block = Block(
-                        **{field.name: data[field.name] for field in fields(Block)[:-2]},
-                        outside=int(data["outside"]),
-                        seconds=float(data["seconds"]),
-                    )
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                content = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            block = _decode(content)
+            if block is None:
                 path.unlink(missing_ok=True)
-                continue
-            yield block
+            else:
+                yield block
 
     def add(self, block: Block) -> None:
         name = f"{block.index.min():06d}-{block.index.max():06d}.npz"
         arrays = {field.name: getattr(block, field.name) for field in fields(Block)}
-        write(self.folder / name, lambda file: np.savez_compressed(file, **arrays))
+        # Packed in memory: a disk that is full while zipfile writes makes it raise something else.
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write(self.folder / name, lambda file: file.write(content.getbuffer()))
 
     def close(self, note: dict[str, Any]) -> None:
         write_json(self.folder / "cell.json", note)
@@ -122,6 +124,19 @@ class FolderCell:
         except (OSError, ValueError):
             return {}
         return note
+
+
+def _decode(content: bytes) -> Block | None:
+    """The block in a file; None where it is damaged."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            return Block(
+                **{field.name: data[field.name] for field in fields(Block)[:-2]},
+                outside=int(data["outside"]),
+                seconds=float(data["seconds"]),
+            )
+    except Exception:  # a damaged file fails in more ways than numpy, zipfile and zlib list
+        return None
 
 
 def write(path: Path, content: Callable[[BinaryIO], object]) -> None:

@@ -54,7 +54,7 @@ class Registry:
             return entry.load() if isinstance(entry, EntryPoint) else _load(entry)
         except Exception as error:
             raise UserError(
-                f"{self.kind} {name!r} from {source} does not load: {type(error).__name__}: {error}"
+                f"{self.kind} {name!r} from {source} does not load: {_said(error)}"
             ) from error
 
     def add(self, name: str, entry: Any, source: str) -> None:
@@ -90,6 +90,10 @@ def _load(entry: Any) -> Any:
         return entry
     module, _, attribute = entry.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _about(entry: Any) -> str:
@@ -148,6 +152,9 @@ def load_plugin(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"plugin {path} is not a file")
     name = f"bestattack_plugin_{path.stem}"
+    # Two files of one name are two modules; that of the same file is replaced.
+    while getattr(sys.modules.get(name), "__file__", str(path)) != str(path):
+        name += "_"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"plugin {path} is not a Python file: its name must end in .py")
@@ -156,10 +163,14 @@ def load_plugin(path: Path) -> None:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"plugin {path} fails: {type(error).__name__}: {error}") from error
+        raise UserError(f"plugin {path} fails: {_said(error)}") from error
     found = False
     for registry in (ATTACKS, DEFENSES, DATASETS):
-        for key, entry in getattr(module, registry.plural.upper(), {}).items():
+        table = registry.plural.upper()
+        entries = getattr(module, table, {})
+        if not isinstance(entries, dict):
+            raise UserError(f"plugin {path}: {table} must be a dictionary from names to entries")
+        for key, entry in entries.items():
             registry.add(key, entry, str(path))
             found = True
     if not found:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from attacks import ThreatModel
 from benchmark.records import Cell, IntArray
 from benchmark.spec import Mode
-from benchmark.subject import FLAGS
+from benchmark.subject import FLAGS, UNDEFINED
 
 NATURAL = "natural"
 BEST = "best-attack"
@@ -164,6 +164,8 @@ class Report:
             codes.add("attack-error")
         if any(self._outside.values()):
             codes.add("outside-ball")
+        if any((frame["predicted"] == UNDEFINED).any() for frame in self._frames.values()):
+            codes.add("nan")
         return {code: FLAGS[code] for code in sorted(codes)}
 
     @property
@@ -185,19 +187,16 @@ class Report:
         return Examples(index, np.concatenate([block.adversarial for block in blocks]))
 
     def minimal_distances(self) -> NDArray[np.float64] | None:
-        """Each sample's smallest distance over the attacks that minimise it; None without one.
+        """Each sample's smallest distance over all attacks; None where none of them minimises it.
 
         0 where misclassified clean, infinite where no attack found a point.
         """
-        minimising = [
-            label
-            for label in self.attacks
-            if label not in self.errors and self._cells[label].note.get("minimises")
-        ]
-        if not minimising:
+        measured = [label for label in self.attacks if label not in self.errors]
+        if not any(self._cells[label].note.get("minimises") for label in measured):
             return None
         best = np.full(self.total, np.inf)
-        for label in [NATURAL, *minimising]:
+        # The others too: in a cascade, what they broke is not given to those that minimise.
+        for label in [NATURAL, *measured]:
             frame = self._frames[label]
             at = frame["index"].to_numpy()
             best[at] = np.fmin(best[at], frame["distance"].to_numpy())

@@ -22,7 +22,7 @@ from benchmark.assess import Settings, assess, environment, resolve_device
 from benchmark.data import Dataset, load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
-from benchmark.models import Trained, data_identity, obtain
+from benchmark.models import Trained, check, data_identity, obtain
 from benchmark.records import FolderCell, write_json, write_text
 from benchmark.registry import load_plugin
 from benchmark.report import NATURAL, Report
@@ -40,6 +40,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     for plugin in spec.plugins:
         load_plugin(plugin)
     attacks = configured_attacks(spec.suite, spec.attacks, spec.threat)
+    for component in spec.defenses:
+        check(component)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
     samples = test_samples(dataset, spec)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,7 +30,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"{value!r} is not a number or a fraction such as 8/255") from None
     return value
 
@@ -51,7 +52,8 @@ class RunSpec(BaseModel):
     device: Device = "auto"
     precision: Precision = "float32"
     block: Annotated[int, Field(gt=0)] = 256
-    plugins: list[Path] = []
+    # Absolute, so that the saved spec finds them from everywhere.
+    plugins: list[Annotated[Path, AfterValidator(Path.absolute)]] = []
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":

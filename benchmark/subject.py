@@ -18,8 +18,11 @@ FLAGS = {
     "float32-only": "does not run in float64, so verdicts were checked in float32 alone",
     "attack-error": "an attack failed, so best-attack is over the others: an upper bound",
     "outside-ball": "an attack returned points outside the ball or box; they were projected first",
-    "nan": "gives NaN logits at some attacked points; these count as broken",
+    "nan": "gives NaN logits at some points; these count as misclassified",
 }
+
+# The class that is predicted where logits are NaN.
+UNDEFINED = -1
 
 
 @dataclass
@@ -34,28 +37,33 @@ class Subject:
     device: torch.device
     dtype: torch.dtype
     flags: set[str] = field(default_factory=set)
+    buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Undo what an attack, or a library that it calls, may have done: training mode, and batch
+        statistics that moved in it."""
+        self.model.eval()
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
 
     def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted classes (n,) and where they are wrong (n,), at points (n, *shape).
+        """Predicted classes (n,), UNDEFINED where logits are NaN, and where they are wrong (n,), at
+        points (n, *shape).
 
         Forwards afresh, in float32 and in float64: a misclassification that one of the two does
         not see is rounding and does not count.
         """
-        predicted, wrong = self._classify(self.model, points, y)
+        self.settle()
+        predicted = self._classify(self.model, points.to(self.dtype))
+        wrong = predicted != y
         if self.twin is not None:
-            wrong &= self._classify(self.twin, points.double(), y)[1]
+            wrong &= (self._classify(self.twin, points.double()) != y) | (predicted == UNDEFINED)
         return predicted, wrong
 
-    def _classify(self, model: nn.Module, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        # An attack, or a library that it calls, may have left the model in training mode.
-        model.eval()
+    def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = model(points)
-        undefined = logits.isnan().any(1)
-        if bool(undefined.any()):
-            self.flags.add("nan")
-        predicted = logits.argmax(1)
-        return predicted, (predicted != y) | undefined
+            logits: Tensor = model(points)
+        return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
 
 
 @contextmanager
@@ -70,26 +78,41 @@ def under_evaluation(
         (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None
     )
     home = (state.device, state.dtype) if state is not None else None
+    # The tensors themselves: weights cast to a lower precision do not come back by casting.
+    weights = [(parameter, parameter.data) for parameter in model.parameters()]
+    originals = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+    buffers: list[tuple[Tensor, Tensor]] = []
     try:
         model.to(device, dtype).eval().requires_grad_(False)
+        buffers += [(buffer, buffer.clone()) for buffer in model.buffers()]
         twin = None
         if dtype is not torch.float64:
             try:
                 twin = copy.deepcopy(model).double()
             except Exception:
                 flags.add("float32-only")
-        yield Subject(model, twin, device, dtype, flags)
+        yield Subject(model, twin, device, dtype, flags, buffers)
     finally:
+        for buffer, value in buffers:
+            buffer.copy_(value)
         for module, training in modes:
             module.training = training
         for parameter, requires in wanted:
             parameter.requires_grad_(requires)
         if home is not None:
             model.to(*home)
+        for parameter, data in weights:
+            parameter.data = data
+        for module, name, buffer in originals:
+            setattr(module, name, buffer)
 
 
 def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> None:
-    """Look at the logits of some clean images x (n, *shape), labels y (n,), and note flags.
+    """Look at all labels y, and at the logits of some clean images x (n, *shape), and note flags.
 
     Raises UserError where the model does not run, does not give logits (n, classes), or gives NaN.
     """

@@ -11,6 +11,8 @@ from benchmark.records import write as write_file
 from benchmark.records import write_json, write_text
 from benchmark.report import BEST, NATURAL, Report
 
+JSON = "table.json"
+
 _DETAILS = {
     "defense": "defense",
     "attack": "attack",
@@ -49,8 +51,9 @@ def wide(reports: Sequence[Report]) -> pd.DataFrame:
         row: dict[str, str] = {"defense": report.name, NATURAL: f"{100 * report.natural:.1f}"}
         for label in attacks:
             accuracy = report.accuracy(label)
-            row[label] = f"{100 * accuracy.value:.1f}" if accuracy else "error"
-        row[f"{BEST} [95% interval]"] = str(best) if best else "error"
+            unknown = "error" if label in report.errors else "-"
+            row[label] = f"{100 * accuracy.value:.1f}" if accuracy else unknown
+        row[f"{BEST} [95% interval]"] = str(best or ("error" if report.errors else "-"))
         row["flags"] = ", ".join(report.flags) or "-"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -65,12 +68,15 @@ def caption(reports: Sequence[Report], data: str | None) -> str:
     """What the numbers are over."""
     first = reports[0]
     norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
+    labels = dict.fromkeys(label for report in reports for label in report.attacks)
+    attacks = ", ".join(labels) or "none yet"
     images = f"{first.total} {data} test images" if data else f"{first.total} images"
     text = (
         f"Accuracy in % over all {images}, {norm} eps {first.threat.eps:g}. "
         "A sample counts as robust if it is classified correctly and the attack of the column does "
-        "not break it; best-attack: if no attack breaks it (worst case per sample). Samples that "
-        "are misclassified clean count as broken in every column and are not attacked."
+        "not break it; best-attack: if no attack breaks it (worst case per sample over "
+        f"{attacks}). Samples that are misclassified clean count as broken in every column and are "
+        "not attacked."
     )
     if first.mode == "cascade":
         text += (
@@ -104,25 +110,30 @@ def render(reports: Sequence[Report], data: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def plain(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """The rows of table.json."""
+    return [
+        {
+            "defense": report.name,
+            "natural": report.natural,
+            "per_attack": {k: None if np.isnan(v) else v for k, v in report.per_attack.items()},
+            "best_attack": None if np.isnan(report.best_attack) else report.best_attack,
+            "interval": list(best.interval) if (best := report.accuracy(BEST)) else None,
+            "flags": report.flags,
+            "errors": report.errors,
+        }
+        for report in reports
+    ]
+
+
 def write(folder: Path, reports: Sequence[Report], data: str, extra: dict[str, Any]) -> None:
     """Write table.md, table.csv, table.json and, with minimal distances, curves.png. Raises
     UserError where the folder cannot be written."""
     frame = details(reports)
     write_text(folder / "table.md", render(reports, data))
     write_text(folder / "table.csv", frame.to_csv(index=False))
-    rows = [
-        {
-            "defense": report.name,
-            "natural": report.natural,
-            "per_attack": {k: None if np.isnan(v) else v for k, v in report.per_attack.items()},
-            "best_attack": None if np.isnan(report.best_attack) else report.best_attack,
-            "interval": best.interval if (best := report.accuracy(BEST)) else None,
-            "flags": report.flags,
-            "errors": report.errors,
-        }
-        for report in reports
-    ]
-    write_json(folder / "table.json", {"caption": caption(reports, data), "rows": rows, **extra})
+    table = {"caption": caption(reports, data), "rows": plain(reports)}
+    write_json(folder / JSON, table | extra)
     _draw_curves(folder / "curves.png", reports, data)
 
 
@@ -149,7 +160,7 @@ def _draw_curves(target: Path, reports: Sequence[Report], data: str) -> None:
         ylim=(0, 100),
         xlabel=f"eps ({threat.norm})",
         ylabel="robust accuracy (%), an upper bound",
-        title=f"{data}: closest points found by minimal-norm attacks",
+        title=f"{data}: closest misclassified points found",
     )
     axes.legend()
     axes.grid(alpha=0.3)

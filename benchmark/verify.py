@@ -1,24 +1,31 @@
 """Replaying a run: every stored adversarial example is judged again, and the table recomputed."""
 
+import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from attacks import ThreatModel
+from benchmark import tables
 from benchmark.assess import resolve_device
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_natural
 from benchmark.models import data_identity, load_saved
-from benchmark.records import Block, FolderCell, MemoryCell
+from benchmark.records import Block, FolderCell, MemoryCell, cell_key
 from benchmark.registry import load_plugin
 from benchmark.report import NATURAL, Report
 from benchmark.runner import load_run, test_samples
 from benchmark.spec import Device
 from benchmark.subject import Subject, under_evaluation
+
+# Part of a distance, summed up in float64, by which it may differ on another machine.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,28 @@ class Verdict:
     holding: int
 
 
-def verify(
-    folder: Path, root: Path | None, device: Device
-) -> tuple[str, list[Report], list[Report], list[Verdict]]:
-    """The data's name, the reports as recorded and as recomputed from what holds, and each cell's
-    verdict.
+@dataclass(frozen=True)
+class Replay:
+    """A run replayed.
+
+    data       the data set's name.
+    reports    recomputed from what holds.
+    verdicts   of each cell.
+    problems   what does not hold, a line each; the run's table holds where there are none.
+    """
+
+    data: str
+    reports: list[Report]
+    verdicts: list[Verdict]
+    problems: list[str]
+
+
+def verify(folder: Path, root: Path | None, device: Device) -> Replay:
+    """Replay a run's records.
 
     Every example is forwarded in float32 and in float64, in batches of another size than those it
-    was made in, and must lie in the ball and the box without tolerance. Raises UserError where data
-    or models are not those of the run.
+    was made in, and must lie in the ball and the box without tolerance. Clean images are judged
+    anew. Raises UserError where data or models are not those of the run.
     """
     spec, manifest, recorded = load_run(folder)
     for plugin in spec.plugins:
@@ -50,42 +70,112 @@ def verify(
         raise UserError(f"{spec.data} is not the data that {folder} was measured on")
     # Coprime to any power of two, and so to the usual block sizes.
     batch = spec.block // 2 + 1 if spec.block > 2 else spec.block + 1
-    recomputed, verdicts = [], []
+    verdicts, reports, problems = [], [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
-        model = load_saved(folder / row["model"]).model
+        saved = load_saved(folder / row["model"])
         again = Report(report.name, report.threat, report.mode, report.total, report.flags)
-        with under_evaluation(model, resolve_device(device), torch.float32) as subject:
+        with under_evaluation(saved.model, resolve_device(device), torch.float32) as subject:
             natural = MemoryCell()
             measure_natural(subject, samples, natural, batch)
             again.add(NATURAL, report.keys[NATURAL], natural, None)
+            found = {NATURAL: _differing(report, again)}
             for label in report.attacks:
                 cell = FolderCell(folder / "cells" / report.keys[label])
-                replayed = MemoryCell()
-                for block in cell.blocks():
-                    replayed.add(_replay(subject, samples, block, report.threat, batch))
-                replayed.close(cell.note)
+                replayed, verdict, found[label] = _replay_cell(
+                    subject, samples, report, label, cell, batch
+                )
                 again.add(label, report.keys[label], replayed, report.errors.get(label))
-                claimed = sum(int(block.broken.sum()) for block in cell.blocks())
-                holding = sum(int(block.broken.sum()) for block in replayed.blocks())
-                verdicts.append(Verdict(report.name, label, claimed, holding))
-        recomputed.append(again)
-    return dataset.name, recorded, recomputed, verdicts
+                verdicts.append(verdict)
+        weights = saved.identity["weights"]
+        for label, lines in found.items():
+            if not _is_of(folder, report, label, manifest["data"], weights):
+                lines.append("made with other weights, data or threat")
+            if label in again.errors and label not in row["errors"]:
+                lines.append(again.errors[label])
+            problems += [f"{report.name} {label}: {line}" for line in lines]
+        reports.append(again)
+    if _table(folder) not in (None, [_numbers(row) for row in tables.plain(reports)]):
+        problems.append(f"{tables.JSON} says otherwise")
+    return Replay(dataset.name, reports, verdicts, problems)
+
+
+def _differing(report: Report, again: Report) -> list[str]:
+    """Whether the clean records are what they are found to be now: no line, or one."""
+    columns = ["index", "label", "broken"]
+    before, now = (
+        records.loc[records["attack"] == NATURAL, columns].to_numpy()
+        for records in (report.records, again.records)
+    )
+    count = int((before != now).any(1).sum())
+    return [f"{count} records are not as found now"] if count else []
+
+
+def _replay_cell(
+    subject: Subject, samples: Samples, report: Report, label: str, cell: FolderCell, batch: int
+) -> tuple[MemoryCell, Verdict, list[str]]:
+    """One cell as it is found now, its verdict, and a line for each thing that does not hold."""
+    replayed, problems = MemoryCell(), []
+    claimed = holding = hidden = mislabelled = misplaced = 0
+    for block in cell.blocks():
+        claimed += int(block.broken.sum())
+        if not _is_sound(block, samples):
+            problems.append("a block of records does not fit the data")
+            continue
+        now = _replay(subject, samples, block, report.threat, batch)
+        replayed.add(now)
+        holding += int((block.broken & now.broken).sum())
+        hidden += int((now.broken & ~block.broken).sum())
+        misplaced += int((abs(now.distance - block.distance) > _ROUNDING * now.distance).sum())
+        mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
+    replayed.close(cell.note)
+    for count, what in (
+        (claimed - holding, "examples do not hold"),
+        (hidden, "samples recorded as unbroken are broken by their own examples"),
+        (misplaced, "distances are not those of the examples"),
+        (mislabelled, "labels are not those of the data"),
+    ):
+        if count:
+            problems.append(f"{count} {what}")
+    return replayed, Verdict(report.name, label, claimed, holding), problems
+
+
+def _is_of(folder: Path, report: Report, label: str, data: dict[str, str], weights: str) -> bool:
+    """Whether a cell was made with the run's data and threat and with these weights."""
+    key = report.keys[label]
+    identity = FolderCell(folder / "cells" / key).note.get("identity", {})
+    threat = identity.get("threat")
+    return (
+        cell_key(identity) == key
+        and identity.get("data") == data
+        and identity.get("defense", {}).get("weights") == weights
+        and (label == NATURAL or threat == dataclasses.asdict(report.threat))
+    )
+
+
+def _is_sound(block: Block, samples: Samples) -> bool:
+    """Whether a block can be replayed: places that there are, and a point for each it found."""
+    places = block.index
+    return (
+        bool(((places >= 0) & (places < len(samples))).all())
+        and block.adversarial.shape == (block.found.sum(), *samples.x.shape[1:])
+        and block.adversarial.dtype in (np.float32, np.float64)
+    )
 
 
 def _replay(
     subject: Subject, samples: Samples, block: Block, threat: ThreatModel, batch: int
 ) -> Block:
-    """The block with `broken` and `distance` as they are found now, for the samples it claims."""
+    """The block with `broken` and `distance` as they are found now, whatever it claims."""
     distance = np.full(len(block.index), np.nan)
     for places, points in _batches(block, batch):
         rows = torch.from_numpy(block.index[places])
         clean, y = samples.x[rows].to(subject.device), samples.y[rows].to(subject.device)
         points = points.to(subject.device)
         in_box = (points == threat.clamp(points)).flatten(1).all(1)
-        _, wrong = subject.judge(points.to(clean.dtype), y)
+        _, wrong = subject.judge(points, y)
         found = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
         distance[places] = found.cpu().numpy()
-    return replace(block, broken=block.broken & (distance <= threat.eps), distance=distance)
+    return replace(block, broken=distance <= threat.eps, distance=distance)
 
 
 def _batches(block: Block, batch: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -93,3 +183,18 @@ def _batches(block: Block, batch: int) -> Iterator[tuple[np.ndarray, torch.Tenso
     for start in range(0, len(places), batch):
         part = slice(start, start + batch)
         yield places[part], torch.from_numpy(block.adversarial[part])
+
+
+def _table(folder: Path) -> list[dict[str, Any]] | None:
+    """The numbers in table.json; None where the run was not finished."""
+    path = folder / tables.JSON
+    try:
+        return [_numbers(row) for row in json.loads(path.read_text())["rows"]]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: `bestattack report` writes it anew") from error
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("defense", "natural", "per_attack", "best_attack")}

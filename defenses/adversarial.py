@@ -62,11 +62,15 @@ class AdversarialTraining(Recipe):
         with evaluating(model):
             return PGD(steps=self.steps, step_size=self.step_size).maximise(problem, batch.step)
 
+    def mix(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The batch's images (n, *shape), the first of them replaced by adversarial points."""
+        count = round(self.proportion(batch.progress) * len(batch.x))
+        if not count:
+            return batch.x
+        return torch.cat([self.craft(model, batch.first(count)), batch.x[count:]])
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        x, count = batch.x, round(self.proportion(batch.progress) * len(batch.x))
-        if count:
-            x = torch.cat([self.craft(model, batch.first(count)), x[count:]])
-        return nn.functional.cross_entropy(model(x), batch.y)
+        return nn.functional.cross_entropy(model(self.mix(model, batch)), batch.y)
 
 
 @contextmanager

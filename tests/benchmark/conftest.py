@@ -1,0 +1,53 @@
+"""What the tests of `benchmark` share: the command line in this process, and clean registries."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from benchmark.cli import main
+from benchmark.registry import ATTACKS, DATASETS, DEFENSES
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """`bestattack WORDS...`, in this process."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main replaces
+
+    def call(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["bestattack", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (ATTACKS, DEFENSES, DATASETS):
+        monkeypatch.setattr(registry, "_local", dict(registry._local))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The tensors here are tiny, and threads that wait for a core make them slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,43 @@
+"""The examples in README and CONTRIBUTING run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.benchmark.conftest import Cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def _python(document: str, word: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
+    return block
+
+
+@pytest.mark.parametrize(
+    ("document", "word", "arguments"),
+    [
+        ("README.md", "DEFENSES", ["--defense", "quantised/levels=8/epochs=2"]),
+        ("CONTRIBUTING.md", "DEFENSES", ["--defense", "smoothed/epochs=1/steps=2"]),
+        ("CONTRIBUTING.md", "ATTACKS", ["--defense", "vanilla/epochs=1", "--attack", "one-step"]),
+        ("CONTRIBUTING.md", "DATASETS", ["--defense", "vanilla/epochs=1", "--data", "stripes"]),
+    ],
+)
+def test_plugin_examples_run(
+    document: str, word: str, arguments: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(_python(document, word))
+    common = ["--eps", "0.5", "--samples", "20", "--attack", "pgd/steps=2"]
+    ended = cli("run", *common, *arguments, "--plugin", plugin, "--out", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert "best-attack" in ended.out
+    assert cli("verify", tmp_path / "run").status == 0
+
+
+def test_the_readme_plugin_is_short() -> None:
+    lines = _python("README.md", "DEFENSES").strip().splitlines()
+    code = [line for line in lines if line.strip() and not line.startswith(("#", "from", "import"))]
+    assert len(code) <= 20

@@ -1,0 +1,162 @@
+"""What a run may be asked for, and how it is refused."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from attacks import ThreatModel
+from benchmark.components import Component
+from benchmark.errors import UserError
+from benchmark.spec import RunSpec, make_spec, make_threat, read_values
+from tests.benchmark.conftest import Cli
+
+LEAST: dict[str, Any] = {"eps": 0.5, "defenses": ["vanilla"], "attacks": ["pgd"]}
+
+
+def _refusal(**changes: Any) -> str:
+    with pytest.raises(UserError) as error:
+        make_spec({key: value for key, value in (LEAST | changes).items() if value is not ...})
+    line = str(error.value)
+    assert line.startswith("the spec is not valid: ")
+    assert "\n" not in line
+    return line.removeprefix("the spec is not valid: ")
+
+
+def test_what_is_not_said_has_a_default() -> None:
+    spec = make_spec(LEAST)
+    assert spec == RunSpec(
+        data="digits",
+        samples=None,
+        norm="l2",
+        eps=0.5,
+        defenses=[Component(name="vanilla")],
+        attacks=[Component(name="pgd")],
+        suite=None,
+        mode="table",
+        seed=0,
+        device="auto",
+        precision="float32",
+        block=256,
+        plugins=[],
+    )
+    assert spec.threat == ThreatModel("l2", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("eps", "value"),
+    [
+        ("8/255", Fraction(8, 255)),
+        (" 8 / 255", Fraction(8, 255)),
+        ("0.5", 0.5),
+        ("1e-3", 1e-3),
+        (2, 2.0),
+        (0.25, 0.25),
+    ],
+)
+def test_eps_may_be_a_fraction(eps: Any, value: Any) -> None:
+    assert make_spec(LEAST | {"eps": eps}).eps == float(value)
+    assert make_threat("linf", str(eps)) == ThreatModel("linf", float(value))
+
+
+@pytest.mark.parametrize("eps", [0, -1, "0", "-8/255", 0.0, "1e-999"])
+def test_eps_must_be_above_zero(eps: Any) -> None:
+    assert _refusal(eps=eps) == "eps: Input should be greater than 0"
+
+
+@pytest.mark.parametrize("eps", [float("nan"), float("inf")])
+def test_eps_must_be_finite(eps: float) -> None:
+    assert _refusal(eps=eps) in (
+        "eps: Input should be a finite number",
+        "eps: Input should be greater than 0",  # where that is looked at first, NaN is not
+    )
+
+
+@pytest.mark.parametrize("eps", ["nan", "inf", "much", "1/0", "1/2/3", "", "1e999"])
+def test_eps_must_be_a_number(eps: str) -> None:
+    expected = f"{eps!r} is not a number or a fraction such as 8/255"
+    assert _refusal(eps=eps) == f"eps: {expected}"
+    with pytest.raises(UserError) as error:
+        make_threat("l2", eps)
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"eps": ...}, "eps: Field required"),
+        ({"defenses": ...}, "defenses: Field required"),
+        ({"defenses": []}, "defenses: List should have at least 1 item after validation, not 0"),
+        ({"attack": ["pgd"]}, "attack: Extra inputs are not permitted"),
+        ({"attacks": []}, "name attacks or a suite"),
+        ({"attacks": ...}, "name attacks or a suite"),
+        ({"attacks": ["pgd", "cw", "pgd"]}, "attack 'pgd' is named twice"),
+        (
+            {"attacks": ["pgd/steps=4", {"name": "pgd", "steps": 4}]},
+            "attack 'pgd/steps=4' is named twice",
+        ),
+        ({"defenses": ["vanilla", "vanilla"]}, "defense 'vanilla' is named twice"),
+        ({"norm": "l1"}, "norm: Input should be 'l2' or 'linf'"),
+        ({"mode": "both"}, "mode: Input should be 'table' or 'cascade'"),
+        ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
+        ({"precision": "float16"}, "precision: Input should be 'float32' or 'float64'"),
+        ({"samples": 0}, "samples: Input should be greater than 0"),
+        ({"block": 0}, "block: Input should be greater than 0"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": 2**63}, "seed: Input should be less than 9223372036854775808"),
+        ({"attacks": [{"steps": 4}]}, "attacks.0.name: Input should be a valid string"),
+    ],
+)
+def test_a_spec_that_is_not_valid_gets_one_line(changes: dict[str, Any], line: str) -> None:
+    assert _refusal(**changes) == line
+
+
+def test_a_suite_and_attacks_beside_it_are_each_run_once() -> None:
+    spec = make_spec(LEAST | {"suite": "standard", "attacks": ["cw", "cw/steps=7"]})
+    assert [attack.label for attack in spec.all_attacks()] == [
+        "pgd",
+        "pgd/objective=margin/restarts=5",
+        "cw",
+        "cw/steps=7",
+    ]
+    assert make_spec({"eps": 1, "defenses": ["vanilla"], "suite": "quick"}).attacks == []
+
+
+def test_a_saved_spec_reads_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = make_spec(
+        LEAST
+        | {"eps": "8/255", "attacks": ["pgd/steps=4", {"name": "cw", "minimize": True}]}
+        | {"plugins": ["mine.py"], "mode": "cascade", "samples": 10}
+    )
+    saved = tmp_path / "spec.yaml"
+    saved.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    monkeypatch.chdir("/")
+    assert make_spec(read_values(saved)) == spec
+    assert spec.plugins == [tmp_path / "mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "cannot read the spec {}: No such file or directory"),
+        (b"- a\n- b\n", "{} must hold a mapping of settings such as 'data: mnist'"),
+        (b"", "{} must hold a mapping of settings such as 'data: mnist'"),
+        (b"a: [1\n", "{} is not YAML: while parsing a flow sequence"),
+        (b"\xff\xfe\x00\xd8", "{} is not YAML: "),
+        (b"eps: 1\ndefenses: [vanilla]\n", "the spec is not valid: name attacks or a suite"),
+    ],
+)
+def test_a_spec_file_that_cannot_be_used_gets_one_line(
+    tmp_path: Path, cli: Cli, content: bytes | None, line: str
+) -> None:
+    path = tmp_path / "spec.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    ended = cli("run", path, "--out", tmp_path / "run")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith(f"bestattack: {line.format(path)}")
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

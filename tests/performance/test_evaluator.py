@@ -1,0 +1,63 @@
+"""What the evaluator costs beyond the passes through the model that an attack needs."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from attacks import PGD, ThreatModel
+from benchmark.evaluator import Samples, measure_attack
+from benchmark.records import FolderCell
+from benchmark.subject import under_evaluation
+from defenses import LeNet5
+
+ROUNDS = 3
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.02), ("linf", 0.001)])
+def test_pgd_100_costs_little_beyond_its_passes(
+    norm: str, eps: float, benchmark: BenchmarkFixture, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """LeNet5 on MNIST's shape, one block of 256 under a budget that breaks next to nothing: at most
+    1.10 x the same number of bare forward-backward passes on batches of the same sizes."""
+    model = LeNet5((1, 28, 28), 10)
+    x = torch.rand(256, 1, 28, 28)
+    x[x < 0.8] = 0
+    samples = Samples(x, model(x).argmax(1), np.arange(256))
+    threat = ThreatModel(norm, eps)
+    sizes: list[int] = []
+
+    def evaluate() -> None:
+        cell = FolderCell(tmp_path_factory.mktemp("cell"))
+        with under_evaluation(model, torch.device("cpu"), torch.float32) as subject:
+            measure_attack(subject, samples, samples.number, threat, PGD(), 0, cell, 256)
+
+    def bare() -> None:
+        with under_evaluation(model, torch.device("cpu"), torch.float32) as subject:
+            for size in sizes:
+                points = x[:size].clone().requires_grad_()
+                torch.autograd.grad(subject.model(points).sum(), points)
+
+    handle = model.register_forward_hook(
+        lambda _, inputs, logits: sizes.append(len(inputs[0])) if logits.requires_grad else None
+    )
+    evaluate()
+    handle.remove()
+    assert len(sizes) == 100
+    assert sum(sizes) > 0.9 * 100 * 256
+    pairs = [(_seconds(evaluate), _seconds(bare)) for _ in range(ROUNDS)]
+    ratio = min(a for a, _ in pairs) / min(b for _, b in pairs)
+    benchmark.extra_info |= {"ratio": ratio, "norm": norm}
+    benchmark.pedantic(evaluate, rounds=1)
+    print(f"\nPGD-100 {norm}: {ratio:.3f} x its bare passes")
+    assert ratio <= 1.10
