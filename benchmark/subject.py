@@ -87,7 +87,9 @@ def under_evaluation(
     ]
     buffers: list[tuple[Tensor, Tensor]] = []
     try:
-        model.to(device, dtype).eval().requires_grad_(False)
+        model.to(device, dtype).eval()
+        for parameter, _ in wanted:  # one by one, as a ScriptModule wants it
+            parameter.requires_grad_(False)
         buffers += [(buffer, buffer.clone()) for buffer in model.buffers()]
         twin = None
         if dtype is not torch.float64:

@@ -143,6 +143,7 @@ def test_a_local_file_that_takes_the_name_of_a_package_is_an_error(
         load_plugin(_file(tmp_path / "file.py", PLUGIN + TABLES))
 
 
+@pytest.mark.filterwarnings("always")
 def test_a_broken_package_is_a_warning_in_the_list_and_an_error_when_asked_for(
     installed: Callable[..., None], cli: Cli
 ) -> None:
