@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from benchmark.progress import attack_bar
 from benchmark.records import Cell, IntArray, cell_key
 from benchmark.report import NATURAL, Report
 from benchmark.spec import Device, Mode, Precision
-from benchmark.subject import Subject, check_model, under_evaluation
+from benchmark.subject import Subject, check_model, examine
 
 # Raise when the meaning of a record changes, so that no cell of an older meaning is taken up.
 RECORD_FORMAT = 1
@@ -67,28 +68,28 @@ def assess(
         "precision": settings.precision,
         **subject_identity,
     }
-    with under_evaluation(model, device, dtype) as subject:
-        first = slice(0, settings.block)
-        check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
-        report = Report(name, settings.threat, settings.mode, len(samples), subject.flags)
-        key = cell_key(identity)
+    subject = examine(model, device, dtype)
+    first = slice(0, settings.block)
+    check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
+    report = Report(name, settings.threat, settings.mode, len(samples), subject.flags)
+    key = cell_key(identity)
+    cell = cells(key)
+    measure_natural(subject, samples, cell, settings.block)
+    _close(cell, identity, device)
+    report.add(NATURAL, key, cell, None)
+    notify(report, NATURAL)
+    todo = report.survivors()
+    for label, attack in _ordered(attacks, settings.mode):
+        if settings.mode == "cascade":
+            todo = report.survivors()
+        full = identity | _identify(attack, settings, todo)
+        key = cell_key(full)
         cell = cells(key)
-        measure_natural(subject, samples, cell, settings.block)
-        _close(cell, identity, device)
-        report.add(NATURAL, key, cell, None)
-        notify(report, NATURAL)
-        todo = report.survivors()
-        for label, attack in _ordered(attacks, settings.mode):
-            if settings.mode == "cascade":
-                todo = report.survivors()
-            full = identity | _identify(attack, settings, todo)
-            key = cell_key(full)
-            cell = cells(key)
-            error = _attack(f"{name} {label}", subject, samples, todo, attack, settings, cell)
-            minimises = bool(getattr(attack, "minimize", False))
-            _close(cell, full, device, error=error, minimises=minimises)
-            report.add(label, key, cell, error)
-            notify(report, label)
+        error = _attack(f"{name} {label}", subject, samples, todo, attack, settings, cell)
+        minimises = bool(getattr(attack, "minimize", False))
+        _close(cell, full, device, error=error, minimises=minimises)
+        report.add(label, key, cell, error)
+        notify(report, label)
     return report
 
 
@@ -106,7 +107,6 @@ def _attack(
     with attack_bar(
         title, len(todo), passes, block, len(todo), len(samples), settings.progress
     ) as bar:
-        subject.settle()
         try:
             measure_attack(
                 subject, samples, todo, settings.threat, attack, settings.seed, cell, block,
@@ -138,12 +138,8 @@ def _identify(attack: Attack, settings: Settings, todo: IntArray) -> dict[str, A
 
 def identify_object(thing: object) -> dict[str, Any]:
     """What determines a configured object's behaviour: its class, its options, and the source files
-    of the class and its bases."""
+    of the class, its bases and what they use."""
     cls = type(thing)
-    source = hashlib.sha256()
-    for base in cls.__mro__:
-        with suppress(OSError, TypeError):  # built in, or typed in
-            source.update(Path(inspect.getsourcefile(base) or "").read_bytes())
     options = {}
     if dataclasses.is_dataclass(thing):
         fields = dataclasses.fields(thing)
@@ -151,14 +147,41 @@ def identify_object(thing: object) -> dict[str, Any]:
     return {
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "options": options,
-        "source": source.hexdigest()[:16],
+        "source": _source(cls),
     }
 
 
+def _source(cls: type) -> str:
+    """A hash of the source files behind a class: its own and its bases', and what these use of its
+    package, of `attacks` and of `defenses`."""
+    packages = {cls.__module__.partition(".")[0], "attacks", "defenses"}
+    waiting = [base.__module__ for base in cls.__mro__]
+    files: dict[str, bytes] = {}
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        # Versions name torch, not its files.
+        if name in files or module is None or name.partition(".")[0] not in packages - {"torch"}:
+            continue
+        files[name] = b""
+        with suppress(OSError, TypeError):  # built in, or typed in
+            files[name] = Path(inspect.getsourcefile(module) or "").read_bytes()
+        used = (
+            getattr(value, "__module__", None) or getattr(value, "__name__", "")
+            for value in vars(module).values()
+        )
+        waiting += [str(other) for other in used]
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + content)
+    return digest.hexdigest()[:16]
+
+
 def _close(cell: Cell, identity: dict[str, Any], device: torch.device, **facts: Any) -> None:
-    note = {"identity": identity, **facts, "environment": environment(device)}
-    if cell.note != note:
-        cell.close(note)
+    note = {"identity": identity, **facts}
+    # A cell that was there before keeps the environment that it was made in.
+    if {key: cell.note.get(key) for key in note} != note:
+        cell.close(note | {"environment": environment(device)})
 
 
 def resolve_device(device: Device) -> torch.device:

@@ -14,12 +14,16 @@ SAVED = "saved:"
 
 
 class Component(BaseModel):
-    """A registered name with options: "name/key=value/flag", or a mapping with `name` in it."""
+    """A registered name with options: "name/key=value/flag", or a mapping with `name` in it.
+
+    A mapping may give a `label` for the tables; by default it is the name with its options.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     options: dict[str, Any] = {}
+    given_label: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -29,15 +33,19 @@ class Component(BaseModel):
             pairs = (part.partition("=") for part in parts)
             return {"name": name, "options": {k: v if eq else True for k, eq, v in pairs}}
         if isinstance(value, dict) and "options" not in value:
+            options = {key: value[key] for key in value if key not in ("name", "label")}
             return {
                 "name": value.get("name"),
-                "options": {key: option for key, option in value.items() if key != "name"},
+                "options": options,
+                "given_label": value.get("label"),
             }
         return value
 
     @property
     def label(self) -> str:
-        """How tables name it: the name and the options that were given."""
+        """How tables name it."""
+        if self.given_label is not None:
+            return self.given_label
         options = [k if v is True else f"{k}={v}" for k, v in self.options.items()]
         return "/".join([self.name, *options])
 

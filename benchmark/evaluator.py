@@ -91,7 +91,10 @@ def measure_attack(
         clean, labels = _fetch(subject, samples, part)
         meter = Meter(len(part), subject.device, tick)
         numbers = torch.from_numpy(samples.number[part]).to(subject.device)
-        problem = Problem(subject.model, clean, labels, threat, seed, numbers, meter)
+        # Copies, because an attack may work in place on what it is given.
+        problem = Problem(
+            subject.victim(), clean.clone(), labels.clone(), threat, seed, numbers, meter
+        )
         points = attack(problem).detach()
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")
@@ -113,9 +116,11 @@ def _enforce(
     points: Tensor, clean: Tensor, attack: Attack, threat: ThreatModel
 ) -> tuple[Tensor, int]:
     """Points in the box, and in the ball where they should be; how many were clearly outside."""
-    points = torch.where(points.isnan(), clean, points)
+    undefined = points.isnan()
+    points = torch.where(undefined, clean, points)
     slack = _ROUNDING * threat.eps
     outside = (points - threat.clamp(points)).abs().flatten(1).amax(1) > slack
+    outside |= undefined.flatten(1).any(1)
     near = threat.distance(points, clean) <= threat.eps + slack
     if attack.family == "fixed-budget":
         outside |= ~near

@@ -1,7 +1,6 @@
 """From a defense's name to a model: loaded where it was trained before, trained otherwise."""
 
-import hashlib
-import json
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from benchmark.assess import identify_object
 from benchmark.components import SAVED, Component, configure
 from benchmark.data import Dataset, fingerprint
 from benchmark.errors import UserError
+from benchmark.records import cell_key
 from benchmark.registry import DEFENSES
 
 # Images at once when the natural accuracy of a card is measured.
@@ -53,13 +53,13 @@ def obtain(
     recipe = recipe_of(component)
     with _naming(component):
         against = recipe.trains_against(threat)
-    wanted: dict[str, Any] = {
-        "component": component.model_dump(),
+    wanted = {
         "recipe": identify_object(recipe),
+        "data": dataset.name,
+        "threat": str(against),
+        "seed": seed,
     }
-    wanted |= {"data": dataset.name, "threat": str(against), "seed": seed}
-    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True, default=str).encode()).hexdigest()
-    home = folder / f"{component.name}-{digest[:8]}"
+    home = folder / f"{component.name}-{cell_key(wanted)[:8]}"
     # Without training it costs nothing to build it anew, and foreign weights may have changed.
     if recipe.epochs == 0 or not (home / defenses.saved.CARD).exists():
         train(component, dataset, against, seed, home, device, progress)
@@ -136,6 +136,9 @@ def load_saved(home: Path) -> Trained:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{home / defenses.saved.CARD} is not a card of this program") from error
     recipe = recipe_of(component)
+    if isinstance(recipe, defenses.External):
+        # The folder has a copy of the foreign weights; their own file may be gone.
+        recipe = dataclasses.replace(recipe, weights=None)
     with _naming(component):
         model = defenses.initialise(recipe, shape, classes, seed)
     defenses.load(home, model)

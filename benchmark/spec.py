@@ -1,6 +1,6 @@
 """What a run is: the spec that a user writes as YAML or as flags, and that its folder keeps."""
 
-from fractions import Fraction
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -29,9 +29,13 @@ def _number(value: Any) -> Any:
     """Budgets are often written as fractions: 8/255."""
     if isinstance(value, str):
         try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError(f"{value!r} is not a number or a fraction such as 8/255") from None
+            top, slash, bottom = value.partition("/")
+            number = float(top) / float(bottom) if slash else float(top)
+        except (ValueError, ZeroDivisionError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{value!r} is not a number or a fraction such as 8/255")
+        return number
     return value
 
 

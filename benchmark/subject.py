@@ -1,8 +1,6 @@
-"""A model under evaluation: frozen, checked, and judged."""
+"""A model under evaluation: copied, frozen, checked, and judged."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +15,8 @@ FLAGS = {
     "non-deterministic": "gives other logits for the same input; verdicts hold for one draw only",
     "float32-only": "does not run in float64, so verdicts were checked in float32 alone",
     "attack-error": "an attack failed, so best-attack is over the others: an upper bound",
-    "outside-ball": "an attack returned points outside the ball or box; they were projected first",
+    "outside-ball": "an attack returned points outside the ball or box, or NaN; they were "
+    "projected before they were judged",
     "nan": "gives NaN logits at some points; these count as misclassified",
 }
 
@@ -27,9 +26,10 @@ UNDEFINED = -1
 
 @dataclass
 class Subject:
-    """A model in eval mode with frozen parameters, its float64 twin, and what was noticed.
+    """A frozen copy of a model in eval mode, its float64 twin, and what was noticed.
 
-    Gradients with respect to the parameters would double an attack's backward pass.
+    Neither is ever handed to an attack, so that no attack can change how it is judged. Parameters
+    take no gradients: they would double an attack's backward pass.
     """
 
     model: nn.Module
@@ -37,14 +37,10 @@ class Subject:
     device: torch.device
     dtype: torch.dtype
     flags: set[str] = field(default_factory=set)
-    buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def settle(self) -> None:
-        """Undo what an attack, or a library that it calls, may have done: training mode, and batch
-        statistics that moved in it."""
-        self.model.eval()
-        for buffer, value in self.buffers:
-            buffer.copy_(value)
+    def victim(self) -> nn.Module:
+        """A copy for an attack, which may do with it what it likes."""
+        return copy.deepcopy(self.model)
 
     def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted classes (n,), UNDEFINED where logits are NaN, and where they are wrong (n,), at
@@ -53,11 +49,12 @@ class Subject:
         Forwards afresh, in float32 and in float64: a misclassification that one of the two does
         not see is rounding and does not count.
         """
-        self.settle()
         predicted = self._classify(self.model, points.to(self.dtype))
         wrong = predicted != y
-        if self.twin is not None:
-            wrong &= (self._classify(self.twin, points.double()) != y) | (predicted == UNDEFINED)
+        doubtful = wrong & (predicted != UNDEFINED)
+        if self.twin is not None and bool(doubtful.any()):
+            again = self._classify(self.twin, points[doubtful].double())
+            wrong = wrong.masked_scatter(doubtful, again != y[doubtful])
         return predicted, wrong
 
     def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
@@ -66,51 +63,23 @@ class Subject:
         return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
 
 
-@contextmanager
-def under_evaluation(
-    model: nn.Module, device: torch.device, dtype: torch.dtype
-) -> Iterator[Subject]:
-    """The model as a Subject; its mode, device, dtype and gradients are as before afterwards."""
-    flags = {"train-mode"} if model.training else set()
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    state = next(
-        (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None
-    )
-    home = (state.device, state.dtype) if state is not None else None
-    # The tensors themselves: weights cast to a lower precision do not come back by casting.
-    weights = [(parameter, parameter.data) for parameter in model.parameters()]
-    originals = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
-    ]
-    buffers: list[tuple[Tensor, Tensor]] = []
+def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subject:
+    """The model as a Subject; it is copied and stays as it is.
+
+    Raises UserError where it cannot be copied.
+    """
     try:
-        model.to(device, dtype).eval()
-        for parameter, _ in wanted:  # one by one, as a ScriptModule wants it
-            parameter.requires_grad_(False)
-        buffers += [(buffer, buffer.clone()) for buffer in model.buffers()]
-        twin = None
-        if dtype is not torch.float64:
-            try:
-                twin = copy.deepcopy(model).double()
-            except Exception:
-                flags.add("float32-only")
-        yield Subject(model, twin, device, dtype, flags, buffers)
-    finally:
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        for module, training in modes:
-            module.training = training
-        for parameter, requires in wanted:
-            parameter.requires_grad_(requires)
-        if home is not None:
-            model.to(*home)
-        for parameter, data in weights:
-            parameter.data = data
-        for module, name, buffer in originals:
-            setattr(module, name, buffer)
+        with torch.no_grad():  # without it, the copy of a ScriptModule is no leaf
+            frozen = copy.deepcopy(model).to(device, dtype).eval()
+    except Exception as error:
+        raise UserError(
+            f"the model cannot be copied to {device} as {dtype}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    for parameter in frozen.parameters():  # one by one, as a ScriptModule wants it
+        parameter.requires_grad_(False)
+    twin = None if dtype is torch.float64 else copy.deepcopy(frozen).double()
+    return Subject(frozen, twin, device, dtype, {"train-mode"} if model.training else set())
 
 
 def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> None:

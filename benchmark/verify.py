@@ -22,7 +22,7 @@ from benchmark.registry import load_plugin
 from benchmark.report import NATURAL, Report
 from benchmark.runner import load_run, test_samples
 from benchmark.spec import Device
-from benchmark.subject import Subject, under_evaluation
+from benchmark.subject import Subject, examine
 
 # Part of a distance, summed up in float64, by which it may differ on another machine.
 _ROUNDING = 1e-9
@@ -74,18 +74,18 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
         again = Report(report.name, report.threat, report.mode, report.total, report.flags)
-        with under_evaluation(saved.model, resolve_device(device), torch.float32) as subject:
-            natural = MemoryCell()
-            measure_natural(subject, samples, natural, batch)
-            again.add(NATURAL, report.keys[NATURAL], natural, None)
-            found = {NATURAL: _differing(report, again)}
-            for label in report.attacks:
-                cell = FolderCell(folder / "cells" / report.keys[label])
-                replayed, verdict, found[label] = _replay_cell(
-                    subject, samples, report, label, cell, batch
-                )
-                again.add(label, report.keys[label], replayed, report.errors.get(label))
-                verdicts.append(verdict)
+        subject = examine(saved.model, resolve_device(device), torch.float32)
+        natural = MemoryCell()
+        measure_natural(subject, samples, natural, batch)
+        again.add(NATURAL, report.keys[NATURAL], natural, None)
+        found = {NATURAL: _differing(report, again)}
+        for label in report.attacks:
+            cell = FolderCell(folder / "cells" / report.keys[label])
+            replayed, verdict, found[label] = _replay_cell(
+                subject, samples, report, label, cell, batch
+            )
+            again.add(label, report.keys[label], replayed, report.errors.get(label))
+            verdicts.append(verdict)
         weights = saved.identity["weights"]
         for label, lines in found.items():
             if not _is_of(folder, report, label, manifest["data"], weights):

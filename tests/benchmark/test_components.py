@@ -56,6 +56,7 @@ def test_what_has_no_name_is_refused(value: object) -> None:
         ({"name": "pgd", "steps": 40, "minimize": True}, "pgd/steps=40/minimize"),
         ({"name": "pgd", "minimize": False}, "pgd/minimize=False"),
         ("saved:models/mine", "saved:models/mine"),
+        ({"name": "pgd", "steps": 40, "label": "PGD-40"}, "PGD-40"),
     ],
 )
 def test_the_label_is_the_name_and_the_options_given(value: object, label: str) -> None:

@@ -14,7 +14,7 @@ from benchmark.assess import resolve_device
 from benchmark.data import load_dataset
 from benchmark.evaluator import Samples, measure_attack
 from benchmark.records import FolderCell
-from benchmark.subject import under_evaluation
+from benchmark.subject import examine
 
 N = 60
 ATTACKS: dict[str, list[Attack]] = {
@@ -97,22 +97,20 @@ def test_an_interrupted_cell_ends_as_an_undisturbed_one(
     for attack in ATTACKS[norm]:
         name = type(attack).__name__
         whole, torn = FolderCell(tmp_path / f"{name}-a"), FolderCell(tmp_path / f"{name}-b")
-        with under_evaluation(model, resolve_device("cpu"), torch.float64) as subject:
-            measure_attack(subject, samples, np.arange(N), threat, attack, 5, whole, 8)
-            blocks = 0
+        subject = examine(model, resolve_device("cpu"), torch.float64)
+        measure_attack(subject, samples, np.arange(N), threat, attack, 5, whole, 8)
+        blocks = 0
 
-            def stop(_samples: int, _broken: int) -> None:
-                nonlocal blocks
-                blocks += 1
-                if blocks % 3 == 0:
-                    raise KeyboardInterrupt
+        def stop(_samples: int, _broken: int) -> None:
+            nonlocal blocks
+            blocks += 1
+            if blocks % 3 == 0:
+                raise KeyboardInterrupt
 
-            for block in (8, 5, 9):
-                with pytest.raises(KeyboardInterrupt):
-                    measure_attack(
-                        subject, samples, np.arange(N), threat, attack, 5, torn, block, stop
-                    )
-            measure_attack(subject, samples, np.arange(N), threat, attack, 5, torn, 8)
+        for block in (8, 5, 9):
+            with pytest.raises(KeyboardInterrupt):
+                measure_attack(subject, samples, np.arange(N), threat, attack, 5, torn, block, stop)
+        measure_attack(subject, samples, np.arange(N), threat, attack, 5, torn, 8)
         frames = [
             pd.concat([block.frame() for block in cell.blocks()]).sort_values(
                 "index", ignore_index=True

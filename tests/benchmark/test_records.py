@@ -18,7 +18,7 @@ from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_attack
 from benchmark.records import Block, FolderCell, cell_key, write, write_json, write_text
 from benchmark.spec import make_spec
-from benchmark.subject import under_evaluation
+from benchmark.subject import examine
 
 
 def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:
@@ -156,10 +156,8 @@ def test_only_the_samples_of_a_damaged_block_are_attacked_anew(tmp_path: Path) -
 
     def attacked() -> list[int]:
         attack.seen.clear()
-        with under_evaluation(nn.Linear(3, 2), torch.device("cpu"), torch.float32) as subject:
-            measure_attack(
-                subject, samples, np.arange(10), ThreatModel("l2", 1.0), attack, 0, cell, 4
-            )
+        subject = examine(nn.Linear(3, 2), torch.device("cpu"), torch.float32)
+        measure_attack(subject, samples, np.arange(10), ThreatModel("l2", 1.0), attack, 0, cell, 4)
         return attack.seen
 
     assert attacked() == list(range(100, 110))

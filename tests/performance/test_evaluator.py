@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from attacks import PGD, ThreatModel
 from benchmark.evaluator import Samples, measure_attack
 from benchmark.records import FolderCell
-from benchmark.subject import under_evaluation
+from benchmark.subject import examine
 from defenses import LeNet5
 
 ROUNDS = 3
@@ -39,14 +39,14 @@ def test_pgd_100_costs_little_beyond_its_passes(
 
     def evaluate() -> None:
         cell = FolderCell(tmp_path_factory.mktemp("cell"))
-        with under_evaluation(model, torch.device("cpu"), torch.float32) as subject:
-            measure_attack(subject, samples, samples.number, threat, PGD(), 0, cell, 256)
+        subject = examine(model, torch.device("cpu"), torch.float32)
+        measure_attack(subject, samples, samples.number, threat, PGD(), 0, cell, 256)
 
     def bare() -> None:
-        with under_evaluation(model, torch.device("cpu"), torch.float32) as subject:
-            for size in sizes:
-                points = x[:size].clone().requires_grad_()
-                torch.autograd.grad(subject.model(points).sum(), points)
+        subject = examine(model, torch.device("cpu"), torch.float32)
+        for size in sizes:
+            points = x[:size].clone().requires_grad_()
+            torch.autograd.grad(subject.model(points).sum(), points)
 
     handle = model.register_forward_hook(
         lambda _, inputs, logits: sizes.append(len(inputs[0])) if logits.requires_grad else None
