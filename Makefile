@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow check format setup clean
+.PHONY: demo test test-slow bench check format setup clean
 
 demo: $(STAMP)
 	$(BIN)/bestattack run demo.yaml
@@ -13,6 +13,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest --slow
+
+bench: $(STAMP)
+	$(BIN)/pytest tests/performance --slow --benchmark-enable -s
 
 check: $(STAMP)
 	$(BIN)/ruff check .
