@@ -39,7 +39,9 @@ class CarliniWagner:
 
     f is how far the nearest other class is from leading, 0 once it leads by `confidence`.
 
-    steps          Adam steps of each search ("iterations"); learning_rate is Adam's.
+    steps          Adam steps of each search ("iterations").
+    learning_rate  Adam's; default 0.01, and 10 / steps where that is more: few steps must be longer
+                   to reach far enough.
     searches       binary search steps on c, per sample, starting at initial_const.
     confidence     by how much, in logits, another class must lead (kappa).
     abort_early    a sample whose loss stopped falling leaves its search early.
@@ -53,7 +55,8 @@ class CarliniWagner:
     - x' = mid + half * sin(w) in place of tanh. The hyperbolic tangent leaves pixels at exactly 0
       or 1, most of MNIST, without a usable gradient; the sine is only quadratically flat there.
     - Other classes are compared by distance, not by logit: each one's lead is divided by the norm
-      of its gradient at the image, which also frees c from the scale of the logits.
+      of its gradient, which also frees c from the scale of the logits. Gradients are measured
+      before each search, at the closest point known.
     - The binary search is on the logarithm of c.
     - The learning rate falls along a half cosine in each search, and once a point is known, steps
       are in proportion to its distance. What a search found is pulled toward its image by
@@ -64,7 +67,7 @@ class CarliniWagner:
     steps: int = 1000
     searches: int = 9
     initial_const: float = 1.0
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     confidence: float = 0.0
     abort_early: bool = True
     minimize: bool = False
@@ -75,7 +78,7 @@ class CarliniWagner:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.searches < 1:
             raise ValueError("cw: steps and searches must be at least 1")
-        if not (self.initial_const > 0 and self.learning_rate > 0 and self.confidence >= 0):
+        if not (self.initial_const > 0 and self._rate > 0 and self.confidence >= 0):
             raise ValueError(
                 "cw: initial_const and learning_rate must be above 0, confidence at least 0"
             )
@@ -83,7 +86,11 @@ class CarliniWagner:
     @property
     def passes(self) -> int:
         """The most forward passes that a sample can take."""
-        return 1 + self.searches * (self.steps + _HALVINGS)
+        return self.searches * (1 + self.steps + _HALVINGS)
+
+    @property
+    def _rate(self) -> float:
+        return max(0.01, 10 / self.steps) if self.learning_rate is None else self.learning_rate
 
     def __call__(self, problem: Problem) -> Tensor:
         x = problem.x
@@ -91,15 +98,15 @@ class CarliniWagner:
         best, answer = x.new_full((len(x),), math.inf), x.clone()
         const = x.new_full((len(x),), self.initial_const)
         low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
-        slopes = _slopes(problem)
         stride = _STRIDE / (_half(problem.threat) * 2 * x[0].numel() ** 0.5)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(self.searches):
             if not len(rows):
                 break
             part = problem.select(rows)
-            rate = (stride * best[rows]).clamp_max(self.learning_rate)
-            length, points = self._search(part, const[rows], slopes[rows], rate, budget)
+            rate = (stride * best[rows]).clamp_max(self._rate)
+            slopes = _slopes(part, answer[rows])
+            length, points = self._search(part, const[rows], slopes, rate, budget)
             length, points = self._pulled(part, length, points, budget)
             closer = length < best[rows]
             best[rows] = torch.where(closer, length, best[rows])
@@ -188,11 +195,11 @@ class CarliniWagner:
         return trial.detach(), squares.detach().sqrt(), loss.detach(), logits.detach(), gradient
 
 
-def _slopes(problem: Problem) -> Tensor:
+def _slopes(problem: Problem, points: Tensor) -> Tensor:
     """How fast each class's lead over the label grows with distance, (n, classes): the norm of the
-    lead's gradient at the image, for the classes with the largest logits; the others take the
+    lead's gradient at the points, for the classes with the largest logits; the others take the
     largest of these."""
-    x = problem.x.detach().requires_grad_()
+    x = points.detach().requires_grad_()
     logits = problem.logits(x)
     own = logits.gather(1, problem.y[:, None])
     ranked = logits.detach().scatter(1, problem.y[:, None], -math.inf)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
-# A lead of another class smaller than this many units of rounding of the largest logit is not a
-# verdict: it would not survive another batch size or precision.
-_ROUNDINGS = 100
+# A lead of another class smaller than this part of the largest logit, 30 units of float32 rounding,
+# is not a verdict: it would not survive another batch size or precision. No more, because logits
+# that share a large constant have large units of rounding.
+_ROUNDING = 30 * torch.finfo(torch.float32).eps
 
 
 def _others(logits: Tensor, y: Tensor) -> Tensor:
@@ -61,5 +62,4 @@ OBJECTIVES: dict[str, Objective] = {
 
 def decided(logits: Tensor, y: Tensor) -> Tensor:
     """Where a sample is misclassified by more than rounding: bool (n,)."""
-    noise = _ROUNDINGS * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(1)
-    return margin(logits, y) > noise
+    return margin(logits, y) > _ROUNDING * logits.abs().amax(1)

@@ -16,7 +16,8 @@ class PGD:
     """Projected gradient descent (Madry et al. 2018; RoBin, section 2.2), L2 and L-infinity.
 
     steps         gradient steps of each restart.
-    step_size     length of a step, in the units and the norm of eps; default 2.5 * eps / steps.
+    step_size     length of a step, in the units and the norm of eps; default 2.5 * eps / steps,
+                  and at least eps / 4.
     restarts      runs from different random starts; each works on what the ones before left.
     random_start  begin uniformly in the ball; without it, at the clean image (then all restarts
                   would be the same, so `restarts` must be 1).
@@ -24,6 +25,9 @@ class PGD:
 
     A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range.
+
+    Differs from the source: 2.5 * eps / steps is Madry et al.'s, and too short for many steps: it
+    crosses the ball once and then can no longer turn.
     """
 
     steps: int = 100
@@ -98,14 +102,15 @@ class PGD:
                 )
                 hit = hit[keep]
             # A sample that is broken but still in the batch stays where it is.
-            points = self._step(problem, points, gradient, per_sample(size * ~hit, points))
+            moving = per_sample((~hit).to(points.dtype), points)
+            points = self._step(problem, points, gradient, size * moving)
         with torch.no_grad():
             hit |= decided(problem.logits(points), problem.y)
         answer[rows], broken[rows] = points, hit
         return answer, broken
 
     def _size(self, problem: Problem) -> float:
-        return self.step_size or 2.5 * problem.threat.eps / self.steps
+        return self.step_size or max(2.5 / self.steps, 0.25) * problem.threat.eps
 
     def _start(self, problem: Problem, restart: int) -> Tensor:
         return problem.random_start(restart) if self.random_start else problem.x

@@ -85,9 +85,11 @@ class Attack(Protocol):
                    image where none was. Given the budget of `threat`, the attack may stop working
                    on a sample once its verdict within that budget is known.
 
-    norms          the norms that it runs under.
+    norms          the norms that it runs under; it is never asked to run under another.
 
-    Raises ValueError, in one line and before any work, where it cannot run on the problem.
+    It may also have `passes`, the most forward passes that a sample takes: cascades go by it, and
+    progress bars. A minimal-norm attack that can stop at the budget has a flag `minimize`, which
+    tells it not to. Raises ValueError, in one line, where it cannot run on the problem.
     """
 
     family: ClassVar[Family]

@@ -25,7 +25,7 @@ class ThreatModel:
     """All points within `eps` of an image, in the given norm, whose pixels stay in the box.
 
     `eps` and the bounds `lower` < `upper` are in the units of the image. Raises ValueError, in one
-    line, for an unknown norm, eps that is not above 0, or an empty or infinite box.
+    line, for an unknown norm, eps that is not above 0 and finite, or an empty or infinite box.
     """
 
     norm: Norm
@@ -36,8 +36,8 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(get_args(Norm))}")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be above 0, not {self.eps}")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be above 0 and finite, not {self.eps}")
         if not (math.isfinite(self.lower) and math.isfinite(self.upper)):
             raise ValueError(f"the box must be finite, not [{self.lower}, {self.upper}]")
         if not self.lower < self.upper:
@@ -127,7 +127,8 @@ class ThreatModel:
         if self.norm == "linf":
             offset = noise.uniform(seed, index, stream, shape).to(x.dtype) * 2 - 1
         else:
-            direction = noise.normal(seed, index, stream, shape).to(x.dtype)
-            radius = noise.uniform(seed, index, stream, ()).to(x.dtype) ** (1 / x[0].numel())
-            offset = direction * per_sample(radius / self.length(direction), x)
+            # In float64: the float32 sum of squares depends on the batch that it is computed in.
+            direction = noise.normal(seed, index, stream, shape).double()
+            radius = noise.uniform(seed, index, stream, ()).double() ** (1 / x[0].numel())
+            offset = (direction * per_sample(radius / self.length(direction), x)).to(x.dtype)
         return self.clamp(x + self.eps * offset)

@@ -61,8 +61,6 @@ def evaluate(
         threat = ThreatModel(norm, float(eps))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    if threat.eps == float("inf"):
-        raise UserError("eps must be finite")
     for option, value, known in (
         ("mode", mode, get_args(Mode)),
         ("device", device, get_args(Device)),
@@ -70,8 +68,9 @@ def evaluate(
     ):
         if value not in known:
             raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
-    if block < 1:
-        raise UserError(f"block must be at least 1, not {block}")
+    for option, number, least in (("block", block, 1), ("seed", seed, 0)):
+        if not isinstance(number, int) or not least <= number < 2**63:
+            raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
@@ -96,8 +95,13 @@ def _configured(
         raise UserError(f"an attack is not valid: {first_line(error)}") from error
     chosen = configured_attacks(suite, named, threat)
     for attack in attacks:
-        if not isinstance(attack, str | dict):
-            chosen[_unused(type(attack).__name__, chosen)] = attack
+        if isinstance(attack, str | dict):
+            continue
+        if isinstance(attack, type) or not isinstance(attack, Attack):
+            raise UserError(f"{attack!r} is not an attack: give a name or a configured Attack")
+        name = type(attack).__name__
+        _check_norm(name, attack, threat)
+        chosen[_unused(name, chosen)] = attack
     return chosen
 
 
@@ -111,12 +115,18 @@ def configured_attacks(
     chosen: dict[str, Attack] = {}
     for component in suite_attacks(suite, named):
         attack = configure(ATTACKS, component)
-        norms = getattr(attack, "norms", (threat.norm,))
-        if threat.norm in norms:
+        if component in named:
+            _check_norm(component.label, attack, threat)
+        if threat.norm in attack.norms:
             chosen[component.label] = attack
-        elif component in named:
-            raise UserError(f"attack {component.label!r} runs under {', '.join(norms)} only")
+    if suite is not None and not chosen:
+        raise UserError(f"no attack of suite {suite!r} runs under {threat.norm}")
     return chosen
+
+
+def _check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:
+    if threat.norm not in attack.norms:
+        raise UserError(f"attack {label!r} runs under {', '.join(attack.norms)} only")
 
 
 def _unused(label: str, taken: dict[str, Attack]) -> str:
@@ -130,7 +140,10 @@ def _unused(label: str, taken: dict[str, Attack]) -> str:
 def _samples(
     x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], index: ArrayLike | None
 ) -> Samples:
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    try:
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"x and y must be tensors or arrays of numbers: {error}") from error
     if not x.is_floating_point():
         raise UserError(f"x must hold floats in [0, 1], not {x.dtype}: divide images by 255")
     if y.dim() != 1 or len(x) != len(y) or not len(x):

@@ -16,19 +16,25 @@ import torch
 from torch import nn
 
 from attacks import Attack, ThreatModel
+from benchmark import evaluator
+from benchmark import subject as subject_module
+from benchmark.components import NATURAL
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_attack, measure_natural
 from benchmark.progress import attack_bar
 from benchmark.records import Cell, IntArray, cell_key
-from benchmark.report import NATURAL, Report
+from benchmark.report import Report
 from benchmark.spec import Device, Mode, Precision
-from benchmark.subject import Subject, check_model, examine
-
-# Raise when the meaning of a record changes, so that no cell of an older meaning is taken up.
-RECORD_FORMAT = 1
+from benchmark.subject import Subject, check_model, examine, full_precision
 
 Cells = Callable[[str], Cell]
 Notify = Callable[[Report, str], None]
+
+
+def _judge() -> str:
+    """A hash of the source that decides verdicts, so that no cell outlives the judge it is from."""
+    sources = [Path(module.__file__ or "").read_bytes() for module in (evaluator, subject_module)]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Settings:
     progress: bool = False
 
 
+@full_precision()
 def assess(
     name: str,
     model: nn.Module,
@@ -63,8 +70,9 @@ def assess(
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
     identity = {
-        "format": RECORD_FORMAT,
+        "judge": _judge(),
         "torch": torch.__version__,
+        "device": device.type,
         "precision": settings.precision,
         **subject_identity,
     }
@@ -74,7 +82,10 @@ def assess(
     report = Report(name, settings.threat, settings.mode, len(samples), subject.flags)
     key = cell_key(identity)
     cell = cells(key)
-    measure_natural(subject, samples, cell, settings.block)
+    try:
+        measure_natural(subject, samples, cell, settings.block)
+    except (RuntimeError, ValueError, TypeError, IndexError) as failure:
+        raise UserError(f"the model fails on some clean images: {_line(failure)}") from failure
     _close(cell, identity, device)
     report.add(NATURAL, key, cell, None)
     notify(report, NATURAL)
@@ -86,7 +97,7 @@ def assess(
         key = cell_key(full)
         cell = cells(key)
         error = _attack(f"{name} {label}", subject, samples, todo, attack, settings, cell)
-        minimises = bool(getattr(attack, "minimize", False))
+        minimises = attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True))
         _close(cell, full, device, error=error, minimises=minimises)
         report.add(label, key, cell, error)
         notify(report, label)
@@ -115,8 +126,12 @@ def _attack(
         except UserError:
             raise
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return _line(error)
     return None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _ordered(attacks: dict[str, Attack], mode: Mode) -> list[tuple[str, Attack]]:

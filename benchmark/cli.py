@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from attacks.threat import Norm
 from benchmark.errors import UserError
 from benchmark.spec import Device, Mode, Precision
 
@@ -98,11 +99,11 @@ def train(
     data: Annotated[str, typer.Argument(help="Data set, e.g. mnist.")],
     defense: Annotated[str, typer.Argument(help="Defense, e.g. pgd-at/epochs=10.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its card and its log.")],
-    norm: Annotated[str, typer.Option(help="l2 or linf: the threat to train against.")] = "l2",
+    norm: Annotated[Norm, typer.Option(help="Of the threat to train against.")] = "l2",
     eps: Annotated[
         str | None, typer.Option(help="Its radius, where the defense needs one.")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     device: Device = "auto",
     plugin: Plugins = [],  # noqa: B006
     data_root: Root = None,
@@ -122,7 +123,9 @@ def train(
     component = Component.model_validate(defense)
     dataset = load_dataset(data, data_root)
     threat = make_threat(norm, eps) if eps else None
-    models.train(component, dataset, threat, seed, out, resolve_device(device), not quiet)
+    models.train(
+        component.absolute(), dataset, threat, seed, out, resolve_device(device), not quiet
+    )
     natural = read_card(out)["natural_accuracy"]
     typer.echo(f"{component.label} on {dataset.name}: natural accuracy {natural:.2%}, in {out}")
 

@@ -2,12 +2,24 @@
 
 import dataclasses
 import difflib
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from benchmark.errors import UserError
 from benchmark.registry import Registry
+
+# The columns of a table that are no attack's.
+NATURAL = "natural"
+BEST = "best-attack"
 
 # "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
 SAVED = "saved:"
@@ -41,6 +53,13 @@ class Component(BaseModel):
             }
         return value
 
+    @field_validator("given_label")
+    @classmethod
+    def _not_a_column(cls, label: str | None) -> str | None:
+        if label in (NATURAL, BEST):
+            raise ValueError(f"{label!r} is a column of the table: choose another label")
+        return label
+
     @property
     def label(self) -> str:
         """How tables name it."""
@@ -48,6 +67,19 @@ class Component(BaseModel):
             return self.given_label
         options = [k if v is True else f"{k}={v}" for k, v in self.options.items()]
         return "/".join([self.name, *options])
+
+    def absolute(self) -> "Component":
+        """The same with the paths in it absolute, and the label that it had."""
+        name, options = self.name, dict(self.options)
+        if name.startswith(SAVED):
+            name = SAVED + str(Path(name.removeprefix(SAVED)).absolute())
+        for key in ("model", "weights"):
+            path, colon, attribute = str(options.get(key, "")).partition(":")
+            if Path(path).is_file():
+                options[key] = f"{Path(path).absolute()}{colon}{attribute}"
+        if (name, options) == (self.name, self.options):
+            return self
+        return Component(name=name, options=options, given_label=self.label)
 
 
 def configure(registry: Registry, component: Component) -> Any:

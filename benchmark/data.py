@@ -81,7 +81,12 @@ class Dataset:
         return self._checked("test")
 
     def _checked(self, part: Part) -> Split:
-        split = self.load(part)
+        try:
+            split = self.load(part)
+        except DataError:
+            raise
+        except Exception as error:  # a plugin's own
+            raise DataError(f"{self.name}: {type(error).__name__}: {error}") from error
         x, y, n = split.x, split.y, len(split.y)
         if n == 0 or x.shape != (n, *self.shape) or y.shape != (n,):
             got = f"images {tuple(x.shape)} and labels {tuple(y.shape)}"

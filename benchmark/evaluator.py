@@ -83,10 +83,10 @@ def measure_attack(
     """Fill a cell with an attack on the samples at the places `index`.
 
     Only samples that no block of the cell holds yet are worked on. `advance` is told of each
-    block's (samples, broken ones), `tick` of each model call within a block. What the attack raises
-    passes through; the blocks before it are kept.
+    block's (samples, broken ones), those that were there before too, `tick` of each model call
+    within a block. What the attack raises passes through; the blocks before it are kept.
     """
-    for part in _parts(_remaining(cell, index), block):
+    for part in _parts(_remaining(cell, index, advance), block):
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, part)
         meter = Meter(len(part), subject.device, tick)
@@ -130,9 +130,14 @@ def _enforce(
     return torch.where(near.view(shape), inside, threat.clamp(points)), int(outside.sum())
 
 
-def _remaining(cell: Cell, index: IntArray) -> IntArray:
-    done = [block.index for block in cell.blocks()]
-    return np.setdiff1d(index, np.concatenate(done)) if done else index
+def _remaining(
+    cell: Cell, index: IntArray, advance: Callable[[int, int], None] = lambda samples, broken: None
+) -> IntArray:
+    """The places that no block holds yet; `advance` is told of those that do."""
+    for block in cell.blocks(images=False):
+        index = np.setdiff1d(index, block.index)
+        advance(len(block.index), int(block.broken.sum()))
+    return index
 
 
 def _parts(index: IntArray, block: int) -> list[IntArray]:

@@ -1,7 +1,7 @@
 """From a defense's name to a model: loaded where it was trained before, trained otherwise."""
 
 import dataclasses
-import time
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,20 +50,34 @@ def obtain(
     """
     if component.name.startswith(SAVED):
         return load_saved(Path(component.name.removeprefix(SAVED)))
+    key = _key(component, dataset, threat, seed, device)
+    home = folder / f"{component.name}-{key[:8]}"
+    return train(component, dataset, threat, seed, home, device, progress)
+
+
+def _key(
+    component: Component,
+    dataset: Dataset,
+    threat: ThreatModel | None,
+    seed: int,
+    device: torch.device,
+) -> str:
+    """A hash of what determines a trained model. The test split stands for the data, so that the
+    training set is loaded for training alone."""
     recipe = recipe_of(component)
     with _naming(component):
         against = recipe.trains_against(threat)
-    wanted = {
-        "recipe": identify_object(recipe),
-        "data": dataset.name,
-        "threat": str(against),
-        "seed": seed,
-    }
-    home = folder / f"{component.name}-{cell_key(wanted)[:8]}"
-    # Without training it costs nothing to build it anew, and foreign weights may have changed.
-    if recipe.epochs == 0 or not (home / defenses.saved.CARD).exists():
-        train(component, dataset, against, seed, home, device, progress)
-    return load_saved(home)
+    loop = Path(defenses.training.__file__).read_bytes()
+    return cell_key(
+        {
+            "recipe": identify_object(recipe),
+            "loop": hashlib.sha256(loop).hexdigest(),
+            "data": data_identity(dataset, len(dataset.test.y)),
+            "threat": str(against),
+            "seed": seed,
+            "machine": [device.type, torch.__version__, torch.get_num_threads()],
+        }
+    )
 
 
 def train(
@@ -74,15 +88,25 @@ def train(
     home: Path,
     device: torch.device,
     progress: bool,
-) -> None:
-    """Train a defense into a folder, going on from its checkpoint where there is one."""
+) -> Trained:
+    """Train a defense into a folder, going on from its checkpoint where there is one, or load it
+    where the folder holds it already.
+
+    Raises UserError where the folder holds another model, and as `obtain` does.
+    """
     recipe = recipe_of(component)
+    key = _key(component, dataset, threat, seed, device)
+    # Without training it costs nothing to build it anew, and foreign weights may have changed.
+    if recipe.epochs and (home / defenses.saved.CARD).exists():
+        if defenses.read_card(home).get("key") != key:
+            raise UserError(f"{home} holds another model: name another folder, or delete it")
+        return load_saved(home)
     with _naming(component):
         threat = recipe.trains_against(threat)
         model = defenses.initialise(recipe, dataset.shape, dataset.classes, seed)
     home.mkdir(parents=True, exist_ok=True)
     checkpoint = home / "checkpoint.pt"
-    began = time.monotonic()
+    seconds = 0.0
     if recipe.epochs:
         bar = tqdm(
             total=recipe.epochs,
@@ -99,7 +123,7 @@ def train(
                 bar.n = done.epoch - 1 + done.step / done.steps
                 bar.refresh()
 
-            defenses.train(
+            seconds = defenses.train(
                 recipe,
                 model,
                 dataset.train.x,
@@ -120,11 +144,13 @@ def train(
         threat=threat,
         seed=seed,
         natural_accuracy=_accuracy(model.to(device), dataset),
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(seconds, 1),
         device=device,
     )
-    defenses.save(home, model, card | {"component": component.model_dump(mode="json")})
+    made_by = {"component": component.model_dump(mode="json"), "key": key}
+    defenses.save(home, model, card | made_by)
     checkpoint.unlink(missing_ok=True)
+    return load_saved(home)
 
 
 def load_saved(home: Path) -> Trained:
@@ -175,6 +201,10 @@ def _naming(component: Component) -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"defense {component.label!r}: {error}") from error
+    except (TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"defense {component.label!r} fails: {type(error).__name__}: {error}"
+        ) from error
 
 
 def data_identity(dataset: Dataset, samples: int) -> dict[str, str]:

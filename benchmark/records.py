@@ -60,9 +60,9 @@ class Block:
 
 
 class Cell(Protocol):
-    """Where the blocks of one cell are kept."""
+    """Where the blocks of one cell are kept. Without `images` their `adversarial` is empty."""
 
-    def blocks(self) -> Iterator[Block]: ...
+    def blocks(self, images: bool = True) -> Iterator[Block]: ...
     def add(self, block: Block) -> None: ...
     def close(self, note: dict[str, Any]) -> None: ...
     @property
@@ -76,7 +76,7 @@ class MemoryCell:
         self._blocks: list[Block] = []
         self.note: dict[str, Any] = {}
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, images: bool = True) -> Iterator[Block]:
         return iter(self._blocks)
 
     def add(self, block: Block) -> None:
@@ -92,18 +92,16 @@ class FolderCell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def blocks(self) -> Iterator[Block]:
-        """The finished blocks, in order. A file that is damaged is dropped and worked on anew."""
+    def blocks(self, images: bool = True) -> Iterator[Block]:
+        """The finished blocks, in order. A file that is damaged counts as missing."""
         for path in sorted(self.folder.glob("*.npz")):
             # Read apart from decoding: a disk that fails for a moment has damaged nothing.
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-            block = _decode(content)
-            if block is None:
-                path.unlink(missing_ok=True)
-            else:
+            block = _decode(content, images)
+            if block is not None:
                 yield block
 
     def add(self, block: Block) -> None:
@@ -111,7 +109,7 @@ class FolderCell:
         arrays = {field.name: getattr(block, field.name) for field in fields(Block)}
         # Packed in memory: a disk that is full while zipfile writes makes it raise something else.
         content = io.BytesIO()
-        np.savez_compressed(content, **arrays)
+        np.savez(content, **arrays)
         write(self.folder / name, lambda file: file.write(content.getbuffer()))
 
     def close(self, note: dict[str, Any]) -> None:
@@ -126,15 +124,19 @@ class FolderCell:
         return note
 
 
-def _decode(content: bytes) -> Block | None:
+def _decode(content: bytes, images: bool) -> Block | None:
     """The block in a file; None where it is damaged."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            names = [field.name for field in fields(Block)[:-2] if field.name != "adversarial"]
             return Block(
-                **{field.name: data[field.name] for field in fields(Block)[:-2]},
+                **{name: data[name] for name in names},
+                adversarial=data["adversarial"] if images else np.empty(0, np.float32),
                 outside=int(data["outside"]),
                 seconds=float(data["seconds"]),
             )
+    except MemoryError:
+        raise
     except Exception:  # a damaged file fails in more ways than numpy, zipfile and zlib list
         return None
 

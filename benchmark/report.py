@@ -9,12 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attacks import ThreatModel
+from benchmark.components import BEST, NATURAL
 from benchmark.records import Cell, IntArray
 from benchmark.spec import Mode
 from benchmark.subject import FLAGS, UNDEFINED
-
-NATURAL = "natural"
-BEST = "best-attack"
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Report:
         """Take in a cell. One that failed or lacks samples counts for nothing."""
         expected = self._expected(label)
         frames, seconds, outside = [], 0.0, 0
-        for block in cell.blocks():
+        for block in cell.blocks(images=False):
             frames.append(block.frame())
             seconds += block.seconds
             outside += block.outside
@@ -166,7 +164,7 @@ class Report:
             codes.add("outside-ball")
         if any((frame["predicted"] == UNDEFINED).any() for frame in self._frames.values()):
             codes.add("nan")
-        return {code: FLAGS[code] for code in sorted(codes)}
+        return {code: FLAGS.get(code, "a flag of another version") for code in sorted(codes)}
 
     @property
     def records(self) -> pd.DataFrame:

@@ -19,14 +19,15 @@ from attacks import ThreatModel
 from benchmark import tables
 from benchmark.api import configured_attacks
 from benchmark.assess import Settings, assess, environment, resolve_device
+from benchmark.components import NATURAL
 from benchmark.data import Dataset, load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
 from benchmark.models import Trained, check, data_identity, obtain
 from benchmark.records import FolderCell, write_json, write_text
 from benchmark.registry import load_plugin
-from benchmark.report import NATURAL, Report
-from benchmark.spec import RunSpec, make_spec, read_values
+from benchmark.report import Report
+from benchmark.spec import RunSpec, make_spec
 
 Say = Callable[[str], None]
 
@@ -46,11 +47,11 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     dataset = load_dataset(spec.data, root)
     samples = test_samples(dataset, spec)
     data = data_identity(dataset, len(samples))
-    write_text(folder / "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     settings = Settings(
         spec.threat, spec.mode, spec.seed, spec.device, spec.precision, spec.block, progress
     )
     manifest: dict[str, Any] = {
+        "spec": spec.model_dump(mode="json"),
         "data": data,
         "samples": len(samples),
         "mode": spec.mode,
@@ -66,6 +67,10 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress
             )
         )
+    # From here on the folder is this run's: tables of an earlier one would not be.
+    for name in tables.FILES:
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / "spec.yaml", yaml.safe_dump(manifest["spec"], sort_keys=False))
     reports = []
     for component, one in zip(spec.defenses, trained, strict=True):
         row: dict[str, Any] = {"defense": component.label, "model": _relative(one.folder, folder)}
@@ -116,8 +121,8 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
         raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
-    spec = make_spec(read_values(folder / "spec.yaml"))
     try:
+        spec = make_spec(manifest["spec"])
         reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -59,6 +60,11 @@ class RunSpec(BaseModel):
     # Absolute, so that the saved spec finds them from everywhere.
     plugins: list[Annotated[Path, AfterValidator(Path.absolute)]] = []
 
+    @field_validator("defenses")
+    @classmethod
+    def _find_from_everywhere(cls, defenses: list[Component]) -> list[Component]:
+        return [defense.absolute() for defense in defenses]
+
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
         if not self.attacks and self.suite is None:
@@ -79,18 +85,25 @@ class RunSpec(BaseModel):
         return suite_attacks(self.suite, self.attacks)
 
 
-def make_threat(norm: str, eps: str) -> ThreatModel:
+def make_threat(norm: Norm, eps: str) -> ThreatModel:
     """A threat from what a user wrote. Raises UserError."""
     try:
-        return ThreatModel(cast(Norm, norm), _number(eps))
+        return ThreatModel(norm, _number(eps))
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def suite_attacks(suite: str | None, extra: list[Component]) -> list[Component]:
-    """The attacks of a suite followed by others, each once."""
-    named = [] if suite is None else [Component.model_validate(a) for a in SUITES.get(suite)]
-    return list({component.label: component for component in [*named, *extra]}.values())
+    """The attacks of a suite followed by others, each once.
+
+    Raises UserError for an unknown suite, and where two attacks share a label.
+    """
+    chosen: dict[str, Component] = {}
+    of_suite = [] if suite is None else [Component.model_validate(a) for a in SUITES.get(suite)]
+    for component in [*of_suite, *extra]:
+        if chosen.setdefault(component.label, component) != component:
+            raise UserError(f"two attacks are labelled {component.label!r}: rename one")
+    return list(chosen.values())
 
 
 def make_spec(values: dict[str, Any]) -> RunSpec:

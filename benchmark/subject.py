@@ -1,6 +1,8 @@
 """A model under evaluation: copied, frozen, checked, and judged."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +19,8 @@ FLAGS = {
     "attack-error": "an attack failed, so best-attack is over the others: an upper bound",
     "outside-ball": "an attack returned points outside the ball or box, or NaN; they were "
     "projected before they were judged",
+    "rounding": "misclassifies some points in one precision only, which do not count as broken; "
+    "try precision float64",
     "nan": "gives NaN logits at some points; these count as misclassified",
 }
 
@@ -29,7 +33,7 @@ class Subject:
     """A frozen copy of a model in eval mode, its float64 twin, and what was noticed.
 
     Neither is ever handed to an attack, so that no attack can change how it is judged. Parameters
-    take no gradients: they would double an attack's backward pass.
+    take no gradients, which a plain backward() in an attack would pay for.
     """
 
     model: nn.Module
@@ -47,14 +51,16 @@ class Subject:
         points (n, *shape).
 
         Forwards afresh, in float32 and in float64: a misclassification that one of the two does
-        not see is rounding and does not count.
+        not see is rounding and does not count. NaN in either is wrong.
         """
         predicted = self._classify(self.model, points.to(self.dtype))
         wrong = predicted != y
         doubtful = wrong & (predicted != UNDEFINED)
         if self.twin is not None and bool(doubtful.any()):
-            again = self._classify(self.twin, points[doubtful].double())
-            wrong = wrong.masked_scatter(doubtful, again != y[doubtful])
+            again = self._classify(self.twin, points[doubtful].double()) != y[doubtful]
+            if not bool(again.all()):
+                self.flags.add("rounding")
+            wrong = wrong.masked_scatter(doubtful, again)
         return predicted, wrong
 
     def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
@@ -80,6 +86,24 @@ def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subje
         parameter.requires_grad_(False)
     twin = None if dtype is torch.float64 else copy.deepcopy(frozen).double()
     return Subject(frozen, twin, device, dtype, {"train-mode"} if model.training else set())
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 on CUDA: its mantissa of 10 bits would stop attacks at points that are not broken."""
+    cudnn = torch.backends.cudnn
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
 
 
 def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> None:

@@ -1,5 +1,6 @@
 """How reports are printed and written: terminal, Markdown, CSV, JSON and a picture."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.components import BEST, NATURAL
 from benchmark.records import write as write_file
 from benchmark.records import write_json, write_text
-from benchmark.report import BEST, NATURAL, Report
+from benchmark.report import Report
 
 JSON = "table.json"
+FILES = ("table.md", "table.csv", JSON, "curves.png")
 
 _DETAILS = {
     "defense": "defense",
     "attack": "attack",
-    "accuracy": "robust %",
+    "accuracy": "robust % [95% interval]",
     "attacked": "attacked",
     "broken": "broken",
     "median distance": "median distance",
@@ -28,7 +31,6 @@ _DETAILS = {
 }
 
 _DIGITS = {
-    "robust %": 1,
     "attacked": 0,
     "broken": 0,
     "median distance": 3,
@@ -68,7 +70,9 @@ def caption(reports: Sequence[Report], data: str | None) -> str:
     """What the numbers are over."""
     first = reports[0]
     norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
-    labels = dict.fromkeys(label for report in reports for label in report.attacks)
+    labels = dict.fromkeys(
+        label for report in reports for label in report.attacks if label not in report.errors
+    )
     attacks = ", ".join(labels) or "none yet"
     images = f"{first.total} {data} test images" if data else f"{first.total} images"
     text = (
@@ -132,7 +136,11 @@ def write(folder: Path, reports: Sequence[Report], data: str, extra: dict[str, A
     frame = details(reports)
     write_text(folder / "table.md", render(reports, data))
     write_text(folder / "table.csv", frame.to_csv(index=False))
-    table = {"caption": caption(reports, data), "rows": plain(reports)}
+    table = {
+        "caption": caption(reports, data),
+        "rows": plain(reports),
+        "details": json.loads(frame.to_json(orient="records")),
+    }
     write_json(folder / JSON, table | extra)
     _draw_curves(folder / "curves.png", reports, data)
 
@@ -169,8 +177,11 @@ def _draw_curves(target: Path, reports: Sequence[Report], data: str) -> None:
 
 def _printable(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame[~frame["attack"].isin([NATURAL, BEST])]
+    if "accuracy" in frame:
+        shares = (100 * frame[["accuracy", "low", "high"]]).to_numpy()
+        text = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in shares]
+        frame = frame.assign(accuracy=["-" if "nan" in share else share for share in text])
     frame = frame.reindex(columns=list(_DETAILS)).rename(columns=_DETAILS)
-    frame["robust %"] *= 100
     for column, digits in _DIGITS.items():
         frame[column] = [
             "-" if pd.isna(value) else f"{value:.{digits}f}" for value in frame[column]

@@ -2,27 +2,28 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attacks import ThreatModel
 from benchmark import tables
 from benchmark.assess import resolve_device
+from benchmark.components import NATURAL
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_natural
 from benchmark.models import data_identity, load_saved
 from benchmark.records import Block, FolderCell, MemoryCell, cell_key
 from benchmark.registry import load_plugin
-from benchmark.report import NATURAL, Report
+from benchmark.report import Report
 from benchmark.runner import load_run, test_samples
 from benchmark.spec import Device
-from benchmark.subject import Subject, examine
+from benchmark.subject import Subject, examine, full_precision
 
 # Part of a distance, summed up in float64, by which it may differ on another machine.
 _ROUNDING = 1e-9
@@ -54,11 +55,21 @@ class Replay:
     problems: list[str]
 
 
+class _Doubled(Subject):
+    """A judge that forwards each batch twice over, so in another size than before."""
+
+    def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(points)
+        predicted, wrong = super().judge(torch.cat([points, points]), torch.cat([y, y]))
+        return predicted[:n], wrong[:n] & wrong[n:]
+
+
+@full_precision()
 def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     """Replay a run's records.
 
-    Every example is forwarded in float32 and in float64, in batches of another size than those it
-    was made in, and must lie in the ball and the box without tolerance. Clean images are judged
+    Every example is forwarded in float32 and in float64, in a batch of another size than it was
+    judged in, and must lie in the ball and the box without tolerance. Clean images are judged
     anew. Raises UserError where data or models are not those of the run.
     """
     spec, manifest, recorded = load_run(folder)
@@ -68,22 +79,18 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     samples = test_samples(dataset, spec)
     if data_identity(dataset, len(samples)) != manifest["data"]:
         raise UserError(f"{spec.data} is not the data that {folder} was measured on")
-    # Coprime to any power of two, and so to the usual block sizes.
-    batch = spec.block // 2 + 1 if spec.block > 2 else spec.block + 1
     verdicts, reports, problems = [], [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
         again = Report(report.name, report.threat, report.mode, report.total, report.flags)
-        subject = examine(saved.model, resolve_device(device), torch.float32)
+        subject = _Doubled(**vars(examine(saved.model, resolve_device(device), torch.float32)))
         natural = MemoryCell()
-        measure_natural(subject, samples, natural, batch)
+        measure_natural(subject, samples, natural, spec.block)
         again.add(NATURAL, report.keys[NATURAL], natural, None)
         found = {NATURAL: _differing(report, again)}
         for label in report.attacks:
             cell = FolderCell(folder / "cells" / report.keys[label])
-            replayed, verdict, found[label] = _replay_cell(
-                subject, samples, report, label, cell, batch
-            )
+            replayed, verdict, found[label] = _replay_cell(subject, samples, report, label, cell)
             again.add(label, report.keys[label], replayed, report.errors.get(label))
             verdicts.append(verdict)
         weights = saved.identity["weights"]
@@ -111,7 +118,7 @@ def _differing(report: Report, again: Report) -> list[str]:
 
 
 def _replay_cell(
-    subject: Subject, samples: Samples, report: Report, label: str, cell: FolderCell, batch: int
+    subject: Subject, samples: Samples, report: Report, label: str, cell: FolderCell
 ) -> tuple[MemoryCell, Verdict, list[str]]:
     """One cell as it is found now, its verdict, and a line for each thing that does not hold."""
     replayed, problems = MemoryCell(), []
@@ -121,11 +128,12 @@ def _replay_cell(
         if not _is_sound(block, samples):
             problems.append("a block of records does not fit the data")
             continue
-        now = _replay(subject, samples, block, report.threat, batch)
+        now = _replay(subject, samples, block, report.threat)
         replayed.add(now)
         holding += int((block.broken & now.broken).sum())
         hidden += int((now.broken & ~block.broken).sum())
-        misplaced += int((abs(now.distance - block.distance) > _ROUNDING * now.distance).sum())
+        same = np.isclose(now.distance, block.distance, _ROUNDING, 0, equal_nan=True)
+        misplaced += int((~same & (now.broken == block.broken)).sum())
         mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
     replayed.close(cell.note)
     for count, what in (
@@ -162,27 +170,20 @@ def _is_sound(block: Block, samples: Samples) -> bool:
     )
 
 
-def _replay(
-    subject: Subject, samples: Samples, block: Block, threat: ThreatModel, batch: int
-) -> Block:
+def _replay(subject: Subject, samples: Samples, block: Block, threat: ThreatModel) -> Block:
     """The block with `broken` and `distance` as they are found now, whatever it claims."""
     distance = np.full(len(block.index), np.nan)
-    for places, points in _batches(block, batch):
-        rows = torch.from_numpy(block.index[places])
+    if block.found.any():
+        rows = torch.from_numpy(block.index[block.found])
         clean, y = samples.x[rows].to(subject.device), samples.y[rows].to(subject.device)
-        points = points.to(subject.device)
+        points = torch.from_numpy(block.adversarial).to(subject.device)
         in_box = (points == threat.clamp(points)).flatten(1).all(1)
         _, wrong = subject.judge(points, y)
         found = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
-        distance[places] = found.cpu().numpy()
-    return replace(block, broken=distance <= threat.eps, distance=distance)
-
-
-def _batches(block: Block, batch: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    places = np.flatnonzero(block.found)
-    for start in range(0, len(places), batch):
-        part = slice(start, start + batch)
-        yield places[part], torch.from_numpy(block.adversarial[part])
+        distance[block.found] = found.cpu().numpy()
+    # Its images have done their work: keeping them would add up over the run.
+    nothing = block.adversarial[:0]
+    return replace(block, broken=distance <= threat.eps, distance=distance, adversarial=nothing)
 
 
 def _table(folder: Path) -> list[dict[str, Any]] | None:

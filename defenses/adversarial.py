@@ -25,6 +25,8 @@ class AdversarialTraining(Recipe):
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where neither the
     recipe nor the run says what to train against.
 
+    Differs from the source: examples are crafted on the model in eval mode.
+
     Unstated there: whether t counts from 0 or 1. Here from 1, so that the last epoch, and a single
     one too, is wholly adversarial.
     """

@@ -71,14 +71,14 @@ class External(Vanilla):
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         model: nn.Module
-        if ":" in self.model:
-            with _foreign(self.model):
+        with _foreign(self.model):
+            if ":" in self.model:
                 model = _import(self.model)(**self.kwargs)
                 if not isinstance(model, nn.Module):
                     raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
-        else:
-            options = {"widen": self.widen, **self.kwargs}
-            model = build_architecture(self.model, shape, classes, **options)
+            else:
+                options = {"widen": self.widen, **self.kwargs}
+                model = build_architecture(self.model, shape, classes, **options)
         if self.weights is not None:
             with _foreign(self.weights):
                 state = _read_state(Path(self.weights))
@@ -86,6 +86,8 @@ class External(Vanilla):
                     raise ValueError(f"does not fit {self.model}: {problem}")
                 model.load_state_dict(state)
         if self.mean is not None and self.std is not None:
+            if len(self.mean) not in (1, shape[0]):
+                raise ValueError(f"external: {len(self.mean)} means for {shape[0]} channels")
             model = Normalised(model, self.mean, self.std)
         with _foreign(self.model), evaluating(model), torch.no_grad():
             found = tuple(model.cpu()(torch.zeros(1, *shape)).shape)

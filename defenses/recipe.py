@@ -52,7 +52,8 @@ class Recipe(ABC):
     optimizer      "adam" or "sgd"; learning_rate and weight_decay are its, momentum is SGD's.
     schedule       of the learning rate, per step: "constant"; "step" (a tenth in the second half;
                    RoBin, section 5); "cosine" (down a half cosine to 0); "one-cycle" (linearly up
-                   from a 25th for 30%, then down a half cosine to 0; Smith and Topin 2018).
+                   from a 25th for 30%, then down a half cosine to 0, as in fastai; Smith
+                   and Topin 2018 go down linearly).
 
     Raises ValueError for hyperparameters out of range.
     """

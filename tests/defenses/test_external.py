@@ -175,7 +175,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     assert "unknown architecture 'resnet'" in refusal(model="resnet")
     assert "both mean and std" in refusal(model="mlp", mean=(0.5,))
     assert "std above 0" in refusal(model="mlp", mean=(0.5,), std=(0.0,))
-    assert "RuntimeError" in refusal(model="mlp", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert "3 means for 1 channels" in refusal(model="mlp", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert "model='mlp'" in refusal(arch="mlp")
 
 
