@@ -1,5 +1,11 @@
 """How robustness is measured: data sets, the evaluator, records, reports and the command line."""
 
+import os
+
+# Before torch is loaded: threads that spin while they wait for a core that another process has make
+# small networks tens of times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from benchmark.api import evaluate
 from benchmark.errors import UserError
 from benchmark.report import Report

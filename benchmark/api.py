@@ -18,7 +18,7 @@ from benchmark.evaluator import Samples
 from benchmark.records import MemoryCell
 from benchmark.registry import ATTACKS
 from benchmark.report import Report
-from benchmark.spec import Device, Mode, Precision, suite_attacks
+from benchmark.spec import Device, Mode, Precision, make_threat, suite_attacks
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     y: Tensor | NDArray[Any],
     *,
     norm: Norm = "l2",
-    eps: float,
+    eps: float | str,
     attacks: Sequence[str | dict[str, Any] | Attack] = (),
     suite: str | None = None,
     mode: Mode = "table",
@@ -41,7 +41,7 @@ def evaluate(
 ) -> Report:
     """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
 
-    norm, eps   the threat: "l2" or "linf", radius in the units of x.
+    norm, eps   the threat: "l2" or "linf", radius in the units of x, also as "8/255".
     attacks     registered names ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}) or
                 configured Attack objects; `suite` names a set of them ("quick" where neither is
                 given).
@@ -57,10 +57,9 @@ def evaluate(
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    try:
-        threat = ThreatModel(norm, float(eps))
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+    threat = make_threat(norm, eps)
+    if isinstance(attacks, str):
+        raise UserError(f"attacks must be a list: [{attacks!r}]")
     for option, value, known in (
         ("mode", mode, get_args(Mode)),
         ("device", device, get_args(Device)),

@@ -78,7 +78,7 @@ def assess(
     }
     subject = examine(model, device, dtype)
     first = slice(0, settings.block)
-    check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
+    columns = check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
     report = Report(name, settings.threat, settings.mode, len(samples), subject.flags)
     key = cell_key(identity)
     cell = cells(key)
@@ -88,6 +88,10 @@ def assess(
         raise UserError(f"the model fails on some clean images: {_line(failure)}") from failure
     _close(cell, identity, device)
     report.add(NATURAL, key, cell, None)
+    if report.natural <= 1 / columns:
+        subject.flags.add("chance")
+    if settings.threat.norm == "linf" and settings.threat.eps >= 1:
+        subject.flags.add("whole-range")
     notify(report, NATURAL)
     todo = report.survivors()
     for label, attack in _ordered(attacks, settings.mode):

@@ -71,7 +71,7 @@ def run(
     precision: Annotated[Precision | None, typer.Option()] = None,
     block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
     plugin: Plugins = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
@@ -87,7 +87,8 @@ def run(
     }  # fmt: skip
     values |= {key: value for key, value in flags.items() if value not in (None, [])}
     made = make_spec(values)
-    folder = out or Path("runs") / (spec.stem if spec else made.data.replace("/", "_"))
+    name = f"{made.data.replace('/', '_')}-{made.norm}-{made.eps:g}"
+    folder = out or Path("runs") / (spec.stem if spec else name)
     say: Callable[[str], None] = (lambda line: None) if quiet else _say
     reports = runner.run(made, folder, data_root, not quiet, say)
     typer.echo("\n" + tables.render(reports, made.data))

@@ -107,4 +107,6 @@ def first_line(error: ValidationError) -> str:
     detail = error.errors()[0]
     where = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"give {where}, in the spec or as --{where.removesuffix('s')}"
     return f"{where}: {message}" if where else message

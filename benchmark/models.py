@@ -95,6 +95,10 @@ def train(
     Raises UserError where the folder holds another model, and as `obtain` does.
     """
     recipe = recipe_of(component)
+    # A factory ("file.py:Factory") may load weights of its own; a named architecture has none.
+    external = recipe if isinstance(recipe, defenses.External) else None
+    if external and not (external.epochs or external.weights or ":" in external.model):
+        raise UserError(f"defense {component.label!r}: give weights, or epochs to train")
     key = _key(component, dataset, threat, seed, device)
     # Without training it costs nothing to build it anew, and foreign weights may have changed.
     if recipe.epochs and (home / defenses.saved.CARD).exists():

@@ -61,7 +61,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     }
     trained: list[Trained] = []
     for component in spec.defenses:
-        say(f"{component.label}: training on {dataset.name}, or loading what was trained before")
+        say(f"{component.label}: getting the model, which is trained unless it was before")
         trained.append(
             obtain(
                 component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress

@@ -85,11 +85,11 @@ class RunSpec(BaseModel):
         return suite_attacks(self.suite, self.attacks)
 
 
-def make_threat(norm: Norm, eps: str) -> ThreatModel:
+def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
     """A threat from what a user wrote. Raises UserError."""
     try:
-        return ThreatModel(norm, _number(eps))
-    except ValueError as error:
+        return ThreatModel(norm, float(_number(eps)))
+    except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from attacks.objectives import margin
 from benchmark.errors import UserError
 
 # What each flag under a table means, and what to do about it.
@@ -16,13 +17,20 @@ FLAGS = {
     "probabilities": "returns probabilities, not logits: gradients may vanish; remove the softmax",
     "non-deterministic": "gives other logits for the same input; verdicts hold for one draw only",
     "float32-only": "does not run in float64, so verdicts were checked in float32 alone",
-    "attack-error": "an attack failed, so best-attack is over the others: an upper bound",
+    "attack-error": "an attack failed; best-attack is over the others, if any: an upper bound",
+    "zero-gradient": "gives zero gradients on most clean images, so gradient attacks see nothing: "
+    "its accuracies are not to be trusted; attack a differentiable stand-in",
+    "chance": "is right on clean images no more often than a guess: check labels, normalisation",
+    "whole-range": "eps lets a pixel take any value: it is for images in [0, 1], such as 8/255",
     "outside-ball": "an attack returned points outside the ball or box, or NaN; they were "
     "projected before they were judged",
     "rounding": "misclassifies some points in one precision only, which do not count as broken; "
     "try precision float64",
     "nan": "gives NaN logits at some points; these count as misclassified",
 }
+
+# The share of images without a gradient above which a model is flagged.
+_MOST = 0.5
 
 # The class that is predicted where logits are NaN.
 UNDEFINED = -1
@@ -106,8 +114,22 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul)
 
 
-def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> None:
+def _blind(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The share of images on which the margin has no gradient at all."""
+    points = x.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(points)
+        if not logits.requires_grad:
+            return 1.0
+        (gradient,) = torch.autograd.grad(margin(logits, y).sum(), points, allow_unused=True)
+    if gradient is None:
+        return 1.0
+    return float((gradient.flatten(1).nan_to_num() == 0).all(1).float().mean())
+
+
+def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> int:
     """Look at all labels y, and at the logits of some clean images x (n, *shape), and note flags.
+    Returns how many logits there are.
 
     Raises UserError where the model does not run, does not give logits (n, classes), or gives NaN.
     """
@@ -134,6 +156,8 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
     sums = logits.sum(1)
     if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         subject.flags.add("probabilities")
+    if _blind(subject.model, x, y[: len(x)].to(x.device)) > _MOST:
+        subject.flags.add("zero-gradient")
     if subject.twin is not None:
         try:
             with torch.no_grad():
@@ -141,3 +165,4 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
         except Exception:
             subject.twin = None
             subject.flags.add("float32-only")
+    return int(columns)

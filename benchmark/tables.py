@@ -95,8 +95,8 @@ def render(reports: Sequence[Report], data: str | None) -> str:
     parts = [
         _markdown(wide(reports)),
         caption(reports, data),
-        "Work per attacked sample (mean passes), and distances over the samples that were broken "
-        "(those left out were not):",
+        "Work per attacked sample (mean passes; one forward can have several backwards), and "
+        "distances over the samples that were broken (those left out were not):",
         _markdown(_printable(details(reports))),
     ]
     notes = [
