@@ -108,5 +108,6 @@ def first_line(error: ValidationError) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
-        return f"give {where}, in the spec or as --{where.removesuffix('s')}"
+        flag = {"defenses": "defense", "attacks": "attack"}.get(where, where)
+        return f"give {where}, in the spec or as --{flag}"
     return f"{where}: {message}" if where else message

@@ -3,6 +3,7 @@
 import errno
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, Problem, ThreatModel
+from attacks import PGD, CarliniWagner, Problem, ThreatModel
 from attacks.problem import Family
 from benchmark import Report, UserError, evaluate, records
+from benchmark.data import load_dataset
 from tests.benchmark.conftest import Cli
 
 N = 6
@@ -465,7 +467,10 @@ def net(classes=10, scale=1, nan=False):
     ("words", "line"),
     [
         (("run", "nowhere.yaml"), "cannot read the spec nowhere.yaml: No such file or directory"),
-        ((*WORDS, "--attack", "pgd"), "the spec is not valid: defenses: Field required"),
+        (
+            (*WORDS, "--attack", "pgd"),
+            "the spec is not valid: give defenses, in the spec or as --defense",
+        ),
         ((*ATTACKED, "--attack", "pdg"), "unknown attack 'pdg': did you mean 'pgd'?"),
         ((*ATTACKED, "--defense", "vanila"), "unknown defense 'vanila': did you mean 'vanilla'?"),
         ((*ATTACKED, "--data", "digit"), "unknown data set 'digit': did you mean 'digits'?"),
@@ -626,3 +631,64 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(
     assert "No space left on device" in ended.err
     assert name in ended.err
     assert cli(*ATTACKED, "--out", folder).status == 0
+
+
+class _Rounding(nn.Module):
+    """A linear model behind a quantiser, whose gradient is zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner((4 * x).round() / 4)
+        return logits
+
+
+def test_a_model_that_hides_its_gradients_is_flagged() -> None:
+    assert "zero-gradient" in _evaluate(_Rounding().eval()).flags
+    assert "zero-gradient" not in _evaluate().flags
+
+
+def test_a_model_under_no_grad_is_flagged() -> None:
+    class Closed(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = super().forward(x)
+            return logits
+
+    report = _evaluate(Closed().eval())
+    assert "zero-gradient" in report.flags
+    assert "attack-error" in report.flags
+
+
+def test_labels_off_by_one_are_flagged() -> None:
+    data = load_dataset("digits").test
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    right = model(data.x).argmax(1)
+    assert "chance" not in evaluate(model, data.x, right, eps=0.01, attacks=["pgd/steps=1"]).flags
+    wrong = evaluate(model, data.x, (right + 1) % 10, eps=0.01, attacks=["pgd/steps=1"])
+    assert wrong.natural == 0
+    assert "chance" in wrong.flags
+
+
+def test_eps_in_pixels_is_flagged() -> None:
+    assert "whole-range" in _evaluate(norm="linf", eps=8).flags
+    assert "whole-range" not in _evaluate(norm="linf", eps="8/255").flags
+
+
+def test_attacks_that_are_no_list_or_no_attack_are_refused() -> None:
+    for attacks, line in (
+        ("pgd", "attacks must be a list: ['pgd']"),
+        ([PGD], "is not an attack"),
+        ([3], "3 is not an attack"),
+        ([{"name": "pgd", "label": "natural"}], "'natural' is a column of the table"),
+        (
+            [{"name": "pgd", "label": "a"}, {"name": "pgd", "steps": 3, "label": "a"}],
+            "two attacks are labelled 'a'",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(line)):
+            _evaluate(attacks=attacks)
+    with pytest.raises(UserError, match="runs under l2 only"):
+        _evaluate(norm="linf", attacks=[CarliniWagner()])

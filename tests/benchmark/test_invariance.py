@@ -149,8 +149,8 @@ def test_counts_are_the_passes_that_each_sample_took(
         before = dict(rows)
         report = evaluate(Counting(), x, y, eps=0.6, attacks=[attack], precision="float64")
         frame = report.records[report.records["attack"] != "natural"]
-        assert frame["backwards"].sum() == rows["backward"] - before["backward"]
-        # The evaluator's own forwards: check_model's two, the natural verdicts, the judge's.
-        own = 2 * N + N + len(frame)
+        # The evaluator's own: check_model's three forwards and a backward, natural, the judge's.
+        assert frame["backwards"].sum() == rows["backward"] - before["backward"] - N
+        own = 3 * N + N + len(frame)
         assert frame["forwards"].sum() == rows["forward"] - before["forward"] - own
         assert frame["forwards"].max() <= attack.passes

@@ -370,3 +370,26 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(
 
     _assert_same_results(tmp_path / "killed", tmp_path / "whole")
     assert cli("verify", tmp_path / "killed").status == 0
+
+
+def test_training_again_resumes_and_never_replaces_another_model(cli: Cli, tmp_path: Path) -> None:
+    words = ("train", "digits", "vanilla/epochs=1", "--out", tmp_path / "m")
+    assert cli(*words).status == 0
+    card, weights = ((tmp_path / "m" / name) for name in ("card.json", "model.safetensors"))
+    before = card.read_bytes(), weights.stat().st_mtime_ns
+    assert cli(*words).status == 0
+    assert (card.read_bytes(), weights.stat().st_mtime_ns) == before
+    ended = cli("train", "digits", "vanilla/epochs=2", "--out", tmp_path / "m")
+    assert ended.status == 1
+    assert "holds another model" in ended.err
+    assert card.read_bytes() == before[0]
+
+
+def test_a_rerun_that_fails_leaves_the_earlier_run_whole(cli: Cli, tmp_path: Path) -> None:
+    run = ("run", "--data", "digits", "--samples", "20", "--eps", "0.5", "--attack", "pgd/steps=2")
+    assert cli(*run, "--defense", "vanilla/epochs=1", "--out", tmp_path).status == 0
+    table = (tmp_path / "table.json").read_bytes()
+    broken = cli(*run, "--defense", "vanilla/epochs=1/learning_rate=1e30", "--out", tmp_path)
+    assert broken.status == 1
+    assert (tmp_path / "table.json").read_bytes() == table
+    assert cli("verify", tmp_path).status == 0

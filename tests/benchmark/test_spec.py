@@ -86,8 +86,8 @@ def test_eps_must_be_a_number(eps: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"eps": ...}, "eps: Field required"),
-        ({"defenses": ...}, "defenses: Field required"),
+        ({"eps": ...}, "give eps, in the spec or as --eps"),
+        ({"defenses": ...}, "give defenses, in the spec or as --defense"),
         ({"defenses": []}, "defenses: List should have at least 1 item after validation, not 0"),
         ({"attack": ["pgd"]}, "attack: Extra inputs are not permitted"),
         ({"attacks": []}, "name attacks or a suite"),
