@@ -52,8 +52,8 @@ def evaluate(
                 noise, so that a subset or another order draws the same (default 0, 1, 2, ...).
     block       samples worked on at once.
 
-    Raises UserError, in one line, for input that cannot be evaluated. The model comes back in the
-    mode, device and precision that it had.
+    Raises UserError, in one line, for input that cannot be evaluated. The model is copied, and
+    stays as it is.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")

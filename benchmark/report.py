@@ -46,6 +46,11 @@ class Accuracy:
         return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def _doubtful(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Samples that the judge saw misclassified in one precision and not in the other."""
+    return (frame["predicted"] != frame["label"]) & frame["distance"].isna()
+
+
 class Report:
     """What was measured on one model. Accuracies are over all its samples.
 
@@ -164,6 +169,8 @@ class Report:
             codes.add("outside-ball")
         if any((frame["predicted"] == UNDEFINED).any() for frame in self._frames.values()):
             codes.add("nan")
+        if any(_doubtful(frame).any() for frame in self._frames.values()):
+            codes.add("rounding")
         return {code: FLAGS.get(code, "a flag of another version") for code in sorted(codes)}
 
     @property

@@ -66,8 +66,6 @@ class Subject:
         doubtful = wrong & (predicted != UNDEFINED)
         if self.twin is not None and bool(doubtful.any()):
             again = self._classify(self.twin, points[doubtful].double()) != y[doubtful]
-            if not bool(again.all()):
-                self.flags.add("rounding")
             wrong = wrong.masked_scatter(doubtful, again)
         return predicted, wrong
 

@@ -692,3 +692,19 @@ def test_attacks_that_are_no_list_or_no_attack_are_refused() -> None:
             _evaluate(attacks=attacks)
     with pytest.raises(UserError, match="runs under l2 only"):
         _evaluate(norm="linf", attacks=[CarliniWagner()])
+
+
+def test_what_one_precision_alone_misclassifies_is_not_broken_and_flagged() -> None:
+    class OtherwiseInFloat64(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sign = 1.0 if x.dtype is torch.float32 else -1.0
+            moved = (x[:, 0] > 0.55).to(x)
+            lead = (1 - moved) - sign * moved + 1e-3 * x[:, 0]
+            return torch.stack([lead, torch.zeros_like(lead)], 1)
+
+    # An attack that knows: the gradient does not lead there.
+    report = _evaluate(
+        OtherwiseInFloat64().eval(), attacks=[Returning(lambda problem: problem.x + 0.1)]
+    )
+    assert report.best_attack == 1
+    assert "rounding" in report.flags

@@ -34,6 +34,8 @@ def test_plugin_examples_run(
     ended = cli("run", *common, *arguments, "--plugin", plugin, "--out", tmp_path / "run")
     assert ended.status == 0, ended.err
     assert "best-attack" in ended.out
+    # What the README says of its own example.
+    assert ("zero-gradient" in ended.out) == (document == "README.md")
     assert cli("verify", tmp_path / "run").status == 0
 
 
