@@ -85,7 +85,12 @@ def _faulty(
 
 
 def _interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
+    # A shell starts background jobs with the signal ignored, and Python leaves that as it is.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
