@@ -2,11 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from benchmark.cli import main
 from benchmark.registry import ATTACKS, DATASETS, DEFENSES
@@ -42,12 +41,3 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def _no_plugin_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (ATTACKS, DEFENSES, DATASETS):
         monkeypatch.setattr(registry, "_local", dict(registry._local))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The tensors here are tiny, and threads that wait for a core make them slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
