@@ -114,6 +114,8 @@ def configured_attacks(
     chosen: dict[str, Attack] = {}
     for component in suite_attacks(suite, named):
         attack = configure(ATTACKS, component)
+        if not isinstance(attack, Attack):
+            raise UserError(f"attack {component.name!r} lacks family, norms or a call")
         if component in named:
             _check_norm(component.label, attack, threat)
         if threat.norm in attack.norms:

@@ -119,9 +119,7 @@ def _attack(
 ) -> str | None:
     """Run one attack into its cell; the error in one line where it failed."""
     passes, block = getattr(attack, "passes", 0), settings.block
-    with attack_bar(
-        title, len(todo), passes, block, len(todo), len(samples), settings.progress
-    ) as bar:
+    with attack_bar(title, len(todo), passes, block, len(samples), settings.progress) as bar:
         try:
             measure_attack(
                 subject, samples, todo, settings.threat, attack, settings.seed, cell, block,

@@ -12,16 +12,14 @@ _REDRAW = 0.2
 
 
 class AttackBar:
-    """One attack on some of `total` samples, of which `robust` were still unbroken before it."""
+    """One attack on `samples` of `total`, none of which was broken before it."""
 
-    def __init__(
-        self, bar: "tqdm[Any]", samples: int, passes: int, block: int, robust: int, total: int
-    ) -> None:
+    def __init__(self, bar: "tqdm[Any]", samples: int, passes: int, block: int, total: int) -> None:
         self._bar = bar
         self._samples = samples
         self._passes = passes
         self._block = block
-        self._robust = robust
+        self._robust = samples
         self._total = total
         self._done = 0
         self._drawn = 0.0
@@ -47,7 +45,7 @@ class AttackBar:
 
 @contextmanager
 def attack_bar(
-    label: str, samples: int, passes: int, block: int, robust: int, total: int, show: bool
+    label: str, samples: int, passes: int, block: int, total: int, show: bool
 ) -> Iterator[AttackBar]:
     """A bar over the samples of one attack; `passes` is the most model calls that a block takes,
     0 where that is not known."""
@@ -55,4 +53,4 @@ def attack_bar(
     with tqdm(
         total=samples, desc=label, unit="img", disable=None if show else True, leave=False
     ) as bar:
-        yield AttackBar(bar, samples, passes, block, robust, total)
+        yield AttackBar(bar, samples, passes, block, total)

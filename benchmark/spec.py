@@ -80,10 +80,6 @@ class RunSpec(BaseModel):
     def threat(self) -> ThreatModel:
         return ThreatModel(self.norm, self.eps)
 
-    def all_attacks(self) -> list[Component]:
-        """The suite's attacks and then those named beside it. Raises UserError (unknown suite)."""
-        return suite_attacks(self.suite, self.attacks)
-
 
 def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
     """A threat from what a user wrote. Raises UserError."""

@@ -18,7 +18,7 @@ class AdversarialTraining(Recipe):
     """Madry et al. (2018), with the warm-up of RoBin (section 5, "Training Procedure").
 
     norm, eps  of the threat to train against; default: those of the run's threat.
-    steps      of PGD, from a random start; step_size as there, default 2.5 * eps / steps.
+    steps      of PGD, from a random start; step_size as there.
     warm_up    in epoch t of T, only the part 1 - (1 + cos(pi * t / T)) / 2 of each batch is
                adversarial; without it, all of it.
 
