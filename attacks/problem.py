@@ -1,7 +1,7 @@
 """What an attack is given, and the only way in which it talks to a model."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -9,10 +9,15 @@ from torch import Tensor
 
 from attacks import noise
 from attacks.threat import Norm, ThreatModel
+from attacks.views import View
 
 Model = Callable[[Tensor], Tensor]
 Meter = Callable[[Tensor, Tensor], None]
 Family = Literal["fixed-budget", "minimal-norm"]
+
+
+class NotApplicableError(ValueError):
+    """The target lacks what the attack needs; one line that says what."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Problem:
             on (seed, index, stream) alone. Default: 0, 1, 2, ...
     meter   called with (rows, logits) after each forward, where rows (n,) are the samples' places
             in the problem that the attack was given. It counts; attacks do not.
+    start   where to begin (n, *shape), such as points found on another model; None: the attack's
+            own choice.
+    view    what the attack sees in place of the model's logits; see `seen`.
+    peers   other models, by name, that an attack may craft its points on.
     """
 
     model: Model
@@ -35,6 +44,9 @@ class Problem:
     index: Tensor = field(default=None)  # type: ignore[assignment]
     meter: Meter | None = None
     rows: Tensor = field(default=None)  # type: ignore[assignment]
+    start: Tensor | None = None
+    view: View | None = None
+    peers: Mapping[str, Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         places = torch.arange(len(self.x), device=self.x.device)
@@ -48,23 +60,27 @@ class Problem:
 
     def select(self, keep: Tensor) -> "Problem":
         """The same problem for some samples: `keep` is bool (n,) or positions."""
-        return Problem(
-            self.model,
-            self.x[keep],
-            self.y[keep],
-            self.threat,
-            self.seed,
-            self.index[keep],
-            self.meter,
-            self.rows[keep],
+        return replace(
+            self,
+            x=self.x[keep],
+            y=self.y[keep],
+            index=self.index[keep],
+            rows=self.rows[keep],
+            start=None if self.start is None else self.start[keep],
+            view=None if self.view is None else self.view.select(keep),
         )
 
+    def seen(self, view: View, model: Model | None = None) -> "Problem":
+        """The same problem through a view: two logits, label 0. `model` gives what is viewed;
+        default: the model's logits."""
+        return replace(self, model=model or self.model, y=torch.zeros_like(self.y), view=view)
+
     def logits(self, points: Tensor) -> Tensor:
-        """The model's logits (n, classes) at one point per sample (n, *shape)."""
+        """The logits (n, classes) at one point per sample (n, *shape), through the view if any."""
         logits = self.model(points)
         if self.meter is not None:
             self.meter(self.rows, logits)
-        return logits
+        return logits if self.view is None else self.view(logits)
 
     def normal(self, stream: int) -> Tensor:
         """Standard normal noise, shaped as the images."""
