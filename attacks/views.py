@@ -1,4 +1,4 @@
-"""What an attack is shown in place of a model's logits, so that every search can push on anything."""
+"""What an attack is shown in place of a model's logits, so that any search pushes on anything."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
