@@ -11,8 +11,8 @@ from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
-# A lead of another class smaller than this part of the largest logit, 30 units of float32 rounding,
-# is not a verdict: it would not survive another batch size or precision. No more, because logits
+# A lead of another class smaller than this part of the two logits, 30 units of float32 rounding, is
+# not a verdict: it would not survive another batch size or precision. No more, because logits
 # that share a large constant have large units of rounding.
 _ROUNDING = 30 * torch.finfo(torch.float32).eps
 
@@ -42,12 +42,14 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, equation 6); needs at least 3 classes.
+    """Difference of logits ratio (Croce and Hein 2020, equation 6).
 
-    Invariant to shifting and scaling the logits. Raises ValueError for fewer classes.
+    Invariant to shifting and scaling the logits.
+
+    Differs from the source: of two classes, where there is no ratio, it is the margin.
     """
     if logits.shape[1] < 3:
-        raise ValueError("the DLR objective needs at least 3 classes: use margin")
+        return margin(logits, y)
     top = logits.topk(3, dim=1).values
     spread = (top[:, 0] - top[:, 2]).clamp_min(torch.finfo(logits.dtype).tiny)
     return margin(logits, y) / spread
@@ -62,4 +64,5 @@ OBJECTIVES: dict[str, Objective] = {
 
 def decided(logits: Tensor, y: Tensor) -> Tensor:
     """Where a sample is misclassified by more than rounding: bool (n,)."""
-    return margin(logits, y) > _ROUNDING * logits.abs().amax(1)
+    own, other = _of_label(logits, y), _others(logits, y).amax(1)
+    return other - own > _ROUNDING * own.abs().maximum(other.abs())

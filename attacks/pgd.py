@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, decided
-from attacks.problem import Family, Problem, due
+from attacks.problem import Family, Problem, climb, due
 from attacks.threat import Norm, per_sample
 
 
@@ -20,7 +20,7 @@ class PGD:
                   and at least eps / 4.
     restarts      runs from different random starts; each works on what the ones before left.
     random_start  begin uniformly in the ball; without it, at the clean image (then all restarts
-                  would be the same, so `restarts` must be 1).
+                  would be the same, so `restarts` must be 1). A problem's own start comes first.
     objective     "cross-entropy", "margin" or "dlr".
 
     A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
@@ -113,15 +113,13 @@ class PGD:
         return self.step_size or max(2.5 / self.steps, 0.25) * problem.threat.eps
 
     def _start(self, problem: Problem, restart: int) -> Tensor:
+        if problem.start is not None and restart == 0:
+            return problem.threat.project(problem.start, problem.x)
         return problem.random_start(restart) if self.random_start else problem.x
 
     def _gradient(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
-        points = points.detach().requires_grad_()
-        logits = problem.logits(points)
-        value = OBJECTIVES[self.objective](logits, problem.y).sum()
-        (gradient,) = torch.autograd.grad(value, points)
-        # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
-        return gradient.nan_to_num_(0, 0, 0), logits.detach()
+        gradient, _, logits = climb(problem, points, OBJECTIVES[self.objective])
+        return gradient, logits
 
     def _step(
         self, problem: Problem, points: Tensor, gradient: Tensor, size: Tensor | float

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -108,10 +108,25 @@ class Attack(Protocol):
     tells it not to. Raises ValueError, in one line, where it cannot run on the problem.
     """
 
-    family: ClassVar[Family]
-    norms: ClassVar[tuple[Norm, ...]]
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def norms(self) -> tuple[Norm, ...]: ...
 
     def __call__(self, problem: Problem) -> Tensor: ...
+
+
+def climb(
+    problem: Problem, points: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient (n, *shape) and value (n,) of an objective at some points, and the logits there."""
+    points = points.detach().requires_grad_()
+    logits = problem.logits(points)
+    value = objective(logits, problem.y)
+    (gradient,) = torch.autograd.grad(value.sum(), points)
+    # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
+    return gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach()
 
 
 def due(step: int) -> bool:

@@ -49,6 +49,12 @@ class ThreatModel:
         length: Tensor = torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
         return length
 
+    def dual_length(self, gradient: Tensor) -> Tensor:
+        """What a unit step gains at most, by the gradient: its dual norm, (n, ...) to (n,)."""
+        order = 2 if self.norm == "l2" else 1
+        length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1)
+        return length
+
     def distance(self, points: Tensor, x: Tensor) -> Tensor:
         """The distance of each point from its image, in float64: (n, ...) twice to (n,)."""
         return self.length(points.double() - x.double())

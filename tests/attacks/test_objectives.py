@@ -44,10 +44,15 @@ def test_two_classes_give_the_difference_of_logits(objective: object) -> None:
     assert torch.allclose(objective(logits, y), difference.squeeze(1), atol=1e-6)  # type: ignore[operator]
 
 
-def test_dlr_is_invariant_and_says_where_it_is_not_defined() -> None:
+def test_dlr_is_invariant_and_of_two_classes_the_margin() -> None:
     assert torch.allclose(dlr(100 * LOGITS + 7, Y), dlr(LOGITS, Y), rtol=1e-4)
-    with pytest.raises(ValueError, match="at least 3 classes"):
-        dlr(LOGITS[:, :2], Y.clamp_max(1))
+    two, y = LOGITS[:, :2], Y.clamp_max(1)
+    assert torch.equal(dlr(two, y), margin(two, y))
+
+
+def test_a_masked_class_does_not_keep_the_others_from_a_verdict() -> None:
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 1.0, -1e9]])
+    assert decided(logits, torch.zeros(2).long()).all()
 
 
 def test_ties_rounding_and_nan_are_not_verdicts() -> None:

@@ -1,0 +1,174 @@
+"""Auto-PGD: projected gradient ascent that sets its own step sizes."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.objectives import OBJECTIVES, Objective, decided
+from attacks.problem import Family, Problem, climb, due
+from attacks.threat import Norm, per_sample
+
+# Croce and Hein (2020), section 3: the weight of the new step against the momentum, the length of
+# the first stretch between checkpoints and by how much the next are shorter, the shortest, as parts
+# of the steps, and the share of steps that must have risen for a step size to be kept.
+_MOMENTUM = 0.75
+_FIRST, _SHORTER, _SHORTEST = 0.22, 0.03, 0.06
+_RISEN = 0.75
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Auto-PGD (Croce and Hein 2020, algorithm 1), L2 and L-infinity.
+
+    steps      gradient steps of each restart.
+    restarts   runs from different random starts; each works on what the ones before left.
+    objective  "cross-entropy", "margin" or "dlr". `targeted:apgd` pushes to one class at a time.
+
+    The step size starts at 2 eps. At each checkpoint a sample whose value rose in less than 3 of 4
+    steps, or that has found no better point since the last checkpoint with the same step size, goes
+    back to its best point and halves its step size.
+
+    A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
+    ball and the box. Raises ValueError for hyperparameters out of range.
+
+    Differs from the source: starts are uniform in the ball; a broken sample stops at once.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    objective: str = "cross-entropy"
+
+    family: ClassVar[Family] = "fixed-budget"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError("apgd: steps and restarts must be at least 1")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"apgd: unknown objective {self.objective!r}: use one of {', '.join(OBJECTIVES)}"
+            )
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return self.restarts * (self.steps + 1)
+
+    def __call__(self, problem: Problem) -> Tensor:
+        answer = problem.x.clone()
+        rows = torch.arange(len(problem), device=problem.x.device)
+        for restart in range(self.restarts):
+            if not len(rows):
+                break
+            points, broken = self._restart(problem.select(rows), restart)
+            answer[rows] = points
+            rows = rows[~broken]
+        return answer
+
+    def maximise(self, problem: Problem, restart: int = 0) -> Tensor:
+        """The point of the highest value of every sample, broken or not."""
+        return self._restart(problem, restart, stop=False)[0]
+
+    def _restart(self, problem: Problem, restart: int, stop: bool = True) -> tuple[Tensor, Tensor]:
+        """The best points (n, *shape), misclassified ones where found, and where that is (n,)."""
+        objective = OBJECTIVES[self.objective]
+        state = _State.begin(problem, self._start(problem, restart), objective)
+        answer, broken = state.best.clone(), state.hit.clone()
+        rows = torch.arange(len(problem), device=broken.device)
+        checkpoints = _checkpoints(self.steps)
+        window = 0
+        for step in range(self.steps):
+            if stop and due(step) and bool(state.hit.any()):
+                answer[rows], broken[rows] = state.best, state.hit
+                keep = ~state.hit
+                if not bool(keep.any()):
+                    return answer, broken
+                problem, rows, state = problem.select(keep), rows[keep], state.select(keep)
+            state.step(problem, objective, 1.0 if step == 0 else _MOMENTUM, stop)
+            window += 1
+            if step + 1 in checkpoints:
+                state.check(window)
+                window = 0
+        answer[rows], broken[rows] = state.best, state.hit
+        return answer, broken
+
+    def _start(self, problem: Problem, restart: int) -> Tensor:
+        if problem.start is not None and restart == 0:
+            return problem.threat.project(problem.start, problem.x)
+        return problem.random_start(restart)
+
+
+@dataclass
+class _State:
+    """What a run knows of each sample: points (n, *shape) and values (n,)."""
+
+    points: Tensor
+    previous: Tensor
+    gradient: Tensor
+    value: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_value: Tensor
+    checked: Tensor  # the best value at the last checkpoint
+    size: Tensor
+    kept: Tensor  # whether the last checkpoint kept the step size
+    rises: Tensor  # since the last checkpoint
+    hit: Tensor
+
+    @classmethod
+    def begin(cls, problem: Problem, points: Tensor, objective: Objective) -> "_State":
+        gradient, value, logits = climb(problem, points, objective)
+        size = torch.full_like(value, 2 * problem.threat.eps)
+        hit = decided(logits, problem.y)
+        return cls(
+            points, points, gradient, value, points, gradient, value, value, size,
+            torch.ones_like(hit), torch.zeros_like(value), hit,
+        )  # fmt: skip
+
+    def select(self, keep: Tensor) -> "_State":
+        return _State(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    def step(self, problem: Problem, objective: Objective, weight: float, stop: bool) -> None:
+        """One step with momentum; `stop`: what is broken keeps its first misclassified point."""
+        threat = problem.threat
+        ahead = self.points + per_sample(self.size, self.points) * threat.ascent(self.gradient)
+        moved = threat.project(ahead, problem.x) - self.points
+        moved = weight * moved + (1 - weight) * (self.points - self.previous)
+        self.previous, self.points = self.points, threat.project(self.points + moved, problem.x)
+        before = self.value
+        self.gradient, self.value, logits = climb(problem, self.points, objective)
+        self.rises += self.value > before
+        better = self.value > self.best_value
+        if stop:
+            new = decided(logits, problem.y)
+            better = (better | new) & ~self.hit
+            self.hit = self.hit | new
+        self.best_value = torch.where(better, self.value, self.best_value)
+        wide = per_sample(better, self.points)
+        self.best = torch.where(wide, self.points, self.best)
+        self.best_gradient = torch.where(wide, self.gradient, self.best_gradient)
+
+    def check(self, window: int) -> None:
+        """Condition 1 or 2 of the source's section 3: halve the step, go back to the best point."""
+        halve = self.rises < _RISEN * window
+        halve |= self.kept & (self.best_value <= self.checked)
+        self.size = torch.where(halve, self.size / 2, self.size)
+        wide = per_sample(halve, self.points)
+        self.points = torch.where(wide, self.best, self.points)
+        self.gradient = torch.where(wide, self.best_gradient, self.gradient)
+        self.value = torch.where(halve, self.best_value, self.value)
+        self.kept, self.checked = ~halve, self.best_value
+        self.rises = torch.zeros_like(self.rises)
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """The steps after which step sizes are reconsidered (the source's section 3)."""
+    at, stretch, found = 0.0, _FIRST, set()
+    while at + stretch < 1:
+        at += stretch
+        found.add(math.ceil(at * steps))
+        stretch = max(stretch - _SHORTER, _SHORTEST)
+    return found
