@@ -1,0 +1,241 @@
+"""What the adapters of other attack libraries share: their names and options, and a safe run."""
+
+import ast
+import difflib
+import importlib
+import inspect
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks import noise
+from attacks.objectives import decided
+from attacks.problem import Family, Problem
+from attacks.threat import Norm, ThreatModel
+
+# The noise stream that seeds a library, far from those that attacks draw their own noise from.
+_SEED_STREAM = 1 << 16
+
+# Logits further than this below the largest decide nothing, and may be minus infinity.
+_DEPTH = 100.0
+
+# By how much another class must lead, as a part of the largest logit: more than `decided` asks.
+_ROUNDING = 40 * torch.finfo(torch.float32).eps
+
+# Options that take objects, print or write files.
+_CLOSED = {"self", "model", "distance", "init_attack", "tensorboard", "verbose"}
+
+_WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an attack of a library is: its family, and the norms that it runs under."""
+
+    family: Family
+    norms: tuple[Norm, ...]
+
+    def __str__(self) -> str:
+        return f"{self.family}, {' and '.join(self.norms)}"
+
+
+def load(library: str) -> ModuleType:
+    """The library's package. Raises ValueError where it is missing."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == library:
+            raise ValueError(f"{library} is not installed: pip install {library}") from error
+        raise ValueError(f"{library} cannot be imported: {_line(error)}") from error
+
+
+def find(library: str, attack: str, classes: Mapping[str, type]) -> type:
+    """The class of that name. Raises ValueError with the nearest name where there is none."""
+    if attack not in classes:
+        hint = _nearest(attack, classes)
+        raise ValueError(f"{library} has no attack {attack!r}: {hint}")
+    return classes[attack]
+
+
+def parse(name: str, cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, sorted, with what arrives as text ("50", "0.1", "true", "None") read.
+
+    Raises ValueError for one that the constructor of `cls` does not take, or a word for a number.
+    """
+    known = {
+        key: parameter.default
+        for key, parameter in inspect.signature(cls).parameters.items()
+        if key not in _CLOSED | {"args", "kwargs"}
+    }
+    parsed = {}
+    for key in sorted(options):
+        if key not in known:
+            raise ValueError(f"{name} has no option {key!r}: {_nearest(key, known)}")
+        value = _literal(options[key]) if isinstance(options[key], str) else options[key]
+        if isinstance(known[key], int | float) and not isinstance(value, int | float):
+            kind = "true or false" if isinstance(known[key], bool) else "a number"
+            raise ValueError(f"{name}: {key} must be {kind}, not {value!r}")
+        parsed[key] = value
+    return parsed
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    folded = {one.casefold(): one for one in names}
+    close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
+    if close:
+        return f"did you mean {folded[close[0]]!r}?"
+    return f"it has {', '.join(names) or 'none'}"
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def build(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` constructs; any exception becomes a ValueError of one line."""
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(f"{name}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if type(error) is ValueError and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class Target(nn.Module):
+    """The problem's model as a library sees it: always in eval mode, metered, viewed.
+
+    The label's logit is raised by rounding, so that no search ends on points that another batch
+    size or precision undoes. Logits are shifted so that the least of each image is 0, because some
+    losses compare them with constants. Where a library forwards other than the whole batch, it does
+    not say which samples; those passes are counted round robin, so that their mean over the samples
+    stays true, and labels are not raised. With a view, such a forward raises ValueError.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        # A library asks the first parameter for the device. The model itself is no submodule, so
+        # that train(), eval() and to() do not reach it.
+        nothing = torch.empty(0, device=problem.x.device)
+        self.device = nn.Parameter(nothing, requires_grad=False)
+        self._problem = problem
+        self._next = 0
+        self.eval()
+
+    def forward(self, points: Tensor) -> Tensor:
+        problem = self._problem
+        points = points.reshape(-1, *problem.x.shape[1:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
+            whole = len(points) == len(problem)
+            if whole:
+                logits = problem.logits(points)
+            else:
+                logits = torch.cat([self._part(part) for part in points.split(len(problem))])
+            known = logits.detach()
+            top = known.amax(1, keepdim=True)
+            low = known.amin(1, keepdim=True).maximum(top - _DEPTH)
+            if whole:
+                slack = _ROUNDING * top.abs().maximum(low.abs())
+                logits = logits.scatter_add(1, problem.y[:, None], slack)
+            return logits - low
+
+    def _part(self, points: Tensor) -> Tensor:
+        problem = self._problem
+        if problem.view is not None:
+            raise ValueError("it asks about parts of a batch, which a view cannot answer")
+        logits = problem.model(points)
+        if problem.meter is not None:
+            places = torch.arange(self._next, self._next + len(points), device=points.device)
+            problem.meter(problem.rows[places % len(problem)], logits)
+            self._next = (self._next + len(points)) % len(problem)
+        return logits
+
+
+def run(name: str, problem: Problem, craft: Callable[[Problem, int, int], Tensor]) -> Tensor:
+    """What `craft` finds for the samples that are not misclassified yet; the others stay clean.
+
+    `craft` is given the problem in float32 and the box [0, 1], the number of classes and a seed,
+    and returns points. NaN pixels become those of the image. What it raises becomes a ValueError
+    of one line that starts with `name`.
+    """
+    answer = problem.x.clone()
+    if not len(problem):
+        return answer
+    with torch.no_grad():
+        logits = problem.logits(problem.x)
+    (rows,) = (~decided(logits, problem.y)).nonzero(as_tuple=True)
+    if not len(rows):
+        return answer
+    part = problem.select(rows)
+    try:
+        with _seeded(problem) as seed:
+            points = craft(_unit(part), logits.shape[1], seed)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: {_line(error)}") from error
+    points = _from_unit(points.detach(), part)
+    answer[rows] = problem.threat.clamp(torch.where(points.isnan(), part.x, points))
+    return answer
+
+
+def _width(threat: ThreatModel) -> float:
+    return threat.upper - threat.lower
+
+
+def _to_unit(points: Tensor, threat: ThreatModel) -> Tensor:
+    return ((points - threat.lower) / _width(threat)).float().clamp(0, 1)
+
+
+def _from_unit(points: Tensor, problem: Problem) -> Tensor:
+    threat = problem.threat
+    return points.to(problem.x.dtype) * _width(threat) + threat.lower
+
+
+def _unit(problem: Problem) -> Problem:
+    """The same problem in float32 and in the box [0, 1], as the libraries take for granted."""
+    x, threat = problem.x, problem.threat
+    return replace(
+        problem,
+        model=lambda points: problem.model(_from_unit(points, problem)).float(),
+        x=_to_unit(x, threat),
+        threat=ThreatModel(threat.norm, threat.eps / _width(threat)),
+        start=None if problem.start is None else _to_unit(problem.start, threat),
+    )
+
+
+@contextmanager
+def _seeded(problem: Problem) -> Iterator[int]:
+    """All global generators seeded by (seed, first index), and put back as they were after."""
+    unit = noise.uniform(problem.seed, problem.index[:1], _SEED_STREAM, ())
+    seed = int(unit.item() * (1 << 23))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield seed
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
