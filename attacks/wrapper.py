@@ -1,0 +1,103 @@
+"""What attacks that wrap another attack have in common."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from attacks.objectives import decided
+from attacks.problem import Attack, Family, Problem
+from attacks.threat import Norm, per_sample
+
+# Each run of several draws noise of its own, under the seed with this number's k-th multiple mixed
+# in: 2^64 over the golden ratio, whose multiples lie far apart. Run 0 keeps the seed.
+_TURN = 0x9E3779B97F4A7C15
+_SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """An attack that runs `base`, any attack; it has the family, norms and `minimize` of that."""
+
+    base: Attack
+
+    # Lets configuration validate `base`.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"arbitrary_types_allowed": True}
+
+    @property
+    def family(self) -> Family:
+        """The family of the base."""
+        return self.base.family
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms of the base."""
+        return self.base.norms
+
+    @property
+    def minimize(self) -> bool:
+        """Whether the base minimises; AttributeError where it has no such flag."""
+        return bool(cast(Any, self.base).minimize)
+
+
+def base_passes(wrapper: Wrapper) -> int:
+    """The most forward passes of the base; AttributeError where it does not say."""
+    return int(cast(Any, wrapper.base).passes)
+
+
+def outermost(problem: Problem) -> None:
+    """Raises ValueError where another attack already shows its base a view: they do not nest."""
+    if problem.view is not None:
+        raise ValueError(
+            "an attack that chooses what its base sees cannot be the base of another that does"
+        )
+
+
+def minimising(attack: Attack) -> Attack:
+    """The same attack asked to minimise, where it or what it wraps has that flag."""
+    if not dataclasses.is_dataclass(attack):
+        return attack
+    if isinstance(attack, Wrapper):
+        return replace(attack, base=minimising(attack.base))
+    if "minimize" in (field.name for field in dataclasses.fields(attack)):
+        return cast(Attack, replace(cast(Any, attack), minimize=True))
+    return attack
+
+
+def in_turn(base: Attack, problem: Problem, runs: Iterable[tuple[Problem, Tensor]]) -> Tensor:
+    """Points (n, *shape) of several runs of `base` on the same samples.
+
+    Each run is a problem for all samples of `problem`, through one view or another, and which of
+    them it is for, bool (n,). A sample leaves once it is broken within the budget, at the cost of
+    one forward per run for fixed-budget bases; for bases that minimise it stays, and the closest
+    point counts. A sample that no run broke has the point of its first.
+    """
+    fixed = base.family == "fixed-budget"
+    stays = not fixed and bool(getattr(base, "minimize", True))
+    answer = problem.x.clone()
+    reach = torch.full((len(problem),), torch.inf, dtype=torch.float64, device=answer.device)
+    left = torch.ones(len(problem), dtype=torch.bool, device=answer.device)
+    tried = ~left
+    for turn, (run, mine) in enumerate(runs):
+        rows = (left & mine).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        part = run.select(rows)
+        points = base(replace(part, seed=(problem.seed ^ (turn * _TURN)) % _SEEDS)).detach()
+        distance = part.threat.distance(points, part.x)
+        if fixed:
+            with torch.no_grad():
+                broken = decided(part.logits(points), part.y)
+        else:
+            # A minimal-norm attack leaves what it does not break at the clean image.
+            broken = distance > 0
+        better = (broken & (distance < reach[rows])) | ~tried[rows]
+        answer[rows] = torch.where(per_sample(better, points), points, answer[rows])
+        reach[rows] = torch.where(broken, distance.minimum(reach[rows]), reach[rows])
+        tried[rows] = True
+        if not stays:
+            left[rows] = ~broken if fixed else reach[rows] > part.threat.eps
+    return answer
