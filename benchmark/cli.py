@@ -1,6 +1,7 @@
-"""The command line: bestattack run, train, list, report, verify."""
+"""The command line: bestattack run, train, list, report, verify, certify."""
 
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from enum import StrEnum
@@ -62,7 +63,7 @@ def run(
         list[str], typer.Option(help="vanilla, pgd-at/epochs=5, saved:FOLDER; repeat for more.")
     ] = [],  # noqa: B006 - typer copies it
     attack: Annotated[
-        list[str], typer.Option(help="pgd, pgd/restarts=5, cw; repeat for more.")
+        list[str], typer.Option(help="pgd, cw/steps=100,1000, best-arm:pgd; repeat for more.")
     ] = [],  # noqa: B006
     suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
@@ -139,8 +140,13 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
     for path in plugin:
         registry.load_plugin(path)
     names: registry.Registry = getattr(registry, kind.value.upper())
-    for name, about in names.describe().items():
-        typer.echo(f"{name:16}{about}")
+    lines = names.describe()
+    width = max(16, *(len(name) + 2 for name in lines))
+    for name, about in lines.items():
+        line = f"{name:{width}}{about}"
+        if kind is Kind.suites:  # which are long
+            line = textwrap.fill(line, 100, subsequent_indent=" " * width, break_on_hyphens=False)
+        typer.echo(line)
 
 
 @app.command()
@@ -173,6 +179,45 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             + "; ".join(replayed.problems)
         )
     typer.echo(f"The table of {folder} holds.")
+
+
+@app.command()
+def certify(
+    folder: Annotated[Path, typer.Argument(help="A model's folder, as `train` fills it.")],
+    eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 0.1 or 8/255.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="By mixed-integer programming; small ReLU networks.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; default: what the model was made for.")
+    ] = None,
+    norm: Annotated[Norm, typer.Option(help="Only linf for now.")] = "linf",
+    samples: Annotated[int | None, typer.Option(min=1, help="Only the first test images.")] = None,
+    limit: Annotated[float, typer.Option(min=0, help="Seconds per image at most.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for the result per image.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Prove, per test image, that no perturbation changes the label, or find one that does."""
+    from benchmark.certify import certify_exactly
+    from benchmark.registry import load_plugin
+    from benchmark.spec import make_threat
+
+    if not exact:
+        raise UserError("give --exact: there is no other certificate for now")
+    if norm != "linf":
+        raise UserError(f"--exact works under linf only, not {norm}")
+    for path in plugin:
+        load_plugin(path)
+    threat = make_threat(norm, eps)
+    found = certify_exactly(folder, data, threat, samples, limit, data_root, not quiet)
+    typer.echo(found.table())
+    if out is not None:
+        found.write(out)
+        typer.echo(f"Per image: {out}")
+    if len(found.records) < found.total:
+        raise UserError(f"interrupted after {len(found.records)} of {found.total} images")
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,106 @@
+"""`bestattack certify --exact`: what it prints, what it writes and what it refuses."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from defenses.exact import ExactResult, exact
+from tests.benchmark.conftest import Cli
+
+
+@pytest.fixture
+def folder(cli: Cli, tmp_path: Path) -> Path:
+    """A small network, trained a little on two of the digits."""
+    words = ("digits/pair=3-8", "vanilla/arch=mlp/widen=0.05/epochs=8/learning_rate=0.01")
+    assert cli("train", *words, "--out", tmp_path / "model", "--quiet").status == 0
+    return tmp_path / "model"
+
+
+def test_the_table_says_what_the_records_do(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "exact.csv"
+    words = ("certify", folder, "--exact", "--eps", "0.1", "--samples", 30, "--out", out)
+    ended = cli(*words)
+    assert ended.status == 0
+    records = pd.read_csv(out)
+    assert list(records["index"]) == list(range(30))
+    counts = records["status"].value_counts()
+    assert counts.sum() == counts["robust"] + counts["broken"]
+    row = next(line for line in ended.out.splitlines() if line.startswith("| vanilla"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    percent = f"{100 * counts['robust'] / 30:.1f}"
+    assert cells[1:5] == [
+        f"{100 * records['correct'].mean():.1f}",
+        percent,
+        f"{counts['robust']} ({percent} %)",
+        f"{counts['broken']} ({100 * counts['broken'] / 30:.1f} %)",
+    ]
+    assert (records.loc[records["status"] == "broken", "distance"] <= 0.1).all()
+    assert (records.loc[~records["correct"], "distance"] == 0).all()
+    assert records.loc[records["status"] == "robust", "distance"].isna().all()
+    assert records.loc[records["status"] == "robust", "correct"].all()
+    again = cli(*words, "--data", "digits/pair=3-8", "--quiet")
+    same = [column for column in records if column != "seconds"]
+    assert again.status == 0
+    assert records[same].equals(pd.read_csv(out)[same])
+
+
+def test_without_time_the_accuracy_is_an_interval(cli: Cli, folder: Path) -> None:
+    ended = cli("certify", folder, "--exact", "--eps", "0.1", "--samples", 30, "--limit", 0)
+    assert ended.status == 0
+    natural = ended.out.splitlines()[2].split("|")[2].strip()
+    assert f"[0.0, {natural}]" in ended.out
+
+
+def test_an_interruption_keeps_what_is_decided(
+    cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Iterator[ExactResult]:
+        yield from itertools.islice(exact(*args), 7)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark.certify.exact", interrupted)
+    out = tmp_path / "exact.csv"
+    ended = cli("certify", folder, "--exact", "--eps", "0.01", "--out", out)
+    assert len(pd.read_csv(out)) == 7
+    assert "The first 7 test images" in ended.out
+    assert ended.status == 1
+    assert "interrupted after 7 of 70 images" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "give --exact: there is no other certificate for now"),
+        (["--exact", "--norm", "l2"], "--exact works under linf only, not l2"),
+        (["--exact", "--samples", "99"], "digits/pair=3-8 has 70 test images, not 99"),
+        (["--exact", "--data", "digits"], "is no model of digits: name the data it was made for"),
+        (["--exact", "--eps", "0"], "eps must be above 0 and finite, not 0.0"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(cli: Cli, folder: Path, words: list[str], line: str) -> None:
+    ended = cli("certify", folder, "--eps", "0.1", *words)
+    assert ended.status == 1
+    assert ended.out == ""
+    assert line in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_folder_without_a_model_and_a_foreign_layer_are_one_line(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = cli("certify", tmp_path, "--exact", "--eps", "0.1")
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Tanh())\n"
+    )
+    trained = cli("train", "digits", "external/model=net.py:make", "--out", "m")
+    assert trained.status == 0, trained.err
+    ended = cli("certify", "m", "--exact", "--eps", "0.1")
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert "the layer Tanh is not supported" in ended.err
