@@ -1,6 +1,6 @@
 """`evaluate`: the benchmark on any torch module, no files needed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from attacks import Attack, ThreatModel
 from attacks.threat import Norm
 from benchmark.assess import Settings, assess
-from benchmark.components import Component, configure, first_line
+from benchmark.components import Component, first_line
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
+from benchmark.lineup import Entry, Lineup, check_norm, choose
+from benchmark.peers import Peer, gather
 from benchmark.records import MemoryCell
-from benchmark.registry import ATTACKS
 from benchmark.report import Report
-from benchmark.spec import Device, Mode, Precision, make_threat, suite_attacks
+from benchmark.spec import Device, Mode, Precision, make_threat
 
 
 def evaluate(
@@ -30,6 +31,7 @@ def evaluate(
     eps: float | str,
     attacks: Sequence[str | dict[str, Any] | Attack] = (),
     suite: str | None = None,
+    peers: Mapping[str, nn.Module] | None = None,
     mode: Mode = "table",
     seed: int = 0,
     device: Device = "auto",
@@ -42,9 +44,10 @@ def evaluate(
     """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
 
     norm, eps   the threat: "l2" or "linf", radius in the units of x, also as "8/255".
-    attacks     registered names ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}) or
-                configured Attack objects; `suite` names a set of them ("quick" where neither is
-                given).
+    attacks     registered names ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}), around
+                others ("best-arm:pgd"), in series ("cw/steps=100,1000"), or configured Attack
+                objects; `suite` names a set of them ("quick" where neither is given).
+    peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
     mode        "table": every attack on every clean-correct sample. "cascade": each attack,
                 cheapest first, on what the ones before it left: the best-attack number alone,
                 sooner.
@@ -70,67 +73,47 @@ def evaluate(
     for option, number, least in (("block", block, 1), ("seed", seed, 0)):
         if not isinstance(number, int) or not least <= number < 2**63:
             raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
+    for peer, module in (peers or {}).items():
+        if not isinstance(module, nn.Module):
+            raise UserError(f"peer {peer!r} must be a torch.nn.Module, not {type(module).__name__}")
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
+    lineup = _lineup(attacks, suite, threat)
     settings = Settings(threat, mode, seed, device, precision, block, progress)
     return assess(
         name or type(model).__name__,
         model,
         samples,
-        _configured(attacks, suite, threat),
+        lineup,
+        gather(lineup, {peer: Peer(module, {}) for peer, module in (peers or {}).items()}),
         settings,
         lambda key: MemoryCell(),
         {},
     )
 
 
-def _configured(
+def _lineup(
     attacks: Sequence[str | dict[str, Any] | Attack], suite: str | None, threat: ThreatModel
-) -> dict[str, Attack]:
+) -> Lineup:
     try:
         named = [Component.model_validate(a) for a in attacks if isinstance(a, str | dict)]
     except ValidationError as error:
         raise UserError(f"an attack is not valid: {first_line(error)}") from error
-    chosen = configured_attacks(suite, named, threat)
+    lineup = choose(suite, named, threat)
+    entries = dict(lineup.entries)
     for attack in attacks:
         if isinstance(attack, str | dict):
             continue
         if isinstance(attack, type) or not isinstance(attack, Attack):
             raise UserError(f"{attack!r} is not an attack: give a name or a configured Attack")
         name = type(attack).__name__
-        _check_norm(name, attack, threat)
-        chosen[_unused(name, chosen)] = attack
-    return chosen
+        check_norm(name, attack, threat)
+        entries[_unused(name, entries)] = Entry(attack)
+    return Lineup(entries, lineup.notes)
 
 
-def configured_attacks(
-    suite: str | None, named: list[Component], threat: ThreatModel
-) -> dict[str, Attack]:
-    """Label to attack: those of the suite that run under this norm, then those named.
-
-    Raises UserError for a named attack that does not run under it.
-    """
-    chosen: dict[str, Attack] = {}
-    for component in suite_attacks(suite, named):
-        attack = configure(ATTACKS, component)
-        if not isinstance(attack, Attack):
-            raise UserError(f"attack {component.name!r} lacks family, norms or a call")
-        if component in named:
-            _check_norm(component.label, attack, threat)
-        if threat.norm in attack.norms:
-            chosen[component.label] = attack
-    if suite is not None and not chosen:
-        raise UserError(f"no attack of suite {suite!r} runs under {threat.norm}")
-    return chosen
-
-
-def _check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:
-    if threat.norm not in attack.norms:
-        raise UserError(f"attack {label!r} runs under {', '.join(attack.norms)} only")
-
-
-def _unused(label: str, taken: dict[str, Attack]) -> str:
+def _unused(label: str, taken: Collection[str]) -> str:
     number = 2
     unused = label
     while unused in taken:

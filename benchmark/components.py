@@ -1,21 +1,26 @@
-"""From what a user writes, "pgd/steps=40" or a mapping, to a configured attack or defense."""
+"""From what a user writes, "pgd/steps=40" or a mapping, to a configured attack or defense.
+
+Names may be composed: "best-arm:pgd/steps=40" is the attack best-arm with pgd as its base, where
+each option goes to the first of the two that has it, and "foolbox:NAME/steps=40" is an attack of
+that library with its own options.
+"""
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    PydanticUserError,
     TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from benchmark.errors import UserError
-from benchmark.registry import Registry
+from benchmark.errors import UserError, did_you_mean
+from benchmark.registry import BASE, NAME, Registry, rest_of
 
 # The columns of a table that are no attack's.
 NATURAL = "natural"
@@ -24,11 +29,16 @@ BEST = "best-attack"
 # "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
 SAVED = "saved:"
 
+# The option that names another model. In text it comes last and takes all that follows, because
+# labels and folders hold slashes.
+SOURCE = "source"
+
 
 class Component(BaseModel):
     """A registered name with options: "name/key=value/flag", or a mapping with `name` in it.
 
-    A mapping may give a `label` for the tables; by default it is the name with its options.
+    An option may have several values, separated by commas or in a list: see `benchmark.lineup`. A
+    mapping may give a `label` for the tables; by default it is the name with its options.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,9 +51,13 @@ class Component(BaseModel):
     @classmethod
     def _read(cls, value: Any) -> Any:
         if isinstance(value, str):
-            name, *parts = [value] if value.startswith(SAVED) else value.split("/")
-            pairs = (part.partition("=") for part in parts)
-            return {"name": name, "options": {k: v if eq else True for k, eq, v in pairs}}
+            if value.startswith(SAVED):
+                return {"name": value}
+            value, named, source = value.partition(f"/{SOURCE}=")
+            name, *parts = value.split("/")
+            pairs = [part.partition("=") for part in parts]
+            options: dict[str, Any] = {k: v if eq else True for k, eq, v in pairs}
+            return {"name": name, "options": options | ({SOURCE: source} if named else {})}
         if isinstance(value, dict) and "options" not in value:
             options = {key: value[key] for key in value if key not in ("name", "label")}
             return {
@@ -65,8 +79,16 @@ class Component(BaseModel):
         """How tables name it."""
         if self.given_label is not None:
             return self.given_label
-        options = [k if v is True else f"{k}={v}" for k, v in self.options.items()]
+        options = [k if v is True else f"{k}={_text(v)}" for k, v in self.options.items()]
         return "/".join([self.name, *options])
+
+    def with_option(self, key: str, value: Any) -> "Component":
+        """The same with one option changed, which its label says."""
+        label, written = self.given_label, f"{key}={_text(self.options.get(key))}"
+        if label is not None:
+            changed = f"{key}={value}"
+            label = label.replace(written, changed) if written in label else f"{label} {changed}"
+        return Component(name=self.name, options=self.options | {key: value}, given_label=label)
 
     def absolute(self) -> "Component":
         """The same with the paths in it absolute, and the label that it had."""
@@ -77,6 +99,9 @@ class Component(BaseModel):
             path, colon, attribute = str(options.get(key, "")).partition(":")
             if Path(path).is_file():
                 options[key] = f"{Path(path).absolute()}{colon}{attribute}"
+        source = options.get(SOURCE)
+        if isinstance(source, str) and source.startswith(SAVED):
+            options[SOURCE] = SAVED + str(Path(source.removeprefix(SAVED)).absolute())
         if (name, options) == (self.name, self.options):
             return self
         return Component(name=name, options=options, given_label=self.label)
@@ -87,19 +112,56 @@ def configure(registry: Registry, component: Component) -> Any:
 
     Raises UserError for an unknown name or option and for a value of the wrong kind or range.
     """
-    cls = registry.get(component.name)
+    return _build(registry, component, component.name, component.options, [])
+
+
+def _build(
+    registry: Registry, whole: Component, name: str, options: dict[str, Any], outer: list[str]
+) -> Any:
+    """The dataclass of the last parts of a composed name; those before have the options `outer`."""
+    head, colon, rest = name.partition(":")
+    cls = registry.get(head)
+    kind = f"{registry.kind} {head!r}"
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise UserError(f"{registry.kind} {component.name!r} is not a dataclass")
+        raise UserError(f"{kind} is not a dataclass")
+    form = rest_of(cls)
+    if colon and not form:
+        raise UserError(f"{kind} takes nothing after a colon: write {head!r}")
+    if form and not rest:
+        what, such = "a library", ""
+        if form == BASE:
+            what, such = "around another", f", such as '{head}:pgd'"
+        raise UserError(f"{kind} is {what}: write '{head}:{form}'{such}")
+    if form == NAME:
+        return _make(registry, whole, cls, {"attack": rest, "options": options})
     fields = [field.name for field in dataclasses.fields(cls) if field.init]
-    for key in component.options:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(fields)}"
-            raise UserError(f"{registry.kind} {component.name!r} has no option {key!r}: {hint}")
+    if form == BASE:
+        fields.remove("base")
+    own = {key: value for key, value in options.items() if key in fields}
+    others = {key: value for key, value in options.items() if key not in fields}
+    known = [*outer, *fields]
+    if form == BASE:
+        own["base"] = _build(registry, whole, rest, others, known)
+    for key in others if not form else ():
+        hint = did_you_mean(key, known, f"it has {', '.join(known)}")
+        raise UserError(f"{registry.kind} {whole.name!r} has no option {key!r}: {hint}")
+    return _make(registry, whole, cls, own)
+
+
+def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
     try:
-        return TypeAdapter(cls).validate_python(component.options)
+        return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        raise UserError(f"{registry.kind} {component.label!r}: {first_line(error)}") from error
+        raise UserError(f"{registry.kind} {whole.label!r}: {first_line(error)}") from error
+    except PydanticUserError as error:
+        raise UserError(
+            f"{registry.kind} {whole.name!r} has fields of types that cannot be checked: give it "
+            "the __pydantic_config__ of attacks.wrapper.Wrapper"
+        ) from error
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def first_line(error: ValidationError) -> str:

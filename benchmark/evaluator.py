@@ -1,12 +1,13 @@
 """The only place that judges: attacks a model block by block, and believes nothing it is told."""
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks import Attack, Problem, ThreatModel
 from benchmark.records import Block, Cell, IntArray
@@ -79,8 +80,11 @@ def measure_attack(
     block: int,
     advance: Callable[[int, int], None] = lambda samples, broken: None,
     tick: Callable[[int], None] = lambda calls: None,
+    peers: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Fill a cell with an attack on the samples at the places `index`.
+
+    `peers` are other models, frozen, on the subject's device, of which the attack gets copies.
 
     Only samples that no block of the cell holds yet are worked on. `advance` is told of each
     block's (samples, broken ones), those that were there before too, `tick` of each model call
@@ -93,8 +97,9 @@ def measure_attack(
         numbers = torch.from_numpy(samples.number[part]).to(subject.device)
         # Copies, because an attack may work in place on what it is given.
         problem = Problem(
-            subject.victim(), clean.clone(), labels.clone(), threat, seed, numbers, meter
-        )
+            subject.victim(), clean.clone(), labels.clone(), threat, seed, numbers, meter,
+            peers=copy.deepcopy(dict(peers or {})),
+        )  # fmt: skip
         points = attack(problem).detach()
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")

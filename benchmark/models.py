@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 import defenses
 from attacks import ThreatModel
-from benchmark.assess import identify_object
 from benchmark.components import SAVED, Component, configure
 from benchmark.data import Dataset, fingerprint
 from benchmark.errors import UserError
+from benchmark.identity import identify_object
 from benchmark.records import cell_key
 from benchmark.registry import DEFENSES
 

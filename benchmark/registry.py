@@ -5,7 +5,7 @@ add theirs through the entry point groups `bestattack.attacks`, `bestattack.defe
 `bestattack.datasets`; a local file through dictionaries named ATTACKS, DEFENSES and DATASETS.
 """
 
-import difflib
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +15,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import UserError
+from benchmark import suites
+from benchmark.errors import UserError, did_you_mean
+
+# What follows "HEAD:" in a composed name: a registered base, or the name of a foreign attack.
+BASE, NAME = "BASE", "NAME"
 
 
 class Registry:
@@ -33,22 +37,26 @@ class Registry:
         return f"bestattack.{self.plural}"
 
     def describe(self) -> dict[str, str]:
-        """Every name with one line about it; an entry that does not load warns and says so."""
+        """Every name, with what is to follow it, and one line about it; an entry that does not load
+        warns and says so."""
         lines = {}
         for name, (source, _) in sorted(self._entries().items()):
             try:
-                about = _about(self.get(name))
+                entry = self.get(name)
+                about, form = _about(entry), rest_of(entry)
             except UserError as error:
                 warnings.warn(str(error), stacklevel=2)
-                about = "does not load"
-            lines[name] = about if source == "built in" else f"{about} ({source})"
+                about, form = "does not load", ""
+            shown = f"{name}:{form}" if form else name
+            lines[shown] = about if source == "built in" else f"{about} ({source})"
         return lines
 
     def get(self, name: str) -> Any:
         """The object behind a name. Raises UserError where it is unknown or does not load."""
         entries = self._entries()
         if name not in entries:
-            raise UserError(f"unknown {self.kind} {name!r}: {self._hint(name, list(entries))}")
+            hint = did_you_mean(name, entries, f"'bestattack list {self.plural}' shows all")
+            raise UserError(f"unknown {self.kind} {name!r}: {hint}")
         source, entry = entries[name]
         try:
             return entry.load() if isinstance(entry, EntryPoint) else _load(entry)
@@ -78,11 +86,16 @@ class Registry:
     def _clash(self, name: str, first: str, second: str) -> str:
         return f"{self.kind} {name!r} is {first} and also from {second}: rename or remove one"
 
-    def _hint(self, name: str, names: list[str]) -> str:
-        close = difflib.get_close_matches(name, names, n=1)
-        if close:
-            return f"did you mean {close[0]!r}?"
-        return f"'bestattack list {self.plural}' shows all"
+
+def rest_of(entry: Any) -> str:
+    """What must follow an entry's name after a colon: BASE where it wraps a base, NAME where it is
+    a library's attacks, nothing otherwise."""
+    if not dataclasses.is_dataclass(entry):
+        return ""
+    fields = {field.name for field in dataclasses.fields(entry)}
+    if "base" in fields:
+        return BASE
+    return NAME if {"attack", "options"} <= fields else ""
 
 
 def _load(entry: Any) -> Any:
@@ -97,8 +110,8 @@ def _said(error: Exception) -> str:
 
 
 def _about(entry: Any) -> str:
-    if isinstance(entry, list):
-        return ", ".join(entry)
+    if isinstance(entry, suites.Suite):
+        return str(entry)
     return (inspect.getdoc(entry) or "").partition("\n\n")[0].replace("\n", " ")
 
 
@@ -107,7 +120,23 @@ ATTACKS = Registry(
     "attacks",
     {
         "pgd": "attacks.pgd:PGD",
+        "apgd": "attacks.apgd:APGD",
         "cw": "attacks.carlini_wagner:CarliniWagner",
+        "boundary": "attacks.boundary:Boundary",
+        "square": "attacks.square:Square",
+        "strong": "attacks.strong:Strong",
+        "best-arm": "attacks.aggregation:BestArm",
+        "top-2": "attacks.aggregation:Top2",
+        "softmax": "attacks.aggregation:SoftmaxAttack",
+        "highest-arm": "attacks.aggregation:HighestArm",
+        "average-gradient": "attacks.aggregation:AverageGradient",
+        "softmax-top-2": "attacks.aggregation:SoftmaxTop2",
+        "hierarchical": "attacks.hierarchical:Hierarchical",
+        "targeted": "attacks.targeted:Targeted",
+        "transfer": "attacks.transfer:Transfer",
+        "seeded": "attacks.transfer:Seeded",
+        "foolbox": "attacks.foolbox_adapter:Foolbox",
+        "torchattacks": "attacks.torchattacks_adapter:TorchAttacks",
     },
 )
 DEFENSES = Registry(
@@ -129,18 +158,7 @@ DATASETS = Registry(
         "cifar10": "benchmark.data:cifar10",
     },
 )
-SUITES = Registry(
-    "suite",
-    "suites",
-    {
-        "quick": ["pgd/steps=40", "pgd/steps=40/objective=margin", "cw/steps=200/searches=5"],
-        "standard": [
-            "pgd",
-            "pgd/objective=margin/restarts=5",
-            "cw",
-        ],
-    },
-)
+SUITES = Registry("suite", "suites", dict(suites.SUITES))
 
 
 def load_plugin(path: Path) -> None:

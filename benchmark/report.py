@@ -1,6 +1,6 @@
 """From per-sample records to accuracies: aggregation, and how a report reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,16 +55,26 @@ class Report:
     """What was measured on one model. Accuracies are over all its samples.
 
     natural       share classified correctly.
-    per_attack    share classified correctly and not broken by that attack; NaN where it failed.
-                  Empty in cascade mode, where an attack sees only what those before it left.
+    per_attack    share classified correctly and not broken by that attack, or by those before it in
+                  its series; NaN where it failed or does not apply. Empty in cascade mode, where an
+                  attack sees only what those before it left.
     best_attack   share classified correctly and broken by no attack; NaN where no attack ran.
+    errors        why attacks failed; inapplicable, why they do not apply to the model.
+    after         for the later attacks of a series, those before them.
     flags         what to know before trusting the numbers: code to explanation.
+    notes         on the attacks that were asked for.
     records       a DataFrame with one row per sample and attack ("natural" among them).
     adversarial   for each attack, its judged misclassified points.
     """
 
     def __init__(
-        self, name: str, threat: ThreatModel, mode: Mode, total: int, flags: Iterable[str] = ()
+        self,
+        name: str,
+        threat: ThreatModel,
+        mode: Mode,
+        total: int,
+        flags: Iterable[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.threat = threat
@@ -72,15 +82,26 @@ class Report:
         self.total = total
         self.keys: dict[str, str] = {}
         self.errors: dict[str, str] = {}
+        self.inapplicable: dict[str, str] = {}
+        self.after: dict[str, tuple[str, ...]] = {}
+        self.notes = list(notes)
         self._flags = flags
         self._cells: dict[str, Cell] = {}
         self._frames: dict[str, pd.DataFrame] = {}
         self._seconds: dict[str, float] = {}
         self._outside: dict[str, int] = {}
 
-    def add(self, label: str, key: str, cell: Cell, error: str | None) -> None:
-        """Take in a cell. One that failed or lacks samples counts for nothing."""
-        expected = self._expected(label)
+    def add(
+        self,
+        label: str,
+        key: str,
+        cell: Cell,
+        error: str | None,
+        after: Sequence[str] = (),
+        inapplicable: str | None = None,
+    ) -> None:
+        """Take in a cell. One that failed, lacks samples or does not apply counts for nothing."""
+        expected = np.arange(self.total) if label == NATURAL else self.remaining(after)
         frames, seconds, outside = [], 0.0, 0
         for block in cell.blocks(images=False):
             frames.append(block.frame())
@@ -90,6 +111,13 @@ class Report:
         self.keys[label] = key
         self._seconds[label] = seconds
         self._outside[label] = outside
+        if after:
+            self.after[label] = tuple(after)
+        if inapplicable is not None and not frames:
+            self.inapplicable[label] = inapplicable
+            return
+        if inapplicable is not None:
+            error = f"found on some samples only that it does not apply: {inapplicable}"
         if frames:
             self._frames[label] = pd.concat(frames).sort_values("index", ignore_index=True)
         elif label != NATURAL:
@@ -105,39 +133,47 @@ class Report:
 
     @property
     def attacks(self) -> list[str]:
-        """All attacks, those that failed among them."""
+        """All attacks, those that failed or do not apply among them."""
         return [label for label in self.keys if label != NATURAL]
+
+    @property
+    def measured(self) -> list[str]:
+        """The attacks that count."""
+        return [
+            label
+            for label in self.attacks
+            if label not in self.errors and label not in self.inapplicable
+        ]
 
     def survivors(self) -> IntArray:
         """The samples classified correctly and broken by no attack so far."""
-        broken = np.zeros(self.total, dtype=bool)
-        for label, frame in self._frames.items():
-            if label not in self.errors:
-                broken[frame["index"].to_numpy()] |= frame["broken"].to_numpy()
-        return np.flatnonzero(~broken)
+        return self._unbroken(self.measured)
 
-    def _expected(self, label: str) -> IntArray:
-        """The samples that a cell added now must hold."""
-        if label == NATURAL:
-            return np.arange(self.total)
+    def remaining(self, after: Sequence[str]) -> IntArray:
+        """The samples for an attack to work on now, `after` others of its series."""
         if self.mode == "cascade":
             return self.survivors()
-        frame = self._frames[NATURAL]
-        return frame["index"][~frame["broken"]].to_numpy()
+        return self._unbroken([label for label in self.measured if label in after])
+
+    def _unbroken(self, labels: Iterable[str]) -> IntArray:
+        broken = np.zeros(self.total, dtype=bool)
+        for label in (NATURAL, *labels):
+            if label in self.errors:
+                continue
+            frame = self._frames[label]
+            broken[frame["index"].to_numpy()] |= frame["broken"].to_numpy()
+        return np.flatnonzero(~broken)
 
     def accuracy(self, label: str) -> Accuracy | None:
         """Natural, of one attack, or best-attack; None where it was not measured."""
-        if label == BEST:
-            measured = any(attack not in self.errors for attack in self.attacks)
-            return Accuracy(len(self.survivors()), self.total) if measured else None
-        if label in self.errors or label not in self._frames:
-            return None
-        broken = int(self._frames[label]["broken"].sum())
         if label == NATURAL:
-            return Accuracy(self.total - broken, self.total)
-        if self.mode == "cascade":
+            return None if label in self.errors else Accuracy(len(self._unbroken([])), self.total)
+        if label == BEST:
+            return Accuracy(len(self.survivors()), self.total) if self.measured else None
+        if label not in self.measured or self.mode == "cascade":
             return None
-        return Accuracy(self._count(NATURAL) - broken, self.total)
+        series = [one for one in self.measured if one in self.after.get(label, ()) or one == label]
+        return Accuracy(len(self._unbroken(series)), self.total)
 
     def _count(self, label: str) -> int:
         accuracy = self.accuracy(label)
@@ -196,12 +232,11 @@ class Report:
 
         0 where misclassified clean, infinite where no attack found a point.
         """
-        measured = [label for label in self.attacks if label not in self.errors]
-        if not any(self._cells[label].note.get("minimises") for label in measured):
+        if not any(self._cells[label].note.get("minimises") for label in self.measured):
             return None
         best = np.full(self.total, np.inf)
-        # The others too: in a cascade, what they broke is not given to those that minimise.
-        for label in [NATURAL, *measured]:
+        # The others too: in cascades and series, those that minimise are not given what they broke.
+        for label in [NATURAL, *self.measured]:
             frame = self._frames[label]
             at = frame["index"].to_numpy()
             best[at] = np.fmin(best[at], frame["distance"].to_numpy())
@@ -236,6 +271,8 @@ class Report:
                 }
             if label in self.errors:
                 row["error"] = self.errors[label]
+            if label in self.inapplicable:
+                row["does not apply"] = self.inapplicable[label]
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -245,6 +282,8 @@ class Report:
             return f"natural accuracy {self.natural:.2%}"
         if label in self.errors:
             return f"{label} failed: {self.errors[label]}"
+        if label in self.inapplicable:
+            return f"{label} does not apply: {self.inapplicable[label]}"
         frame = self._frames[label]
         seconds = f"{self._seconds[label]:.1f} s"
         return f"{label} broke {int(frame['broken'].sum())} of {len(frame)} in {seconds}"

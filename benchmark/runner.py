@@ -17,13 +17,14 @@ import yaml
 
 from attacks import ThreatModel
 from benchmark import tables
-from benchmark.api import configured_attacks
 from benchmark.assess import Settings, assess, environment, resolve_device
 from benchmark.components import NATURAL
 from benchmark.data import Dataset, load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
+from benchmark.lineup import choose
 from benchmark.models import Trained, check, data_identity, obtain
+from benchmark.peers import Peer, check_sources, gather
 from benchmark.records import FolderCell, write_json, write_text
 from benchmark.registry import load_plugin
 from benchmark.report import Report
@@ -40,7 +41,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     """
     for plugin in spec.plugins:
         load_plugin(plugin)
-    attacks = configured_attacks(spec.suite, spec.attacks, spec.threat)
+    lineup = choose(spec.suite, spec.attacks, spec.threat)
+    check_sources(lineup, [component.label for component in spec.defenses])
     for component in spec.defenses:
         check(component)
     device = resolve_device(spec.device)
@@ -67,6 +69,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress
             )
         )
+    labelled = zip(spec.defenses, trained, strict=True)
+    peers = gather(lineup, {c.label: Peer(one.model, one.identity) for c, one in labelled})
     # From here on the folder is this run's: tables of an earlier one would not be.
     for name in tables.FILES:
         (folder / name).unlink(missing_ok=True)
@@ -77,7 +81,14 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
         manifest["rows"].append(row)
 
         def notify(report: Report, label: str, row: dict[str, Any] = row) -> None:
-            row |= {"flags": sorted(report.flags), "cells": report.keys, "errors": report.errors}
+            row |= {
+                "flags": sorted(report.flags),
+                "cells": report.keys,
+                "errors": report.errors,
+                "inapplicable": report.inapplicable,
+                "after": report.after,
+                "notes": report.notes,
+            }
             write_json(folder / "run.json", manifest)
             say(f"{report.name}: {report.summary(label)}")
 
@@ -87,7 +98,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                     component.label,
                     one.model,
                     samples,
-                    attacks,
+                    lineup,
+                    peers,
                     settings,
                     lambda key: FolderCell(folder / "cells" / key),
                     {"defense": one.identity, "data": data},
@@ -124,17 +136,24 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
     try:
         spec = make_spec(manifest["spec"])
         reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
     return spec, manifest, reports
 
 
 def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
     threat = ThreatModel(**manifest["threat"])
-    report = Report(row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"])
+    # Runs made before these were recorded lack them.
+    after, inapplicable = row.get("after", {}), row.get("inapplicable", {})
+    report = Report(
+        row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"],
+        row.get("notes", ()),
+    )  # fmt: skip
     for label, key in row["cells"].items():
-        cell = FolderCell(folder / "cells" / key)
-        report.add(label, key, cell, row["errors"].get(label))
+        report.add(
+            label, key, FolderCell(folder / "cells" / key), row["errors"].get(label),
+            after.get(label, ()), inapplicable.get(label),
+        )  # fmt: skip
     if NATURAL not in report.keys or NATURAL in report.errors:
         raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
     return report

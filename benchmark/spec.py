@@ -19,7 +19,6 @@ from pydantic import (
 from attacks.threat import Norm, ThreatModel
 from benchmark.components import Component, first_line
 from benchmark.errors import UserError
-from benchmark.registry import SUITES
 
 Mode = Literal["table", "cascade"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -60,10 +59,10 @@ class RunSpec(BaseModel):
     # Absolute, so that the saved spec finds them from everywhere.
     plugins: list[Annotated[Path, AfterValidator(Path.absolute)]] = []
 
-    @field_validator("defenses")
+    @field_validator("defenses", "attacks")
     @classmethod
-    def _find_from_everywhere(cls, defenses: list[Component]) -> list[Component]:
-        return [defense.absolute() for defense in defenses]
+    def _find_from_everywhere(cls, components: list[Component]) -> list[Component]:
+        return [component.absolute() for component in components]
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
@@ -87,19 +86,6 @@ def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
         return ThreatModel(norm, float(_number(eps)))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def suite_attacks(suite: str | None, extra: list[Component]) -> list[Component]:
-    """The attacks of a suite followed by others, each once.
-
-    Raises UserError for an unknown suite, and where two attacks share a label.
-    """
-    chosen: dict[str, Component] = {}
-    of_suite = [] if suite is None else [Component.model_validate(a) for a in SUITES.get(suite)]
-    for component in [*of_suite, *extra]:
-        if chosen.setdefault(component.label, component) != component:
-            raise UserError(f"two attacks are labelled {component.label!r}: rename one")
-    return list(chosen.values())
 
 
 def make_spec(values: dict[str, Any]) -> RunSpec:

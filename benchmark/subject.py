@@ -80,6 +80,16 @@ def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subje
 
     Raises UserError where it cannot be copied.
     """
+    frozen = freeze(model, device, dtype)
+    twin = None if dtype is torch.float64 else copy.deepcopy(frozen).double()
+    return Subject(frozen, twin, device, dtype, {"train-mode"} if model.training else set())
+
+
+def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy in eval mode whose parameters take no gradients.
+
+    Raises UserError where the model cannot be copied.
+    """
     try:
         with torch.no_grad():  # without it, the copy of a ScriptModule is no leaf
             frozen = copy.deepcopy(model).to(device, dtype).eval()
@@ -90,8 +100,7 @@ def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subje
         ) from error
     for parameter in frozen.parameters():  # one by one, as a ScriptModule wants it
         parameter.requires_grad_(False)
-    twin = None if dtype is torch.float64 else copy.deepcopy(frozen).double()
-    return Subject(frozen, twin, device, dtype, {"train-mode"} if model.training else set())
+    return frozen
 
 
 @contextmanager

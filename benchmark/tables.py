@@ -70,9 +70,7 @@ def caption(reports: Sequence[Report], data: str | None) -> str:
     """What the numbers are over."""
     first = reports[0]
     norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
-    labels = dict.fromkeys(
-        label for report in reports for label in report.attacks if label not in report.errors
-    )
+    labels = dict.fromkeys(label for report in reports for label in report.measured)
     attacks = ", ".join(labels) or "none yet"
     images = f"{first.total} {data} test images" if data else f"{first.total} images"
     text = (
@@ -87,11 +85,29 @@ def caption(reports: Sequence[Report], data: str | None) -> str:
             " Cascade: each attack saw only what the ones before it left, so there is no column "
             "per attack."
         )
+        return text
+    for series in _series(reports):
+        text += (
+            f" {', '.join(series)} are a series: each worked only on what the ones before it left, "
+            "and its column is the accuracy after it and the ones before it."
+        )
     return text
 
 
+def _series(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+    """The labels of each series, whole."""
+    after = {
+        label: before
+        for report in reports
+        for label, before in report.after.items()
+        if label in report.measured
+    }
+    inner = {label for before in after.values() for label in before}
+    return [(*before, label) for label, before in after.items() if label not in inner]
+
+
 def render(reports: Sequence[Report], data: str | None) -> str:
-    """The tables of some reports as Markdown, with caption, details, errors and flags."""
+    """The tables of some reports as Markdown, with caption, details, notes, errors and flags."""
     parts = [
         _markdown(wide(reports)),
         caption(reports, data),
@@ -99,7 +115,14 @@ def render(reports: Sequence[Report], data: str | None) -> str:
         "distances over the samples that were broken (those left out were not):",
         _markdown(_printable(details(reports))),
     ]
-    notes = [
+    notes = [f"- {note}" for note in dict.fromkeys(n for report in reports for n in report.notes)]
+    notes += [
+        f"- {report.name}: {', '.join(labels)} {does} not apply: {why}"
+        for report in reports
+        for why, labels in _by_reason(report.inapplicable).items()
+        for does in ["does" if len(labels) == 1 else "do"]
+    ]
+    notes += [
         f"- {report.name}: {label} failed: {message}"
         for report in reports
         for label, message in report.errors.items()
@@ -114,6 +137,13 @@ def render(reports: Sequence[Report], data: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _by_reason(inapplicable: dict[str, str]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for label, why in inapplicable.items():
+        reasons.setdefault(why, []).append(label)
+    return reasons
+
+
 def plain(reports: Sequence[Report]) -> list[dict[str, Any]]:
     """The rows of table.json."""
     return [
@@ -125,6 +155,9 @@ def plain(reports: Sequence[Report]) -> list[dict[str, Any]]:
             "interval": list(best.interval) if (best := report.accuracy(BEST)) else None,
             "flags": report.flags,
             "errors": report.errors,
+            "inapplicable": report.inapplicable,
+            "after": {label: list(before) for label, before in report.after.items()},
+            "notes": report.notes,
         }
         for report in reports
     ]
@@ -181,7 +214,9 @@ def _printable(frame: pd.DataFrame) -> pd.DataFrame:
         shares = (100 * frame[["accuracy", "low", "high"]]).to_numpy()
         text = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in shares]
         frame = frame.assign(accuracy=["-" if "nan" in share else share for share in text])
-    frame = frame.reindex(columns=list(_DETAILS)).rename(columns=_DETAILS)
+    frame = frame.reindex(columns=list(_DETAILS))
+    # Attacks that do not apply have no work.
+    frame = frame[frame["attacked"].notna()].rename(columns=_DETAILS)
     for column, digits in _DIGITS.items():
         frame[column] = [
             "-" if pd.isna(value) else f"{value:.{digits}f}" for value in frame[column]

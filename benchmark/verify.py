@@ -82,7 +82,9 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     verdicts, reports, problems = [], [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
-        again = Report(report.name, report.threat, report.mode, report.total, report.flags)
+        again = Report(
+            report.name, report.threat, report.mode, report.total, report.flags, report.notes
+        )
         subject = _Doubled(**vars(examine(saved.model, resolve_device(device), torch.float32)))
         natural = MemoryCell()
         measure_natural(subject, samples, natural, spec.block)
@@ -91,8 +93,13 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         for label in report.attacks:
             cell = FolderCell(folder / "cells" / report.keys[label])
             replayed, verdict, found[label] = _replay_cell(subject, samples, report, label, cell)
-            again.add(label, report.keys[label], replayed, report.errors.get(label))
-            verdicts.append(verdict)
+            inapplicable = report.inapplicable.get(label)
+            again.add(
+                label, report.keys[label], replayed, report.errors.get(label),
+                report.after.get(label, ()), inapplicable,
+            )  # fmt: skip
+            if inapplicable is None:
+                verdicts.append(verdict)
         weights = saved.identity["weights"]
         for label, lines in found.items():
             if not _is_of(folder, report, label, manifest["data"], weights):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, CarliniWagner, Problem, ThreatModel
+from attacks import PGD, Problem, ThreatModel
+from attacks.boundary import Boundary
 from attacks.problem import Family
 from benchmark import UserError
 from tests.benchmark.small import Dropping, N, Returning, X, Y, attacked, evaluate_small
@@ -186,7 +187,7 @@ def test_attacks_that_are_no_list_or_no_attack_are_refused() -> None:
         with pytest.raises(UserError, match=re.escape(line)):
             evaluate_small(attacks=attacks)
     with pytest.raises(UserError, match="runs under l2 only"):
-        evaluate_small(norm="linf", attacks=[CarliniWagner()])
+        evaluate_small(norm="linf", attacks=[Boundary()])
 
 
 def test_what_one_precision_alone_misclassifies_is_not_broken_and_flagged() -> None:

@@ -42,7 +42,7 @@ def test_what_is_right_has_no_flags() -> None:
         ),
         ({"suite": "quik"}, "unknown suite 'quik': did you mean 'quick'?"),
         ({"norm": "l1"}, "unknown norm 'l1': use one of l2, linf"),
-        ({"norm": "linf", "attacks": ["cw"]}, "attack 'cw' runs under l2 only"),
+        ({"norm": "linf", "attacks": ["boundary"]}, "attack 'boundary' runs under l2 only"),
         ({"mode": "both"}, "unknown mode 'both': use one of table, cascade"),
         ({"device": "tpu"}, "unknown device 'tpu': use one of auto, cpu, cuda"),
         ({"precision": "float16"}, "unknown precision 'float16': use one of float32, float64"),

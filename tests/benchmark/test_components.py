@@ -1,12 +1,17 @@
 """The grammar of names with options, and how options are checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from attacks import PGD, CarliniWagner
+from attacks import APGD, PGD, Attack, CarliniWagner
+from attacks.aggregation import BestArm
+from attacks.targeted import Targeted
+from attacks.transfer import Transfer
 from benchmark.components import Component, configure
 from benchmark.errors import UserError
 from benchmark.registry import ATTACKS, DEFENSES, Registry
@@ -27,6 +32,11 @@ def _read(value: object) -> Component:
         ("pgd/objective=", "pgd", {"objective": ""}),
         ("external/model=module:Net=2", "external", {"model": "module:Net=2"}),
         ("saved:a/b=c/d", "saved:a/b=c/d", {}),
+        ("best-arm:pgd/steps=3", "best-arm:pgd", {"steps": "3"}),
+        # A source is all that follows: labels and folders hold slashes.
+        ("transfer:pgd/steps=3/source=pgd-at/eps=1", "transfer:pgd", {"steps": "3"}
+         | {"source": "pgd-at/eps=1"}),
+        ("transfer:pgd/source=saved:a/b", "transfer:pgd", {"source": "saved:a/b"}),
     ],
 )  # fmt: skip
 def test_a_name_with_options_is_read(text: str, name: str, options: dict[str, Any]) -> None:
@@ -57,6 +67,8 @@ def test_what_has_no_name_is_refused(value: object) -> None:
         ({"name": "pgd", "minimize": False}, "pgd/minimize=False"),
         ("saved:models/mine", "saved:models/mine"),
         ({"name": "pgd", "steps": 40, "label": "PGD-40"}, "PGD-40"),
+        ("best-arm:cw/steps=3", "best-arm:cw/steps=3"),
+        ({"name": "pgd", "steps": [3, 4]}, "pgd/steps=3,4"),
     ],
 )
 def test_the_label_is_the_name_and_the_options_given(value: object, label: str) -> None:
@@ -115,3 +127,109 @@ def test_an_entry_that_is_no_dataclass_gets_one_line() -> None:
     for name in ("instance", "function"):
         with pytest.raises(UserError, match=f"^attack '{name}' is not a dataclass$"):
             configure(names, _read(name))
+
+
+@dataclass(frozen=True)
+class Library:
+    attack: str
+    options: Mapping[str, Any]
+
+    family = "fixed-budget"
+    norms = ("l2",)
+
+    def __post_init__(self) -> None:
+        if self.attack == "Bad":
+            raise ValueError("library: no attack 'Bad'")
+
+    def __call__(self, problem: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    base: Attack
+
+
+@pytest.fixture
+def _library() -> None:
+    ATTACKS.add("library", Library, "here")
+    ATTACKS.add("unchecked", Unchecked, "here")
+
+
+@pytest.mark.usefixtures("_library")
+@pytest.mark.parametrize(
+    ("text", "attack"),
+    [
+        ("best-arm:pgd/steps=20", BestArm(PGD(steps=20))),
+        # The first that has an option takes it.
+        ("targeted:apgd/objective=dlr/classes=3/steps=7",
+         Targeted(APGD(steps=7), classes=3, objective="dlr")),
+        ("transfer:targeted:pgd/steps=2/classes=1/targeted/source=a",
+         Transfer(Targeted(PGD(steps=2), classes=1), source="a", targeted=True)),
+        # What a library's attack is given is its own affair.
+        ("library:Some/steps=7/any", Library("Some", {"steps": "7", "any": True})),
+        ("best-arm:library:Some/steps=7", BestArm(Library("Some", {"steps": "7"}))),
+    ],
+)  # fmt: skip
+def test_a_composed_name_is_the_attack_composed_by_hand(text: str, attack: object) -> None:
+    assert configure(ATTACKS, _read(text)) == attack
+
+
+def test_a_composed_mapping_says_the_same_as_text() -> None:
+    mapping = _read({"name": "targeted:pgd", "steps": 4, "classes": 2, "label": "mine"})
+    assert configure(ATTACKS, mapping) == configure(
+        ATTACKS, _read("targeted:pgd/steps=4/classes=2")
+    )
+    assert mapping.label == "mine"
+
+
+@pytest.mark.usefixtures("_library")
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("bestarm:pgd", "unknown attack 'bestarm': did you mean 'best-arm'?"),
+        ("best-arm:pdg", "unknown attack 'pdg': did you mean 'pgd'?"),
+        ("best-arm:pgd/stesp=3",
+         "attack 'best-arm:pgd' has no option 'stesp': did you mean 'steps'?"),
+        ("targeted:pgd/clases=3",
+         "attack 'targeted:pgd' has no option 'clases': did you mean 'classes'?"),
+        ("best-arm:pgd/base=cw", "attack 'best-arm:pgd' has no option 'base': it has steps, "
+         "step_size, restarts, random_start, objective"),
+        ("best-arm", "attack 'best-arm' is around another: write 'best-arm:BASE', such as "
+         "'best-arm:pgd'"),
+        ("best-arm:/steps=3", "attack 'best-arm' is around another: write 'best-arm:BASE', "
+         "such as 'best-arm:pgd'"),
+        ("library", "attack 'library' is a library: write 'library:NAME'"),
+        ("pgd:cw", "attack 'pgd' takes nothing after a colon: write 'pgd'"),
+        ("pgd:", "attack 'pgd' takes nothing after a colon: write 'pgd'"),
+        ("best-arm:pgd:cw", "attack 'pgd' takes nothing after a colon: write 'pgd'"),
+        ("best-arm:pgd/steps=0",
+         "attack 'best-arm:pgd/steps=0': pgd: steps and restarts must be at least 1"),
+        ("library:Bad", "attack 'library:Bad': library: no attack 'Bad'"),
+        ("unchecked:pgd", "attack 'unchecked:pgd' has fields of types that cannot be checked: "
+         "give it the __pydantic_config__ of attacks.wrapper.Wrapper"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_composed_wrongly_gets_one_line(text: str, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        configure(ATTACKS, _read(text))
+    assert str(error.value) == line
+
+
+def test_a_saved_source_is_found_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = _read("transfer:pgd/source=saved:m/x").absolute()
+    assert here.options["source"] == f"saved:{tmp_path}/m/x"
+    assert here.label == "transfer:pgd/source=saved:m/x"
+    assert _read("transfer:pgd/source=m/x").absolute().options["source"] == "m/x"
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [(None, "pgd/steps=3/restarts=2"), ("P", "P steps=3"), ("P steps=3,4", "P steps=3")],
+)
+def test_one_of_a_series_is_labelled_with_its_value(given: str | None, label: str) -> None:
+    options = {"steps": [3, 4], "restarts": 2}
+    series = Component(name="pgd", options=options, given_label=given)
+    assert series.with_option("steps", 3).label == label

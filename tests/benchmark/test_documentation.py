@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from attacks import ThreatModel
+from benchmark.components import Component
+from benchmark.lineup import choose
+from benchmark.registry import SUITES
 from tests.benchmark.conftest import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +25,12 @@ def _python(document: str, word: str) -> str:
     [
         ("README.md", "DEFENSES", ["--defense", "quantised/levels=8/epochs=2"]),
         ("CONTRIBUTING.md", "DEFENSES", ["--defense", "smoothed/epochs=1/steps=2"]),
-        ("CONTRIBUTING.md", "ATTACKS", ["--defense", "vanilla/epochs=1", "--attack", "one-step"]),
+        ("CONTRIBUTING.md", "OneStep", ["--defense", "vanilla/epochs=1", "--attack", "one-step"]),
+        (
+            "CONTRIBUTING.md",
+            "FromNoise",
+            ["--defense", "vanilla/epochs=1", "--attack", "from-noise:pgd"],
+        ),
         ("CONTRIBUTING.md", "DATASETS", ["--defense", "vanilla/epochs=1", "--data", "stripes"]),
     ],
 )
@@ -37,6 +46,19 @@ def test_plugin_examples_run(
     # What the README says of its own example.
     assert ("zero-gradient" in ended.out) == (document == "README.md")
     assert cli("verify", tmp_path / "run").status == 0
+
+
+def test_attacks_and_suites_in_the_readme_are_known() -> None:
+    """Each name and option of the table of names, and all suites but no other."""
+    text = (ROOT / "README.md").read_text().partition("## Naming attacks")[2].partition("\n## ")[0]
+    names, suites = text.split("| `--suite` |")
+    rows = re.findall(r"^\| (`.*?) \|", names, re.MULTILINE)
+    attacks = [attack for row in rows for attack in re.findall(r"`(.*?)`", row)]
+    assert len(attacks) == 7
+    lineup = choose(None, [Component.model_validate(a) for a in attacks], ThreatModel("l2", 1.0))
+    assert len(lineup.entries) == 7 + 2
+    listed = re.findall(r"^\| (`.*?) \|", suites, re.MULTILINE)
+    assert {name for row in listed for name in re.findall(r"`(.*?)`", row)} == set(SUITES._builtin)
 
 
 def test_the_readme_plugin_is_short() -> None:

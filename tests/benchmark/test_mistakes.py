@@ -69,7 +69,10 @@ def net(classes=10, scale=1, nan=False):
             (*ATTACKED, "--norm", "l1"),
             "the spec is not valid: norm: Input should be 'l2' or 'linf'",
         ),
-        ((*ATTACKED, "--norm", "linf", "--attack", "cw"), "attack 'cw' runs under l2 only"),
+        (
+            (*ATTACKED, "--norm", "linf", "--attack", "boundary"),
+            "attack 'boundary' runs under l2 only",
+        ),
         ((*ATTACKED, "--eps", "0"), "the spec is not valid: eps: Input should be greater than 0"),
         (
             (*ATTACKED, "--eps", "1e999"),

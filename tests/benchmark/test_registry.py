@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmark import registry
-from benchmark.assess import identify_object
 from benchmark.errors import UserError
+from benchmark.identity import identify_object
 from benchmark.registry import ATTACKS, DATASETS, DEFENSES, SUITES, Registry, load_plugin
 from tests.benchmark.conftest import Cli
 
@@ -66,6 +66,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return pretend
 
 
+def _listed(out: str) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in out.splitlines())
+
+
 def test_an_entry_is_imported_when_it_is_asked_for_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,10 +105,26 @@ def test_an_unknown_name_gets_did_you_mean(names: Registry, word: str, line: str
 def test_all_that_is_built_in_loads(recwarn: pytest.WarningsRecorder) -> None:
     for names in (ATTACKS, DEFENSES, DATASETS, SUITES):
         lines = names.describe()
-        assert list(lines) == sorted(names._builtin)
+        assert [line.partition(":")[0] for line in lines] == sorted(names._builtin)
         assert "does not load" not in lines.values()
         assert all(lines.values())
     assert not recwarn.list
+
+
+def test_the_list_shows_what_must_follow_a_name(cli: Cli) -> None:
+    lines = _listed(cli("list", "attacks").out)
+    assert {"pgd", "best-arm:BASE", "targeted:BASE", "foolbox:NAME"} <= set(lines)
+    assert not {"best-arm", "foolbox", "pgd:BASE"} & set(lines)
+
+
+def test_suites_are_listed_with_their_attacks_in_lines_that_can_be_read(cli: Cli) -> None:
+    lines = cli("list", "suites").out.splitlines()
+    assert max(map(len, lines)) <= 100
+    text = " ".join(line.strip() for line in lines)
+    for name, suite in SUITES._builtin.items():
+        assert any(line.startswith(f"{name} ") for line in lines)
+        for attack in suite.attacks:
+            assert (attack if isinstance(attack, str) else attack["name"]) in text
 
 
 @pytest.mark.parametrize("table", ["ATTACKS = {'pgd': 1}", "ATTACKS = {'other': 1, 'cw': 2}"])
@@ -154,7 +174,7 @@ def test_a_broken_package_is_a_warning_in_the_list_and_an_error_when_asked_for(
     )
     ended = cli("list", "attacks")
     assert (ended.status, ended.err) == (0, f"warning: {reason}\n")
-    lines = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    lines = _listed(ended.out)
     assert lines["broken"] == "does not load (no_such_module_anywhere:Thing)"
     assert lines["pgd"].startswith("Projected gradient descent")
 
@@ -171,7 +191,7 @@ def test_a_local_file_adds_attacks_defenses_and_data_sets(tmp_path: Path, cli: C
     ):
         ended = cli("list", kind, "--plugin", path)
         assert (ended.status, ended.err) == (0, "")
-        assert f"{name:16}{about} ({path})" in ended.out.splitlines()
+        assert _listed(ended.out)[name] == f"{about} ({path})"
 
 
 @pytest.mark.parametrize(
@@ -249,9 +269,9 @@ def test_an_installed_package_is_listed_and_run(tmp_path: Path) -> None:
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
 
     listed = _call(path, "benchmark", "list", "attacks")
-    lines = listed.stdout.splitlines()
-    assert f"{'mine':16}An attack of mine. (package bestattack-example)" in lines
-    assert f"{'broken':16}does not load (package bestattack-example)" in lines
+    lines = _listed(listed.stdout)
+    assert lines["mine"] == "An attack of mine. (package bestattack-example)"
+    assert lines["broken"] == "does not load (package bestattack-example)"
     assert listed.stderr.startswith(
         "warning: attack 'broken' from package bestattack-example does not load: AttributeError"
     )

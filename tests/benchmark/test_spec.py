@@ -10,7 +10,8 @@ import yaml
 from attacks import ThreatModel
 from benchmark.components import Component
 from benchmark.errors import UserError
-from benchmark.spec import RunSpec, make_spec, make_threat, read_values, suite_attacks
+from benchmark.lineup import choose
+from benchmark.spec import RunSpec, make_spec, make_threat, read_values
 from tests.benchmark.conftest import Cli
 
 LEAST: dict[str, Any] = {"eps": 0.5, "defenses": ["vanilla"], "attacks": ["pgd"]}
@@ -115,7 +116,7 @@ def test_a_spec_that_is_not_valid_gets_one_line(changes: dict[str, Any], line: s
 
 def test_a_suite_and_attacks_beside_it_are_each_run_once() -> None:
     spec = make_spec(LEAST | {"suite": "standard", "attacks": ["cw", "cw/steps=7"]})
-    assert [attack.label for attack in suite_attacks(spec.suite, spec.attacks)] == [
+    assert list(choose(spec.suite, spec.attacks, spec.threat).entries) == [
         "pgd",
         "pgd/objective=margin/restarts=5",
         "cw",

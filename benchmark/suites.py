@@ -1,0 +1,85 @@
+"""The named sets of attacks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks as a spec names them, text or mappings, and one line about them."""
+
+    about: str
+    attacks: tuple[str | dict[str, Any], ...]
+
+    def __str__(self) -> str:
+        return f"{self.about}: {', '.join(map(_shown, self.attacks))}"
+
+
+def _shown(attack: str | dict[str, Any]) -> str:
+    if isinstance(attack, str):
+        return attack
+    options = {key: value for key, value in attack.items() if key not in ("name", "label")}
+    return "/".join([attack["name"], *(f"{key}={value}" for key, value in options.items())])
+
+
+_ROBIN_BASES = ("pgd/steps=10", "pgd/steps=20", "cw")
+_ON_ARMS = ("best-arm", "top-2", "softmax", "highest-arm", "average-gradient", "softmax-top-2")
+_STAGES = ("first", "second", "first-then-second")
+
+SUITES = {
+    "quick": Suite(
+        "for small models, in seconds",
+        ("pgd/steps=40", "pgd/steps=40/objective=margin", "cw/steps=200/searches=5"),
+    ),
+    "standard": Suite(
+        "PGD on two objectives, and CW", ("pgd", "pgd/objective=margin/restarts=5", "cw")
+    ),
+    "strong": Suite(
+        "targeted ascents, restarts by promise, queries where gradients fail", ("strong",)
+    ),
+    "autoattack": Suite(
+        "the standard cascade of Croce and Hein (2020), with its published settings",
+        (
+            {"name": "apgd", "steps": 100, "label": "APGD-CE"},
+            {
+                "name": "targeted:apgd",
+                "objective": "dlr",
+                "classes": 9,
+                "steps": 100,
+                "label": "APGD-T",
+            },
+            {
+                "name": "torchattacks:FAB",
+                "multi_targeted": True,
+                "steps": 100,
+                "n_restarts": 1,
+                "label": "FAB-T",
+            },
+            {"name": "square", "steps": 5000, "label": "Square"},
+        ),
+    ),
+    "fractal-paper": Suite(
+        "tables 1 and 2 of the fractal classifiers' paper",
+        (
+            {"name": "pgd", "steps": 100, "label": "PGD"},
+            {"name": "boundary", "steps": 50000, "label": "BA"},
+            {"name": "cw", "steps": 10000, "label": "CW"},
+            {"name": "seeded:cw", "steps": 10000, "label": "SCW"},
+        ),
+    ),
+    "robin-paper": Suite(
+        "tables 1 and 3 and figure 8 of the RoBin paper: on the model, its arms, its stages",
+        (
+            *_ROBIN_BASES,
+            *(f"{head}:{base}" for base in _ROBIN_BASES for head in _ON_ARMS),
+            *(f"hierarchical:pgd/steps=10/stage={stage}" for stage in _STAGES),
+        ),
+    ),
+    "l2nnn-paper": Suite(
+        "tables 1 and 2 of the L2NNN paper, up to a million iterations",
+        (
+            {"name": "cw", "steps": "100,1000,10000,100000,1000000", "label": "CW"},
+            {"name": "cw", "steps": 1000, "restarts": 10, "label": "CW 1000x10"},
+        ),
+    ),
+}
