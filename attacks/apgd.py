@@ -1,6 +1,5 @@
 """Auto-PGD: projected gradient ascent that sets its own step sizes."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -12,10 +11,10 @@ from attacks.problem import Family, Problem, climb, due
 from attacks.threat import Norm, per_sample
 
 # Croce and Hein (2020), section 3: the weight of the new step against the momentum, the length of
-# the first stretch between checkpoints and by how much the next are shorter, the shortest, as parts
-# of the steps, and the share of steps that must have risen for a step size to be kept.
+# the first stretch between checkpoints and by how much the next are shorter, the shortest, in
+# percent of the steps, and the share of steps that must have risen for a step size to be kept.
 _MOMENTUM = 0.75
-_FIRST, _SHORTER, _SHORTEST = 0.22, 0.03, 0.06
+_FIRST, _SHORTER, _SHORTEST = 22, 3, 6
 _RISEN = 0.75
 
 
@@ -166,9 +165,9 @@ class _State:
 
 def _checkpoints(steps: int) -> set[int]:
     """The steps after which step sizes are reconsidered (the source's section 3)."""
-    at, stretch, found = 0.0, _FIRST, set()
-    while at + stretch < 1:
+    at, stretch, found = 0, _FIRST, set()
+    while at + stretch < 100:
         at += stretch
-        found.add(math.ceil(at * steps))
+        found.add(-(-at * steps // 100))  # rounded up
         stretch = max(stretch - _SHORTER, _SHORTEST)
     return found

@@ -1,4 +1,4 @@
-"""The Carlini-Wagner attack in L2."""
+"""The Carlini-Wagner attacks in L2 and L-infinity."""
 
 import math
 from dataclasses import dataclass
@@ -8,26 +8,25 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Family, Problem, due
+from attacks.penalties import excess, slopes, squared_distance
+from attacks.problem import Family, Problem, climb, due
 from attacks.segment import pull
 from attacks.threat import Norm, ThreatModel, per_sample
 
 # Pixels start at least this far, as an angle, from the ends of the box, where the sine is flat:
-# 1/1600 of the box's width, enough to be moved and too little to matter.
+# 1/1600 of the box's width, enough to be moved and too little to matter. Less where all pixels
+# together would be further from the known point than a step.
 _OFF_THE_WALL = 0.05
+
+# By how much of the largest logit another class must lead: a little more than `decided` asks.
+_CLEAR = 40 * torch.finfo(torch.float32).eps
 
 # How often in each search a sample is asked whether its loss still falls, and by how much.
 _ABORT_CHECKS = 10
 _STILL_FALLING = 0.9999
 
-# A step of Adam moves each angle by about the learning rate, so a pixel by half of it. With this
-# factor a first step is a tenth of the distance that is already known.
-_STRIDE = 0.2
-
-# Classes whose slope is measured, at a backward pass each, and the smallest slope that is believed,
-# as a part of the largest: where a gradient vanishes, distance says nothing.
-_MOST_CLASSES = 10
-_LEAST_SLOPE = 0.1
+# A first step, as a part of the distance that is already known.
+_STRIDE = 0.1
 
 # Bisections that pull what a search found toward its image.
 _HALVINGS = 10
@@ -35,18 +34,25 @@ _HALVINGS = 10
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Carlini and Wagner (2017), section VI A: minimise ||x' - x||^2 + c * f(x') by Adam.
+    """Carlini and Wagner (2017): minimise distance + c * f(x') by Adam, L2 and L-infinity.
 
-    f is how far the nearest other class is from leading, 0 once it leads by `confidence`.
+    f is how far the nearest other class is from leading, 0 once it leads by `confidence`. Distance
+    is the squared L2 norm (section VI A), or in L-infinity what pixels move beyond a limit tau that
+    falls as closer points are found (section VI C).
 
-    steps          Adam steps of each search ("iterations").
+    steps          the most Adam steps of each search: MaxIter of the papers, up to 1,000,000.
     learning_rate  Adam's; default 0.01, and 10 / steps where that is more: few steps must be longer
                    to reach far enough.
     searches       binary search steps on c, per sample, starting at initial_const.
+    initial_const  the first c, in units where at 1 distance outweighs f from eps on, and in
+                   L-infinity from the limit on.
     confidence     by how much, in logits, another class must lead (kappa).
-    abort_early    a sample whose loss stopped falling leaves its search early.
+    abort_early    a sample whose loss stopped falling leaves its search early, and one that comes
+                   closer too slowly to reach eps makes no further searches.
     minimize       go on to the end for the smallest distance. Without it a sample is done once it
                    is broken within eps.
+    restarts       runs of all searches. The first begins at the problem's start, by default the
+                   clean image; each further one at a random point of the ball.
 
     Returns the closest misclassified points (n, *shape) in the box, clean images where none was
     found. Raises ValueError for hyperparameters out of range.
@@ -54,30 +60,34 @@ class CarliniWagner:
     Differs from the source:
     - x' = mid + half * sin(w) in place of tanh. The hyperbolic tangent leaves pixels at exactly 0
       or 1, most of MNIST, without a usable gradient; the sine is only quadratically flat there.
-    - Other classes are compared by distance, not by logit: each one's lead is divided by the norm
-      of its gradient, which also frees c from the scale of the logits. Gradients are measured
+    - Other classes are compared by distance, not by logit: each one's lead is divided by the dual
+      norm of its gradient, which also frees c from the scale of the logits. Gradients are measured
       before each search, at the closest point known.
-    - The binary search is on the logarithm of c.
+    - The binary search is on the logarithm of c, and in L2 a distance that was found bounds c: more
+      than balances there is not needed. Each search begins at the closest point of those before it.
     - The learning rate falls along a half cosine in each search, and once a point is known, steps
       are in proportion to its distance. What a search found is pulled toward its image by
       bisection.
+    - In L-infinity, tau is eps, or with minimize the smallest distance known, less two steps: 20%
+      less at first and 0.2% at the end of a search, a fraction of that in later searches.
     - Early abort and all else is per sample, never over the batch.
     """
 
-    steps: int = 1000
+    steps: int = 500
     searches: int = 9
-    initial_const: float = 1.0
+    initial_const: float = 2.0
     learning_rate: float | None = None
     confidence: float = 0.0
     abort_early: bool = True
     minimize: bool = False
+    restarts: int = 1
 
     family: ClassVar[Family] = "minimal-norm"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.searches < 1:
-            raise ValueError("cw: steps and searches must be at least 1")
+        if self.steps < 1 or self.searches < 1 or self.restarts < 1:
+            raise ValueError("cw: steps, searches and restarts must be at least 1")
         if not (self.initial_const > 0 and self._rate > 0 and self.confidence >= 0):
             raise ValueError(
                 "cw: initial_const and learning_rate must be above 0, confidence at least 0"
@@ -86,38 +96,85 @@ class CarliniWagner:
     @property
     def passes(self) -> int:
         """The most forward passes that a sample can take."""
-        return self.searches * (1 + self.steps + _HALVINGS)
+        return self.restarts * self.searches * (1 + self.steps + _HALVINGS)
 
     @property
     def _rate(self) -> float:
         return max(0.01, 10 / self.steps) if self.learning_rate is None else self.learning_rate
 
     def __call__(self, problem: Problem) -> Tensor:
-        x = problem.x
         budget = 0.0 if self.minimize else problem.threat.eps
-        best, answer = x.new_full((len(x),), math.inf), x.clone()
-        const = x.new_full((len(x),), self.initial_const)
-        low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
-        stride = _STRIDE / (_half(problem.threat) * 2 * x[0].numel() ** 0.5)
-        rows = torch.arange(len(x), device=x.device)
-        for _ in range(self.searches):
+        answer = problem.x.clone()
+        best = _unknown(problem.x)
+        rows = torch.arange(len(problem), device=answer.device)
+        for restart in range(self.restarts):
             if not len(rows):
                 break
             part = problem.select(rows)
-            rate = (stride * best[rows]).clamp_max(self._rate)
-            slopes = _slopes(part, answer[rows])
-            length, points = self._search(part, const[rows], slopes, rate, budget)
-            length, points = self._pulled(part, length, points, budget)
+            start = self._start(part, best[rows], restart)
+            length, points = self._run(part, start, budget)
             closer = length < best[rows]
             best[rows] = torch.where(closer, length, best[rows])
             answer[rows] = torch.where(per_sample(closer, points), points, answer[rows])
-            found = torch.isfinite(length)
-            high[rows] = torch.where(found, const[rows].minimum(high[rows]), high[rows])
-            low[rows] = torch.where(found, low[rows], const[rows].maximum(low[rows]))
-            const = torch.where(low > 0, (low * high).sqrt(), high / 10)
-            const = torch.where(high.isinf(), low * 10, const)
             rows = rows[best[rows] > budget]
         return answer
+
+    def _start(self, problem: Problem, best: Tensor, restart: int) -> Tensor:
+        """Where a run begins: uniform in the ball of eps, or of the smallest distance known."""
+        threat = problem.threat
+        if restart == 0:
+            return problem.x if problem.start is None else threat.clamp(problem.start)
+        start = problem.random_start(restart)
+        if not self.minimize:
+            return start
+        scale = torch.where(best.isfinite(), best / threat.eps, 1.0)
+        return threat.clamp(problem.x + per_sample(scale, start) * (start - problem.x))
+
+    def _run(self, problem: Problem, start: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+        """All searches from a start: each sample's smallest distance (infinite: none) and point."""
+        threat = problem.threat
+        slope, logits = slopes(problem, start)
+        known = threat.length(start - problem.x)
+        best = torch.where(self._succeeds(problem, logits), known, math.inf).to(start.dtype)
+        answer = start.clone()
+        const = self._balance(threat, best)
+        low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
+        rows = (best > budget).nonzero().squeeze(1)
+        slope = slope[rows]
+        for search in range(self.searches):
+            if not len(rows):
+                break
+            part, before = problem.select(rows), best[rows]
+            if search:
+                slope, _ = slopes(part, answer[rows])
+            stride = _STRIDE / (1 + search)
+            length, points = self._search(
+                part, answer[rows], const[rows], slope, before, budget, stride
+            )
+            length, points = self._pulled(part, length, points, budget)
+            closer = length < before
+            best[rows] = torch.where(closer, length, before)
+            answer[rows] = torch.where(per_sample(closer, points), points, answer[rows])
+            found = length.isfinite()
+            high[rows] = torch.where(found, const[rows].minimum(high[rows]), high[rows])
+            low[rows] = torch.where(found, low[rows], const[rows].maximum(low[rows]))
+            const = torch.minimum(self._balance(threat, best), high)
+            const = torch.where(const > low, const, (low * high).sqrt())
+            const = torch.where(high.isinf(), low * 10, const)
+            keep = best[rows] > budget
+            if self.abort_early and budget and search:
+                # As much closer in each search to come would not do.
+                need = best[rows] - budget
+                gain = before - best[rows]
+                keep &= (gain * (self.searches - 1 - search) >= need) | before.isinf()
+            rows = rows[keep]
+        return best, answer
+
+    def _balance(self, threat: ThreatModel, best: Tensor) -> Tensor:
+        """The c at which distance would outweigh f from a multiple of the known distance on."""
+        # In L-infinity what is within the limit costs nothing, so c has no such scale.
+        scale = torch.where(best.isfinite(), best / threat.eps, 1.0)
+        return self.initial_const * (scale if threat.norm == "l2" else torch.ones_like(best))
 
     def _pulled(
         self, problem: Problem, length: Tensor, points: Tensor, budget: float
@@ -133,97 +190,111 @@ class CarliniWagner:
         return length, points
 
     def _search(
-        self, problem: Problem, const: Tensor, slopes: Tensor, rate: Tensor, budget: float
+        self,
+        problem: Problem,
+        start: Tensor,
+        const: Tensor,
+        slope: Tensor,
+        known: Tensor,
+        budget: float,
+        stride: float,
     ) -> tuple[Tensor, Tensor]:
         """One run of Adam: the distance (infinite where none) and point of each sample's best."""
-        w = _to_angle(problem.x, problem.threat)
+        threat, half = problem.threat, _half(problem.threat)
+        if threat.norm == "linf" and budget:
+            # The walk is within the budget, so its steps are in proportion to that.
+            known = known.clamp_max(budget)
+        # How far a step goes in which all angles change by 1.
+        reach = float(threat.length(torch.full_like(start[:1], half)))
+        wall = (known * (2 * stride / reach)).sqrt().clamp_max(_OFF_THE_WALL)
+        w = _to_angle(start, threat, wall)
         mean, square = torch.zeros_like(w), torch.zeros_like(w)
-        best, points = torch.full_like(const, math.inf), problem.x.clone()
-        loss_before = torch.full_like(const, math.inf)
+        best, points = _unknown(start), problem.x.clone()
+        lowest, before = best.clone(), best.clone()
         rows = torch.arange(len(problem), device=w.device)
         final, answer = best.clone(), points.clone()
         check = max(1, self.steps // _ABORT_CHECKS)
+        # Losses under a limit that falls do not compare.
+        aborting = self.abort_early and (threat.norm == "l2" or budget > 0)
         for step in range(self.steps):
-            trial, distance, loss, logits, gradient = self._evaluate(problem, w, const, slopes)
-            success = decided(logits, problem.y)
-            if self.confidence:
-                success &= margin(logits, problem.y) >= self.confidence
-            closer = success & (distance < best)
-            best = torch.where(closer, distance, best)
+            decay = 0.505 + 0.495 * math.cos(math.pi * step / self.steps)
+            goal = torch.minimum(known, best)
+            size = (goal * (stride / reach)).clamp_max(self._rate) * decay
+            limit = (goal - 2 * half * size).clamp_min(0)
+            trial = _from_angle(w, threat)
+            loss, gradient, logits = self._descent(problem, trial, const, slope, limit)
+            length = threat.length(trial - problem.x)
+            closer = self._succeeds(problem, logits) & (length < best)
+            best = torch.where(closer, length, best)
             points = torch.where(per_sample(closer, trial), trial, points)
-            checking = self.abort_early and step % check == check - 1
+            lowest = torch.minimum(lowest, loss)
+            checking = aborting and step % check == check - 1
+            gradient *= w.cos()
             if due(step) or checking:
                 keep = best > budget
                 if checking:
-                    keep &= loss < _STILL_FALLING * loss_before
-                    loss_before = loss
+                    keep &= lowest < _STILL_FALLING * before
+                    before = lowest
                 if not bool(keep.all()):
                     done = ~keep
                     final[rows[done]], answer[rows[done]] = best[done], points[done]
                     if not bool(keep.any()):
                         return final, answer
                     problem, rows = problem.select(keep), rows[keep]
-                    w, mean, square, gradient, const, slopes, rate, best, points, loss_before = (
+                    w, mean, square, gradient, const, slope, known, size = (
                         state[keep]
-                        for state in (
-                            w, mean, square, gradient, const, slopes, rate, best, points,
-                            loss_before,
-                        )
-                    )  # fmt: skip
-            decay = 0.505 + 0.495 * math.cos(math.pi * step / self.steps)
+                        for state in (w, mean, square, gradient, const, slope, known, size)
+                    )
+                    best, points, lowest, before = (
+                        state[keep] for state in (best, points, lowest, before)
+                    )
             mean.lerp_(gradient, 0.1)
             square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             scale = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
-            size = rate * (-decay / (1 - 0.9 ** (step + 1)))
-            w = w + per_sample(size, w) * mean / scale
+            pace = size / (1 - 0.9 ** (step + 1))
+            w = w - per_sample(pace, w) * mean / scale
         final[rows], answer[rows] = best, points
         return final, answer
 
-    def _evaluate(
-        self, problem: Problem, w: Tensor, const: Tensor, slopes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        w = w.detach().requires_grad_()
-        trial = _from_angle(w, problem.threat)
-        logits = problem.logits(trial)
-        squares = (trial - problem.x).flatten(1).square().sum(1)
-        own = logits.gather(1, problem.y[:, None])
-        leads = (logits - own - self.confidence) / slopes
-        hinge = (-leads.scatter(1, problem.y[:, None], -math.inf).amax(1)).clamp_min(0)
-        loss = squares + const * hinge
-        (gradient,) = torch.autograd.grad(loss.sum(), w)
-        gradient.nan_to_num_(0, 0, 0)
-        return trial.detach(), squares.detach().sqrt(), loss.detach(), logits.detach(), gradient
+    def _descent(
+        self, problem: Problem, trial: Tensor, const: Tensor, slope: Tensor, limit: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss at the trial points, its gradient in their pixels, and the logits."""
+
+        def hinge(logits: Tensor, y: Tensor) -> Tensor:
+            largest = logits.detach().abs().nan_to_num(0, 0, 0).amax(1, keepdim=True)
+            aim = largest * _CLEAR + self.confidence
+            leads = (logits - logits.gather(1, y[:, None]) - aim) / slope
+            return (-leads.scatter(1, y[:, None], -math.inf).amax(1)).clamp_min(0)
+
+        push, lack, logits = climb(problem, trial, hinge)
+        delta = trial - problem.x
+        if problem.threat.norm == "l2":
+            price, back = squared_distance(problem.threat, delta)
+        else:
+            price, back = excess(delta, limit, push)
+        return price + const * lack, back + per_sample(const, push) * push, logits
+
+    def _succeeds(self, problem: Problem, logits: Tensor) -> Tensor:
+        success = decided(logits, problem.y)
+        if self.confidence:
+            success &= margin(logits, problem.y) >= self.confidence
+        return success
 
 
-def _slopes(problem: Problem, points: Tensor) -> Tensor:
-    """How fast each class's lead over the label grows with distance, (n, classes): the norm of the
-    lead's gradient at the points, for the classes with the largest logits; the others take the
-    largest of these."""
-    x = points.detach().requires_grad_()
-    logits = problem.logits(x)
-    own = logits.gather(1, problem.y[:, None])
-    ranked = logits.detach().scatter(1, problem.y[:, None], -math.inf)
-    nearest = ranked.topk(min(logits.shape[1] - 1, _MOST_CLASSES), dim=1).indices
-    slopes = logits.detach().new_zeros(logits.shape)
-    for classes in nearest.split(1, dim=1):
-        lead = (logits.gather(1, classes) - own).sum()
-        (gradient,) = torch.autograd.grad(lead, x, retain_graph=True)
-        slope = problem.threat.length(gradient.nan_to_num(0, 0, 0))
-        slopes.scatter_(1, classes, slope[:, None])
-    largest = slopes.amax(1, keepdim=True)
-    known = torch.zeros_like(slopes, dtype=torch.bool).scatter_(1, nearest, True)
-    slopes = torch.where(known, slopes.maximum(_LEAST_SLOPE * largest), largest)
-    return torch.where(largest > 0, slopes, 1.0)
+def _unknown(x: Tensor) -> Tensor:
+    """An infinite distance for each sample."""
+    return x.new_full((len(x),), math.inf)
 
 
 def _half(threat: ThreatModel) -> float:
     return (threat.upper - threat.lower) / 2
 
 
-def _to_angle(x: Tensor, threat: ThreatModel) -> Tensor:
+def _to_angle(x: Tensor, threat: ThreatModel, wall: Tensor) -> Tensor:
     unit = (x - threat.lower) / _half(threat) - 1
-    edge = math.pi / 2 - _OFF_THE_WALL
-    return unit.clamp(-1, 1).asin().clamp(-edge, edge)
+    edge = per_sample(math.pi / 2 - wall, x)
+    return torch.minimum(torch.maximum(unit.clamp(-1, 1).asin(), -edge), edge)
 
 
 def _from_angle(w: Tensor, threat: ThreatModel) -> Tensor:

@@ -44,9 +44,10 @@ class Foolbox:
     version   of foolbox.
 
     Fixed-budget attacks get the threat's eps; the others minimise without one. Returns points
-    (n, *shape) in the box; samples that are misclassified as they are, and those for which no start
-    was found, come back clean. Raises ValueError, in one line, where foolbox is missing, for
-    unknown names and options, for attacks that have no L2 or Linf, and for what foolbox raises.
+    (n, *shape) in the box; samples that are misclassified as they are, and those that a
+    minimal-norm attack does not break, come back clean. Raises ValueError, in one line, where
+    foolbox is missing, for unknown names and options, for attacks that have no L2 or Linf, and for
+    what foolbox raises.
 
     Differs from the source:
     - Everything is in float32, and a box other than [0, 1] is scaled to it (HopSkipJump clips to
@@ -58,9 +59,9 @@ class Foolbox:
       this loses the batch.
     - DatasetAttack draws from the images of the block.
     Not mended: random numbers are foolbox's, seeded by (seed, first sample of the block), so that
-    noise depends on the block; in L2CarliniWagnerAttack one sample's loss stops the others, and
-    failed samples come back black; BoundaryAttack shares its directions across the block;
-    Brendel-Bethge attacks need numba and can loop forever.
+    noise depends on the block; in L2CarliniWagnerAttack one sample's loss stops the others;
+    BoundaryAttack shares its directions across the block; Brendel-Bethge attacks need numba and can
+    loop forever.
     """
 
     attack: str
@@ -86,7 +87,7 @@ class Foolbox:
         return f"foolbox:{self.attack}"
 
     def __call__(self, problem: Problem) -> Tensor:
-        return foreign.run(self._name, problem, self._craft)
+        return foreign.run(self._name, self.family, problem, self._craft)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         cls = _classes()[self.attack]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attacks import noise
 from attacks.objectives import decided
 from attacks.problem import Family, Problem
-from attacks.threat import Norm, ThreatModel
+from attacks.threat import Norm, ThreatModel, per_sample
 
 # The noise stream that seeds a library, far from those that attacks draw their own noise from.
 _SEED_STREAM = 1 << 16
@@ -169,12 +169,15 @@ class Target(nn.Module):
         return logits
 
 
-def run(name: str, problem: Problem, craft: Callable[[Problem, int, int], Tensor]) -> Tensor:
+def run(
+    name: str, family: Family, problem: Problem, craft: Callable[[Problem, int, int], Tensor]
+) -> Tensor:
     """What `craft` finds for the samples that are not misclassified yet; the others stay clean.
 
     `craft` is given the problem in float32 and the box [0, 1], the number of classes and a seed,
-    and returns points. NaN pixels become those of the image. What it raises becomes a ValueError
-    of one line that starts with `name`.
+    and returns points. NaN pixels become those of the image, and so does what a minimal-norm attack
+    returns for samples that it does not break. What it raises becomes a ValueError of one line that
+    starts with `name`.
     """
     answer = problem.x.clone()
     if not len(problem):
@@ -193,7 +196,12 @@ def run(name: str, problem: Problem, craft: Callable[[Problem, int, int], Tensor
     except Exception as error:
         raise ValueError(f"{name}: {_line(error)}") from error
     points = _from_unit(points.detach(), part)
-    answer[rows] = problem.threat.clamp(torch.where(points.isnan(), part.x, points))
+    points = problem.threat.clamp(torch.where(points.isnan(), part.x, points))
+    if family == "minimal-norm":
+        with torch.no_grad():
+            broken = decided(part.logits(points), part.y)
+        points = torch.where(per_sample(broken, points), points, part.x)
+    answer[rows] = points
     return answer
 
 
@@ -202,7 +210,8 @@ def _width(threat: ThreatModel) -> float:
 
 
 def _to_unit(points: Tensor, threat: ThreatModel) -> Tensor:
-    return ((points - threat.lower) / _width(threat)).float().clamp(0, 1)
+    unit = ((points - threat.lower) / _width(threat)).float().clamp(0, 1)
+    return unit.contiguous()  # which some take for granted
 
 
 def _from_unit(points: Tensor, problem: Problem) -> Tensor:

@@ -65,4 +65,6 @@ OBJECTIVES: dict[str, Objective] = {
 def decided(logits: Tensor, y: Tensor) -> Tensor:
     """Where a sample is misclassified by more than rounding: bool (n,)."""
     own, other = _of_label(logits, y), _others(logits, y).amax(1)
-    return other - own > _ROUNDING * own.abs().maximum(other.abs())
+    # An infinite lead is a lead.
+    scale = own.abs().maximum(other.abs()).clamp_max(torch.finfo(logits.dtype).max)
+    return other - own > _ROUNDING * scale

@@ -20,6 +20,10 @@ class NotApplicableError(ValueError):
     """The target lacks what the attack needs; one line that says what."""
 
 
+class NoGradientError(ValueError):
+    """The model gives no gradients, not even zeros."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Samples under attack: images, labels, the threat, and what names each sample's noise.
@@ -105,7 +109,8 @@ class Attack(Protocol):
 
     It may also have `passes`, the most forward passes that a sample takes: cascades go by it, and
     progress bars. A minimal-norm attack that can stop at the budget has a flag `minimize`, which
-    tells it not to. Raises ValueError, in one line, where it cannot run on the problem.
+    tells it not to. One that crafts its points on another model alone has `transfers`, which is
+    true. Raises ValueError, in one line, where it cannot run on the problem.
     """
 
     @property
@@ -120,13 +125,32 @@ class Attack(Protocol):
 def climb(
     problem: Problem, points: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient (n, *shape) and value (n,) of an objective at some points, and the logits there."""
+    """Gradient (n, *shape) and value (n,) of an objective at some points, and the logits there.
+
+    Raises ValueError where the model gives no gradients, not even zeros.
+    """
     points = points.detach().requires_grad_()
     logits = problem.logits(points)
     value = objective(logits, problem.y)
-    (gradient,) = torch.autograd.grad(value.sum(), points)
+    return differentiate(value, points), value.detach(), logits.detach()
+
+
+def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor:
+    """Gradient (n, *shape) of values (n,) at points that they were computed from.
+
+    `retain` keeps the graph for another one. Raises NoGradientError where there is none.
+    """
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(
+            value.sum(), points, retain_graph=retain, allow_unused=True
+        )
+    if gradient is None:
+        raise NoGradientError(
+            "the model gives no gradients: use attacks that need none, such as square or boundary"
+        )
     # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
-    return gradient.nan_to_num(0, 0, 0), value.detach(), logits.detach()
+    return gradient.nan_to_num(0, 0, 0)
 
 
 def due(step: int) -> bool:

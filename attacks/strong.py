@@ -1,7 +1,7 @@
 """The strongest attack per unit of work: targeted ascents where they can still change a verdict."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from attacks.boundary import Boundary
-from attacks.objectives import decided
-from attacks.problem import Family, Problem, climb, due
+from attacks.objectives import decided, margin
+from attacks.penalties import slopes
+from attacks.problem import Family, NoGradientError, Problem, climb, due
 from attacks.square import Square
 from attacks.threat import Norm, per_sample
 
 # The weight of the new step against the momentum, as in APGD.
 _MOMENTUM = 0.75
-
-# Other classes that are ranked by distance, at a backward pass each.
-_RANKED = 9
 
 # Each later round: the gap below which a sample is worth it, the two nearest of its classes
 # attacked how often, in how many steps. Measured on networks whose exact robust error is known:
@@ -28,10 +26,10 @@ _ROUNDS = ((0.25, 1, 60), (0.12, 2, 100), (0.06, 6, 100))
 # Lengths of the first step, in eps, that restarts take in turn.
 _FIRST = (1.0, 2.0, 0.5, 4.0)
 
-# An ascent that gains less than this part of what the clean gradient promises, or that would need
-# this many times eps by the gradient's own account, has been told nothing by the gradient.
-_LEAST_GAIN = 0.1
-_FARTHEST = 20.0
+# Second opinions that a sample may get, the queries and steps of each, by how much one must add to
+# what was gained before for another to follow, and from how much on gradients are not believed.
+_OPINIONS, _QUERIES, _STEPS = 10, 200, 30
+_WORTH, _DOUBTFUL = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,11 @@ class Strong:
        that falls from eps along a half cosine.
     2. Restarts go to samples whose gap is small: the lead that is left over what another eps would
        buy, by the gradient at the best point. The smaller the gap, the more and longer restarts.
-    3. Samples on which the gradient promised more than it gave, or nothing, are given to attacks
-       that use none: Square with `queries` queries, and under L2 the boundary attack with as many.
+    3. A second opinion for the rest: a short Square attack (Andriushchenko et al. 2020), and an
+       ascent from where it ended. A sample on which this rises higher than all before gets another.
+    4. Samples on which a second opinion rose clearly higher, or nothing rose at all, have gradients
+       that are not to be believed: they are given to Square with `queries` queries, and under L2 to
+       the boundary attack with as many.
 
     A broken sample stops at once. Returns points (n, *shape) in the ball and the box. Raises
     ValueError for hyperparameters out of range. Own work, built of the parts named above.
@@ -60,53 +61,68 @@ class Strong:
     norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
 
     def __post_init__(self) -> None:
-        if self.classes < 1 or self.steps < 1 or self.queries < 0:
-            raise ValueError("strong: classes and steps must be at least 1, queries at least 0")
+        if min(self.classes, self.steps, self.queries) < 1:
+            raise ValueError("strong: classes, steps and queries must be at least 1")
 
     @property
     def passes(self) -> int:
         """The most forward passes that a sample can take."""
         restarts = sum(2 * count * (steps + 1) for _, count, steps in _ROUNDS)
-        return 1 + self.classes * (self.steps + 1) + restarts + 3 * self.queries
+        opinions = _OPINIONS * (_QUERIES + _STEPS + 3)
+        asked = Square(steps=self.queries).passes + Boundary(steps=self.queries).passes + 2
+        return 2 + self.classes * (self.steps + 1) + restarts + opinions + asked
 
     def __call__(self, problem: Problem) -> Tensor:
-        search = _Search(problem, self.classes)
+        search = _Search(problem)
+        try:
+            doubtful = self._climb(search)
+        except NoGradientError:
+            doubtful = ~search.broken
+        search.ask(Square(steps=self.queries), doubtful)
+        if problem.threat.norm == "l2":
+            search.ask(Boundary(steps=self.queries), doubtful)
+        return search.answer
+
+    def _climb(self, search: "_Search") -> Tensor:
+        """Parts 1 to 3; the samples whose gradients are not to be believed, bool (n,)."""
+        search.rank(self.classes)
         for place in range(search.targets.shape[1]):
-            search.ascend(torch.full_like(problem.y, place), self.steps, 1.0, math.inf)
-        untold = search.untold()
+            search.ascend(torch.full_like(search.problem.y, place), self.steps, 1.0, math.inf)
         turn = 0
         for limit, count, steps in _ROUNDS:
             for _ in range(count):
-                nearest = search.gap.argsort(1)[:, :2]
-                for column in nearest.unbind(1):
+                for column in search.gap.argsort(1)[:, :2].unbind(1):
                     search.ascend(column, steps, _FIRST[turn % len(_FIRST)], limit)
                 turn += 1
-        if self.queries:
-            search.ask(Square(steps=self.queries), untold)
-            if problem.threat.norm == "l2":
-                search.ask(Boundary(steps=self.queries), untold)
-        return search.answer
+        return search.hear_others()
 
 
 class _Search:
     """What is known of each sample: points (n, *shape), where they are misclassified (n,), the
-    classes worth a try, nearest first, and the smallest gap to each so far (n, k)."""
+    margin at the clean image and the highest so far (n,); once ranked, the classes worth a try,
+    nearest first, and the smallest gap to each so far (n, k)."""
 
-    def __init__(self, problem: Problem, most: int) -> None:
+    targets: Tensor
+    gap: Tensor
+
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.answer = problem.x.clone()
-        x = problem.x.detach().requires_grad_()
-        logits = problem.logits(x)
-        self.broken = decided(logits.detach(), problem.y)
-        others, leads, slopes = _nearest(problem, x, logits)
-        distance = -leads / slopes.clamp_min(torch.finfo(slopes.dtype).tiny)
-        order = distance.argsort(1)[:, :most]
-        self.targets = others.gather(1, order)
-        self.promise = slopes.gather(1, order) * problem.threat.eps
-        self.clean = leads.gather(1, order)
-        self.lead = torch.full_like(self.clean, -math.inf)
-        self.gap = torch.full_like(self.clean, math.inf)
+        with torch.no_grad():
+            logits = problem.logits(problem.x)
+        self.broken = decided(logits, problem.y)
+        self.clean = margin(logits, problem.y)
+        self.best = self.clean.clone()
         self.runs = 0
+
+    def rank(self, most: int) -> None:
+        """Choose the other classes that are nearest to the clean image by linearised distance."""
+        y = self.problem.y[:, None]
+        slope, logits = slopes(self.problem, self.problem.x)
+        distance = ((logits.gather(1, y) - logits) / slope).scatter(1, y, math.inf)
+        most = min(most, logits.shape[1] - 1)
+        self.targets = distance.topk(most, dim=1, largest=False).indices
+        self.gap = torch.full_like(distance[:, :most], math.inf)
 
     def ascend(self, column: Tensor, steps: int, first: float, limit: float) -> None:
         """One run per unbroken sample whose smallest gap is below the limit, each toward the target
@@ -122,15 +138,31 @@ class _Search:
             start = _far(part, self.runs)
         run = _ascend(part, start, self.targets[rows, column], steps, first)
         self.answer[rows], self.broken[rows] = run.points, run.hit
-        self.lead[rows, column] = self.lead[rows, column].maximum(run.lead)
+        self.best[rows] = self.best[rows].maximum(run.lead)
         self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)
 
-    def untold(self) -> Tensor:
-        """Samples whose gradient promised more than it gave, or too little: bool (n,)."""
-        promise = self.promise.clamp_min(torch.finfo(self.promise.dtype).tiny)
-        gained = ((self.lead - self.clean) / promise).amax(1)
-        far = (-self.clean / promise).amin(1)
-        return (gained < _LEAST_GAIN) | (far > _FARTHEST)
+    def hear_others(self) -> Tensor:
+        """Second opinions; where they or their absence cast doubt on the gradients: bool (n,)."""
+        going, doubtful = ~self.broken, torch.zeros_like(self.broken)
+        for _ in range(_OPINIONS):
+            rows = (going & ~self.broken).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            self.runs += 1
+            part = self.problem.select(rows)
+            # Another seed: all runs of Square would draw the same.
+            points = Square(steps=_QUERIES)(replace(part, seed=part.seed ^ (self.runs << 32)))
+            with torch.no_grad():
+                logits = part.logits(points)
+            others = logits.scatter(1, part.y[:, None], -math.inf)
+            run = _ascend(part, points, others.argmax(1), _STEPS, 1.0)
+            self.answer[rows], self.broken[rows] = run.points, run.hit
+            reached = margin(logits, part.y).maximum(run.lead)
+            added, gained = reached - self.best[rows], self.best[rows] - self.clean[rows]
+            going[rows] = added > _WORTH * gained
+            doubtful[rows] |= added >= _DOUBTFUL * gained
+            self.best[rows] = self.best[rows].maximum(reached)
+        return doubtful
 
     def ask(self, attack: Square | Boundary, which: Tensor) -> None:
         """Give the unbroken of some samples to another attack."""
@@ -148,20 +180,6 @@ class _Search:
 def _lead(target: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     """The logit of each sample's target minus its label's."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-
-
-def _nearest(problem: Problem, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The other classes with the largest logits, their leads over the label (below 0), and how fast
-    these grow with distance: the dual norms of their gradients; (n, k) each."""
-    ranked = logits.detach().scatter(1, problem.y[:, None], -math.inf)
-    others = ranked.topk(min(logits.shape[1] - 1, _RANKED), dim=1).indices
-    leads, slopes = [], []
-    for target in others.unbind(1):
-        lead = _lead(target, logits, problem.y)
-        (gradient,) = torch.autograd.grad(lead.sum(), x, retain_graph=True)
-        leads.append(lead.detach())
-        slopes.append(problem.threat.dual_length(gradient.nan_to_num(0, 0, 0)))
-    return others, torch.stack(leads, 1), torch.stack(slopes, 1)
 
 
 def _far(problem: Problem, stream: int) -> Tensor:

@@ -41,9 +41,10 @@ class TorchAttacks:
 
     Attacks that take an eps are fixed-budget, also FAB, which returns no point beyond it; the
     others are minimal-norm. Returns points (n, *shape) in the box; samples that are misclassified
-    as they are come back clean. Raises ValueError, in one line, where torchattacks is missing, for
-    unknown names and options, for attacks that have no L2 or Linf, for fewer classes or other
-    channels than the attack can take, and for what torchattacks raises.
+    as they are, and those that a minimal-norm attack does not break, come back clean. Raises
+    ValueError, in one line, where torchattacks is missing, for unknown names and options, for
+    attacks that have no L2 or Linf, for fewer classes or other channels than the attack can take,
+    and for what torchattacks raises.
 
     Differs from the source:
     - Everything is in float32, and a box other than [0, 1] is scaled to it.
@@ -80,7 +81,7 @@ class TorchAttacks:
         return f"torchattacks:{self.attack}"
 
     def __call__(self, problem: Problem) -> Tensor:
-        return foreign.run(self._name, problem, self._craft)
+        return foreign.run(self._name, self.family, problem, self._craft)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         x = problem.x

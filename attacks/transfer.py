@@ -1,7 +1,7 @@
 """Attacks that craft points on one model and bring them to another."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -94,6 +94,8 @@ class Transfer(Wrapper):
 
     source: str | None = None
     targeted: bool = False
+
+    transfers: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:

@@ -46,5 +46,7 @@ class View:
         wrong = lead > 0
         if self.progress is not None:
             lead = torch.where(wrong, lead, self.progress(known, self.y, self.data))
-        scale = torch.where(wrong, known.abs().amax(1), 0)
-        return torch.stack([scale, scale + lead + (push - push.detach())], dim=1)
+        # Infinite outputs have no rounding and no gradient.
+        scale = torch.where(wrong, known.nan_to_num(0, 0, 0).abs().amax(1), 0)
+        rise = (push - push.detach()).nan_to_num(0)
+        return torch.stack([scale, scale + lead + rise], dim=1)

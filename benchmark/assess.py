@@ -20,6 +20,7 @@ from benchmark.evaluator import Samples, measure_attack, measure_natural
 from benchmark.identity import identify_object, judge
 from benchmark.lineup import Entry, Lineup
 from benchmark.peers import Peer, sources
+from benchmark.probes import probe
 from benchmark.progress import attack_bar
 from benchmark.records import Cell, IntArray, cell_key
 from benchmark.report import Report
@@ -84,6 +85,9 @@ def assess(
         raise UserError(f"the model fails on some clean images: {_line(failure)}") from failure
     _close(cell, identity, device)
     report.add(NATURAL, key, cell, None)
+    subject.flags |= probe(
+        subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
+    )
     if report.natural <= 1 / columns:
         subject.flags.add("chance")
     if settings.threat.norm == "linf" and settings.threat.eps >= 1:
@@ -98,7 +102,11 @@ def assess(
         title = f"{name} {label}"
         ended = _attack(title, subject, samples, todo, attack, used, settings, cell)
         minimises = attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True))
-        _close(cell, full, device, **dataclasses.asdict(ended), minimises=minimises)
+        _close(
+            cell, full, device, **dataclasses.asdict(ended), minimises=minimises,
+            passes=getattr(attack, "passes", None),
+            transfers=bool(getattr(attack, "transfers", False)),
+        )  # fmt: skip
         report.add(label, key, cell, ended.error, entry.after, ended.inapplicable)
         notify(report, label)
     return report

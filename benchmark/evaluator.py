@@ -100,7 +100,8 @@ def measure_attack(
             subject.victim(), clean.clone(), labels.clone(), threat, seed, numbers, meter,
             peers=copy.deepcopy(dict(peers or {})),
         )  # fmt: skip
-        points = attack(problem).detach()
+        with torch.enable_grad():
+            points = attack(problem).detach()
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")
         points, outside = _enforce(points.to(clean), clean, attack, threat)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from attacks import ThreatModel
 from benchmark.components import BEST, NATURAL
+from benchmark.diagnostics import Trace, compare, unconverged
 from benchmark.records import Cell, IntArray
 from benchmark.spec import Mode
 from benchmark.subject import FLAGS, UNDEFINED
@@ -207,7 +208,21 @@ class Report:
             codes.add("nan")
         if any(_doubtful(frame).any() for frame in self._frames.values()):
             codes.add("rounding")
+        traces = self._traces()
+        if self.mode == "table":
+            codes |= compare(traces)
+        if unconverged(traces, self.total):
+            codes.add("not-converged")
         return {code: FLAGS.get(code, "a flag of another version") for code in sorted(codes)}
+
+    def _traces(self) -> dict[str, Trace]:
+        traces = {}
+        for label in self.measured:
+            before = self.after.get(label, ())
+            lost = np.ones(self.total, dtype=bool)
+            lost[self._unbroken([label, *(one for one in self.measured if one in before)])] = False
+            traces[label] = Trace(lost, self._frames[label], self._cells[label].note, before)
+        return traces
 
     @property
     def records(self) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from attacks.objectives import margin
 from benchmark.errors import UserError
 
 # What each flag under a table means, and what to do about it.
@@ -18,8 +17,19 @@ FLAGS = {
     "non-deterministic": "gives other logits for the same input; verdicts hold for one draw only",
     "float32-only": "does not run in float64, so verdicts were checked in float32 alone",
     "attack-error": "an attack failed; best-attack is over the others, if any: an upper bound",
-    "zero-gradient": "gives zero gradients on most clean images, so gradient attacks see nothing: "
-    "its accuracies are not to be trusted; attack a differentiable stand-in",
+    "zero-gradient": "gives zero or tiny gradients on most clean images, so gradient attacks see "
+    "nothing: its accuracies are not to be trusted; attack a differentiable stand-in",
+    "no-ascent": "its loss hardly rises along its own gradient, which points nowhere: accuracies "
+    "are not to be trusted; add strong, square or boundary, or attack a smoother stand-in",
+    "large-eps": "withstands PGD within the whole box, where any image can become any other: "
+    "gradients are hidden, not gone; add strong, square or boundary, or transfer from a stand-in",
+    "gradient-free": "an attack without gradients broke clearly more than the best with them: "
+    "gradients mislead, or those attacks are too weak; add strong, and more steps and restarts",
+    "transfer": "points crafted on another model broke clearly more than the best attack on this "
+    "one: its gradients mislead; attack a differentiable stand-in, and start from its points "
+    "(seeded:cw)",
+    "not-converged": "attacks were still breaking samples when they ended: the accuracies would go "
+    "on falling; give more steps or restarts",
     "chance": "is right on clean images no more often than a guess: check labels, normalisation",
     "whole-range": "eps lets a pixel take any value: it is for images in [0, 1], such as 8/255",
     "outside-ball": "an attack returned points outside the ball or box, or NaN; they were "
@@ -28,9 +38,6 @@ FLAGS = {
     "try precision float64",
     "nan": "gives NaN logits at some points; these count as misclassified",
 }
-
-# The share of images without a gradient above which a model is flagged.
-_MOST = 0.5
 
 # The class that is predicted where logits are NaN.
 UNDEFINED = -1
@@ -121,19 +128,6 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul)
 
 
-def _blind(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share of images on which the margin has no gradient at all."""
-    points = x.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = model(points)
-        if not logits.requires_grad:
-            return 1.0
-        (gradient,) = torch.autograd.grad(margin(logits, y).sum(), points, allow_unused=True)
-    if gradient is None:
-        return 1.0
-    return float((gradient.flatten(1).nan_to_num() == 0).all(1).float().mean())
-
-
 def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> int:
     """Look at all labels y, and at the logits of some clean images x (n, *shape), and note flags.
     Returns how many logits there are.
@@ -163,8 +157,6 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
     sums = logits.sum(1)
     if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         subject.flags.add("probabilities")
-    if _blind(subject.model, x, y[: len(x)].to(x.device)) > _MOST:
-        subject.flags.add("zero-gradient")
     if subject.twin is not None:
         try:
             with torch.no_grad():

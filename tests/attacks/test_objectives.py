@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attacks.objectives import cross_entropy, decided, dlr, margin
+from attacks.views import View
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 4.0, 0.0, 1.0]])
 Y = torch.tensor([0, 3])
@@ -58,3 +59,14 @@ def test_a_masked_class_does_not_keep_the_others_from_a_verdict() -> None:
 def test_ties_rounding_and_nan_are_not_verdicts() -> None:
     logits = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6], [1.0, 1.1], [math.nan, 1.0]])
     assert decided(logits, torch.zeros(4).long()).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(("own", "other"), [(0.0, torch.inf), (-torch.inf, 0.0)])
+def test_an_infinite_lead_decides_through_a_view_too(own: float, other: float) -> None:
+    logits = torch.tensor([[own, other, -1.0], [other, own, -1.0]], requires_grad=True)
+    y = torch.zeros(2).long()
+    assert decided(logits, y).tolist() == [True, False]
+    view = View(y, y, lambda outputs, y, _: margin(outputs, y))
+    assert decided(view(logits), y).tolist() == [True, False]
+    (gradient,) = torch.autograd.grad(view(logits)[:, 1].sum(), logits)
+    assert not gradient.isnan().any()

@@ -141,7 +141,7 @@ def test_what_failed_in_a_series_counts_for_nothing() -> None:
     assert report.errors == {"part/of=0": "ValueError: no part"}
     assert _index(report, "part/of=2") == [i for i in range(N) if i % 3]
     assert report.per_attack["part/of=2"] == report.best_attack == 10 / N
-    assert list(report.flags) == ["attack-error"]
+    assert list(report.flags) == ["attack-error", "not-converged"]
 
 
 def test_a_cascade_of_a_series_is_a_cascade() -> None:

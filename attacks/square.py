@@ -1,0 +1,244 @@
+"""The Square attack: random search by square-shaped changes that sees scores alone."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks import noise
+from attacks.objectives import decided, margin
+from attacks.problem import Family, Problem, due
+from attacks.threat import Norm, per_sample
+
+# Parts of the steps after which the squares' area is halved (section 4, for 10,000 steps).
+_HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+
+# Rows and columns of tiles that the L2 attack begins with, and the least side of its windows.
+_TILES = 5
+_LEAST_SIDE = 3
+
+
+@dataclass(frozen=True)
+class Square:
+    """Andriushchenko et al. (2020), algorithms 1 to 3: random search on the margin, L2 and
+    L-infinity.
+
+    steps     queries of each restart.
+    p         part of the pixels that the first squares cover.
+    restarts  runs with different noise; each works on what the ones before left. The first begins
+              at `problem.start` if there is one.
+
+    Works on images (n, channels, height, width) and on flat inputs (n, d), as images of one row. A
+    sample that is broken stops there. Returns points in the ball and the box. Raises ValueError for
+    hyperparameters out of range and for inputs of another rank.
+
+    Differs from the source:
+    - Squares that do not fit into the image become rectangles of the same area.
+    - L-infinity: a square that would change nothing is drawn with its signs turned.
+    - L2: what the box cuts off is given to the other pixels at once, so that every query spends the
+      whole budget.
+    """
+
+    steps: int = 5000
+    p: float = 0.8
+    restarts: int = 1
+
+    family: ClassVar[Family] = "fixed-budget"
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError("square: steps and restarts must be at least 1")
+        if not 0 < self.p <= 1:
+            raise ValueError(f"square: p must be above 0 and at most 1, not {self.p}")
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return 1 + self.restarts * self.steps
+
+    @torch.no_grad()
+    def __call__(self, problem: Problem) -> Tensor:
+        if problem.x.dim() not in (2, 4):
+            raise ValueError("square: works on images (n, c, h, w) and flat inputs (n, d) alone")
+        answer = problem.x.clone()
+        rows = (~decided(problem.logits(problem.x), problem.y)).nonzero().squeeze(1)
+        for restart in range(self.restarts):
+            if not len(rows):
+                break
+            points, broken = self._restart(problem.select(rows), restart)
+            answer[rows] = points
+            rows = rows[~broken]
+        return answer
+
+    def _restart(self, problem: Problem, restart: int) -> tuple[Tensor, Tensor]:
+        """The best points (n, *shape) and where they are misclassified (n,)."""
+        first = restart * self.steps
+        best = self._start(problem, restart)
+        logits = problem.logits(best)
+        value, hit = margin(logits, problem.y), decided(logits, problem.y)
+        answer, broken = best.clone(), hit.clone()
+        rows = torch.arange(len(best), device=best.device)
+        for step in range(1, self.steps):
+            if due(step) and bool(hit.any()):
+                answer[rows], broken[rows] = best, hit
+                keep = ~hit
+                if not bool(keep.any()):
+                    return answer, broken
+                problem, rows = problem.select(keep), rows[keep]
+                best, value, hit = best[keep], value[keep], hit[keep]
+            change = _change_l2 if problem.threat.norm == "l2" else _change_linf
+            trial = change(problem, best, self._part(step), first + step)
+            logits = problem.logits(trial)
+            broke = decided(logits, problem.y)
+            reached = margin(logits, problem.y)
+            better = ((reached > value) | broke) & ~hit
+            best = torch.where(per_sample(better, best), trial, best)
+            value = torch.where(better, reached, value)
+            hit |= broke
+        answer[rows], broken[rows] = best, hit
+        return answer, broken
+
+    def _start(self, problem: Problem, restart: int) -> Tensor:
+        if problem.start is not None and restart == 0:
+            return problem.threat.project(problem.start, problem.x)
+        begin = _tiles if problem.threat.norm == "l2" else _stripes
+        return begin(problem, restart * self.steps)
+
+    def _part(self, step: int) -> float:
+        """The part of the pixels that a square covers at this step."""
+        return self.p / 2.0 ** sum(step > at * self.steps for at in _HALVED_AT)
+
+
+def _grid(x: Tensor) -> Tensor:
+    """Images as they are; flat inputs as images of one row and one channel."""
+    return x if x.dim() == 4 else x[:, None, None, :]
+
+
+def _sides(height: int, width: int, part: float, least: int = 1) -> tuple[int, int]:
+    """Rows and columns of a window that covers this part of the image: a square where it fits."""
+    side = max(least, round(math.sqrt(part * height * width)))
+    rows, columns = max(side, round(part * height)), max(side, round(part * width))
+    return min(height, rows), min(width, columns)
+
+
+def _signs(draws: Tensor) -> Tensor:
+    return 1 - 2 * (draws < 0.5).to(draws.dtype)
+
+
+def _draws(problem: Problem, stream: int, *shape: int) -> Tensor:
+    draws = noise.uniform(problem.seed, problem.index, stream, shape)
+    return draws.to(problem.x.dtype)
+
+
+def _offsets(draws: Tensor, length: int, side: int) -> Tensor:
+    """Each pixel's place in a window that begins at random, along one axis: (n, length)."""
+    begin = (draws * (length - side + 1)).long()
+    return torch.arange(length, device=draws.device) - begin[:, None]
+
+
+def _inside(offsets: Tensor, side: int) -> Tensor:
+    return (offsets >= 0) & (offsets < side)
+
+
+def _stripes(problem: Problem, stream: int) -> Tensor:
+    """Vertical stripes of plus and minus eps, per channel."""
+    x = _grid(problem.x)
+    signs = _signs(_draws(problem, stream, x.shape[1], 1, x.shape[3]))
+    return problem.threat.clamp(x + problem.threat.eps * signs).view_as(problem.x)
+
+
+def _change_linf(problem: Problem, best: Tensor, part: float, stream: int) -> Tensor:
+    """A square of plus or minus eps, per channel (algorithm 2)."""
+    x, old, threat = _grid(problem.x), _grid(best), problem.threat
+    channels, height, width = x.shape[1:]
+    rows, columns = _sides(height, width, part)
+    draws = _draws(problem, stream, 2 + channels)
+    down = _inside(_offsets(draws[:, 0], height, rows), rows)
+    across = _inside(_offsets(draws[:, 1], width, columns), columns)
+    window = (down[:, :, None] & across[:, None, :])[:, None]
+    signs = _signs(draws[:, 2:])[:, :, None, None]
+    trial = torch.where(window, threat.clamp(x + threat.eps * signs), old)
+    same = (trial == old).flatten(1).all(1)
+    turned = torch.where(window, threat.clamp(x - threat.eps * signs), old)
+    return torch.where(per_sample(same, x), turned, trial).view_as(best)
+
+
+def _spend(problem: Problem, delta: Tensor) -> Tensor:
+    """The point along delta that spends all of the budget, where the box lets it."""
+    # Twice the length leaves room to give to other pixels what the box takes from some.
+    return problem.threat.project(
+        problem.x + 2 * problem.threat.eps * problem.threat.ascent(delta.view_as(problem.x)),
+        problem.x,
+    )
+
+
+def _tiles(problem: Problem, stream: int) -> Tensor:
+    """Tiles of `_eta` with random signs, per channel."""
+    x = _grid(problem.x)
+    channels, height, width = x.shape[1:]
+    rows, columns = max(1, height // _TILES), max(1, width // _TILES)
+    down = torch.arange(height, device=x.device)
+    across = torch.arange(width, device=x.device)
+    tile_of_row, tile_of_column = down // rows, across // columns
+    shape = (channels, int(tile_of_row[-1]) + 1, int(tile_of_column[-1]) + 1)
+    signs = _signs(_draws(problem, stream, *shape))[:, :, tile_of_row][:, :, :, tile_of_column]
+    eta = _eta(rows, columns, x.dtype, x.device)[0][down % rows][:, across % columns]
+    return _spend(problem, eta * signs)
+
+
+def _change_l2(problem: Problem, best: Tensor, part: float, stream: int) -> Tensor:
+    """The mass of two windows moved into the first, in the shape of `_eta` (algorithm 3)."""
+    x = _grid(problem.x)
+    delta = _grid(best) - x
+    channels, height, width = x.shape[1:]
+    rows, columns = _sides(height, width, part, _LEAST_SIDE)
+    draws = _draws(problem, stream, 5 + channels)
+    down, across = _offsets(draws[:, 0], height, rows), _offsets(draws[:, 1], width, columns)
+    into = (_inside(down, rows)[:, :, None] & _inside(across, columns)[:, None, :])[:, None]
+    other_down = _inside(_offsets(draws[:, 2], height, rows), rows)
+    other_across = _inside(_offsets(draws[:, 3], width, columns), columns)
+    windows = into | (other_down[:, :, None] & other_across[:, None, :])[:, None]
+    beside = (draws[:, 4] < 0.5).long()[:, None, None]
+    place = (down.clamp(0, rows - 1)[:, :, None], across.clamp(0, columns - 1)[:, None, :])
+    eta = _eta(rows, columns, x.dtype, x.device)[beside, *place][:, None]
+    eta = eta * _signs(draws[:, 5:])[:, :, None, None]
+    tiny = torch.finfo(x.dtype).tiny
+    old = torch.where(into, delta, 0.0)
+    new = torch.where(into, eta + old / _length(old).clamp_min(tiny), 0.0)
+    unused = (problem.threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
+    moved = torch.where(windows, delta, 0.0).square().sum((2, 3), keepdim=True)
+    mass = (moved + unused / channels).sqrt()
+    changed = torch.where(windows, 0.0, delta) + new * (mass / _length(new).clamp_min(tiny))
+    return _spend(problem, changed)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """The L2 norm of each channel, (n, c, 1, 1)."""
+    return delta.square().sum((2, 3), keepdim=True).sqrt()
+
+
+@lru_cache(maxsize=32)
+def _eta(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Windows (2, rows, columns) of norm 1 with a bump up and a bump down (section 3.4), one below
+    the other and side by side; where there is no room for two, both are the one that fits."""
+    below = beside = torch.ones(rows, columns)
+    if rows > 1:
+        below = beside = torch.cat([_bump(rows // 2, columns), -_bump(rows - rows // 2, columns)])
+    if columns > 1:
+        left, right = _bump(rows, columns // 2), _bump(rows, columns - columns // 2)
+        beside = torch.cat([left, -right], dim=1)
+        below = below if rows > 1 else beside
+    return torch.stack([below / below.norm(), beside / beside.norm()]).to(device, dtype)
+
+
+def _bump(rows: int, columns: int) -> Tensor:
+    """Growing squares around the middle, the k-th of height 1 / k^2, added up."""
+    down = (torch.arange(rows) - rows // 2).abs()
+    across = (torch.arange(columns) - columns // 2).abs()
+    ring = torch.maximum(down[:, None], across[None, :])
+    heights = 1 / torch.arange(1, max(rows, columns) // 2 + 2) ** 2
+    return heights.flip(0).cumsum(0).flip(0)[ring]

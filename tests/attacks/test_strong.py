@@ -1,0 +1,116 @@
+"""Strong against the exact robust error, and against what hides its gradients."""
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import APGD, Problem, ThreatModel
+from attacks.strong import Strong
+from attacks.targeted import Targeted
+from benchmark.data import load_dataset
+from defenses import AdversarialTraining, Recipe, Vanilla, initialise, train
+from defenses.exact import exact
+
+RECIPES: dict[str, Recipe] = {
+    "plain": Vanilla(arch="mlp", widen=0.2, epochs=60),
+    "adversarial": AdversarialTraining(arch="mlp", widen=0.2, epochs=100),
+}
+CASES = [("plain", 0.07), ("plain", 0.09), ("adversarial", 0.12), ("adversarial", 0.15)]
+
+
+@cache
+def _trained(name: str) -> nn.Module:
+    """A ReLU network of two hidden layers of 26 units, on digits."""
+    digits = load_dataset("digits", None)
+    model = initialise(RECIPES[name], digits.shape, digits.classes, seed=0)
+    threat = ThreatModel("linf", 0.1)
+    train(RECIPES[name], model, digits.train.x, digits.train.y, threat=threat, seed=0)
+    return model.eval().requires_grad_(False)
+
+
+def _correct(model: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    test = load_dataset("digits", None).test
+    x, y = test.x[:count].to(next(model.parameters())), test.y[:count]
+    right = model(x).argmax(1) == y
+    return x[right], y[right]
+
+
+def _left(attack: Strong | Targeted, problem: Problem) -> Tensor:
+    """Where an attack does not break the model: bool (n,)."""
+    points = problem.threat.enforce(attack(problem), problem.x)
+    return problem.model(points).argmax(1) == problem.y
+
+
+def _agrees(name: str, eps: float, count: int, limit_s: float) -> None:
+    model, threat = _trained(name), ThreatModel("linf", eps)
+    x, y = _correct(model, count)
+    truth = [result.status for result in exact(model, x, y, threat, limit_s)]
+    left = _left(Strong(), Problem(model, x, y, threat))
+    assert "undecided" not in truth
+    robust = torch.tensor([status == "robust" for status in truth])
+    assert left[robust].all()
+    assert int((left & ~robust).sum()) <= 1
+    assert int((~robust).sum()) > count / 10
+
+
+@pytest.mark.parametrize(("name", "eps"), CASES)
+def test_misses_the_exact_robust_error_by_at_most_one_sample(name: str, eps: float) -> None:
+    _agrees(name, eps, count=100, limit_s=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "eps"), CASES)
+def test_misses_it_by_at_most_one_of_all_test_images(name: str, eps: float) -> None:
+    _agrees(name, eps, count=355, limit_s=120)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
+def test_is_below_targeted_apgd_with_fewer_passes(norm: str, eps: float) -> None:
+    model = _trained("adversarial")
+    x, y = _correct(model, 355)
+    spent = {}
+    left = {}
+    for attack in (Strong(), Targeted(APGD(), classes=9, objective="dlr")):
+        calls = torch.zeros(())
+        meter = lambda rows, _, calls=calls: calls.add_(len(rows))  # noqa: E731
+        problem = Problem(model, x, y, ThreatModel(norm, eps), meter=meter)
+        name = type(attack).__name__
+        left[name], spent[name] = int(_left(attack, problem).sum()), float(calls)
+    assert left["Strong"] <= left["Targeted"]
+    assert spent["Strong"] < spent["Targeted"]
+
+
+class Decisions(nn.Module):
+    """One-hot decisions in place of logits: no score says where to go, and no gradient, which is
+    zero or, `cut`, not there at all."""
+
+    def __init__(self, network: nn.Module, cut: bool) -> None:
+        super().__init__()
+        self.network, self.cut = network, cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x.detach() if self.cut else x)
+        return 0 * logits + nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_asks_attacks_without_gradients_where_gradients_say_nothing(cut: bool) -> None:
+    model = _trained("plain")
+    x, y = _correct(model, 30)
+    threat = ThreatModel("l2", 0.6)
+    bare = _left(Strong(), Problem(model, x, y, threat)).sum()
+    hidden = Problem(Decisions(model, cut), x, y, threat)
+    seeing = _left(Strong(), hidden).sum()
+    assert seeing <= bare + 4
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    model = copy.deepcopy(_trained("plain")).double()
+    x, y = _correct(model, 40)
+    problem = Problem(model, x, y, ThreatModel("linf", 0.08))
+    whole = Strong(queries=50)(problem)
+    part = torch.arange(len(x) - 1, 0, -3)
+    assert torch.allclose(Strong(queries=50)(problem.select(part)), whole[part], atol=1e-12)
