@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
+from attacks.boundary import Boundary
 from attacks.objectives import decided
 from tests.attacks.linear import Linear, mid_grey
 
@@ -12,7 +13,8 @@ CLASSES = [2, 10]
 
 # Minimal-norm attacks, and how far from the optimum each may land.
 MINIMAL: list[tuple[Attack, float]] = [
-    (CarliniWagner(steps=500, searches=6, minimize=True), 1.01),
+    (CarliniWagner(steps=300, searches=3, minimize=True), 1.01),
+    (Boundary(steps=3000, minimize=True), 1.05),
 ]
 
 
@@ -25,13 +27,17 @@ def _problem(shape: tuple[int, ...], classes: int, n: int, norm: str, eps: float
 @pytest.mark.parametrize("n", [1, 3, 64])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize(("attack", "most"), MINIMAL, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("attack", "most", "norm"),
+    [(attack, most, norm) for attack, most in MINIMAL for norm in attack.norms],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_minimal_norm_attacks_land_near_the_optimum(
-    attack: Attack, most: float, shape: tuple[int, ...], classes: int, n: int
+    attack: Attack, most: float, norm: str, shape: tuple[int, ...], classes: int, n: int
 ) -> None:
-    problem = _problem(shape, classes, n, "l2", 1.0)
+    problem = _problem(shape, classes, n, norm, 1.0)
     points = attack(problem)
-    optimum = problem.model.optimum(problem.x, problem.y, "l2")
+    optimum = problem.model.optimum(problem.x, problem.y, norm)
     ratio = problem.threat.distance(points, problem.x) / optimum
     assert decided(problem.model(points), problem.y).all()
     assert ratio.min() >= 1
