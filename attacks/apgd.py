@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, Objective, decided
-from attacks.problem import Family, Problem, climb, due
+from attacks.problem import Family, Problem, climb, due, in_restarts
 from attacks.threat import Norm, per_sample
 
 # Croce and Hein (2020), section 3: the weight of the new step against the momentum, the length of
@@ -57,15 +57,7 @@ class APGD:
         return self.restarts * (self.steps + 1)
 
     def __call__(self, problem: Problem) -> Tensor:
-        answer = problem.x.clone()
-        rows = torch.arange(len(problem), device=problem.x.device)
-        for restart in range(self.restarts):
-            if not len(rows):
-                break
-            points, broken = self._restart(problem.select(rows), restart)
-            answer[rows] = points
-            rows = rows[~broken]
-        return answer
+        return in_restarts(problem, self.restarts, self._restart)
 
     def maximise(self, problem: Problem, restart: int = 0) -> Tensor:
         """The point of the highest value of every sample, broken or not."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, decided
-from attacks.problem import Family, Problem, climb, due
+from attacks.problem import Family, Problem, climb, due, in_restarts
 from attacks.threat import Norm, per_sample
 
 
@@ -57,15 +57,7 @@ class PGD:
         return self.restarts * (self.steps + 1)
 
     def __call__(self, problem: Problem) -> Tensor:
-        answer = problem.x.clone()
-        rows = torch.arange(len(problem), device=problem.x.device)
-        for restart in range(self.restarts):
-            if not len(rows):
-                break
-            points, broken = self._restart(problem.select(rows), restart)
-            answer[rows] = points
-            rows = rows[~broken]
-        return answer
+        return in_restarts(problem, self.restarts, self._restart)
 
     def maximise(self, problem: Problem, restart: int = 0) -> Tensor:
         """The last iterate of every sample, broken or not: what adversarial training learns from.

@@ -122,6 +122,24 @@ class Attack(Protocol):
     def __call__(self, problem: Problem) -> Tensor: ...
 
 
+def in_restarts(
+    problem: Problem, restarts: int, run: Callable[[Problem, int], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Points (n, *shape) of several runs, each on what the ones before left.
+
+    `run` takes a problem and the run's number, and gives points (n, *shape) and where they are
+    misclassified, bool (n,).
+    """
+    answer = problem.x.clone()
+    rows = torch.arange(len(problem), device=answer.device)
+    for restart in range(restarts):
+        if not len(rows):
+            break
+        answer[rows], broken = run(problem.select(rows), restart)
+        rows = rows[~broken]
+    return answer
+
+
 def climb(
     problem: Problem, points: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:

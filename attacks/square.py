@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks import noise
 from attacks.objectives import decided, margin
-from attacks.problem import Family, Problem, due
+from attacks.problem import Family, Problem, due, in_restarts
 from attacks.threat import Norm, per_sample
 
 # Parts of the steps after which the squares' area is halved (section 4, for 10,000 steps).
@@ -66,12 +66,8 @@ class Square:
             raise ValueError("square: works on images (n, c, h, w) and flat inputs (n, d) alone")
         answer = problem.x.clone()
         rows = (~decided(problem.logits(problem.x), problem.y)).nonzero().squeeze(1)
-        for restart in range(self.restarts):
-            if not len(rows):
-                break
-            points, broken = self._restart(problem.select(rows), restart)
-            answer[rows] = points
-            rows = rows[~broken]
+        if len(rows):
+            answer[rows] = in_restarts(problem.select(rows), self.restarts, self._restart)
         return answer
 
     def _restart(self, problem: Problem, restart: int) -> tuple[Tensor, Tensor]:
