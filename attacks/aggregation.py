@@ -113,43 +113,46 @@ class HighestArm(Wrapper):
 
 
 @dataclass(frozen=True)
-class Top2(Wrapper):
+class _Together(Wrapper):
+    """One run of the base on several arms at once."""
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return 1 + base_passes(self)
+
+    def _run(self, problem: Problem, push: Score, most: int | None = None) -> Tensor:
+        """The base on the highest arms, by default on all."""
+        model = _aggregation(problem)
+        return self.base(_on_arms(problem, model, push, _ranked(problem, model)[:, :most]))
+
+
+@dataclass(frozen=True)
+class Top2(_Together):
     """The highest arm down and the second highest up, along the mean of their gradients (RoBin,
     section 4.2).
 
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + base_passes(self)
-
     def __call__(self, problem: Problem) -> Tensor:
-        model = _aggregation(problem)
-        return self.base(_on_arms(problem, model, _losses, _ranked(problem, model)[:, :2]))
+        return self._run(problem, _losses, 2)
 
 
 @dataclass(frozen=True)
-class AverageGradient(Wrapper):
+class AverageGradient(_Together):
     """The label's arm down and all others up, along the mean of their gradients (RoBin, section
     B.1).
 
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + base_passes(self)
-
     def __call__(self, problem: Problem) -> Tensor:
-        model = _aggregation(problem)
-        return self.base(_on_arms(problem, model, _losses, _ranked(problem, model)))
+        return self._run(problem, _losses)
 
 
 @dataclass(frozen=True)
-class SoftmaxAttack(Wrapper):
+class SoftmaxAttack(_Together):
     """The arms as the logits of one multiclass model, under cross-entropy (RoBin, section 4.2).
 
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
@@ -157,28 +160,16 @@ class SoftmaxAttack(Wrapper):
     Differs from the source: cross-entropy is in the form of `attacks.objectives.cross_entropy`.
     """
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + base_passes(self)
-
     def __call__(self, problem: Problem) -> Tensor:
-        model = _aggregation(problem)
-        return self.base(_on_arms(problem, model, _softmax, _ranked(problem, model)))
+        return self._run(problem, _softmax)
 
 
 @dataclass(frozen=True)
-class SoftmaxTop2(Wrapper):
+class SoftmaxTop2(_Together):
     """The two highest arms as the logits of one model, under cross-entropy (RoBin, section B.1).
 
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + base_passes(self)
-
     def __call__(self, problem: Problem) -> Tensor:
-        model = _aggregation(problem)
-        return self.base(_on_arms(problem, model, _softmax, _ranked(problem, model)[:, :2]))
+        return self._run(problem, _softmax, 2)

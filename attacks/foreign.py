@@ -21,7 +21,7 @@ from attacks.objectives import decided
 from attacks.problem import Family, Problem
 from attacks.threat import Norm, ThreatModel, per_sample
 
-# The noise stream that seeds a library, far from those that attacks draw their own noise from.
+# The noise stream that seeds a library, far from those that its adapter draws starts from.
 _SEED_STREAM = 1 << 16
 
 # Logits further than this below the largest decide nothing, and may be minus infinity.

@@ -180,7 +180,7 @@ def _tiles(problem: Problem, stream: int) -> Tensor:
     down = torch.arange(height, device=x.device)
     across = torch.arange(width, device=x.device)
     tile_of_row, tile_of_column = down // rows, across // columns
-    shape = (channels, int(tile_of_row[-1]) + 1, int(tile_of_column[-1]) + 1)
+    shape = (channels, -(-height // rows), -(-width // columns))
     signs = _signs(_draws(problem, stream, *shape))[:, :, tile_of_row][:, :, :, tile_of_column]
     eta = _eta(rows, columns, x.dtype, x.device)[0][down % rows][:, across % columns]
     return _spend(problem, eta * signs)

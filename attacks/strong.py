@@ -13,6 +13,7 @@ from attacks.objectives import decided, margin
 from attacks.penalties import slopes
 from attacks.problem import Family, NoGradientError, Problem, climb, due
 from attacks.square import Square
+from attacks.targeted import targeted_margin
 from attacks.threat import Norm, per_sample
 
 # The weight of the new step against the momentum, as in APGD.
@@ -37,20 +38,23 @@ class Strong:
     """Targeted margin ascents by distance, restarts by promise, queries where gradients fail.
 
     1. Other classes are ranked by linearised distance at the clean image: the label's lead over the
-       dual norm of its gradient (as DeepFool's step does, Moosavi-Dezfooli et al. 2016). Toward
-       each of the nearest `classes`, one ascent of `steps` normalised gradient steps of the logit
-       difference, from a random start, with APGD's momentum (Croce and Hein 2020) and a step size
-       that falls from eps along a half cosine.
+       dual norm of its gradient (as DeepFool's step does, Moosavi-Dezfooli et al. 2016), which is
+       measured for the 10 classes with the largest logits. Toward each of the nearest `classes`,
+       one ascent of `steps` normalised gradient steps of the logit difference, from a random start,
+       with APGD's momentum (Croce and Hein 2020) and a step size that falls from eps along a half
+       cosine.
     2. Restarts go to samples whose gap is small: the lead that is left over what another eps would
        buy, by the gradient at the best point. The smaller the gap, the more and longer restarts.
+       They begin at the end of the budget, with first steps of half to 4 eps in turn.
     3. A second opinion for the rest: a short Square attack (Andriushchenko et al. 2020), and an
        ascent from where it ended. A sample on which this rises higher than all before gets another.
     4. Samples on which a second opinion rose clearly higher, or nothing rose at all, have gradients
        that are not to be believed: they are given to Square with `queries` queries, and under L2 to
        the boundary attack with as many.
 
-    A broken sample stops at once. Returns points (n, *shape) in the ball and the box. Raises
-    ValueError for hyperparameters out of range. Own work, built of the parts named above.
+    A broken sample stops at once; a problem's start is not used. Returns points (n, *shape) in the
+    ball and the box. Raises ValueError for hyperparameters out of range. Own work, built of the
+    parts named above.
     """
 
     classes: int = 3
@@ -73,7 +77,7 @@ class Strong:
         return 2 + self.classes * (self.steps + 1) + restarts + opinions + asked
 
     def __call__(self, problem: Problem) -> Tensor:
-        search = _Search(problem)
+        search = _Search(replace(problem, start=None))
         try:
             doubtful = self._climb(search)
         except NoGradientError:
@@ -91,7 +95,7 @@ class Strong:
         turn = 0
         for limit, count, steps in _ROUNDS:
             for _ in range(count):
-                for column in search.gap.argsort(1)[:, :2].unbind(1):
+                for column in search.gap.argsort(dim=1, stable=True)[:, :2].unbind(1):
                     search.ascend(column, steps, _FIRST[turn % len(_FIRST)], limit)
                 turn += 1
         return search.hear_others()
@@ -117,12 +121,14 @@ class _Search:
 
     def rank(self, most: int) -> None:
         """Choose the other classes that are nearest to the clean image by linearised distance."""
-        y = self.problem.y[:, None]
-        slope, logits = slopes(self.problem, self.problem.x)
+        part = self.problem.select(~self.broken)
+        y = part.y[:, None]
+        slope, logits = slopes(part, part.x)
         distance = ((logits.gather(1, y) - logits) / slope).scatter(1, y, math.inf)
-        most = min(most, logits.shape[1] - 1)
-        self.targets = distance.topk(most, dim=1, largest=False).indices
-        self.gap = torch.full_like(distance[:, :most], math.inf)
+        nearest = distance.topk(min(most, logits.shape[1] - 1), dim=1, largest=False).indices
+        self.targets = nearest.new_zeros(len(self.broken), nearest.shape[1])
+        self.targets[~self.broken] = nearest
+        self.gap = torch.full_like(self.targets, math.inf, dtype=distance.dtype)
 
     def ascend(self, column: Tensor, steps: int, first: float, limit: float) -> None:
         """One run per unbroken sample whose smallest gap is below the limit, each toward the target
@@ -133,9 +139,8 @@ class _Search:
             return
         column = column[rows]
         part = self.problem.select(rows)
-        start = part.random_start(self.runs)
-        if math.isfinite(limit):
-            start = _far(part, self.runs)
+        far = math.isfinite(limit)
+        start = _far(part, self.runs) if far else part.random_start(self.runs)
         run = _ascend(part, start, self.targets[rows, column], steps, first)
         self.answer[rows], self.broken[rows] = run.points, run.hit
         self.best[rows] = self.best[rows].maximum(run.lead)
@@ -148,10 +153,8 @@ class _Search:
             rows = (going & ~self.broken).nonzero().squeeze(1)
             if not len(rows):
                 break
-            self.runs += 1
-            part = self.problem.select(rows)
-            # Another seed: all runs of Square would draw the same.
-            points = Square(steps=_QUERIES)(replace(part, seed=part.seed ^ (self.runs << 32)))
+            part = self._fresh(rows)
+            points = Square(steps=_QUERIES)(part)
             with torch.no_grad():
                 logits = part.logits(points)
             others = logits.scatter(1, part.y[:, None], -math.inf)
@@ -164,22 +167,22 @@ class _Search:
             self.best[rows] = self.best[rows].maximum(reached)
         return doubtful
 
+    def _fresh(self, rows: Tensor) -> Problem:
+        """Some samples with another seed, since Square and Boundary draw the same each time."""
+        self.runs += 1
+        return replace(self.problem.select(rows), seed=self.problem.seed ^ (self.runs << 32))
+
     def ask(self, attack: Square | Boundary, which: Tensor) -> None:
         """Give the unbroken of some samples to another attack."""
         rows = (which & ~self.broken).nonzero().squeeze(1)
         if not len(rows):
             return
-        part = self.problem.select(rows)
+        part = self._fresh(rows)
         points = part.threat.project(attack(part), part.x)
         with torch.no_grad():
             hit = decided(part.logits(points), part.y)
         self.answer[rows[hit]] = points[hit]
         self.broken[rows] = hit
-
-
-def _lead(target: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """The logit of each sample's target minus its label's."""
-    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
 
 def _far(problem: Problem, stream: int) -> Tensor:
@@ -211,7 +214,7 @@ def _ascend(problem: Problem, start: Tensor, target: Tensor, steps: int, first: 
     gap, hit = torch.full_like(lead, math.inf), torch.zeros_like(target, dtype=torch.bool)
     final = _Run(start.clone(), hit.clone(), lead.clone(), gap.clone())
     for step in range(steps + 1):
-        gradient, value, logits = climb(problem, points, partial(_lead, target))
+        gradient, value, logits = climb(problem, points, partial(targeted_margin, target=target))
         new = value > lead
         slope = threat.dual_length(gradient)
         lead = torch.where(new, value, lead)

@@ -70,9 +70,9 @@ def _stretched(problem: Problem, points: Tensor) -> Tensor:
     """The points moved along their direction to the edge of the ball, clipped to the box."""
     threat, x = problem.threat, problem.x
     delta = points - x
-    length = threat.length(delta).clamp_min(torch.finfo(x.dtype).tiny)
+    unit = delta / per_sample(threat.length(delta).clamp_min(torch.finfo(x.dtype).tiny), x)
     # Twice as far as the ball: the projection fills what the box takes from the budget.
-    return threat.project(x + delta * per_sample(2 * threat.eps / length, x), x)
+    return threat.project(x + 2 * threat.eps * unit, x)
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ class Transfer(Wrapper):
     targeted  on the source, go for the class that is the target's highest other at the clean image
               (in RoBin its second-highest arm).
 
-    A base that can climb on beyond the source's boundary, as PGD does, does so, and its last
-    points are the answer. Other bases' points are also tried stretched to the edge of the ball; the
-    closest that the target misclassifies counts. Passes on the source count as work too.
+    A base that can climb on beyond the source's boundary, as PGD does, does so, in one run whatever
+    its restarts, and where that ends is the answer. Other bases' points are also tried stretched to
+    the edge of the ball; the closest that the target misclassifies counts. Passes on the source
+    count as work too.
 
     Points (n, *shape) as the base's. Raises NotApplicableError where no source is named and the
     target has no surrogate, ValueError where there is no model of that name.
@@ -124,7 +125,8 @@ class Seeded(Wrapper):
 
     source  as in `Transfer`.
 
-    On the source, a base that can minimise does. Where the target misclassifies the start and the
+    On the source, a base that can minimise does; what it leaves there unbroken starts at the clean
+    image, or where a fixed-budget base ended. Where the target misclassifies the start and the
     base finds nothing closer, the start is the answer; so also for a base that ignores starts.
     Passes on the source count as work too. Points (n, *shape) as the base's; raises as `Transfer`.
     """

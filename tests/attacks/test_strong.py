@@ -107,6 +107,17 @@ def test_asks_attacks_without_gradients_where_gradients_say_nothing(cut: bool) -
     assert seeing <= bare + 4
 
 
+def test_a_sample_that_is_misclassified_clean_costs_one_pass() -> None:
+    model = _trained("plain")
+    x, y = _correct(model, 20)
+    y = torch.where(torch.arange(len(y)) % 2 == 0, y, (y + 1) % 10)
+    calls = torch.zeros(len(y))
+    meter = lambda rows, _: calls.index_add_(0, rows, torch.ones(len(rows)))  # noqa: E731
+    Strong(queries=5)(Problem(model, x, y, ThreatModel("linf", 1e-3), meter=meter))
+    assert (calls[1::2] == 1).all()
+    assert (calls[::2] > 30).all()
+
+
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     model = copy.deepcopy(_trained("plain")).double()
     x, y = _correct(model, 40)

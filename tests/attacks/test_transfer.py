@@ -8,6 +8,7 @@ from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.aggregation import BestArm
 from attacks.objectives import decided
 from attacks.problem import NotApplicableError
+from attacks.square import Square
 from attacks.targeted import Targeted
 from attacks.transfer import Seeded, Transfer
 from tests.attacks.linear import Linear, mid_grey
@@ -108,6 +109,17 @@ def test_a_stretched_point_uses_the_budget_that_the_box_leaves() -> None:
     points = Transfer(CW, "near")(problem)
     assert decided(problem.model(points), problem.y).all()
     assert problem.threat.distance(points, x).item() == pytest.approx(0.25, rel=1e-2)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_image_that_the_source_misclassifies_has_no_way_to_be_stretched(norm: str) -> None:
+    """At any eps, in float32: it comes back as it is, not as NaN."""
+    x = torch.full((2, 3), 0.5)
+    peers = {"near": Line(0.4)}
+    for eps in (0.1, 2.0, 100.0):
+        problem = Problem(Line(0.7), x, torch.zeros(2).long(), ThreatModel(norm, eps), peers=peers)
+        for base in (Square(steps=5), SMALL):
+            assert torch.equal(Transfer(base, "near")(problem), x)
 
 
 class Saturated(nn.Module):
