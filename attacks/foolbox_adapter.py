@@ -71,6 +71,8 @@ class Foolbox:
     # Set for each instance; class variables for the protocol only.
     family: ClassVar[Family]
     norms: ClassVar[tuple[Norm, ...]]
+    # Noise is drawn for all samples of a block at once, so the block is part of a cell's key.
+    by_block: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         cls = foreign.find("foolbox", self.attack, _classes())

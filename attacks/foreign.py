@@ -80,7 +80,11 @@ def parse(name: str, cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}: {_nearest(key, known)}")
         value = _literal(options[key]) if isinstance(options[key], str) else options[key]
-        if isinstance(known[key], int | float) and not isinstance(value, int | float):
+        number = isinstance(known[key], int | float)
+        if number and (
+            not isinstance(value, int | float)
+            or isinstance(value, bool) != isinstance(known[key], bool)
+        ):
             kind = "true or false" if isinstance(known[key], bool) else "a number"
             raise ValueError(f"{name}: {key} must be {kind}, not {value!r}")
         parsed[key] = value
@@ -93,7 +97,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
     if close:
         return f"did you mean {folded[close[0]]!r}?"
-    return f"it has {', '.join(names) or 'none'}"
+    return f"it has {', '.join(names) or 'none'}" if len(names) < 30 else "the list shows all"
 
 
 def _literal(text: str) -> Any:

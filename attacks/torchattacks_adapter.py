@@ -65,6 +65,8 @@ class TorchAttacks:
     # Set for each instance; class variables for the protocol only.
     family: ClassVar[Family]
     norms: ClassVar[tuple[Norm, ...]]
+    # Noise is drawn for all samples of a block at once, so the block is part of a cell's key.
+    by_block: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         cls = foreign.find("torchattacks", self.attack, _classes())

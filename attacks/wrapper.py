@@ -38,6 +38,11 @@ class Wrapper:
         return self.base.norms
 
     @property
+    def by_block(self) -> bool:
+        """Whether results depend on which samples are attacked together."""
+        return bool(getattr(self.base, "by_block", False))
+
+    @property
     def minimize(self) -> bool:
         """Whether the base minimises; AttributeError where it has no such flag."""
         return bool(cast(Any, self.base).minimize)

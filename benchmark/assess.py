@@ -14,10 +14,11 @@ from torch import nn
 
 from attacks import Attack, ThreatModel
 from attacks.problem import NotApplicableError
+from attacks.transfer import HasSurrogate
 from benchmark.components import NATURAL
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_attack, measure_natural
-from benchmark.identity import identify_object, judge
+from benchmark.identity import JUDGE, identify_object
 from benchmark.lineup import Entry, Lineup
 from benchmark.peers import Peer, sources
 from benchmark.probes import probe
@@ -67,7 +68,7 @@ def assess(
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
     identity = {
-        "judge": judge(),
+        "judge": JUDGE,
         "torch": torch.__version__,
         "device": device.type,
         "precision": settings.precision,
@@ -102,10 +103,13 @@ def assess(
         title = f"{name} {label}"
         ended = _attack(title, subject, samples, todo, attack, used, settings, cell)
         minimises = attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True))
+        # A row may be its own source; only its surrogate is another model then.
+        itself = any(peer.model is model for peer in used.values())
+        elsewhere = not itself or isinstance(model, HasSurrogate)
         _close(
             cell, full, device, **dataclasses.asdict(ended), minimises=minimises,
             passes=getattr(attack, "passes", None),
-            transfers=bool(getattr(attack, "transfers", False)),
+            transfers=elsewhere and bool(getattr(attack, "transfers", False)),
         )  # fmt: skip
         report.add(label, key, cell, ended.error, entry.after, ended.inapplicable)
         notify(report, label)
@@ -171,7 +175,7 @@ def _identify(
         "peers": {name: peer.identity for name, peer in peers.items()},
         "seed": settings.seed,
         "samples": hashlib.sha256(todo.astype("<i8").tobytes()).hexdigest()[:16],
-    }
+    } | ({"block": settings.block} if getattr(attack, "by_block", False) else {})
 
 
 def _close(cell: Cell, identity: dict[str, Any], device: torch.device, **facts: Any) -> None:

@@ -18,6 +18,7 @@ from benchmark.models import load_saved
 from benchmark.records import write_text
 from defenses import read_card
 from defenses.exact import Status, exact
+from defenses.saved import CARD
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,11 @@ def certify_exactly(
     """
     card = read_card(folder)
     model = load_saved(folder).model
-    dataset = load_dataset(data or card["data"]["name"], root)
+    try:
+        made_for, defense = str(card["data"]["name"]), str(card["defense"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD} is not a card of this program") from error
+    dataset = load_dataset(data or made_for, root)
     if list(dataset.shape) != card["shape"] or dataset.classes != card["classes"]:
         raise UserError(f"{folder} is no model of {dataset.name}: name the data it was made for")
     count = samples or len(dataset.test.y)
@@ -128,4 +133,4 @@ def certify_exactly(
             bar.set_postfix(tally, refresh=False)
     if not rows:
         raise KeyboardInterrupt
-    return Certified(str(card["defense"]), dataset.name, threat, pd.DataFrame(rows), count)
+    return Certified(defense, dataset.name, threat, pd.DataFrame(rows), count)

@@ -46,6 +46,8 @@ class Kind(StrEnum):
     defenses = "defenses"
     datasets = "datasets"
     suites = "suites"
+    foolbox = "foolbox"
+    torchattacks = "torchattacks"
 
 
 @app.command()
@@ -134,13 +136,16 @@ def train(
 
 @app.command("list")
 def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
-    """List attacks, defenses, datasets or suites."""
+    """List attacks, defenses, datasets or suites, or the attacks of a library."""
     from benchmark import registry
 
     for path in plugin:
         registry.load_plugin(path)
-    names: registry.Registry = getattr(registry, kind.value.upper())
-    lines = names.describe()
+    if kind in (Kind.foolbox, Kind.torchattacks):
+        lines = registry.describe_library(kind.value)
+    else:
+        names: registry.Registry = getattr(registry, kind.value.upper())
+        lines = names.describe()
     width = max(16, *(len(name) + 2 for name in lines))
     for name, about in lines.items():
         line = f"{name:{width}}{about}"

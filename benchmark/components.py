@@ -57,6 +57,8 @@ class Component(BaseModel):
             name, *parts = value.split("/")
             pairs = [part.partition("=") for part in parts]
             options: dict[str, Any] = {k: v if eq else True for k, eq, v in pairs}
+            if len(options) < len(pairs):
+                raise ValueError(f"{value!r} gives an option twice")
             return {"name": name, "options": options | ({SOURCE: source} if named else {})}
         if isinstance(value, dict) and "options" not in value:
             options = {key: value[key] for key in value if key not in ("name", "label")}
@@ -150,7 +152,7 @@ def _build(
 
 def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
     try:
-        return TypeAdapter(cls).validate_python(values)
+        made: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         raise UserError(f"{registry.kind} {whole.label!r}: {first_line(error)}") from error
     except PydanticUserError as error:
@@ -158,6 +160,11 @@ def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any
             f"{registry.kind} {whole.name!r} has fields of types that cannot be checked: give it "
             "the __pydantic_config__ of attacks.wrapper.Wrapper"
         ) from error
+    for key, value in values.items():
+        # A number forgotten, as in "pgd/steps", would be taken as 1.
+        if isinstance(value, bool) and getattr(made, key) is not value:
+            raise UserError(f"{registry.kind} {whole.label!r}: give {key} a value: {key}=...")
+    return made
 
 
 def _text(value: Any) -> str:

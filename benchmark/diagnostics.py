@@ -30,7 +30,7 @@ class Trace:
              those before it in its series.
     frame    its records: one row per sample that it worked on.
     note     of its cell: whether it minimises, whether it transfers, its most passes.
-    before   the attacks before it in its series.
+    before   the attacks before it in its series, of those that count.
     """
 
     lost: Flags
@@ -102,7 +102,7 @@ def unconverged(traces: Mapping[str, Trace], total: int) -> bool:
         hit = frame["broken"].to_numpy(dtype=bool)
         if label in followed:
             at_end = np.zeros_like(hit)
-        elif any(one in traces for one in trace.before):
+        elif trace.before:
             at_end = hit
         else:
             at_end = trace.late()

@@ -8,13 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from attacks import threat
 from benchmark import evaluator, subject
 
 
-def judge() -> str:
-    """A hash of the source that decides verdicts, so that no cell outlives the judge it is from."""
-    sources = [Path(module.__file__ or "").read_bytes() for module in (evaluator, subject)]
+def _judge() -> str:
+    sources = [Path(module.__file__ or "").read_bytes() for module in (evaluator, subject, threat)]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+
+
+# A hash of the source that decides verdicts, so that no cell outlives the judge it is from; taken
+# now, because an edit while a run goes on does not change the code that runs.
+JUDGE = _judge()
 
 
 def identify_object(thing: object) -> dict[str, Any]:

@@ -161,6 +161,18 @@ DATASETS = Registry(
 SUITES = Registry("suite", "suites", dict(suites.SUITES))
 
 
+def describe_library(name: str) -> dict[str, str]:
+    """Every attack of "foolbox" or "torchattacks" that can be used, with its family and norms.
+
+    Raises UserError where the library is not installed.
+    """
+    adapter = importlib.import_module(f"attacks.{name}_adapter")
+    try:
+        return {f"{name}:{attack}": about for attack, about in adapter.available().items()}
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def load_plugin(path: Path) -> None:
     """Run a local Python file and add what its ATTACKS, DEFENSES and DATASETS name.
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from attacks import ThreatModel
 from benchmark.components import BEST, NATURAL
 from benchmark.diagnostics import Trace, compare, unconverged
+from benchmark.flags import FLAGS
 from benchmark.records import Cell, IntArray
 from benchmark.spec import Mode
-from benchmark.subject import FLAGS, UNDEFINED
+from benchmark.subject import UNDEFINED
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,12 @@ class Report:
         return {code: FLAGS.get(code, "a flag of another version") for code in sorted(codes)}
 
     def _traces(self) -> dict[str, Trace]:
-        traces = {}
+        traces: dict[str, Trace] = {}
         for label in self.measured:
-            before = self.after.get(label, ())
+            # A cascade goes by cost, which may not be the order of a series.
+            before = tuple(one for one in self.after.get(label, ()) if one in traces)
             lost = np.ones(self.total, dtype=bool)
-            lost[self._unbroken([label, *(one for one in self.measured if one in before)])] = False
+            lost[self._unbroken([label, *before])] = False
             traces[label] = Trace(lost, self._frames[label], self._cells[label].note, before)
         return traces
 

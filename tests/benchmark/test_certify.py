@@ -1,6 +1,8 @@
 """`bestattack certify --exact`: what it prints, what it writes and what it refuses."""
 
 import itertools
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,15 @@ def test_a_folder_without_a_model_and_a_foreign_layer_are_one_line(
     ended = cli("certify", "m", "--exact", "--eps", "0.1")
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert "the layer Tanh is not supported" in ended.err
+
+
+def test_a_card_that_lacks_what_is_needed_is_one_line(
+    cli: Cli, folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    card = json.loads((copy / "card.json").read_text())
+    (copy / "card.json").write_text(json.dumps(card | {"data": "digits"}))
+    ended = cli("certify", copy, "--exact", "--eps", "0.1")
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert "is not a card of this program" in ended.err

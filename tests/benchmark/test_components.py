@@ -103,6 +103,8 @@ def test_options_become_what_the_dataclass_declares() -> None:
         ),
         ("pgd/steps=4.5", "attack 'pgd/steps=4.5': steps: Input should be a valid integer, "
          "unable to parse string as an integer"),
+        ("pgd/steps", "attack 'pgd/steps': give steps a value: steps=..."),
+        ("best-arm:pgd/steps", "attack 'best-arm:pgd/steps': give steps a value: steps=..."),
         ("pgd/steps=0", "attack 'pgd/steps=0': pgd: steps and restarts must be at least 1"),
         (
             "pgd/objective=loss",
@@ -233,3 +235,8 @@ def test_one_of_a_series_is_labelled_with_its_value(given: str | None, label: st
     options = {"steps": [3, 4], "restarts": 2}
     series = Component(name="pgd", options=options, given_label=given)
     assert series.with_option("steps", 3).label == label
+
+
+def test_an_option_given_twice_gets_one_line() -> None:
+    with pytest.raises(ValidationError, match="gives an option twice"):
+        Component.model_validate("pgd/steps=10/steps=20")

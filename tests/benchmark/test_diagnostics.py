@@ -14,11 +14,12 @@ from benchmark import evaluate
 from benchmark.components import NATURAL
 from benchmark.data import load_dataset
 from benchmark.evaluator import Samples
+from benchmark.flags import FLAGS
 from benchmark.probes import probe
 from benchmark.records import Block, MemoryCell
 from benchmark.report import Report
 from benchmark.spec import Mode
-from benchmark.subject import FLAGS, examine
+from benchmark.subject import examine
 from defenses import AdversarialTraining, Vanilla, initialise, train
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Linear, Returning, Wrapped, evaluate_small
@@ -90,6 +91,20 @@ def test_a_transfer_attack_that_beats_the_white_box_ones_is_flagged() -> None:
     assert found == ["gradient-free", "transfer"]
 
 
+def test_points_crafted_on_the_model_itself_are_no_transfer() -> None:
+    x = torch.full((200, 4), 0.5)
+    options: dict[str, Any] = {
+        "x": x, "y": torch.zeros(200, dtype=torch.int64), "eps": 0.4,
+        "attacks": ["pgd/steps=1/step_size=1e-3/random_start=no", "transfer:pgd/source=other"],
+    }  # fmt: skip
+    model = Linear()
+    other = evaluate(model, peers={"other": Linear()}, **options)
+    itself = evaluate(model, peers={"other": model}, **options)
+    assert other.per_attack == itself.per_attack
+    assert "transfer" in other.flags
+    assert "transfer" not in itself.flags
+
+
 def test_in_a_cascade_attacks_are_not_compared() -> None:
     square = _cell(range(40, TOTAL), set(range(40, 100)), 100, 0)
     assert _flags("cascade", pgd=_attack(range(40)), square=square) == []
@@ -129,6 +144,13 @@ def test_a_series_that_still_falls_at_its_end_is_flagged(
     cell = _cell(range(50, TOTAL), set(range(50, 50 + last)), 100, 10)
     report.add("b", "b", cell, None, ("a",))
     assert list(report.flags) == flags
+
+
+def test_a_series_that_a_cascade_turns_round_ends_with_its_last_in_time() -> None:
+    report = _report("cascade")
+    report.add("cheap", "b", _attack(range(50)), None, ("dear",))
+    report.add("dear", "a", _cell(range(50, TOTAL), set(), 100, 10), None)
+    assert report.flags == {}
 
 
 def test_flags_of_records_hold_after_report_and_verify(tmp_path: Path, cli: Cli) -> None:

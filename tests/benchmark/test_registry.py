@@ -296,3 +296,11 @@ def _call(environment: dict[str, str], *words: object) -> subprocess.CompletedPr
     )
     assert ended.returncode == 0, ended.stderr
     return ended
+
+
+@pytest.mark.parametrize(
+    ("library", "line"),
+    [("foolbox", "foolbox:DDNAttack"), ("torchattacks", "torchattacks:FAB")],
+)
+def test_the_attacks_of_a_library_are_listed(library: str, line: str, cli: Cli) -> None:
+    assert line in _listed(cli("list", library).out)

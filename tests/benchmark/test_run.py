@@ -398,3 +398,18 @@ def test_a_rerun_that_fails_leaves_the_earlier_run_whole(cli: Cli, tmp_path: Pat
     assert broken.status == 1
     assert (tmp_path / "table.json").read_bytes() == table
     assert cli("verify", tmp_path).status == 0
+
+
+def test_another_block_size_measures_anew_only_what_depends_on_it(tmp_path: Path, cli: Cli) -> None:
+    """A library's noise is drawn for a block at once; ours for each sample."""
+    noise = "foolbox:L2AdditiveGaussianNoiseAttack"
+    keys = []
+    for block in ("7", "9"):
+        cli(
+            "run", "--data", "digits", "--samples", "9", "--eps", "0.5", "--attack", "pgd/steps=2",
+            "--attack", noise, "--defense", "vanilla/epochs=1", "--block", block,
+            "--out", str(tmp_path),
+        )  # fmt: skip
+        keys.append(json.loads((tmp_path / "run.json").read_text())["rows"][0]["cells"])
+    assert keys[0]["pgd/steps=2"] == keys[1]["pgd/steps=2"]
+    assert keys[0][noise] != keys[1][noise]
