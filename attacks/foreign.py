@@ -97,7 +97,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
     if close:
         return f"did you mean {folded[close[0]]!r}?"
-    return f"it has {', '.join(names) or 'none'}" if len(names) < 30 else "the list shows all"
+    return f"it has {', '.join(names) or 'none'}" if len(names) < 30 else "'bestattack list' shows all"
 
 
 def _literal(text: str) -> Any:
