@@ -33,6 +33,9 @@ _ROUNDING = 40 * torch.finfo(torch.float32).eps
 # Options that take objects, print or write files.
 _CLOSED = {"self", "model", "distance", "init_attack", "tensorboard", "verbose"}
 
+# More names than this do not fit into an error's line.
+_MANY = 30
+
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 
 
@@ -97,7 +100,9 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
     if close:
         return f"did you mean {folded[close[0]]!r}?"
-    return f"it has {', '.join(names) or 'none'}" if len(names) < 30 else "'bestattack list' shows all"
+    if len(names) > _MANY:
+        return "'bestattack list' shows all"
+    return f"it has {', '.join(names) or 'none'}"
 
 
 def _literal(text: str) -> Any:
