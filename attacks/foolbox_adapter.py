@@ -3,8 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar, get_args
 
@@ -35,7 +34,7 @@ _NOISES, _IMAGES, _HALVINGS = 16, 16, 6
 
 
 @dataclass(frozen=True)
-class Foolbox:
+class Foolbox(foreign.Foreign):
     """An attack class of foolbox by its name, as in foolbox.attacks (Rauber et al. 2020).
 
     attack    the name: "L2DDNAttack", "LinfPGD", ...; `available` lists them.
@@ -64,32 +63,14 @@ class Foolbox:
     loop forever.
     """
 
-    attack: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    version: str = field(init=False, default="")
-
-    # Set for each instance; class variables for the protocol only.
-    family: ClassVar[Family]
-    norms: ClassVar[tuple[Norm, ...]]
-    # Noise is drawn for all samples of a block at once, so the block is part of a cell's key.
-    by_block: ClassVar[bool] = True
+    library: ClassVar[str] = "foolbox"
 
     def __post_init__(self) -> None:
-        cls = foreign.find("foolbox", self.attack, _classes())
+        cls = foreign.find(self.library, self.attack, _classes())
         options = foreign.parse(self._name, cls, _DEFAULTS.get(cls.__name__, {}) | {**self.options})
         kind = _kind(cls, options)
         foreign.build(self._name, lambda: cls(**options))
-        object.__setattr__(self, "options", options)
-        object.__setattr__(self, "version", version("foolbox"))
-        object.__setattr__(self, "family", kind.family)
-        object.__setattr__(self, "norms", kind.norms)
-
-    @property
-    def _name(self) -> str:
-        return f"foolbox:{self.attack}"
-
-    def __call__(self, problem: Problem) -> Tensor:
-        return foreign.run(self._name, self.family, problem, self._craft)
+        self._settle(options, kind)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         cls = _classes()[self.attack]

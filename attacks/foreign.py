@@ -8,9 +8,10 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +49,39 @@ class Kind:
 
     def __str__(self) -> str:
         return f"{self.family}, {' and '.join(self.norms)}"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An attack class of a library: its name, options, and what follows from them."""
+
+    attack: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    version: str = field(init=False, default="")
+
+    library: ClassVar[str]
+    # Set for each instance; class variables for the protocol only.
+    family: ClassVar[Family]
+    norms: ClassVar[tuple[Norm, ...]]
+    # Noise is drawn for all samples of a block at once, so the block is part of a cell's key.
+    by_block: ClassVar[bool] = True
+
+    def _settle(self, options: Mapping[str, Any], kind: Kind) -> None:
+        """Keep the options as read, and what they make of the attack."""
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "version", version(self.library))
+        object.__setattr__(self, "family", kind.family)
+        object.__setattr__(self, "norms", kind.norms)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.library}:{self.attack}"
+
+    def __call__(self, problem: Problem) -> Tensor:
+        return run(self._name, self.family, problem, self._craft)
+
+    def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
+        raise NotImplementedError
 
 
 def load(library: str) -> ModuleType:

@@ -3,8 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ _LEAST_SIDE = 5
 
 
 @dataclass(frozen=True)
-class TorchAttacks:
+class TorchAttacks(foreign.Foreign):
     """An attack class of torchattacks by its name (Kim 2020).
 
     attack    the name: "PGD", "Square", ...; `available` lists them.
@@ -58,32 +57,14 @@ class TorchAttacks:
     loss.
     """
 
-    attack: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    version: str = field(init=False, default="")
-
-    # Set for each instance; class variables for the protocol only.
-    family: ClassVar[Family]
-    norms: ClassVar[tuple[Norm, ...]]
-    # Noise is drawn for all samples of a block at once, so the block is part of a cell's key.
-    by_block: ClassVar[bool] = True
+    library: ClassVar[str] = "torchattacks"
 
     def __post_init__(self) -> None:
-        cls = foreign.find("torchattacks", self.attack, _classes())
+        cls = foreign.find(self.library, self.attack, _classes())
         options = foreign.parse(self._name, cls, self.options)
         kind = _kind(cls, options)
         foreign.build(self._name, lambda: cls(nn.Linear(1, 1), **options))
-        object.__setattr__(self, "options", options)
-        object.__setattr__(self, "version", version("torchattacks"))
-        object.__setattr__(self, "family", kind.family)
-        object.__setattr__(self, "norms", kind.norms)
-
-    @property
-    def _name(self) -> str:
-        return f"torchattacks:{self.attack}"
-
-    def __call__(self, problem: Problem) -> Tensor:
-        return foreign.run(self._name, self.family, problem, self._craft)
+        self._settle(options, kind)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         x = problem.x

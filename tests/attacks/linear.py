@@ -1,7 +1,11 @@
 """A linear classifier, whose smallest perturbations are known in closed form."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
+
+from attacks import Problem
 
 
 class Linear(nn.Module):
@@ -33,3 +37,10 @@ def mid_grey(shape: tuple[int, ...], n: int, spread: float = 0.05) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     noise = torch.rand(n, *shape, generator=generator, dtype=torch.float64)
     return 0.5 + spread * (noise - 0.5)
+
+
+def metered(problem: Problem) -> tuple[Problem, Tensor]:
+    """The same problem, and the forwards (n,) that each sample is going to take."""
+    calls = torch.zeros(len(problem))
+    one = lambda rows, _: calls.index_add_(0, rows, torch.ones(len(rows)))  # noqa: E731
+    return replace(problem, meter=one), calls

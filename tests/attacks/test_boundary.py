@@ -9,7 +9,7 @@ from torch import Tensor
 from attacks import Problem, ThreatModel
 from attacks.boundary import Boundary
 from attacks.objectives import decided
-from tests.attacks.linear import Linear, mid_grey
+from tests.attacks.linear import Linear, metered, mid_grey
 
 SHAPES = [(50,), (1, 8, 8), (3, 5, 4)]
 
@@ -31,14 +31,6 @@ def _problem(shape: tuple[int, ...], classes: int, n: int, eps: float = 1.0) -> 
     model = Decisions(shape, classes)
     x = mid_grey(shape, n)
     return Problem(model, x, model(x).argmax(1), ThreatModel("l2", eps))
-
-
-def _counted(problem: Problem) -> tuple[Problem, Tensor]:
-    calls = torch.zeros(len(problem))
-    one = lambda rows, _: calls.index_add_(0, rows, torch.ones(len(rows)))  # noqa: E731
-    return Problem(
-        problem.model, problem.x, problem.y, problem.threat, meter=one, start=problem.start
-    ), calls
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -111,7 +103,7 @@ def test_points_lie_in_the_box_and_more_steps_come_closer() -> None:
 def test_what_is_decided_costs_nothing_more() -> None:
     problem = _problem((50,), 2, 30, eps=0.02)
     problem.y[:10] = 1 - problem.y[:10]
-    counted, calls = _counted(problem)
+    counted, calls = metered(problem)
     attack = Boundary(300)
     points = attack(counted)
     assert torch.equal(points[:10], problem.x[:10])
@@ -128,7 +120,7 @@ def test_what_is_decided_costs_nothing_more() -> None:
 def test_a_batch_that_is_misclassified_comes_back_at_once(minimize: bool) -> None:
     problem = _problem((3, 5, 4), 10, 4)
     problem.y[:] = (problem.y + 1) % 10
-    counted, calls = _counted(problem)
+    counted, calls = metered(problem)
     assert torch.equal(Boundary(minimize=minimize)(counted), problem.x)
     assert (calls == 1).all()
 
@@ -151,13 +143,13 @@ def test_a_hopeless_sample_is_given_up_and_a_near_one_is_not() -> None:
     problem = _problem((1, 8, 8), 2, 40)
     optimum = problem.model.linear.optimum(problem.x, problem.y, "l2")
     eps = float(optimum.median())
-    counted, calls = _counted(replace(problem, threat=ThreatModel("l2", eps)))
+    counted, calls = metered(replace(problem, threat=ThreatModel("l2", eps)))
     points = Boundary(2000)(counted)
     broken = problem.threat.distance(points, problem.x) <= eps
     assert broken[optimum < 0.97 * eps].all()
     assert (optimum > 2 * eps).any()
     assert (calls[optimum > 2 * eps] < 1200).all()
-    counted, calls = _counted(replace(problem, threat=ThreatModel("l2", 1e-9)))
+    counted, calls = metered(replace(problem, threat=ThreatModel("l2", 1e-9)))
     Boundary(600, minimize=True)(counted)
     assert (calls > 600).all()
 

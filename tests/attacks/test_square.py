@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from attacks import Problem, ThreatModel
 from attacks.objectives import decided, margin
 from attacks.square import Square, _eta, _sides
-from tests.attacks.linear import Linear, mid_grey
+from tests.attacks.linear import Linear, metered, mid_grey
 
 SHAPES = [(50,), (1, 9, 5), (3, 5, 8)]
 NORMS = ["l2", "linf"]
@@ -17,14 +16,6 @@ def _problem(shape: tuple[int, ...], classes: int, n: int, norm: str, eps: float
     model = Linear(shape, classes)
     x = mid_grey(shape, n)
     return Problem(model, x, model(x).argmax(1), ThreatModel(norm, eps))
-
-
-def _counted(problem: Problem) -> tuple[Problem, Tensor]:
-    calls = torch.zeros(len(problem))
-    one = lambda rows, _: calls.index_add_(0, rows, torch.ones(len(rows)))  # noqa: E731
-    return Problem(
-        problem.model, problem.x, problem.y, problem.threat, meter=one, start=problem.start
-    ), calls
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -95,13 +86,13 @@ def test_the_margin_only_rises(norm: str) -> None:
 def test_what_is_decided_costs_nothing_more(norm: str) -> None:
     problem = _problem((1, 8, 8), 2, 30, norm, 1e-9)
     problem.y[:10] = 1 - problem.y[:10]
-    counted, calls = _counted(problem)
+    counted, calls = metered(problem)
     attack = Square(20, restarts=2)
     points = attack(counted)
     assert torch.equal(points[:10], problem.x[:10])
     assert (calls[:10] == 1).all()
     assert (calls[10:] == attack.passes).all()
-    wide, calls = _counted(_problem((1, 8, 8), 2, 30, norm, 0.5))
+    wide, calls = metered(_problem((1, 8, 8), 2, 30, norm, 0.5))
     assert decided(wide.model(attack(wide)), wide.y).all()
     assert calls.median() < 10
 
@@ -125,7 +116,7 @@ def test_it_begins_at_the_start(norm: str) -> None:
     begun = Problem(
         problem.model, problem.x, problem.y, problem.threat, start=problem.x + 100 * way
     )
-    counted, calls = _counted(begun)
+    counted, calls = metered(begun)
     points = Square(50)(counted)
     assert (calls == 2).all()
     assert decided(problem.model(points), problem.y).all()

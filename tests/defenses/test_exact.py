@@ -1,7 +1,6 @@
 """The exact solver against closed forms, grids, other ways to write a network, and its promises."""
 
 import itertools
-from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -11,19 +10,10 @@ from torch import Tensor, nn
 
 from attacks import PGD, Problem, ThreatModel
 from attacks.objectives import decided
-from defenses import CNN2, MLP, Normalised
+from defenses import MLP
 from defenses.exact import ExactResult, exact
-from defenses.piecewise import PiecewiseLinear, read_network
-from defenses.relaxation import bound_units
-
-SHAPE = (1, 8, 8)
-
-
-def _mlp(*units: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(units):
-        layers += [nn.Linear(before, after), activation()]
-    return nn.Sequential(*layers[:-1])
+from defenses.piecewise import read_network
+from tests.defenses.networks import NETWORKS, SHAPE, mlp
 
 
 def _solve(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[ExactResult]:
@@ -42,14 +32,6 @@ def _solve(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[
 
 def _statuses(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[str]:
     return [result.status for result in _solve(model, x, y, threat)]
-
-
-def _forward(network: PiecewiseLinear, x: Tensor) -> Tensor:
-    value = x.double().flatten(1).numpy().T
-    for layer in network.layers:
-        z = layer.weight @ value + layer.bias[:, None]
-        value = np.maximum(z, layer.slope[:, None] * z)
-    return torch.from_numpy((network.weight @ value + network.bias[:, None]).T)
 
 
 def _dense(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
@@ -78,7 +60,7 @@ def test_a_linear_network_is_broken_where_eps_passes_the_gap_over_the_l1_norm(cl
 def test_in_two_dimensions_it_agrees_with_a_fine_grid(
     activation: type[nn.Module], eps: float
 ) -> None:
-    model = _mlp(2, 12, 12, 3, activation=activation).double()
+    model = mlp(2, 12, 12, 3, activation=activation).double()
     for layer in model[::2]:
         nn.init.normal_(layer.weight)
     x = torch.rand(12, 2, dtype=torch.float64)
@@ -98,7 +80,7 @@ def test_in_two_dimensions_it_agrees_with_a_fine_grid(
 
 def test_it_agrees_with_every_activation_pattern() -> None:
     """Within a pattern the network is linear, so a linear program gives the largest lead in it."""
-    model = _mlp(4, 6, 3).double()
+    model = mlp(4, 6, 3).double()
     nn.init.normal_(model[0].weight)
     nn.init.normal_(model[2].weight)
     (weight, bias), (last, last_bias) = (
@@ -126,7 +108,7 @@ def test_it_agrees_with_every_activation_pattern() -> None:
 
 @pytest.mark.parametrize(("inner", "outer"), [(1e-7, 1.0), (1.0, 1e-9), (1e6, 1e3)])
 def test_the_size_of_weights_does_not_matter(inner: float, outer: float) -> None:
-    model = _mlp(4, 12, 12, 3).double()
+    model = mlp(4, 12, 12, 3).double()
     for layer in model[::2]:
         nn.init.normal_(layer.weight)
     x = torch.rand(12, 4, dtype=torch.float64)
@@ -144,7 +126,7 @@ def test_the_size_of_weights_does_not_matter(inner: float, outer: float) -> None
 
 
 def test_a_solver_that_lies_or_fails_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _mlp(2, 12, 12, 3)
+    model = mlp(2, 12, 12, 3)
     for layer in model[::2]:
         nn.init.normal_(layer.weight)
     x = torch.rand(20, 2)
@@ -161,7 +143,7 @@ def test_a_solver_that_lies_or_fails_is_not_believed(monkeypatch: pytest.MonkeyP
 
 def test_the_box_keeps_points_out_and_all_within_counts() -> None:
     """Class 1 leads only where x0 > 0.9."""
-    model = _mlp(2, 2, 2)
+    model = mlp(2, 2, 2)
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(2))
         model[0].bias.copy_(torch.tensor([-0.85, 0.0]))
@@ -204,57 +186,6 @@ def _digits_model(digits: tuple[Tensor, Tensor, Tensor, Tensor], model: nn.Modul
     return model.eval()
 
 
-def _normed() -> nn.Sequential:
-    norm = nn.BatchNorm2d(3)
-    nn.init.normal_(norm.weight)
-    norm.running_mean, norm.running_var = torch.randn(3), 0.5 + torch.rand(3)
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), norm, nn.LeakyReLU(0.2),
-        nn.AvgPool2d(2), nn.Identity(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3),
-    )  # fmt: skip
-
-
-NETWORKS = {
-    "cnn2": ((1, 8, 8), lambda: CNN2(SHAPE, 3, widen=0.2)),
-    "normalised": ((2, 8, 8), lambda: Normalised(_normed(), [0.2, 0.4], [0.5, 0.3])),
-    "max pooling": (
-        (2, 7, 7),
-        lambda: nn.Sequential(
-            nn.MaxPool2d(3, stride=2), nn.Conv2d(2, 3, 2), nn.ReLU(), nn.MaxPool2d((2, 1)),
-            nn.Flatten(), nn.Linear(6, 3),
-        ),
-    ),
-    "no activation": ((4,), lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))),
-    "nested": ((4,), lambda: nn.Sequential(OrderedDict(a=_mlp(4, 6, 6), b=_mlp(6, 6, 3)))),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_matrices_compute_what_the_module_does(name: str) -> None:
-    shape, build = NETWORKS[name]
-    model, x = build().eval(), torch.randn(20, *shape)
-    assert torch.allclose(_forward(read_network(model, shape), x), model.double()(x.double()))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_bounds_hold_in_the_whole_box_and_at_its_corners(name: str) -> None:
-    shape, build = NETWORKS[name]
-    network = read_network(build(), shape)
-    low = np.random.default_rng(0).random(int(np.prod(shape)))
-    high = low + 0.3
-    parts = np.random.default_rng(1).random((2000, len(low)))
-    parts[::2] = parts[::2].round()
-    value = (low + parts * (high - low)).T
-    for layer, line in zip(network.layers, bound_units(network, low, high), strict=True):
-        z = layer.weight @ value + layer.bias[:, None]
-        value = np.maximum(z, layer.slope[:, None] * z)
-        tiny = 1e-12
-        assert (line.low - tiny <= z.min(1)).all()
-        assert (z.max(1) <= line.high + tiny).all()
-        assert (line.lower[:, None] * z <= value + tiny).all()
-        assert (value <= line.upper[:, None] * z + line.offset[:, None] + tiny).all()
-
-
 @pytest.mark.parametrize("name", ["cnn2", "normalised"])
 def test_a_convolutional_network_is_as_robust_as_its_dense_form(name: str) -> None:
     shape, build = NETWORKS[name]
@@ -289,7 +220,7 @@ def test_the_largest_of_pixels_moves_by_eps(width: int, sign: float) -> None:
 
 
 def test_without_time_only_what_the_clean_image_shows_is_decided() -> None:
-    model = _mlp(4, 8, 3)
+    model = mlp(4, 8, 3)
     x = torch.rand(4, 4)
     y = model(x).argmax(1)
     y[0] = (y[0] + 1) % 3
@@ -363,12 +294,5 @@ def test_what_it_cannot_answer_is_refused_at_once(
     threat: ThreatModel, limit: float, line: str
 ) -> None:
     with pytest.raises(ValueError, match="exact") as error:
-        exact(_mlp(4, 4, 2), torch.full((1, 4), 0.7), torch.tensor([0]), threat, limit)
+        exact(mlp(4, 4, 2), torch.full((1, 4), 0.7), torch.tensor([0]), threat, limit)
     assert str(error.value) == f"exact: {line}"
-
-
-@pytest.mark.parametrize("module", [nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True)])
-def test_max_pooling_over_the_edge_is_refused(module: nn.Module) -> None:
-    model = nn.Sequential(module, nn.Flatten(), nn.Linear(16, 2))
-    with pytest.raises(ValueError, match="without padding and ceil_mode only"):
-        read_network(model, SHAPE)
