@@ -15,9 +15,9 @@ from torch import nn
 from attacks import Attack, ThreatModel
 from attacks.problem import NotApplicableError
 from attacks.transfer import HasSurrogate
-from benchmark.components import NATURAL
+from benchmark.components import CERTIFIED, NATURAL
 from benchmark.errors import UserError
-from benchmark.evaluator import Samples, measure_attack, measure_natural
+from benchmark.evaluator import Samples, measure_attack, measure_natural, measure_radii
 from benchmark.identity import JUDGE, identify_object
 from benchmark.lineup import Entry, Lineup
 from benchmark.peers import Peer, sources
@@ -27,6 +27,7 @@ from benchmark.records import Cell, IntArray, cell_key
 from benchmark.report import Report
 from benchmark.spec import Device, Mode, Precision
 from benchmark.subject import Subject, check_model, examine, freeze, full_precision
+from defenses.certificates import HasCertificate
 
 Cells = Callable[[str], Cell]
 Notify = Callable[[Report, str], None]
@@ -60,11 +61,11 @@ def assess(
 ) -> Report:
     """Attack a model and report. `peers` are the models that attacks craft points on, by name;
     `cells` gives the cell of a key; `subject_identity` names model and data in each key; `notify`
-    is told of the natural cell and of each attack when it is done.
+    is told of the natural cell, of the certificate and of each attack when it is done.
 
-    An attack that raises becomes an error of the report, never a robust score; one that finds that
-    it does not apply to the model counts for nothing. Raises UserError where the model cannot be
-    evaluated at all.
+    An attack or a certificate that raises becomes an error of the report, never a robust score; an
+    attack that finds that it does not apply to the model counts for nothing. Raises UserError where
+    the model cannot be evaluated at all.
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
     identity = {
@@ -94,6 +95,14 @@ def assess(
     if settings.threat.norm == "linf" and settings.threat.eps >= 1:
         subject.flags.add("whole-range")
     notify(report, NATURAL)
+    if isinstance(subject.model, HasCertificate):
+        full = identity | {"certificate": settings.threat.norm}
+        key = cell_key(full)
+        cell = cells(key)
+        error = _certify(name, subject, samples, settings, cell)
+        _close(cell, full, device, error=error)
+        report.certify(key, cell, error)
+        notify(report, CERTIFIED)
     for label, entry in _ordered(lineup.entries, settings.mode):
         attack, todo = entry.attack, report.remaining(entry.after)
         used = {name: peers[name] for name in sorted(sources(attack))}
@@ -152,6 +161,21 @@ def _attack(
         except Exception as error:
             return _Ended(error=_line(error))
     return _Ended()
+
+
+def _certify(
+    name: str, subject: Subject, samples: Samples, settings: Settings, cell: Cell
+) -> str | None:
+    """Run the model's certificate into its cell: a line on why it failed, if so."""
+    total, block = len(samples), settings.block
+    with attack_bar(f"{name} {CERTIFIED}", total, 0, block, total, settings.progress) as bar:
+        try:
+            measure_radii(subject, samples, settings.threat, cell, block, bar.count)
+        except UserError:
+            raise
+        except Exception as error:
+            return _line(error)
+    return None
 
 
 def _line(error: Exception) -> str:

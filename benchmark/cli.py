@@ -95,6 +95,8 @@ def run(
     say: Callable[[str], None] = (lambda line: None) if quiet else _say
     reports = runner.run(made, folder, data_root, not quiet, say)
     typer.echo("\n" + tables.render(reports, made.data))
+    for line in tables.contradictions(reports):
+        typer.echo(f"CONTRADICTION: {line}: its certificate or its model is wrong", err=True)
     typer.echo(f"Records, tables and models: {folder}")
 
 
@@ -114,7 +116,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train one defense into a folder, to be attacked as saved:FOLDER. Running again resumes."""
-    from benchmark import models
+    from benchmark import models, parts
     from benchmark.assess import resolve_device
     from benchmark.components import Component
     from benchmark.data import load_dataset
@@ -124,12 +126,15 @@ def train(
 
     for path in plugin:
         load_plugin(path)
-    component = Component.model_validate(defense)
+    component = Component.model_validate(defense).absolute()
+    parts.check([component])
     dataset = load_dataset(data, data_root)
+    parts.check_fit([component], dataset)
     threat = make_threat(norm, eps) if eps else None
     models.train(
-        component.absolute(), dataset, threat, seed, out, resolve_device(device), not quiet
-    )
+        component, dataset, threat, seed, out, resolve_device(device), not quiet,
+        parts.gather(component, {}),
+    )  # fmt: skip
     natural = read_card(out)["natural_accuracy"]
     typer.echo(f"{component.label} on {dataset.name}: natural accuracy {natural:.2%}, in {out}")
 
@@ -175,7 +180,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
     for verdict in replayed.verdicts:
         typer.echo(
             f"{verdict.defense} {verdict.attack}: "
-            f"{verdict.holding} of {verdict.claimed} examples hold"
+            f"{verdict.holding} of {verdict.claimed} {verdict.what} hold"
         )
     typer.echo("\n" + tables.render(replayed.reports, replayed.data))
     if replayed.problems:

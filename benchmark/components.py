@@ -24,6 +24,7 @@ from benchmark.registry import BASE, NAME, Registry, rest_of
 
 # The columns of a table that are no attack's.
 NATURAL = "natural"
+CERTIFIED = "certified"
 BEST = "best-attack"
 
 # "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
@@ -72,7 +73,7 @@ class Component(BaseModel):
     @field_validator("given_label")
     @classmethod
     def _not_a_column(cls, label: str | None) -> str | None:
-        if label in (NATURAL, BEST):
+        if label in (NATURAL, CERTIFIED, BEST):
             raise ValueError(f"{label!r} is a column of the table: choose another label")
         return label
 
@@ -101,9 +102,9 @@ class Component(BaseModel):
             path, colon, attribute = str(options.get(key, "")).partition(":")
             if Path(path).is_file():
                 options[key] = f"{Path(path).absolute()}{colon}{attribute}"
-        source = options.get(SOURCE)
-        if isinstance(source, str) and source.startswith(SAVED):
-            options[SOURCE] = SAVED + str(Path(source.removeprefix(SAVED)).absolute())
+        for key, value in options.items():
+            if isinstance(value, str) and value.startswith(SAVED):
+                options[key] = SAVED + str(Path(value.removeprefix(SAVED)).absolute())
         if (name, options) == (self.name, self.options):
             return self
         return Component(name=name, options=options, given_label=self.label)
@@ -154,7 +155,11 @@ def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any
     try:
         made: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        raise UserError(f"{registry.kind} {whole.label!r}: {first_line(error)}") from error
+        detail = error.errors()[0]
+        wrong = first_line(error)
+        if detail["type"] == "missing":
+            wrong = f"give {detail['loc'][0]}=..."
+        raise UserError(f"{registry.kind} {whole.label!r}: {wrong}") from error
     except PydanticUserError as error:
         raise UserError(
             f"{registry.kind} {whole.name!r} has fields of types that cannot be checked: give it "

@@ -1,6 +1,7 @@
 """The only place that judges: attacks a model block by block, and believes nothing it is told."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,37 @@ def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) 
         cell.add(
             _block(part, labels, predicted, wrong, distance, nothing, nothing, clean[:0], 0, began)
         )
+
+
+def measure_radii(
+    subject: Subject,
+    samples: Samples,
+    threat: ThreatModel,
+    cell: Cell,
+    block: int,
+    advance: Callable[[int], None] = lambda samples: None,
+) -> None:
+    """Fill a cell with what a model's certificate says of clean images.
+
+    `distance` is the radius within which the class holds, in the norm of the threat: a certificate
+    is about L2, and an L-infinity distance r is an L2 distance of up to r * sqrt(dimensions).
+    `predicted` is the class that it is about, and `broken` where that is wrong. What the
+    certificate raises passes through; the blocks before it are kept.
+    """
+    for part in _parts(_remaining(cell, np.arange(len(samples)), lambda n, _: advance(n)), block):
+        began = time.perf_counter()
+        clean, labels = _fetch(subject, samples, part)
+        predicted, radius = subject.certify(clean)
+        if threat.norm == "linf":
+            radius = radius / math.sqrt(clean[0].numel())
+        nothing = torch.zeros_like(labels)
+        cell.add(
+            _block(
+                part, labels, predicted, predicted != labels, radius, nothing, nothing,
+                clean[:0], 0, began,
+            )
+        )  # fmt: skip
+        advance(len(part))
 
 
 def measure_attack(

@@ -19,6 +19,8 @@ FLAGS = {
     "differentiable stand-in, and start from its points (seeded:cw)",
     "not-converged": "attacks were still breaking samples when they ended: the accuracies would go "
     "on falling; give more steps or restarts",
+    "contradiction": "an attack found misclassified points within certified radii: its certificate "
+    "or the model is wrong; trust neither until that is mended",
     "chance": "is right on clean images no more often than a guess: check labels, normalisation",
     "whole-range": "eps lets a pixel take any value: it is for images in [0, 1], such as 8/255",
     "outside-ball": "an attack returned points outside the ball or box, or NaN; they were "

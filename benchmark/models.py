@@ -1,11 +1,13 @@
 """From a defense's name to a model: loaded where it was trained before, trained otherwise."""
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +36,9 @@ class Trained:
     identity: dict[str, Any]
 
 
+_NONE: Mapping[str, Trained] = MappingProxyType({})
+
+
 def obtain(
     component: Component,
     dataset: Dataset,
@@ -42,17 +47,19 @@ def obtain(
     folder: Path,
     device: torch.device,
     progress: bool,
+    parts: Mapping[str, Trained] = _NONE,
 ) -> Trained:
-    """The defense of that name for a data set, from under `folder` or trained into it.
+    """The defense of that name for a data set, from under `folder` or trained into it. `parts` are
+    the models that a derived one is made of.
 
     Raises UserError for a name or option that is unknown and for input that does not fit;
     SavedModelError and TrainingError as `defenses` does.
     """
     if component.name.startswith(SAVED):
         return load_saved(Path(component.name.removeprefix(SAVED)))
-    key = _key(component, dataset, threat, seed, device)
+    key = _key(component, dataset, threat, seed, device, parts)
     home = folder / f"{component.name}-{key[:8]}"
-    return train(component, dataset, threat, seed, home, device, progress)
+    return train(component, dataset, threat, seed, home, device, progress, parts)
 
 
 def _key(
@@ -61,6 +68,7 @@ def _key(
     threat: ThreatModel | None,
     seed: int,
     device: torch.device,
+    parts: Mapping[str, Trained],
 ) -> str:
     """A hash of what determines a trained model. The test split stands for the data, so that the
     training set is loaded for training alone."""
@@ -70,14 +78,28 @@ def _key(
     loop = Path(defenses.training.__file__).read_bytes()
     return cell_key(
         {
-            "recipe": identify_object(recipe),
+            "recipe": _identify(recipe),
             "loop": hashlib.sha256(loop).hexdigest(),
             "data": data_identity(dataset, len(dataset.test.y)),
             "threat": str(against),
             "seed": seed,
             "machine": [device.type, torch.__version__, torch.get_num_threads()],
         }
+        | ({"parts": {name: part.identity for name, part in parts.items()}} if parts else {})
     )
+
+
+def _identify(recipe: defenses.Recipe) -> dict[str, Any]:
+    """What determines a recipe's behaviour, without the names of its parts."""
+    identity = identify_object(recipe)
+    for part in recipe.parts if isinstance(recipe, defenses.Derived) else ():
+        del identity["options"][part]
+    return identity
+
+
+def _is_fitted(recipe: defenses.Recipe) -> bool:
+    """Whether the training set is needed: for epochs, or for what comes after them."""
+    return recipe.epochs > 0 or type(recipe).finish is not defenses.Recipe.finish
 
 
 def train(
@@ -88,9 +110,10 @@ def train(
     home: Path,
     device: torch.device,
     progress: bool,
+    parts: Mapping[str, Trained] = _NONE,
 ) -> Trained:
     """Train a defense into a folder, going on from its checkpoint where there is one, or load it
-    where the folder holds it already.
+    where the folder holds it already. `parts` are the models that a derived one is made of.
 
     Raises UserError where the folder holds another model, and as `obtain` does.
     """
@@ -99,19 +122,22 @@ def train(
     external = recipe if isinstance(recipe, defenses.External) else None
     if external and not (external.epochs or external.weights or ":" in external.model):
         raise UserError(f"defense {component.label!r}: give weights, or epochs to train")
-    key = _key(component, dataset, threat, seed, device)
+    key = _key(component, dataset, threat, seed, device, parts)
     # Without training it costs nothing to build it anew, and foreign weights may have changed.
-    if recipe.epochs and (home / defenses.saved.CARD).exists():
+    keeps = _is_fitted(recipe) or isinstance(recipe, defenses.Derived)
+    if keeps and (home / defenses.saved.CARD).exists():
         if defenses.read_card(home).get("key") != key:
             raise UserError(f"{home} holds another model: name another folder, or delete it")
         return load_saved(home)
     with _naming(component):
         threat = recipe.trains_against(threat)
-        model = defenses.initialise(recipe, dataset.shape, dataset.classes, seed)
+        # Copies, because parts that are trained on stay what they are as rows of their own.
+        copies = {name: copy.deepcopy(part.model) for name, part in parts.items()}
+        model = defenses.initialise(recipe, dataset.shape, dataset.classes, seed, copies)
     home.mkdir(parents=True, exist_ok=True)
     checkpoint = home / "checkpoint.pt"
     seconds = 0.0
-    if recipe.epochs:
+    if _is_fitted(recipe):
         bar = tqdm(
             total=recipe.epochs,
             desc=f"training {component.label}",
@@ -152,6 +178,8 @@ def train(
         device=device,
     )
     made_by = {"component": component.model_dump(mode="json"), "key": key}
+    if parts:
+        made_by["parts"] = {name: defenses.read_card(part.folder) for name, part in parts.items()}
     defenses.save(home, model, card | made_by)
     checkpoint.unlink(missing_ok=True)
     return load_saved(home)
@@ -159,27 +187,33 @@ def train(
 
 def load_saved(home: Path) -> Trained:
     """The model in a folder that `train` filled. Raises SavedModelError or UserError."""
-    card = defenses.read_card(home)
     try:
-        component = Component.model_validate(card["component"])
-        shape, classes, seed = tuple(card["shape"]), int(card["classes"]), int(card["seed"])
-    except (KeyError, TypeError, ValueError) as error:
+        recipe, model = _rebuild(defenses.read_card(home))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{home / defenses.saved.CARD} is not a card of this program") from error
-    recipe = recipe_of(component)
-    if isinstance(recipe, defenses.External):
-        # The folder has a copy of the foreign weights; their own file may be gone.
-        recipe = dataclasses.replace(recipe, weights=None)
-    with _naming(component):
-        model = defenses.initialise(recipe, shape, classes, seed)
     defenses.load(home, model)
     # One module of each class: code that is wrapped determines the logits too.
     network = {type(module): module for module in model.modules()}
     identity = {
         "weights": defenses.fingerprint(model),
-        "recipe": identify_object(recipe),
+        "recipe": _identify(recipe),
         "network": [identify_object(module) for module in network.values()],
     }
     return Trained(model, home, identity)
+
+
+def _rebuild(card: Mapping[str, Any]) -> tuple[defenses.Recipe, nn.Module]:
+    """The recipe of a card, and its model with fresh weights, made from parts that are so too.
+    Raises UserError, and KeyError, TypeError, ValueError or AttributeError where it is no card."""
+    component = Component.model_validate(card["component"])
+    shape, classes, seed = tuple(card["shape"]), int(card["classes"]), int(card["seed"])
+    parts = {name: _rebuild(part)[1] for name, part in card.get("parts", {}).items()}
+    recipe = recipe_of(component)
+    if isinstance(recipe, defenses.External):
+        # The folder has a copy of the foreign weights; their own file may be gone.
+        recipe = dataclasses.replace(recipe, weights=None)
+    with _naming(component):
+        return recipe, defenses.initialise(recipe, shape, classes, seed, parts)
 
 
 def recipe_of(component: Component) -> defenses.Recipe:
@@ -188,14 +222,6 @@ def recipe_of(component: Component) -> defenses.Recipe:
     if not isinstance(recipe, defenses.Recipe):
         raise UserError(f"defense {component.name!r} is not a defenses.Recipe")
     return recipe
-
-
-def check(component: Component) -> None:
-    """Raises UserError or SavedModelError where a defense's name or options are not valid."""
-    if component.name.startswith(SAVED):
-        defenses.read_card(Path(component.name.removeprefix(SAVED)))
-    else:
-        recipe_of(component)
 
 
 @contextmanager

@@ -26,9 +26,13 @@ class AttackBar:
 
     def advance(self, samples: int, broken: int) -> None:
         """A block of samples is done."""
-        self._done += samples
         self._robust -= broken
         self._bar.set_postfix_str(f"robust <= {self._robust / self._total:.1%}", refresh=False)
+        self.count(samples)
+
+    def count(self, samples: int) -> None:
+        """A block of samples is done, which breaks none."""
+        self._done += samples
         self._draw(self._done)
 
     def tick(self, calls: int) -> None:

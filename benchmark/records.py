@@ -25,12 +25,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """What became of n samples under one attack (or of none: the natural cell).
+    """What became of n samples under one attack (or none: natural, certified).
 
     index         each sample's place among the samples evaluated; label its class.
     predicted     the model's class at the judged point; -1 where its logits are NaN.
     broken        misclassified there, within the threat.
-    distance      float64, of the judged point where misclassified, NaN where not.
+    distance      float64, of the judged point where misclassified, NaN where not; in the cell of a
+                  certificate, the radius within which `predicted` holds.
     forwards, backwards   model passes spent on the sample by the attack.
     adversarial   (k, *shape) the judged points of the k misclassified samples, in order.
     outside       how many samples the attack left outside the ball or box.

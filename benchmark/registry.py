@@ -146,6 +146,8 @@ DEFENSES = Registry(
         "vanilla": "defenses:Vanilla",
         "pgd-at": "defenses:AdversarialTraining",
         "external": "defenses:External",
+        "l2nnn": "defenses:L2NNN",
+        "hybrid": "defenses:Hybrid",
     },
 )
 DATASETS = Registry(

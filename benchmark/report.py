@@ -1,56 +1,20 @@
 """From per-sample records to accuracies: aggregation, and how a report reads."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from attacks import ThreatModel
-from benchmark.components import BEST, NATURAL
+from benchmark.accuracy import Accuracy, Examples, doubtful
+from benchmark.components import BEST, CERTIFIED, NATURAL
 from benchmark.diagnostics import Trace, compare, unconverged
 from benchmark.flags import FLAGS
+from benchmark.radii import Radii
 from benchmark.records import Cell, IntArray
 from benchmark.spec import Mode
 from benchmark.subject import UNDEFINED
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Adversarial examples: index (k,) of the samples, and points (k, *shape)."""
-
-    index: IntArray
-    points: NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of n samples with its Wilson 95% interval."""
-
-    count: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.count / self.n
-
-    @cached_property
-    def interval(self) -> tuple[float, float]:
-        from scipy.stats import binomtest
-
-        interval = binomtest(self.count, self.n).proportion_ci(0.95, method="wilson")
-        return float(interval.low), float(interval.high)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _doubtful(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Samples that the judge saw misclassified in one precision and not in the other."""
-    return (frame["predicted"] != frame["label"]) & frame["distance"].isna()
 
 
 class Report:
@@ -60,12 +24,17 @@ class Report:
     per_attack    share classified correctly and not broken by that attack, or by those before it in
                   its series; NaN where it failed or does not apply. Empty in cascade mode, where an
                   attack sees only what those before it left.
+    certified     share classified correctly, which the model's own certificate proves not to change
+                  within eps; NaN where it has none or that failed.
     best_attack   share classified correctly and broken by no attack; NaN where no attack ran.
-    errors        why attacks failed; inapplicable, why they do not apply to the model.
+    contradictions  the samples (k,) that an attack misclassifies within their certified radius.
+    errors        why attacks or the certificate failed; inapplicable, why attacks do not apply to
+                  the model.
     after         for the later attacks of a series, those before them.
     flags         what to know before trusting the numbers: code to explanation.
     notes         on the attacks that were asked for.
-    records       a DataFrame with one row per sample and attack ("natural" among them).
+    records       a DataFrame with one row per sample and attack ("natural" among them). Where there
+                  is a certificate, `radius` is the sample's certified radius, in the run's norm.
     adversarial   for each attack, its judged misclassified points.
     """
 
@@ -87,10 +56,11 @@ class Report:
         self.inapplicable: dict[str, str] = {}
         self.after: dict[str, tuple[str, ...]] = {}
         self.notes = list(notes)
+        self.radii: Radii | None = None
         self._flags = flags
         self._cells: dict[str, Cell] = {}
-        self._frames: dict[str, pd.DataFrame] = {}
-        self._seconds: dict[str, float] = {}
+        self.frames: dict[str, pd.DataFrame] = {}
+        self.seconds: dict[str, float] = {}
         self._outside: dict[str, int] = {}
 
     def add(
@@ -111,7 +81,7 @@ class Report:
             outside += block.outside
         self._cells[label] = cell
         self.keys[label] = key
-        self._seconds[label] = seconds
+        self.seconds[label] = seconds
         self._outside[label] = outside
         if after:
             self.after[label] = tuple(after)
@@ -121,22 +91,36 @@ class Report:
         if inapplicable is not None:
             error = f"found on some samples only that it does not apply: {inapplicable}"
         if frames:
-            self._frames[label] = pd.concat(frames).sort_values("index", ignore_index=True)
+            self.frames[label] = pd.concat(frames).sort_values("index", ignore_index=True)
         elif label != NATURAL:
-            self._frames[label] = self._frames[NATURAL].iloc[:0]
+            self.frames[label] = self.frames[NATURAL].iloc[:0]
         # A sample without a record must never count as robust.
-        measured = (
-            self._frames[label]["index"].to_numpy() if label in self._frames else expected[:0]
-        )
+        measured = self.frames[label]["index"].to_numpy() if label in self.frames else expected[:0]
         if error is None and not np.array_equal(measured, expected):
             error = f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
         if error is not None:
             self.errors[label] = error
 
+    def certify(self, key: str, cell: Cell, error: str | None) -> None:
+        """Take in the cell of the model's certificate. One that failed certifies nothing."""
+        self.keys[CERTIFIED] = key
+        self.seconds[CERTIFIED] = sum(block.seconds for block in cell.blocks(images=False))
+        try:
+            self.radii = Radii.of(cell, self.total) if error is None else None
+        except ValueError as incomplete:
+            error = str(incomplete)
+        if error is not None:
+            self.errors[CERTIFIED] = error
+
     @property
     def attacks(self) -> list[str]:
         """All attacks, those that failed or do not apply among them."""
-        return [label for label in self.keys if label != NATURAL]
+        return [label for label in self.keys if label not in (NATURAL, CERTIFIED)]
+
+    @property
+    def failed(self) -> list[str]:
+        """The attacks that failed."""
+        return [label for label in self.attacks if label in self.errors]
 
     @property
     def measured(self) -> list[str]:
@@ -162,14 +146,17 @@ class Report:
         for label in (NATURAL, *labels):
             if label in self.errors:
                 continue
-            frame = self._frames[label]
+            frame = self.frames[label]
             broken[frame["index"].to_numpy()] |= frame["broken"].to_numpy()
         return np.flatnonzero(~broken)
 
     def accuracy(self, label: str) -> Accuracy | None:
-        """Natural, of one attack, or best-attack; None where it was not measured."""
+        """Natural, certified, of one attack, or best-attack; None where it was not measured."""
         if label == NATURAL:
             return None if label in self.errors else Accuracy(len(self._unbroken([])), self.total)
+        if label == CERTIFIED:
+            proven = self.certified_within(self.threat.eps)
+            return None if proven is None else Accuracy(int(proven.sum()), self.total)
         if label == BEST:
             return Accuracy(len(self.survivors()), self.total) if self.measured else None
         if label not in self.measured or self.mode == "cascade":
@@ -199,15 +186,38 @@ class Report:
         return accuracy.value if accuracy else float("nan")
 
     @property
+    def certified(self) -> float:
+        accuracy = self.accuracy(CERTIFIED)
+        return accuracy.value if accuracy else float("nan")
+
+    def certified_within(self, eps: float) -> NDArray[np.bool_] | None:
+        """The samples (n,) classified correctly and proven to stay so within eps; None where there
+        is no certificate."""
+        if self.radii is None:
+            return None
+        proven = self.radii.proves(eps)
+        proven[np.setdiff1d(np.arange(self.total), self._unbroken([]))] = False
+        return proven
+
+    @property
+    def contradictions(self) -> IntArray:
+        if self.radii is None:
+            return np.empty(0, dtype=np.int64)
+        frames = [frame for label, frame in self.frames.items() if label != NATURAL]
+        return self.radii.contradicted(self.threat.eps, frames)
+
+    @property
     def flags(self) -> dict[str, str]:
         codes = set(self._flags)
-        if self.errors:
+        if self.failed:
             codes.add("attack-error")
+        if len(self.contradictions):
+            codes.add("contradiction")
         if any(self._outside.values()):
             codes.add("outside-ball")
-        if any((frame["predicted"] == UNDEFINED).any() for frame in self._frames.values()):
+        if any((frame["predicted"] == UNDEFINED).any() for frame in self.frames.values()):
             codes.add("nan")
-        if any(_doubtful(frame).any() for frame in self._frames.values()):
+        if any(doubtful(frame).any() for frame in self.frames.values()):
             codes.add("rounding")
         traces = self._traces()
         if self.mode == "table":
@@ -223,15 +233,19 @@ class Report:
             before = tuple(one for one in self.after.get(label, ()) if one in traces)
             lost = np.ones(self.total, dtype=bool)
             lost[self._unbroken([label, *before])] = False
-            traces[label] = Trace(lost, self._frames[label], self._cells[label].note, before)
+            traces[label] = Trace(lost, self.frames[label], self._cells[label].note, before)
         return traces
 
     @property
     def records(self) -> pd.DataFrame:
-        return pd.concat(
-            [frame.assign(attack=label) for label, frame in self._frames.items()],
+        records = pd.concat(
+            [frame.assign(attack=label) for label, frame in self.frames.items()],
             ignore_index=True,
         )
+        if self.radii is not None:
+            radius = pd.Series(self.radii.radius)
+            records["radius"] = radius.reindex(records["index"]).to_numpy()
+        return records
 
     @property
     def adversarial(self) -> dict[str, Examples]:
@@ -254,44 +268,21 @@ class Report:
         best = np.full(self.total, np.inf)
         # The others too: in cascades and series, those that minimise are not given what they broke.
         for label in [NATURAL, *self.measured]:
-            frame = self._frames[label]
+            frame = self.frames[label]
             at = frame["index"].to_numpy()
             best[at] = np.fmin(best[at], frame["distance"].to_numpy())
         return best
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for natural, each attack and best-attack.
+        """One row for natural, each attack, certified (where there is a certificate), best-attack.
 
         Accuracies with their intervals; `attacked` samples and `broken` among them; mean and median
         `distance` of the broken ones (those unbroken are left out: attacked - broken); mean
         `forwards` and `backwards` per attacked sample; seconds.
         """
-        rows = []
-        for label in [NATURAL, *self.attacks, BEST]:
-            accuracy = self.accuracy(label)
-            row: dict[str, object] = {"defense": self.name, "attack": label}
-            if accuracy:
-                low, high = accuracy.interval
-                row |= {"accuracy": accuracy.value, "low": low, "high": high}
-            if label in self._frames and label != NATURAL:
-                frame = self._frames[label]
-                distance = frame["distance"][frame["broken"]]
-                row |= {
-                    "attacked": len(frame),
-                    "broken": int(frame["broken"].sum()),
-                    "unbroken, left out of distance": int((~frame["broken"]).sum()),
-                    "median distance": distance.median(),
-                    "mean distance": distance.mean(),
-                    "forwards": frame["forwards"].mean(),
-                    "backwards": frame["backwards"].mean(),
-                    "seconds": self._seconds[label],
-                }
-            if label in self.errors:
-                row["error"] = self.errors[label]
-            if label in self.inapplicable:
-                row["does not apply"] = self.inapplicable[label]
-            rows.append(row)
-        return pd.DataFrame(rows)
+        from benchmark.tables import details
+
+        return details([self])
 
     def summary(self, label: str) -> str:
         """What was measured under one label, in a line."""
@@ -299,10 +290,12 @@ class Report:
             return f"natural accuracy {self.natural:.2%}"
         if label in self.errors:
             return f"{label} failed: {self.errors[label]}"
+        if label == CERTIFIED:
+            return f"certified accuracy {self.certified:.2%}"
         if label in self.inapplicable:
             return f"{label} does not apply: {self.inapplicable[label]}"
-        frame = self._frames[label]
-        seconds = f"{self._seconds[label]:.1f} s"
+        frame = self.frames[label]
+        seconds = f"{self.seconds[label]:.1f} s"
         return f"{label} broke {int(frame['broken'].sum())} of {len(frame)} in {seconds}"
 
     def to_markdown(self) -> str:

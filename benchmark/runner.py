@@ -18,12 +18,14 @@ import yaml
 from attacks import ThreatModel
 from benchmark import tables
 from benchmark.assess import Settings, assess, environment, resolve_device
-from benchmark.components import NATURAL
+from benchmark.components import CERTIFIED, NATURAL
 from benchmark.data import Dataset, load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
 from benchmark.lineup import choose
-from benchmark.models import Trained, check, data_identity, obtain
+from benchmark.models import Trained, data_identity, obtain
+from benchmark.parts import check, check_fit
+from benchmark.parts import gather as gather_parts
 from benchmark.peers import Peer, check_sources, gather
 from benchmark.records import FolderCell, write_json, write_text
 from benchmark.registry import load_plugin
@@ -43,10 +45,10 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
         load_plugin(plugin)
     lineup = choose(spec.suite, spec.attacks, spec.threat)
     check_sources(lineup, [component.label for component in spec.defenses])
-    for component in spec.defenses:
-        check(component)
+    check(spec.defenses)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
+    check_fit(spec.defenses, dataset)
     samples = test_samples(dataset, spec)
     data = data_identity(dataset, len(samples))
     settings = Settings(
@@ -61,26 +63,24 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
         "environment": environment(device),
         "rows": [],
     }
-    trained: list[Trained] = []
+    trained: dict[str, Trained] = {}
     for component in spec.defenses:
         say(f"{component.label}: getting the model, which is trained unless it was before")
-        trained.append(
-            obtain(
-                component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress
-            )
-        )
-    labelled = zip(spec.defenses, trained, strict=True)
-    peers = gather(lineup, {c.label: Peer(one.model, one.identity) for c, one in labelled})
+        trained[component.label] = obtain(
+            component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress,
+            gather_parts(component, trained),
+        )  # fmt: skip
+    peers = gather(lineup, {label: Peer(one.model, one.identity) for label, one in trained.items()})
     # From here on the folder is this run's: tables of an earlier one would not be.
     for name in tables.FILES:
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "spec.yaml", yaml.safe_dump(manifest["spec"], sort_keys=False))
     reports = []
-    for component, one in zip(spec.defenses, trained, strict=True):
-        row: dict[str, Any] = {"defense": component.label, "model": _relative(one.folder, folder)}
+    for label, one in trained.items():
+        row: dict[str, Any] = {"defense": label, "model": _relative(one.folder, folder)}
         manifest["rows"].append(row)
 
-        def notify(report: Report, label: str, row: dict[str, Any] = row) -> None:
+        def notify(report: Report, done: str, row: dict[str, Any] = row) -> None:
             row |= {
                 "flags": sorted(report.flags),
                 "cells": report.keys,
@@ -90,12 +90,12 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 "notes": report.notes,
             }
             write_json(folder / "run.json", manifest)
-            say(f"{report.name}: {report.summary(label)}")
+            say(f"{report.name}: {report.summary(done)}")
 
         try:
             reports.append(
                 assess(
-                    component.label,
+                    label,
                     one.model,
                     samples,
                     lineup,
@@ -108,7 +108,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 )
             )
         except UserError as error:
-            raise UserError(f"{component.label}: {error}") from error
+            raise UserError(f"{label}: {error}") from error
     tables.write(folder, reports, dataset.name, {"run": manifest})
     return reports
 
@@ -150,10 +150,11 @@ def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) ->
         row.get("notes", ()),
     )  # fmt: skip
     for label, key in row["cells"].items():
-        report.add(
-            label, key, FolderCell(folder / "cells" / key), row["errors"].get(label),
-            after.get(label, ()), inapplicable.get(label),
-        )  # fmt: skip
+        cell, error = FolderCell(folder / "cells" / key), row["errors"].get(label)
+        if label == CERTIFIED:
+            report.certify(key, cell, error)
+        else:
+            report.add(label, key, cell, error, after.get(label, ()), inapplicable.get(label))
     if NATURAL not in report.keys or NATURAL in report.errors:
         raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
     return report

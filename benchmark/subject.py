@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.errors import UserError
+from defenses.certificates import HasCertificate
 
 # The class that is predicted where logits are NaN.
 UNDEFINED = -1
@@ -46,6 +47,26 @@ class Subject:
             again = self._classify(self.twin, points[doubtful].double()) != y[doubtful]
             wrong = wrong.masked_scatter(doubtful, again)
         return predicted, wrong
+
+    def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted classes (n,) at images x (n, *shape), and the L2 radii (n,), float64, within
+        which the model's certificate says that they hold. Both in float64 where the model can.
+
+        Raises ValueError for radii that are none, TypeError where there is no certificate.
+        """
+        model, dtype = (self.model, self.dtype) if self.twin is None else (self.twin, torch.float64)
+        if not isinstance(model, HasCertificate):
+            raise TypeError("the model has no certified_radius")
+        x = x.to(dtype)
+        with torch.no_grad():
+            radius = model.certified_radius(x)
+        if not isinstance(radius, Tensor) or radius.shape != (len(x),):
+            found = tuple(radius.shape) if isinstance(radius, Tensor) else type(radius).__name__
+            raise ValueError(f"certified_radius must give ({len(x)},) for as many images: {found}")
+        bad = ~(radius >= 0)  # NaN is not at least 0 either
+        if bool(bad.any()):
+            raise ValueError(f"a certified radius must be at least 0, not {float(radius[bad][0])}")
+        return self._classify(model, x), radius.double()
 
     def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
         with torch.no_grad():

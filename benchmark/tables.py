@@ -1,15 +1,16 @@
-"""How reports are printed and written: terminal, Markdown, CSV, JSON and a picture."""
+"""How reports are printed and written: terminal, Markdown, CSV and JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmark.components import BEST, NATURAL
-from benchmark.records import write as write_file
+from benchmark.accuracy import work
+from benchmark.components import BEST, CERTIFIED, NATURAL
+from benchmark.curves import draw
 from benchmark.records import write_json, write_text
 from benchmark.report import Report
 
@@ -30,6 +31,9 @@ _DETAILS = {
     "seconds": "seconds",
 }
 
+# Samples named in a line on contradictions.
+_SHOWN = 10
+
 _DIGITS = {
     "attacked": 0,
     "broken": 0,
@@ -43,19 +47,21 @@ _DIGITS = {
 
 
 def wide(reports: Sequence[Report]) -> pd.DataFrame:
-    """One row per defense, in %: natural, each attack, best-attack with its interval, flags."""
+    """One row per defense, in %: natural, each attack, certified where some defense offers a
+    certificate, best-attack with its interval, flags."""
     attacks = list(dict.fromkeys(label for report in reports for label in report.attacks))
     if all(report.mode == "cascade" for report in reports):
         attacks = []
+    certified = [CERTIFIED] if any(CERTIFIED in report.keys for report in reports) else []
     rows = []
     for report in reports:
         best = report.accuracy(BEST)
         row: dict[str, str] = {"defense": report.name, NATURAL: f"{100 * report.natural:.1f}"}
-        for label in attacks:
+        for label in [*attacks, *certified]:
             accuracy = report.accuracy(label)
             unknown = "error" if label in report.errors else "-"
             row[label] = f"{100 * accuracy.value:.1f}" if accuracy else unknown
-        row[f"{BEST} [95% interval]"] = str(best or ("error" if report.errors else "-"))
+        row[f"{BEST} [95% interval]"] = str(best or ("error" if report.failed else "-"))
         row["flags"] = ", ".join(report.flags) or "-"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -63,7 +69,26 @@ def wide(reports: Sequence[Report]) -> pd.DataFrame:
 
 def details(reports: Sequence[Report]) -> pd.DataFrame:
     """One row per defense and attack: see `Report.to_frame`."""
-    return pd.concat([report.to_frame() for report in reports], ignore_index=True)
+    return pd.DataFrame([row for report in reports for row in _rows(report)])
+
+
+def _rows(report: Report) -> Iterator[dict[str, object]]:
+    certified = [CERTIFIED] if CERTIFIED in report.keys else []
+    for label in [NATURAL, *report.attacks, *certified, BEST]:
+        accuracy = report.accuracy(label)
+        row: dict[str, object] = {"defense": report.name, "attack": label}
+        if accuracy:
+            low, high = accuracy.interval
+            row |= {"accuracy": accuracy.value, "low": low, "high": high}
+        if label in report.frames and label != NATURAL:
+            row |= work(report.frames[label])
+        if label == CERTIFIED or "attacked" in row:
+            row["seconds"] = report.seconds[label]
+        if label in report.errors:
+            row["error"] = report.errors[label]
+        if label in report.inapplicable:
+            row["does not apply"] = report.inapplicable[label]
+        yield row
 
 
 def caption(reports: Sequence[Report], data: str | None) -> str:
@@ -80,6 +105,12 @@ def caption(reports: Sequence[Report], data: str | None) -> str:
         f"{attacks}). Samples that are misclassified clean count as broken in every column and are "
         "not attacked."
     )
+    if any(CERTIFIED in report.keys for report in reports):
+        within = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2"}[first.threat.norm]
+        text += (
+            " certified: if it is classified correctly and the defense's own certificate proves "
+            f"that nothing within {within} changes that."
+        )
     if first.mode == "cascade":
         text += (
             " Cascade: each attack saw only what the ones before it left, so there is no column "
@@ -127,6 +158,7 @@ def render(reports: Sequence[Report], data: str | None) -> str:
         for report in reports
         for label, message in report.errors.items()
     ]
+    notes += [f"- {line}" for line in contradictions(reports)]
     notes += [
         f"- {report.name}: {code}: {meaning}"
         for report in reports
@@ -135,6 +167,19 @@ def render(reports: Sequence[Report], data: str | None) -> str:
     if notes:
         parts.append("\n".join(notes))
     return "\n\n".join(parts) + "\n"
+
+
+def contradictions(reports: Sequence[Report]) -> list[str]:
+    """A line for each report of which a certificate is contradicted: by how many samples, which."""
+    lines = []
+    for report in reports:
+        if count := len(report.contradictions):
+            shown = ", ".join(map(str, report.contradictions[:_SHOWN]))
+            lines.append(
+                f"{report.name}: attacks misclassify {count} of {report.total} samples within the "
+                f"radius certified for them: {shown}{', ...' if count > _SHOWN else ''}"
+            )
+    return lines
 
 
 def _by_reason(inapplicable: dict[str, str]) -> dict[str, list[str]]:
@@ -150,6 +195,8 @@ def plain(reports: Sequence[Report]) -> list[dict[str, Any]]:
         {
             "defense": report.name,
             "natural": report.natural,
+            "certified": None if np.isnan(report.certified) else report.certified,
+            "contradictions": report.contradictions.tolist(),
             "per_attack": {k: None if np.isnan(v) else v for k, v in report.per_attack.items()},
             "best_attack": None if np.isnan(report.best_attack) else report.best_attack,
             "interval": list(best.interval) if (best := report.accuracy(BEST)) else None,
@@ -164,8 +211,8 @@ def plain(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, reports: Sequence[Report], data: str, extra: dict[str, Any]) -> None:
-    """Write table.md, table.csv, table.json and, with minimal distances, curves.png. Raises
-    UserError where the folder cannot be written."""
+    """Write table.md, table.csv, table.json and, with minimal distances or certificates,
+    curves.png. Raises UserError where the folder cannot be written."""
     frame = details(reports)
     write_text(folder / "table.md", render(reports, data))
     write_text(folder / "table.csv", frame.to_csv(index=False))
@@ -175,41 +222,11 @@ def write(folder: Path, reports: Sequence[Report], data: str, extra: dict[str, A
         "details": json.loads(frame.to_json(orient="records")),
     }
     write_json(folder / JSON, table | extra)
-    _draw_curves(folder / "curves.png", reports, data)
-
-
-def _draw_curves(target: Path, reports: Sequence[Report], data: str) -> None:
-    """Robust accuracy against eps, from the attacks that minimised the distance."""
-    curves = [(r.name, d) for r in reports if (d := r.minimal_distances()) is not None]
-    if not curves:
-        return
-    from matplotlib.figure import Figure
-
-    threat = reports[0].threat
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, distances in curves:
-        reached = np.sort(distances[np.isfinite(distances)])
-        eps = np.concatenate(
-            [[0.0], np.repeat(reached, 2), [max(2 * threat.eps, reached.max(initial=0))]]
-        )
-        left = 1 - np.arange(len(reached) + 1) / len(distances)
-        axes.plot(eps, 100 * np.repeat(left, 2), label=name)
-    axes.axvline(threat.eps, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(
-        xlim=(0, 2 * threat.eps),
-        ylim=(0, 100),
-        xlabel=f"eps ({threat.norm})",
-        ylabel="robust accuracy (%), an upper bound",
-        title=f"{data}: closest misclassified points found",
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    write_file(target, lambda file: figure.savefig(file, format="png", dpi=150))
+    draw(folder / "curves.png", reports, data)
 
 
 def _printable(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame[~frame["attack"].isin([NATURAL, BEST])]
+    frame = frame[~frame["attack"].isin([NATURAL, CERTIFIED, BEST])]
     if "accuracy" in frame:
         shares = (100 * frame[["accuracy", "low", "high"]]).to_numpy()
         text = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in shares]

@@ -1,4 +1,5 @@
-"""Replaying a run: every stored adversarial example is judged again, and the table recomputed."""
+"""Replaying a run: every stored adversarial example is judged again, each certified radius is
+recomputed, and so is the table."""
 
 import dataclasses
 import json
@@ -13,17 +14,19 @@ from torch import Tensor
 from attacks import ThreatModel
 from benchmark import tables
 from benchmark.assess import resolve_device
-from benchmark.components import NATURAL
+from benchmark.components import CERTIFIED, NATURAL
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
-from benchmark.evaluator import Samples, measure_natural
+from benchmark.evaluator import Samples, measure_natural, measure_radii
 from benchmark.models import data_identity, load_saved
+from benchmark.radii import ROUNDING
 from benchmark.records import Block, FolderCell, MemoryCell, cell_key
 from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.runner import load_run, test_samples
 from benchmark.spec import Device
-from benchmark.subject import Subject, examine, full_precision
+from benchmark.subject import Subject, check_model, examine, full_precision
+from defenses.certificates import HasCertificate
 
 # Part of a distance, summed up in float64, by which it may differ on another machine.
 _ROUNDING = 1e-9
@@ -31,12 +34,14 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell replayed: how many of its broken samples were claimed, and how many hold."""
+    """One cell replayed: how many of its broken samples, or of its radii, were claimed, and how
+    many hold."""
 
     defense: str
     attack: str
     claimed: int
     holding: int
+    what: str = "examples"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class _Doubled(Subject):
         predicted, wrong = super().judge(torch.cat([points, points]), torch.cat([y, y]))
         return predicted[:n], wrong[:n] & wrong[n:]
 
+    def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(x)
+        predicted, radius = super().certify(torch.cat([x, x]))
+        return predicted[:n], radius[:n].minimum(radius[n:])
+
 
 @full_precision()
 def verify(folder: Path, root: Path | None, device: Device) -> Replay:
@@ -70,7 +80,8 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
 
     Every example is forwarded in float32 and in float64, in a batch of another size than it was
     judged in, and must lie in the ball and the box without tolerance. Clean images are judged
-    anew. Raises UserError where data or models are not those of the run.
+    anew, and radii are computed anew, in float64 where the model can. Raises UserError where data
+    or models are not those of the run.
     """
     spec, manifest, recorded = load_run(folder)
     for plugin in spec.plugins:
@@ -86,10 +97,17 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
             report.name, report.threat, report.mode, report.total, report.flags, report.notes
         )
         subject = _Doubled(**vars(examine(saved.model, resolve_device(device), torch.float32)))
+        # A model that cannot be run in float64 is judged, as in the run, without.
+        check_model(subject, samples.x[: spec.block].to(subject.device), samples.y, None)
         natural = MemoryCell()
         measure_natural(subject, samples, natural, spec.block)
         again.add(NATURAL, report.keys[NATURAL], natural, None)
         found = {NATURAL: _differing(report, again)}
+        if CERTIFIED in report.keys:
+            verdict, found[CERTIFIED] = _replay_radii(subject, samples, report, again, spec.block)
+            verdicts.append(verdict)
+        elif isinstance(subject.model, HasCertificate) and report.attacks:
+            found[CERTIFIED] = ["left out, though the model offers a certificate"]
         for label in report.attacks:
             cell = FolderCell(folder / "cells" / report.keys[label])
             replayed, verdict, found[label] = _replay_cell(subject, samples, report, label, cell)
@@ -102,7 +120,9 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
                 verdicts.append(verdict)
         weights = saved.identity["weights"]
         for label, lines in found.items():
-            if not _is_of(folder, report, label, manifest["data"], weights):
+            if label in report.keys and not _is_of(
+                folder, report, label, manifest["data"], weights
+            ):
                 lines.append("made with other weights, data or threat")
             if label in again.errors and label not in row["errors"]:
                 lines.append(again.errors[label])
@@ -154,6 +174,32 @@ def _replay_cell(
     return replayed, Verdict(report.name, label, claimed, holding), problems
 
 
+def _replay_radii(
+    subject: Subject, samples: Samples, report: Report, again: Report, block: int
+) -> tuple[Verdict, list[str]]:
+    """Take radii as they are found now into the new report: the verdict on those recorded, and a
+    line for what does not hold. Where they agree but for rounding, those recorded are taken."""
+    key, recorded, now = report.keys[CERTIFIED], report.radii, MemoryCell()
+    if recorded is None:
+        again.certify(key, now, report.errors[CERTIFIED])
+        return Verdict(report.name, CERTIFIED, 0, 0, "radii"), []
+    claimed, holding, replayed = len(samples), 0, MemoryCell()
+    try:
+        measure_radii(subject, samples, report.threat, now, block)
+    except Exception as error:
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        again.certify(key, now, f"fails now: {failure}")
+        return Verdict(report.name, CERTIFIED, claimed, 0, "radii"), []
+    for part in now.blocks():
+        before, right = recorded.radius[part.index], recorded.right[part.index]
+        close = np.isclose(before, part.distance, 0, ROUNDING)
+        holding += int((close & (right == ~part.broken)).sum())
+        replayed.add(replace(part, distance=np.where(close, before, part.distance)))
+    again.certify(key, replayed, None)
+    differing = [f"{claimed - holding} radii are not as found now"] if holding < claimed else []
+    return Verdict(report.name, CERTIFIED, claimed, holding, "radii"), differing
+
+
 def _is_of(folder: Path, report: Report, label: str, data: dict[str, str], weights: str) -> bool:
     """Whether a cell was made with the run's data and threat and with these weights."""
     key = report.keys[label]
@@ -163,7 +209,11 @@ def _is_of(folder: Path, report: Report, label: str, data: dict[str, str], weigh
         cell_key(identity) == key
         and identity.get("data") == data
         and identity.get("defense", {}).get("weights") == weights
-        and (label == NATURAL or threat == dataclasses.asdict(report.threat))
+        and (
+            identity.get("certificate") == report.threat.norm
+            if label == CERTIFIED
+            else label == NATURAL or threat == dataclasses.asdict(report.threat)
+        )
     )
 
 
@@ -205,4 +255,10 @@ def _table(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("defense", "natural", "per_attack", "best_attack")}
+    numbers = {key: row[key] for key in ("defense", "natural", "per_attack", "best_attack")}
+    # Tables made before there were certificates lack these.
+    return (
+        numbers
+        | {"certified": None, "contradictions": []}
+        | {key: row[key] for key in ("certified", "contradictions") if key in row}
+    )

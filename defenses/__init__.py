@@ -2,7 +2,10 @@
 
 from defenses.adversarial import AdversarialTraining
 from defenses.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
+from defenses.derived import Derived
 from defenses.external import External, Normalised
+from defenses.hybrid import Hybrid, HybridClassifier
+from defenses.l2nnn import L2NNN, L2NonexpansiveClassifier
 from defenses.recipe import Batch, Recipe, Vanilla
 from defenses.saved import SavedModelError, describe, fingerprint, load, read_card, save
 from defenses.training import Progress, TrainingError, initialise, train
@@ -10,10 +13,15 @@ from defenses.training import Progress, TrainingError, initialise, train
 __all__ = [
     "ARCHITECTURES",
     "CNN2",
+    "L2NNN",
     "MLP",
     "AdversarialTraining",
     "Batch",
+    "Derived",
     "External",
+    "Hybrid",
+    "HybridClassifier",
+    "L2NonexpansiveClassifier",
     "LeNet5",
     "Normalised",
     "Progress",

@@ -95,6 +95,18 @@ class Recipe(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar to descend on. `model` is in train mode."""
 
+    def begin_epoch(  # noqa: B027 (a hook: most recipes need none)
+        self, model: nn.Module, x: Tensor, y: Tensor, epoch: int
+    ) -> None:
+        """Called before each epoch, which counts from 0, with the whole training set: images x
+        (n, *shape) and labels y (n,), on the model's device; in eval mode, without gradients. What
+        is to last goes into parameters or buffers, so that a resumed training finds it."""
+
+    def finish(  # noqa: B027 (likewise)
+        self, model: nn.Module, x: Tensor, y: Tensor
+    ) -> None:
+        """Called once after the last epoch, or where there is none, as `begin_epoch` is."""
+
     def rate(self, done: float) -> float:
         """The learning rate when a part `done`, in [0, 1), of all steps has been taken."""
         if self.schedule == "step":

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from defenses.architectures import Shape
+from defenses.derived import Derived
 from defenses.recipe import Batch, Recipe
 from defenses.saved import feed, fingerprint, write_atomically
 
@@ -46,9 +47,18 @@ class Progress:
     accuracy: float
 
 
-def initialise(recipe: Recipe, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """A fresh model on the CPU, in eval mode, whose weights depend on the seed alone."""
+def initialise(
+    recipe: Recipe,
+    shape: Shape,
+    classes: int,
+    seed: int,
+    parts: Mapping[str, nn.Module] | None = None,
+) -> nn.Module:
+    """A fresh model on the CPU, in eval mode, whose weights depend on the seed and on the `parts`
+    that a Derived recipe is made of alone; they become its own."""
     with _seeded(_derived(seed, "weights"), torch.device("cpu")):
+        if isinstance(recipe, Derived):
+            return recipe.derive(shape, classes, **(parts or {})).eval()
         return recipe.build(shape, classes).eval()
 
 
@@ -81,7 +91,8 @@ def train(
     """
     device = torch.device(device)
     model.to(device).eval()
-    if recipe.epochs == 0:
+    if not recipe.epochs:
+        _finish(recipe, model, x.to(device), y.to(device), seed)
         return 0.0
     if not len(x):
         raise ValueError("there are no samples to train on")
@@ -98,6 +109,8 @@ def train(
         for epoch in range(len(rows), recipe.epochs):
             began = read = time.monotonic()
             tally = _Tally(epoch, recipe.epochs, steps)
+            with torch.no_grad(), _seeded(_derived(seed, "epoch", epoch), device):
+                recipe.begin_epoch(model, x, y, epoch)
             model.train()
             with _seeded(_derived(seed, "noise", epoch), device):
                 # Parts of nearly one size: a last batch of one sample would break batch norm.
@@ -124,7 +137,13 @@ def train(
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 _write_checkpoint(checkpoint, identity, {"rows": rows, **states})
                 written = time.monotonic()
+        _finish(recipe, model, x, y, seed)
     return sum(row[-1] for row in rows)
+
+
+def _finish(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
+    with torch.no_grad(), _seeded(_derived(seed, "finish"), x.device):
+        recipe.finish(model, x, y)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

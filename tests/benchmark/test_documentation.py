@@ -24,7 +24,12 @@ def _python(document: str, word: str) -> str:
     ("document", "word", "arguments"),
     [
         ("README.md", "DEFENSES", ["--defense", "quantised/levels=8/epochs=2"]),
-        ("CONTRIBUTING.md", "DEFENSES", ["--defense", "smoothed/epochs=1/steps=2"]),
+        ("CONTRIBUTING.md", "Smoothed", ["--defense", "smoothed/epochs=1/steps=2"]),
+        (
+            "CONTRIBUTING.md",
+            "Calibrated",
+            ["--defense", "vanilla/epochs=1", "--defense", "calibrated/source=vanilla/epochs=1"],
+        ),
         ("CONTRIBUTING.md", "OneStep", ["--defense", "vanilla/epochs=1", "--attack", "one-step"]),
         (
             "CONTRIBUTING.md",

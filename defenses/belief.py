@@ -1,0 +1,118 @@
+"""Belief functions over binary frames of discernment: from outputs of subtask classifiers to
+evidence, and from evidence to a classification (Qian 2021, "Robustness via fractal divide and
+fractal aggregation"; equations are of its sections 2 and 3.3).
+
+A subtask says of its frame, two groups of labels, how strongly an image speaks against either. Here
+a dimension of 2 is (against the first group, against the second), I and II in the paper. A weight w
+is at most 0, which is no evidence at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rule = Literal["minimum", "sum"]
+
+# The least argument of the logarithms in (4) and (5), as in the authors' inference code.
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A binary frame of discernment: labels `first` against labels `second`.
+
+    levels  how many subtasks each level of its fractal structure has (section 3.2). Levels take
+            turns to split the data of the first group and of the second; (0, 4, 4) leaves the first
+            level out and so begins with the second group. (1,) is one subtask for all data.
+
+    Raises ValueError for groups that are empty or share a label, and for a level without subtasks.
+    """
+
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    levels: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if not self.first or not self.second or {*self.first} & {*self.second}:
+            raise ValueError(f"a frame needs two groups without a common label, not {self}")
+        levels = self.levels[1:] if self.levels[:1] == (0,) else self.levels
+        if not levels or min(levels) < 1:
+            raise ValueError(f"each level needs at least one subtask, not {self.levels}")
+
+
+def beliefs(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
+    """Beliefs against either group, in [0, 1], of k subtasks: (n, k, 2) (equations (1) to (3)).
+
+    outputs      G (n, k), above 0 for the first group.
+    slope        s > 0 of the sigmoid; reliability, b in [0, 1]; each (k,).
+    fractions    f (k, 2), of the data of either group that a subtask was trained on.
+    """
+    below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
+    return 2 * scaled * below / (1 - 0.5 * reliability + scaled * below)
+
+
+def evidence(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
+    """Weights w = log(1 - belief) against either group: (n, k, 2) (equations (4) and (5)).
+
+    Arguments are those of `beliefs`. The logarithm's argument is kept from falling below 1e-6. It
+    is formed of positive terms alone: where x saturates, 1 - belief has no digits left.
+    """
+    below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
+    sided = torch.sigmoid(slope[:, None] * _sided(outputs))
+    left = 1 - 0.5 * (reliability + scaled) + scaled * sided
+    weight = (left / (1 - 0.5 * reliability + scaled * below)).clamp_min(_FLOOR).log()
+    return torch.where(below > 0, weight, 0)
+
+
+def split_first(one: Tensor, other: Tensor) -> Tensor:
+    """Combine two classifiers (..., 2) trained on disjoint data of the first group and the same of
+    the second: evidence against the first adds up, against the second the stronger holds (7)."""
+    return torch.stack([one[..., 0] + other[..., 0], one[..., 1].minimum(other[..., 1])], dim=-1)
+
+
+def split_second(one: Tensor, other: Tensor) -> Tensor:
+    """As `split_first`, with the groups' parts exchanged (equation (6))."""
+    return split_first(one.flip(-1), other.flip(-1)).flip(-1)
+
+
+def fractal(levels: Sequence[Tensor]) -> Tensor:
+    """Evidence (..., 2) of a fractal structure from that of its levels, each (..., subtasks, 2),
+    from the last level to the first (equations (8) and (9)). Levels split the first group's data
+    and the second's in turn. An empty level, and a subtask without evidence, change nothing."""
+    combined = torch.zeros_like(levels[0][..., 0, :])
+    for number, level in reversed(list(enumerate(levels))):
+        if number % 2 == 0:
+            within = torch.stack([level[..., 0].sum(-1), level[..., 1].amin(-1)], dim=-1)
+            combined = split_first(within, combined)
+        else:
+            within = torch.stack([level[..., 0].amin(-1), level[..., 1].sum(-1)], dim=-1)
+            combined = split_second(within, combined)
+    return combined
+
+
+def over_frames(evidence: Tensor, groups: Tensor, rule: Rule = "minimum") -> Tensor:
+    """The evidence against each label: (n, classes), from (n, j, 2) against the groups of j frames;
+    groups (j, 2, classes) says which labels are in which.
+
+    rule  "minimum": the strongest evidence counts, as frames share their data (equation (10));
+          "sum": evidence adds up, as if they did not (Dempster's rule).
+    """
+    against = evidence[..., None] * groups
+    return against.amin((1, 2)) if rule == "minimum" else against.sum((1, 2))
+
+
+def _sided(outputs: Tensor) -> Tensor:
+    return torch.stack([outputs, -outputs], dim=-1)
+
+
+def _terms(
+    outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far x is below 0.5 on either side, (n, k, 2); reliability (k, 1); b f (k, 2)."""
+    reliability = reliability[:, None]
+    # 0.5 - x, without the rounding of x near 0.5.
+    below = (0.5 * torch.tanh(-0.5 * slope[:, None] * _sided(outputs))).relu()
+    return below, reliability, reliability * fractions

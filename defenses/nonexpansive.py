@@ -1,0 +1,70 @@
+"""Weights that never expand an L2 distance, stacked: many networks' in one tensor.
+
+A stack of k matrices is a tensor (k, out, in). Each scaling makes matrices of spectral norm at most
+1 from any: the paper's (L2NNN, section 2.1), and two that keep more of the distances.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# What keeps a row of zeros from a division by zero; far below any rounding of a weight.
+_TINY = 1e-30
+
+
+def norm_bound(weight: Tensor) -> Tensor:
+    """b(W) (k,) of matrices (k, out, in): at least the square of the spectral norm (L2NNN, equation
+    (2)), the smaller of the largest absolute row sums of WᵀW and WWᵀ."""
+    return torch.minimum(
+        _row_sums(weight.mT @ weight).amax(-1), _row_sums(weight @ weight.mT).amax(-1)
+    )
+
+
+def penalty(weight: Tensor) -> Tensor:
+    """How far b(W) is above 1, summed over rows, for matrices (k, out, in): (k,) (L2NNN, equation
+    (7))."""
+    return torch.minimum(
+        (_row_sums(weight.mT @ weight) - 1).relu().sum(-1),
+        (_row_sums(weight @ weight.mT) - 1).relu().sum(-1),
+    )
+
+
+def by_bound(weight: Tensor) -> Tensor:
+    """W / sqrt(b(W)) for matrices (k, out, in) (L2NNN, section 2.1)."""
+    return weight / norm_bound(weight).clamp_min(_TINY).sqrt()[:, None, None]
+
+
+def almost_orthogonal(weight: Tensor) -> Tensor:
+    """Each row of matrices (k, out, in) by its own sum, (sum_k |(WWᵀ)_ik|)^(-1/2) (Prach and
+    Lampert 2022, theorem 1, on the shorter side); rows that are orthogonal stay of norm 1."""
+    if weight.shape[-2] > weight.shape[-1]:
+        return almost_orthogonal(weight.mT).mT
+    return weight * _row_sums(weight @ weight.mT).clamp_min(_TINY).rsqrt()[..., None]
+
+
+def cayley(weight: Tensor) -> Tensor:
+    """Orthonormal rows, or columns where these are fewer, from any matrices (k, out, in).
+
+    The Cayley transform of a tall matrix, which inverts only its small side (Trockman and Kolter
+    2021, section 4.2 and appendix).
+    """
+    if weight.shape[-2] < weight.shape[-1]:
+        return cayley(weight.mT).mT
+    side = weight.shape[-1]
+    square, rest = weight[..., :side, :], weight[..., side:, :]
+    skewed = square - square.mT + rest.mT @ rest
+    identity = torch.eye(side, dtype=weight.dtype, device=weight.device)
+    inverse = torch.linalg.inv(identity + skewed)
+    return torch.cat([(identity - skewed) @ inverse, -2 * rest @ inverse], dim=-2)
+
+
+SCALINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bound": by_bound,
+    "almost-orthogonal": almost_orthogonal,
+    "cayley": cayley,
+}
+
+
+def _row_sums(gram: Tensor) -> Tensor:
+    return gram.abs().sum(-1)
