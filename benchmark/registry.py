@@ -145,6 +145,8 @@ DEFENSES = Registry(
     {
         "vanilla": "defenses:Vanilla",
         "pgd-at": "defenses:AdversarialTraining",
+        "nbr": "defenses:NBR",
+        "fractal": "defenses:Fractal",
         "external": "defenses:External",
         "l2nnn": "defenses:L2NNN",
         "hybrid": "defenses:Hybrid",

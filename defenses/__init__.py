@@ -3,11 +3,14 @@
 from defenses.adversarial import AdversarialTraining
 from defenses.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
 from defenses.derived import Derived
+from defenses.ensembles import BeliefEnsemble
 from defenses.external import External, Normalised
+from defenses.fractal import Fractal
 from defenses.hybrid import Hybrid, HybridClassifier
 from defenses.l2nnn import L2NNN, L2NonexpansiveClassifier
 from defenses.recipe import Batch, Recipe, Vanilla
 from defenses.saved import SavedModelError, describe, fingerprint, load, read_card, save
+from defenses.subtasks import NBR
 from defenses.training import Progress, TrainingError, initialise, train
 
 __all__ = [
@@ -15,10 +18,13 @@ __all__ = [
     "CNN2",
     "L2NNN",
     "MLP",
+    "NBR",
     "AdversarialTraining",
     "Batch",
+    "BeliefEnsemble",
     "Derived",
     "External",
+    "Fractal",
     "Hybrid",
     "HybridClassifier",
     "L2NonexpansiveClassifier",

@@ -9,7 +9,39 @@ for its second, -1 for others. Level m (counted from 0) splits side m % 2.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# What a sample is to a subtask: no part of its training set, part of it, a difficult part.
+OUT, IN, HARD = 0, 1, 2
+
+
+class Division(nn.Module):
+    """The roles (k, n), uint8, of n training samples for k subtasks: OUT, IN or HARD.
+
+    They are in the state dict while training lasts, so that it can be resumed, and empty after.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to what it was before training."""
+        self.roles = torch.zeros(0, 0, dtype=torch.uint8)
+
+    def of(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """For each subtask the members among samples `index` (n,): their roles (k, m) and places in
+        `index` (k, m). Where a subtask has fewer than others, samples that are OUT fill its row."""
+        roles = self.roles[:, index]
+        most = int((roles != OUT).sum(1).max())
+        order = (roles != OUT).sort(dim=1, descending=True, stable=True).indices[:, :most]
+        return roles.gather(1, order), order
+
+    def get_extra_state(self) -> Tensor:
+        return self.roles.cpu()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.roles = state
 
 
 def one_level(levels: Sequence[int], sides: Tensor, outputs: Tensor) -> Tensor:
@@ -18,7 +50,7 @@ def one_level(levels: Sequence[int], sides: Tensor, outputs: Tensor) -> Tensor:
     outputs  (n, k) by which the data are split: see `split`.
     """
     members = torch.zeros(sum(levels), len(sides), dtype=torch.bool, device=sides.device)
-    for number, part in enumerate(_parts(levels)):
+    for number, part in enumerate(parts(levels)):
         side = number % 2
         members[part] = split(sides == side, outputs[:, part], side)
         members[part] |= sides == 1 - side
@@ -33,7 +65,7 @@ def nested(levels: Sequence[int], sides: Tensor, depth: Tensor, outputs: Tensor)
     outputs  (n, k) by which the data of a level are split: see `split`.
     """
     members = torch.zeros(sum(levels), len(sides), dtype=torch.bool, device=sides.device)
-    for number, part in enumerate(_parts(levels)):
+    for number, part in enumerate(parts(levels)):
         side = number % 2
         members[part] = split((sides == side) & (depth == number), outputs[:, part], side)
         # What no level before this one has split off is the other half of its contrasts.
@@ -57,38 +89,58 @@ def splitting_levels(levels: Sequence[int], side: int) -> list[int]:
 
 
 def depths(
-    levels: Sequence[int], sides: Tensor, outputs: Tensor, swapped: Sequence[bool], seed: int
+    levels: Sequence[int], sides: Tensor, outputs: Tensor, swapped: Sequence[bool]
 ) -> Tensor:
     """The level that splits each sample (n,), by k-means on the outputs (n, k) of the first level
     that splits its side, as a one-level structure.
 
-    swapped  for either side, whether its parts, by default the largest first, are the other way
-             round.
+    swapped  for either side, whether its parts, else the largest first, are the other way round.
     """
     depth = torch.zeros_like(sides)
-    parts = _parts(levels)
     for side in (0, 1):
         data = (sides == side).nonzero().squeeze(1)
         mine = splitting_levels(levels, side)
         cluster = torch.zeros_like(data)
         if len(mine) > 1:
-            cluster = _clusters(outputs[data][:, parts[mine[0]]], len(mine), seed)
+            cluster = _clusters(outputs[data][:, parts(levels)[mine[0]]], len(mine))[0]
         order = torch.tensor(mine[::-1] if swapped[side] else mine, device=sides.device)
         depth[data] = order[cluster]
     return depth
 
 
-def _clusters(features: Tensor, count: int, seed: int) -> Tensor:
-    """K-means clusters (n,) of features (n, d), numbered from the largest."""
-    from sklearn.cluster import KMeans
-
-    found = KMeans(count, n_init=10, random_state=seed).fit_predict(features.double().cpu().numpy())
-    labels = torch.from_numpy(found).long()
-    rank = torch.bincount(labels, minlength=count).argsort(descending=True, stable=True).argsort()
-    return rank[labels].to(features.device)
+def depth_of(levels: Sequence[int], sides: Tensor, members: Tensor) -> Tensor:
+    """The level that splits each sample (n,), from the members (k, n) of a fractal structure."""
+    depth = torch.full_like(sides, len(levels))
+    for number, part in enumerate(parts(levels)):
+        depth[members[part].any(0) & (sides == number % 2)] = number
+    return depth
 
 
-def _parts(levels: Sequence[int]) -> list[slice]:
+def by_clusters(levels: Sequence[int], sides: Tensor, features: Tensor) -> Tensor:
+    """Stand-ins (n, k) for outputs, before there are any, that split each level's data by k-means
+    on features (n, d): nearness to a cluster for the first group, distance for the second."""
+    outputs = features.new_zeros(len(sides), sum(levels))
+    for number, part in enumerate(parts(levels)):
+        data = features[sides == number % 2]
+        if part.stop - part.start > 1:
+            centres = _clusters(data, part.stop - part.start)[1]
+            distance = torch.cdist(features, centres.to(features))
+            outputs[:, part] = distance if number % 2 else -distance
+    return outputs
+
+
+def parts(levels: Sequence[int]) -> list[slice]:
     """The subtasks of each level."""
     ends = [sum(levels[: m + 1]) for m in range(len(levels))]
     return [slice(end - size, end) for end, size in zip(ends, levels, strict=True)]
+
+
+def _clusters(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """K-means clusters of features (n, d): (n,), numbered from the largest, and centres (k, d)."""
+    from sklearn.cluster import KMeans
+
+    found = KMeans(count, n_init=3, random_state=0).fit(features.double().cpu().numpy())
+    labels = torch.from_numpy(found.labels_).long()
+    order = torch.bincount(labels, minlength=count).argsort(descending=True, stable=True)
+    centres = torch.from_numpy(found.cluster_centers_)[order]
+    return order.argsort()[labels].to(features.device), centres

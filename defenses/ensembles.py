@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from defenses.belief import Frame, Rule, evidence, fractal, over_frames
+from defenses.division import OUT, Division
 
 # The slope of a surrogate's sigmoids (section 4.1).
 SURROGATE_SLOPE = 5.0
+
+# Images at once when all of a training set is asked.
+_AT_ONCE = 1024
 
 # Halvings of a threshold's interval: below the rounding of float32.
 _HALVINGS = 30
@@ -26,13 +30,15 @@ class BeliefEnsemble(nn.Module):
     slope        s of all subtasks at first; reliability, b in (0, 1], likewise.
     rule         how evidence is combined over frames: `defenses.belief.over_frames`.
 
-    `fractions` (k, 2) are those of each subtask's groups that it was trained on. Raises ValueError
-    for values out of range.
+    `fractions` (k, 2) are those of each subtask's groups that it was trained on; `division` holds
+    which samples these are while training lasts, and `rows` each frame's subtasks. Raises
+    ValueError for values out of range.
     """
 
     fractions: Tensor
     members: Tensor
     groups: Tensor
+    sides: Tensor
 
     def __init__(
         self,
@@ -48,17 +54,40 @@ class BeliefEnsemble(nn.Module):
             raise ValueError("slope must be above 0 and reliability in (0, 1]")
         self.frames, self.classes, self.rule = tuple(frames), classes, rule
         self.subtasks = subtasks
-        count = sum(sum(frame.levels) for frame in frames)
+        self.division = Division()
+        sizes = torch.tensor([sum(frame.levels) for frame in frames])
+        count, ends = int(sizes.sum()), sizes.cumsum(0).tolist()
+        self.rows = [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
         self.slope = nn.Parameter(torch.full((count,), slope))
         self.reliability = nn.Parameter(torch.full((count,), reliability))
         self.register_buffer("fractions", torch.ones(count, 2))
         self.register_buffer("members", _members(self.frames), persistent=False)
-        self.register_buffer("groups", _groups(self.frames, classes), persistent=False)
+        groups = _groups(self.frames, classes)
+        self.register_buffer("groups", groups, persistent=False)
+        sides = (groups[:, 0].int() - groups[:, 1].int()).repeat_interleave(sizes, dim=0)
+        self.register_buffer("sides", sides, persistent=False)
+
+    def signs(self, y: Tensor) -> Tensor:
+        """For each subtask and label y (n,) the sign that its output should have: (k, n), 1 for the
+        first group, -1 for the second, 0 for neither."""
+        return self.sides[:, y]
+
+    def divide(self, roles: Tensor, y: Tensor) -> None:
+        """Take in new roles (k, n) of the training samples with labels y (n,)."""
+        signs = self.signs(y)
+        groups = torch.stack([signs > 0, signs < 0], dim=-1)
+        trained = (groups & (roles != OUT)[..., None]).sum(1)
+        self.fractions.copy_(trained / groups.sum(1).clamp_min(1))
+        self.division.roles = roles
 
     def outputs(self, x: Tensor) -> Tensor:
         """G (n, k) of all subtasks at images (n, *shape)."""
         outputs: Tensor = self.subtasks(x[None])
         return outputs.squeeze(2).T
+
+    def outputs_of(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """G (n, k) of some subtasks at any number of images (n, *shape)."""
+        return torch.cat([self.outputs(part)[:, rows] for part in x.split(_AT_ONCE)])
 
     def aggregate(self, outputs: Tensor) -> Tensor:
         """The logits (n, classes) that outputs G (n, k) give."""
@@ -105,22 +134,12 @@ class BeliefEnsemble(nn.Module):
     def _withstands(self, outputs: Tensor, label: Tensor, offset: Tensor) -> Tensor:
         """Whether the labels (n,) are kept for certain under an offset (n,)."""
         own = nn.functional.one_hot(label, self.classes).bool()
-        signs = torch.where(own, -offset[:, None], offset[:, None])[..., None] * self._sides()
+        signs = torch.where(own, -offset[:, None], offset[:, None])[..., None] * self.sides.T
         shifted = (outputs[:, None] + signs).flatten(0, 1)
         against = self.aggregate(shifted).unflatten(0, (-1, self.classes)).diagonal(0, 1, 2)
         others = against.masked_fill(own, -math.inf).amax(1)
-        return against.gather(1, label[:, None]).squeeze(1) > others
-
-    def _sides(self) -> Tensor:
-        """(classes, k): 1 where a subtask's first group has the label, -1 where the second has."""
-        sides = self.groups[:, 0].to(self.fractions) - self.groups[:, 1].to(self.fractions)
-        counts = torch.tensor([sum(frame.levels) for frame in self.frames], device=sides.device)
-        return sides.T.repeat_interleave(counts, dim=1)
-
-
-def pairs(classes: int) -> list[tuple[int, int]]:
-    """All pairs of labels, in order."""
-    return [(a, b) for a in range(classes) for b in range(a + 1, classes)]
+        kept: Tensor = against[own] > others
+        return kept
 
 
 def _members(frames: Sequence[Frame]) -> Tensor:
@@ -143,7 +162,5 @@ def _groups(frames: Sequence[Frame], classes: int) -> Tensor:
     for j, frame in enumerate(frames):
         for side, group in enumerate((frame.first, frame.second)):
             for label in group:
-                if not 0 <= label < classes:
-                    raise ValueError(f"no label {label} among {classes} classes")
                 groups[j, side, label] = True
     return groups

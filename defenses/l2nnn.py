@@ -92,7 +92,7 @@ class L2NonexpansiveClassifier(nn.Module):
         shape: Shape,
         classes: int,
         *,
-        multi: bool = True,
+        multi: bool = False,
         widen: float = 1.0,
         scaling: str = "cayley",
         v: float | None = None,
@@ -144,20 +144,21 @@ class L2NNN(AdversarialTraining):
 
     Raises ValueError for hyperparameters out of range.
 
-    Differs from the source: the default scaling makes orthonormal rows, which keep more of the
-    distances than the source's W / sqrt(b(W)) ("bound") does.
+    Differs from the source, by default: weights have orthonormal rows, which keep more of the
+    distances than W / sqrt(b(W)) ("bound"); and the network is a single one, which certifies much
+    more at equal accuracy under attack, where the source recommends one per label.
     """
 
     epochs: int = 20
     batch: int = 256
     learning_rate: float = 3e-3
     schedule: Schedule = "one-cycle"
-    multi: bool = True
+    multi: bool = False
     scaling: str = "cayley"
     gamma: float = 1.0
     omega: float = 0.25
     v: float | None = None
-    z: float = 1.0
+    z: float = 4.0
     adversarial: bool = False
     penalty: float = 0.1
     penalised: float | None = None

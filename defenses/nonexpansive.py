@@ -55,7 +55,7 @@ def cayley(weight: Tensor) -> Tensor:
     square, rest = weight[..., :side, :], weight[..., side:, :]
     skewed = square - square.mT + rest.mT @ rest
     identity = torch.eye(side, dtype=weight.dtype, device=weight.device)
-    inverse = torch.linalg.inv(identity + skewed)
+    inverse = _inverse(identity + skewed)
     return torch.cat([(identity - skewed) @ inverse, -2 * rest @ inverse], dim=-2)
 
 
@@ -68,3 +68,10 @@ SCALINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _row_sums(gram: Tensor) -> Tensor:
     return gram.abs().sum(-1)
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    invert: Callable[[Tensor], Tensor] = torch.linalg.inv
+    # One by one: on several threads a batch of large ones comes out wrong (PyTorch issue 142815).
+    alone = matrices.device.type == "cpu"
+    return torch.stack([invert(one) for one in matrices]) if alone else invert(matrices)
