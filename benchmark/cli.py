@@ -1,4 +1,4 @@
-"""The command line: bestattack run, train, list, report, verify, certify."""
+"""The command line: bestattack run, train, list, report, verify, certify, study."""
 
 import sys
 import textwrap
@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from attacks.threat import Norm
+from benchmark.data_files import Part
 from benchmark.errors import UserError
 from benchmark.spec import Device, Mode, Precision
 
@@ -21,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+study = typer.Typer(help="What a run or a model says beyond its table; written beside it, too.")
+app.add_typer(study, name="study")
 
 # Typer does not name it, and some versions bring a click of their own.
 _UsageError: Any = typer.BadParameter.__base__
@@ -228,6 +232,36 @@ def certify(
         typer.echo(f"Per image: {out}")
     if len(found.records) < found.total:
         raise UserError(f"interrupted after {len(found.records)} of {found.total} images")
+
+
+@study.command()
+def lipschitz(folder: RunFolder) -> None:
+    """Robustness predicted for assumed Lipschitz bounds, and how often the attacks agree."""
+    from benchmark import studies
+
+    found = studies.lipschitz(folder)
+    found.write(folder)
+    typer.echo(found.markdown())
+
+
+@study.command("dont-care")
+def dont_care(
+    folder: Annotated[Path, typer.Argument(help="The folder of a model with fractal structures.")],
+    split: Annotated[Part, typer.Option(help="Which images of its data set.")] = "test",
+    samples: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    offset: Annotated[float, typer.Option(min=0, help="Moves outputs against the label.")] = 0.0,
+    plugin: Plugins = [],  # noqa: B006
+    data_root: Root = None,
+) -> None:
+    """Which don't-care conditions hold for images, and which explain robustness."""
+    from benchmark import studies
+    from benchmark.registry import load_plugin
+
+    for path in plugin:
+        load_plugin(path)
+    found = studies.dont_care_conditions(folder, split, samples, offset, data_root)
+    found.write(folder)
+    typer.echo(found.markdown())
 
 
 def _say(line: str) -> None:

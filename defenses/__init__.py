@@ -1,7 +1,9 @@
 """What is attacked: architectures, how they are trained, and models that are saved or foreign."""
 
 from defenses.adversarial import AdversarialTraining
+from defenses.aggregations import GNB, MRF, Belief, QuadraticEnsemble
 from defenses.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
+from defenses.best import BestFractal
 from defenses.derived import Derived
 from defenses.ensembles import BeliefEnsemble
 from defenses.external import External, Normalised
@@ -16,12 +18,16 @@ from defenses.training import Progress, TrainingError, initialise, train
 __all__ = [
     "ARCHITECTURES",
     "CNN2",
+    "GNB",
     "L2NNN",
     "MLP",
+    "MRF",
     "NBR",
     "AdversarialTraining",
     "Batch",
+    "Belief",
     "BeliefEnsemble",
+    "BestFractal",
     "Derived",
     "External",
     "Fractal",
@@ -31,6 +37,7 @@ __all__ = [
     "LeNet5",
     "Normalised",
     "Progress",
+    "QuadraticEnsemble",
     "Recipe",
     "SavedModelError",
     "TrainingError",

@@ -63,7 +63,7 @@ def evidence(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Ten
     below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
     sided = torch.sigmoid(slope[:, None] * _sided(outputs))
     left = 1 - 0.5 * (reliability + scaled) + scaled * sided
-    weight = (left / (1 - 0.5 * reliability + scaled * below)).clamp_min(_FLOOR).log()
+    weight = (left / (1 - 0.5 * reliability + scaled * below)).clamp(_FLOOR, 1).log()
     return torch.where(below > 0, weight, 0)
 
 
@@ -82,8 +82,10 @@ def fractal(levels: Sequence[Tensor]) -> Tensor:
     """Evidence (..., 2) of a fractal structure from that of its levels, each (..., subtasks, 2),
     from the last level to the first (equations (8) and (9)). Levels split the first group's data
     and the second's in turn. An empty level, and a subtask without evidence, change nothing."""
-    combined = torch.zeros_like(levels[0][..., 0, :])
+    combined = torch.zeros_like(levels[-1][..., 0, :])
     for number, level in reversed(list(enumerate(levels))):
+        if not level.shape[-2]:
+            continue
         if number % 2 == 0:
             within = torch.stack([level[..., 0].sum(-1), level[..., 1].amin(-1)], dim=-1)
             combined = split_first(within, combined)

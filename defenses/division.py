@@ -21,13 +21,16 @@ class Division(nn.Module):
     They are in the state dict while training lasts, so that it can be resumed, and empty after.
     """
 
+    roles: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        self.forget()
+        # A buffer, to be where the model is; in the state dict by itself, as its shape changes.
+        self.register_buffer("roles", torch.zeros(0, 0, dtype=torch.uint8), persistent=False)
 
     def forget(self) -> None:
         """Back to what it was before training."""
-        self.roles = torch.zeros(0, 0, dtype=torch.uint8)
+        self.roles = self.roles.new_zeros(0, 0)
 
     def of(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """For each subtask the members among samples `index` (n,): their roles (k, m) and places in
@@ -41,7 +44,7 @@ class Division(nn.Module):
         return self.roles.cpu()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.roles = state
+        self.roles = state.to(self.roles.device)
 
 
 def one_level(levels: Sequence[int], sides: Tensor, outputs: Tensor) -> Tensor:
@@ -76,6 +79,8 @@ def nested(levels: Sequence[int], sides: Tensor, depth: Tensor, outputs: Tensor)
 def split(data: Tensor, outputs: Tensor, side: int) -> Tensor:
     """Members (k, n) of one level: each sample of `data` (n,) goes to the subtask that is the
     surest of it: the largest output (n, k) for the first group, the smallest for the second."""
+    if not outputs.shape[1]:
+        return data.new_zeros(0, len(data))
     best = outputs.argmax(1) if side == 0 else outputs.argmin(1)
     mine = torch.arange(outputs.shape[1], device=data.device)[:, None] == best
     return mine & data
@@ -116,14 +121,20 @@ def depth_of(levels: Sequence[int], sides: Tensor, members: Tensor) -> Tensor:
     return depth
 
 
-def by_clusters(levels: Sequence[int], sides: Tensor, features: Tensor) -> Tensor:
-    """Stand-ins (n, k) for outputs, before there are any, that split each level's data by k-means
-    on features (n, d): nearness to a cluster for the first group, distance for the second."""
+def by_clusters(
+    levels: Sequence[int], sides: Tensor, features: Tensor, depth: Tensor | None = None
+) -> Tensor:
+    """Stand-ins (n, k) for outputs, of subtasks that are to begin anew: they split each level's
+    data by k-means on features (n, d), nearness to a centre for the first group and distance for
+    the second. A level's data are those of its side, or those of them of its depth (n,)."""
     outputs = features.new_zeros(len(sides), sum(levels))
     for number, part in enumerate(parts(levels)):
-        data = features[sides == number % 2]
-        if part.stop - part.start > 1:
-            centres = _clusters(data, part.stop - part.start)[1]
+        data = sides == number % 2
+        if depth is not None:
+            data &= depth == number
+        count = part.stop - part.start
+        if 1 < count <= int(data.sum()):
+            centres = _clusters(features[data], count)[1]
             distance = torch.cdist(features, centres.to(features))
             outputs[:, part] = distance if number % 2 else -distance
     return outputs

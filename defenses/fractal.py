@@ -14,6 +14,9 @@ from defenses.subtasks import NBR, parse_frames
 # structure by itself.
 _FIRST, _ALONE = 0.1, 0.3
 
+# How many structures of three levels there are.
+VARIANTS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fractal(NBR):
@@ -38,11 +41,11 @@ class Fractal(NBR):
     levels: str = "4+4+4"
     replaced: str | None = None
     variant: int = 0
-    every: int = 1
+    every: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.variant < 8 or self.every < 1:
+        if not 0 <= self.variant < VARIANTS or self.every < 1:
             raise ValueError("variant is from 0 to 7, every at least 1")
         self.sizes()
 
@@ -68,31 +71,37 @@ class Fractal(NBR):
             replace(frame, levels=self.sizes()) if frame in chosen else frame for frame in frames
         ]
 
+    def variant_of(self, ensemble: BeliefEnsemble, rows: slice) -> int:
+        """The variant of the structure of some of an ensemble's subtasks."""
+        return self.variant
+
     def roles(self, ensemble: BeliefEnsemble, x: Tensor, y: Tensor, epoch: int) -> Tensor | None:
         found = super().roles(ensemble, x, y, epoch)
         first, alone = round(_FIRST * self.epochs), round(_ALONE * self.epochs)
-        again = first <= epoch < self.settled and (epoch - first) % self.every == 0
+        again = first <= epoch < self.settled and (epoch - alone) % self.every == 0
         if not (epoch == 0 or epoch == alone or again):
             return found
         roles = ensemble.division.roles.clone() if found is None else found
         for frame, rows in zip(ensemble.frames, ensemble.rows, strict=True):
-            if sum(frame.levels) == 1:
+            levels = frame.levels
+            if sum(levels) == 1:
                 continue
-            signs = ensemble.signs(y)[rows.start]
+            signs = ensemble.signs(y)[rows.start].masked_fill(self.reserved(y), 0)
             data = signs.nonzero().squeeze(1)
             sides = (signs[data] < 0).long()
+            pixels = x[data].flatten(1)
             if epoch == 0:
-                outputs = by_clusters(frame.levels, sides, x[data].flatten(1))
+                members = one_level(levels, sides, by_clusters(levels, sides, pixels))
+            elif epoch < alone:
+                members = one_level(levels, sides, ensemble.outputs_of(x[data], rows))
+            elif epoch == alone:
+                variant = self.variant_of(ensemble, rows)
+                swapped = (bool(variant & 2), bool(variant & 4))
+                depth = depths(levels, sides, ensemble.outputs_of(x[data], rows), swapped)
+                # The outputs would give all of a part to the subtask that stands for it.
+                members = nested(levels, sides, depth, by_clusters(levels, sides, pixels, depth))
             else:
-                outputs = ensemble.outputs_of(x[data], rows)
-            if epoch < alone:
-                members = one_level(frame.levels, sides, outputs)
-            else:
-                if epoch == alone:
-                    swapped = (bool(self.variant & 2), bool(self.variant & 4))
-                    depth = depths(frame.levels, sides, outputs, swapped)
-                else:
-                    depth = depth_of(frame.levels, sides, roles[rows][:, data] != OUT)
-                members = nested(frame.levels, sides, depth, outputs)
+                depth = depth_of(levels, sides, roles[rows][:, data] != OUT)
+                members = nested(levels, sides, depth, ensemble.outputs_of(x[data], rows))
             roles[rows.start : rows.stop, data] = members.to(roles)
         return roles

@@ -142,23 +142,25 @@ class L2NNN(AdversarialTraining):
                           the penalty of equation (7), weighted by `penalty`, holds them back; for
                           scaling "bound" alone, where None is 0.5.
 
-    Raises ValueError for hyperparameters out of range.
+    The defaults suit MNIST; a small training set needs smaller batches. Raises ValueError for
+    hyperparameters out of range.
 
     Differs from the source, by default: weights have orthonormal rows, which keep more of the
     distances than W / sqrt(b(W)) ("bound"); and the network is a single one, which certifies much
     more at equal accuracy under attack, where the source recommends one per label.
     """
 
-    epochs: int = 20
-    batch: int = 256
-    learning_rate: float = 3e-3
+    widen: float = 2.0
+    epochs: int = 12
+    batch: int = 512
+    learning_rate: float = 6e-3
     schedule: Schedule = "one-cycle"
     multi: bool = False
     scaling: str = "cayley"
     gamma: float = 1.0
-    omega: float = 0.25
+    omega: float = 0.15
     v: float | None = None
-    z: float = 4.0
+    z: float = 8.0
     adversarial: bool = False
     penalty: float = 0.1
     penalised: float | None = None

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d, linear, logsigmoid, pad, unfold
 
 from defenses.nonexpansive import SCALINGS, penalty
 
@@ -146,22 +147,22 @@ class Conv(Weighted):
         self.kernel, self.stride, self.padding = sides, steps, _pair(padding)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        stack, n, channels = x.shape[:3]
-        if len(weight) == 1:
-            filters = weight[0].reshape(-1, channels, *self.kernel)
-            return nn.functional.conv2d(x[0], filters, bias[0], self.stride, self.padding)[None]
-        patches = nn.functional.unfold(
-            x.flatten(0, 1), self.kernel, padding=self.padding, stride=self.stride
-        )
+        n, channels, *sides = x.shape[1:]
+        stack, filters = weight.shape[:2]
+        if len(x) == 1:
+            kernels = weight.reshape(stack * filters, channels, *self.kernel)
+            shared: Tensor = conv2d(x[0], kernels, bias.reshape(-1), self.stride, self.padding)
+            return shared.view(n, stack, filters, *shared.shape[2:]).transpose(0, 1)
+        # Faster than a convolution in groups, which vmap would make too.
+        patches = unfold(x.flatten(0, 1), self.kernel, padding=self.padding, stride=self.stride)
+        made: Tensor = weight[:, None] @ patches.unflatten(0, (stack, n)) + bias[:, None, :, None]
         size = [
             (side + 2 * around - window) // step + 1
             for side, around, window, step in zip(
-                x.shape[-2:], self.padding, self.kernel, self.stride, strict=True
+                sides, self.padding, self.kernel, self.stride, strict=True
             )
         ]
-        columns = patches.mT.reshape(stack, -1, patches.shape[1])
-        made = _product(columns, weight, bias)
-        return made.reshape(len(made), n, *size, -1).movedim(-1, 2)
+        return made.reshape(stack, n, filters, *size)
 
 
 class TwoSided(nn.Module):
@@ -205,15 +206,14 @@ class NormPool(nn.Module):
         self.stride = self.size if stride is None else _pair(stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        over = [
-            max(window - side, (window - side) % step)
-            for side, window, step in zip(x.shape[-2:], self.size, self.stride, strict=True)
-        ]
-        squares = nn.functional.pad(x.flatten(0, 1).square(), (0, over[1], 0, over[0]))
-        means = nn.functional.avg_pool2d(squares, self.size, self.stride)
-        share = math.prod(self.size) / _copies(self.size, self.stride)
+        squares = x.flatten(0, 1).square()
+        over = [max(0, a - b) for a, b in zip(self.size, x.shape[-2:], strict=True)]
+        if any(over):
+            squares = pad(squares, (0, over[1], 0, over[0]))
+        sums = avg_pool2d(squares, self.size, self.stride, ceil_mode=True, divisor_override=1)
+        copies = _copies(self.size, self.stride)
         # The norm of the window and one more entry, that is constant: its gradient is finite at 0.
-        norms = (share * means + _TINY).sqrt()
+        norms = ((sums if copies == 1 else sums / copies) + _TINY).sqrt()
         return norms.reshape(*x.shape[:2], *norms.shape[1:])
 
 
@@ -229,7 +229,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         odds = self.odds.reshape(-1, *[1] * (x.dim() - 1))
-        rest = (nn.functional.logsigmoid(-odds) / 2).exp()
+        rest = (logsigmoid(-odds) / 2).exp()
         return odds.sigmoid() * x + rest * cast(Tensor, self.branch(rest * x))
 
 
@@ -298,6 +298,6 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x Wᵀ + b: (1 or k, n, inputs) to (k, n, outputs)."""
     stack, outputs, inputs = weight.shape
     if len(x) == 1 and stack > 1:
-        flat = nn.functional.linear(x[0], weight.reshape(-1, inputs), bias.reshape(-1))
+        flat = linear(x[0], weight.reshape(-1, inputs), bias.reshape(-1))
         return flat.view(-1, stack, outputs).transpose(0, 1)
     return torch.baddbmm(bias[:, None], x, weight.mT)

@@ -1,8 +1,9 @@
 """Neural belief reasoners, and how their subtasks are trained: with poor man's adversarial training
 (Qian 2021, "Robustness via fractal divide and fractal aggregation", sections 2 and 3)."""
 
-from dataclasses import dataclass
-from typing import cast, get_args
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from defenses.architectures import Shape
 from defenses.belief import Frame, Rule
 from defenses.division import HARD, IN, OUT
 from defenses.ensembles import BeliefEnsemble
+from defenses.memory import Memory
 from defenses.nonexpansive import SCALINGS
 from defenses.recipe import Batch, Recipe, Schedule
 from defenses.stacked_networks import build_stack
+from defenses.tuning import train_each
 
 # The part of the epochs after which training sets stay as they are.
 _SETTLED = 0.6
@@ -36,6 +39,13 @@ class NBR(Recipe):
     sharpness    t of the loss softplus(-t m) / t of a shifted output m.
     slope        s of all subtasks; reliability, b of all.
     arch         "mlp" or "conv", see `build_stack`; "default" is "mlp". scaling: of the weights.
+    reserve      the part of the training data, evenly spread, that is kept from the subtasks, and
+                 on which each one's s and b are trained in the end, see `train_each`; 0: all have
+                 the same, as given. It needs an offset.
+    memorise     for each frame, how many of the most difficult samples of its training sets are
+                 taken out when these settle, and are a memorization subtask each, a frame of its
+                 own: see `defenses.memory`. Most difficult: least sure by the surest of the
+                 subtasks that are trained on it.
 
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where there is
     neither an offset nor an L2 threat.
@@ -46,7 +56,7 @@ class NBR(Recipe):
 
     epochs: int = 20
     batch: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     schedule: Schedule = "cosine"
     scaling: str = "cayley"
     frames: str | None = None
@@ -56,6 +66,10 @@ class NBR(Recipe):
     sharpness: float = 3.0
     slope: float = 5.0
     reliability: float = 0.9
+    reserve: float = 0.0
+    memorise: int = 0
+
+    ensemble: ClassVar[type[BeliefEnsemble]] = BeliefEnsemble
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +79,12 @@ class NBR(Recipe):
             raise ValueError(f"unknown rule {self.rule!r}: use one of {', '.join(get_args(Rule))}")
         if not (self.sharpness > 0 and self.slope > 0 and 0 < self.reliability <= 1):
             raise ValueError("sharpness and slope must be above 0, reliability in (0, 1]")
+        if not (0 <= self.reserve < 1 and self.memorise >= 0):
+            raise ValueError("reserve must be in [0, 1), memorise at least 0")
+        if self.reserve and self.offset is None:
+            raise ValueError("reserve needs an offset: give offset")
+        if self.memorise and self.settled >= self.epochs:
+            raise ValueError("memorise needs training sets that settle: give 2 epochs or more")
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
         if self.offset is not None:
@@ -89,49 +109,96 @@ class NBR(Recipe):
         """The frames, with their levels."""
         if self.frames is None:
             return [Frame((a,), (b,)) for a in range(classes) for b in range(a + 1, classes)]
-        return parse_frames(self.frames, classes)
+        frames = parse_frames(self.frames, classes)
+        for label in range(classes):
+            if not any(label in (*frame.first, *frame.second) for frame in frames):
+                raise ValueError(f"label {label} is in no frame, so nothing speaks against it")
+        return frames
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         frames = self.structure(classes)
         count = sum(sum(frame.levels) for frame in frames)
         arch = "mlp" if self.arch == "default" else self.arch
-        return BeliefEnsemble(
-            frames,
+        memories = [replace(frame, levels=(1,)) for frame in frames for _ in range(self.memorise)]
+        return self.ensemble(
+            [*frames, *memories],
             classes,
             build_stack(arch, shape, count, widen=self.widen, scaling=self.scaling),
             slope=self.slope,
             reliability=self.reliability,
             rule=self.rule,
+            memory=Memory(len(memories), shape) if memories else None,
         )
+
+    def reserved(self, y: Tensor) -> Tensor:
+        """Which of the training samples, labels y (n,), are kept from the subtasks: bool (n,)."""
+        before = torch.arange(len(y) + 1, dtype=torch.float64, device=y.device) * self.reserve
+        return before.floor().diff() > 0
 
     def begin_epoch(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> None:
         ensemble = cast(BeliefEnsemble, model)
         roles = self.roles(ensemble, x, y, epoch)
+        if self.memorise and epoch == self.settled:
+            roles = ensemble.division.roles.clone() if roles is None else roles
+            self.remember(ensemble, roles, x, y)
         if roles is not None:
-            ensemble.divide(roles, y)
+            ensemble.divide(roles, y, self.reserved(y))
 
     def roles(self, ensemble: BeliefEnsemble, x: Tensor, y: Tensor, epoch: int) -> Tensor | None:
         """New roles (k, n) of the training samples, images x (n, *shape) and labels y (n,), from
         this epoch on; None where they stay as they were."""
         if epoch == 0:
-            return (ensemble.signs(y) != 0) * torch.tensor(IN, dtype=torch.uint8, device=y.device)
+            mine = (ensemble.signs(y)[: ensemble.trained] != 0) & ~self.reserved(y)
+            return mine * torch.tensor(IN, dtype=torch.uint8, device=y.device)
         if epoch != self.settled or self.hard_offset is None:
             return None
         roles = ensemble.division.roles
-        margins = ensemble.signs(y) * ensemble.outputs_of(x).T
+        margins = _margins(ensemble, x, y)
         return roles.masked_fill((margins < self.hard_offset) & (roles != OUT), HARD)
 
     def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        cast(BeliefEnsemble, model).division.forget()
+        ensemble = cast(BeliefEnsemble, model)
+        if self.reserve and self.offset is not None:
+            mine = self.reserved(y)
+            train_each(ensemble, ensemble.outputs_of(x[mine]), y[mine], self.offset)
+        ensemble.division.forget()
+
+    def remember(self, ensemble: BeliefEnsemble, roles: Tensor, x: Tensor, y: Tensor) -> None:
+        """Fill the ensemble's memory, and take what it holds out of the roles (k, n)."""
+        assert ensemble.memory is not None
+        margins = _margins(ensemble, x, y).masked_fill(roles == OUT, -math.inf)
+        frames = len(ensemble.frames) - len(ensemble.memory.signs)
+        for j, rows in enumerate(ensemble.rows[:frames]):
+            signs = ensemble.signs(y)[rows.start].masked_fill(self.reserved(y), 0)
+            groups = {sign: x[signs == sign] for sign in (1, -1)}
+            if not all(map(len, groups.values())):
+                continue
+            sureness = margins[rows].amax(0)
+            order = sureness.argsort(stable=True)
+            known = order[sureness[order] > -math.inf][: self.memorise]
+            for place, i in enumerate(known.tolist(), j * self.memorise):
+                sign = int(signs[i])
+                ensemble.memory.keep(place, x[i], groups[-sign], sign)
+                # Of its own group it has seen one sample, and all of the other.
+                seen = {sign: 1 / len(groups[sign]), -sign: 1.0}
+                fractions = ensemble.fractions.new_tensor([seen[1], seen[-1]])
+                ensemble.fractions[ensemble.trained + place] = fractions
+            roles[rows.start : rows.stop, known] = OUT
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         ensemble = cast(BeliefEnsemble, model)
         roles, chosen = ensemble.division.of(batch.index)
         offsets = self.offsets(batch.threat)[roles.long()]
-        signs = ensemble.signs(batch.y).gather(1, chosen)
+        signs = ensemble.signs(batch.y)[: ensemble.trained].gather(1, chosen)
         margins = signs * ensemble.subtasks(batch.x[chosen]).squeeze(2)
         losses = softplus(self.sharpness * (offsets - margins)) / self.sharpness
         return (losses * (roles != OUT)).sum() / len(batch.y)
+
+
+def _margins(ensemble: BeliefEnsemble, x: Tensor, y: Tensor) -> Tensor:
+    """What trained subtasks say for labels y (n,) at images x (n, *shape): (k, n)."""
+    trained = slice(ensemble.trained)
+    return ensemble.signs(y)[trained] * ensemble.outputs_of(x, trained).T
 
 
 def parse_frames(text: str, classes: int) -> list[Frame]:

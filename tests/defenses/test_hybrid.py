@@ -19,7 +19,7 @@ SHAPE = (1, 8, 8)
 def hybrid(request: pytest.FixtureRequest, digits: Digits) -> HybridClassifier:
     """Trained on digits, and delegating a fifth of the test images."""
     parts = []
-    sure = L2NNN(multi=request.param, epochs=8, batch=32, learning_rate=1e-2)
+    sure = L2NNN(multi=request.param, widen=1.0, epochs=8, batch=32, learning_rate=1e-2)
     for recipe in (sure, Vanilla(epochs=20, batch=32)):
         model = initialise(recipe, SHAPE, 10, seed=0)
         train(recipe, model, *digits[:2], threat=None, seed=0)
@@ -98,7 +98,7 @@ def test_within_the_radius_neither_the_switch_nor_the_answer_changes() -> None:
 def test_no_strong_attack_contradicts_the_certificate(
     hybrid: HybridClassifier, digits: Digits
 ) -> None:
-    x = digits[2][:40]
+    x = digits[2][:30]
     answer, threat = hybrid(x).argmax(1), ThreatModel("l2", 0.25)
     points = Strong(classes=1, queries=50)(Problem(hybrid, x, answer, threat))
     broken, certified = hybrid(points).argmax(1) != answer, hybrid.certified_radius(x) >= 0.25

@@ -37,14 +37,14 @@ def test_the_bound_is_exact_for_orthogonal_rows_or_columns(outputs: int, inputs:
 def test_bound_and_penalty_by_hand() -> None:
     # WᵀW = [[1, 2], [2, 5]], with row sums 3 and 7; WWᵀ = [[5, 2], [2, 1]], with 7 and 3.
     skew = [[1.0, 2.0], [0.0, 1.0]]
-    # WᵀW is of ones, with row sums 3 and 3 and 3; WWᵀ = [[3]].
+    # WᵀW is of ones, with row sums 3, 3 and 3; WWᵀ has 3 and 0.
     row = [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     # Both of 1/2 and 1/4.
     small = [[2**-0.5, 0.0], [0.0, 0.5]]
     assert norm_bound(torch.tensor([skew, small])).tolist() == pytest.approx([7, 0.5])
     assert penalty(torch.tensor([skew, small])).tolist() == pytest.approx([6 + 2, 0])
     assert norm_bound(torch.tensor([row])).item() == 3
-    # Of three rows of 3 it would be 6: (7) takes the lesser sum.
+    # The lesser of 2 + 2 + 2 and 2.
     assert penalty(torch.tensor([row])).item() == 2
 
 
