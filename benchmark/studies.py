@@ -46,12 +46,12 @@ class Study:
     def markdown(self) -> str:
         """The table, shares in %, and its caption."""
         shown = self.records.copy()
-        for column in shown.columns[shown.dtypes == float]:
+        for column in self.records.select_dtypes(float):
+            values = self.records[column]
             if column == "bound":
-                shown[column] = [f"{value:g}" for value in shown[column]]
-                continue
-            text = ["-" if np.isnan(value) else f"{100 * value:.1f}" for value in shown[column]]
-            shown[column] = text
+                shown[column] = [f"{value:g}" for value in values]
+            else:
+                shown[column] = ["-" if np.isnan(one) else f"{100 * one:.1f}" for one in values]
         return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{self.caption}\n"
 
     def write(self, folder: Path) -> None:
@@ -78,9 +78,9 @@ def lipschitz(folder: Path) -> Study:
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
     caption = (
         f"Prediction: % of all {first.total} {manifest['data']['name']} test images that are "
-        "classified correctly and whose certified radius, divided by the assumed bound of the local "
-        f"Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of those "
-        f"that no attack broke ({attacks or 'none yet'}). Only bound 1 is proven."
+        "classified correctly and whose certified radius, divided by the assumed bound of the "
+        f"local Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of "
+        f"those that no attack broke ({attacks or 'none yet'}). Only bound 1 is proven."
     )
     return Study("lipschitz", records, caption, _draw_predictions(records))
 
@@ -145,9 +145,9 @@ def dont_care_conditions(
     caption = (
         f"Fractal structures of {folder.name} on {len(y)} {dataset.name} {split} images, with all "
         f"outputs moved against the label by {offset:g}. Correct: % classified correctly by the "
-        "structure as they are; robust: moved. Holds: % for which the condition holds, moved; robust "
-        "then: % robust of those; explains: % that are robust and for which it is the first that "
-        "holds. Exact: by theorem 1; the others suffice almost always."
+        "structure as they are; robust: moved. Holds: % for which the condition holds, moved; "
+        "robust then: % robust of those; explains: % that are robust and for which it is the first "
+        "that holds. Exact: by theorem 1; the others are approximate."
     )
     if not uniform:
         caption += " The subtasks' b differ: theorem 1 does not apply."

@@ -4,7 +4,7 @@ fractal aggregation", section 4.2, table 3)."""
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from defenses.belief import Rule
 from defenses.derived import Derived
 from defenses.ensembles import BeliefEnsemble
 from defenses.offsets import OutputEnsemble
-from defenses.tuning import RELIABILITIES, SLOPES, choose, descend
+from defenses.tuning import RELIABILITIES, SLOPES, choose, descend, set_uniform
 
 # The least variance of a feature, which is in [0, 1]: that of a standard deviation of 0.01.
 _LEAST_VARIANCE = 1e-4
@@ -168,7 +168,7 @@ class Belief(Aggregation):
 
     slope, reliability  s and b of all subtasks; None: chosen on the training set from a small grid,
                         by how many images are predicted and kept for certain under the offset.
-    rule                how evidence is combined over frames; default: the source's.
+    rule                how evidence is combined over frames, whatever the source's is.
     offset              adversarial offset; needed where one of s and b is to be chosen.
 
     Raises ValueError for values out of range, and for a missing offset.
@@ -176,7 +176,7 @@ class Belief(Aggregation):
 
     slope: float | None = None
     reliability: float | None = None
-    rule: Rule | None = None
+    rule: Rule = "minimum"
     offset: float | None = None
 
     def __post_init__(self) -> None:
@@ -185,23 +185,17 @@ class Belief(Aggregation):
             raise ValueError(f"slope must be above 0, not {self.slope}")
         if self.reliability is not None and not 0 < self.reliability <= 1:
             raise ValueError(f"reliability must be in (0, 1], not {self.reliability}")
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"unknown rule {self.rule!r}: use one of {', '.join(get_args(Rule))}")
         if self.offset is not None:
             _check_offset(self.offset)
         elif None in (self.slope, self.reliability):
             raise ValueError("give slope and reliability, or an offset to choose them by")
 
     def aggregated(self, source: BeliefEnsemble) -> nn.Module:
-        made = BeliefEnsemble(
-            source.frames,
-            source.classes,
-            source.subtasks,
-            self.slope or SLOPES[0],
-            self.reliability or RELIABILITIES[0],
-            self.rule or source.rule,
-            source.memory,
-        )
-        made.fractions.copy_(source.fractions)
-        return made
+        source.rule = self.rule
+        set_uniform(source, self.slope or SLOPES[0], self.reliability or RELIABILITIES[0])
+        return source
 
     def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         if self.offset is None or None not in (self.slope, self.reliability):

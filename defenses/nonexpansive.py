@@ -71,7 +71,12 @@ def _row_sums(gram: Tensor) -> Tensor:
 
 
 def _inverse(matrices: Tensor) -> Tensor:
-    invert: Callable[[Tensor], Tensor] = torch.linalg.inv
     # One by one: on several threads a batch of large ones comes out wrong (PyTorch issue 142815).
     alone = matrices.device.type == "cpu"
-    return torch.stack([invert(one) for one in matrices]) if alone else invert(matrices)
+    return torch.stack([_invert(one) for one in matrices]) if alone else _invert(matrices)
+
+
+def _invert(matrices: Tensor) -> Tensor:
+    # NaN, not an error, where weights are so large that rounding leaves none: training stops then.
+    inverse, failed = torch.linalg.inv_ex(matrices)
+    return torch.where(failed[..., None, None] == 0, inverse, torch.nan)

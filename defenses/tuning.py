@@ -25,6 +25,13 @@ _HIGHEST = 0.999
 
 
 @torch.no_grad()
+def set_uniform(ensemble: BeliefEnsemble, slope: float, reliability: float) -> None:
+    """Give all subtasks the same s and b."""
+    ensemble.slope.fill_(slope)
+    ensemble.reliability.fill_(reliability)
+
+
+@torch.no_grad()
 def choose(
     ensemble: BeliefEnsemble,
     outputs: Tensor,
@@ -37,11 +44,11 @@ def choose(
     predicted and kept for certain under the offset; of equals the first."""
     best, chosen = -1.0, (slopes[0], reliabilities[0])
     for values in itertools.product(slopes, reliabilities):
-        _set(ensemble, *values)
+        set_uniform(ensemble, *values)
         share = ensemble.share_kept(outputs, y, offset)
         if share > best:
             best, chosen = share, values
-    _set(ensemble, *chosen)
+    set_uniform(ensemble, *chosen)
 
 
 def train_each(ensemble: BeliefEnsemble, outputs: Tensor, y: Tensor, offset: float) -> None:
@@ -63,7 +70,9 @@ def train_each(ensemble: BeliefEnsemble, outputs: Tensor, y: Tensor, offset: flo
             torch.autograd.backward(total / len(y))
 
     descend([slope, reliability], loss, _STEPS, _RATE)
-    _set(ensemble, slope.exp(), reliability.sigmoid())
+    with torch.no_grad():
+        ensemble.slope.copy_(slope.exp())
+        ensemble.reliability.copy_(reliability.sigmoid())
 
 
 def descend(
@@ -94,9 +103,3 @@ class _WorstCase(nn.Module):
 
     def forward(self, outputs: Tensor, label: Tensor, offset: float) -> Tensor:
         return self.ensemble.worst_case(outputs, label, outputs.new_full(label.shape, offset))
-
-
-def _set(ensemble: BeliefEnsemble, slope: float | Tensor, reliability: float | Tensor) -> None:
-    with torch.no_grad():
-        ensemble.slope.copy_(torch.as_tensor(slope))
-        ensemble.reliability.copy_(torch.as_tensor(reliability))

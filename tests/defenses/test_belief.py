@@ -139,7 +139,8 @@ def test_frames_are_combined_by_equation_10_and_by_dempsters_rule() -> None:
 
 def test_dempsters_rule_on_beliefs_is_a_sum_of_weights() -> None:
     """Two simple support functions against one label, 0.6 and 0.5: together 1 - 0.4 * 0.5."""
-    both = over_frames(doubles([[math.log(0.4), 0], [math.log(0.5), 0]]), torch.ones(2, 2, 1), "sum")
+    weights = doubles([[math.log(0.4), 0], [math.log(0.5), 0]])
+    both = over_frames(weights, torch.ones(2, 2, 1), "sum")
     assert 1 - math.exp(both.item()) == pytest.approx(0.8)
 
 
@@ -213,5 +214,5 @@ def test_theorem_1_by_random_search(levels: tuple[int, ...]) -> None:
 def test_frames_that_are_none_are_refused(
     first: tuple[int, ...], second: tuple[int, ...], levels: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match="a frame needs two groups|needs at least one subtask"):
+    with pytest.raises(ValueError, match=r"a frame needs two groups|needs at least one subtask"):
         Frame(first, second, levels)

@@ -91,9 +91,9 @@ def test_the_threshold_is_conservative_where_a_frame_has_both_in_a_group(rule: R
 
 def test_the_radius_of_one_linear_subtask_is_the_distance_to_its_boundary() -> None:
     model = ensemble([Frame((0,), (1,))], 2)
-    model.subtasks.weight.data = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    model.subtasks = units = Units(1, 2).double()
     x = torch.randn(50, 2, dtype=torch.float64)
-    distance = x @ model.subtasks.weight[0]
+    distance = x @ units.weight[0]
     torch.testing.assert_close(model.certified_radius(x), distance.abs(), rtol=1e-6, atol=1e-8)
 
 

@@ -1,5 +1,6 @@
 """Training fractal classifiers: divisions, resuming, divergence and refusals."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from defenses import (
     train,
     training,
 )
-from defenses.division import OUT
+from defenses.belief import Frame
+from defenses.division import OUT, depth_of
+from defenses.nonexpansive import cayley
 from defenses.subtasks import parse_frames
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -76,7 +79,7 @@ def test_every_division_of_a_training_contrasts_every_pair_once(
     recipe = replace(SMALL, variant=variant, levels=levels, epochs=10, every=1)
     model = recipe.build(SHAPE, 3)
     assert isinstance(model, BeliefEnsemble)
-    seen = []
+    seen, depths = list[Tensor](), dict[Frame, Tensor]()
     for epoch in range(10):
         with torch.no_grad():
             for parameter in model.subtasks.parameters():
@@ -92,10 +95,14 @@ def test_every_division_of_a_training_contrasts_every_pair_once(
             # Until the third epoch each level is a structure by itself.
             alone = epoch < 3 and sum(frame.levels) > 1
             assert (pairs == (sum(1 for size in frame.levels if size) if alone else 1)).all()
+            # Samples move between the subtasks of a level, not between levels.
+            if not alone and epoch >= 3:
+                depth = depth_of(frame.levels, (signs < 0).long(), members)
+                assert torch.equal(depth, depths.setdefault(frame, depth))
             groups = torch.stack([signs > 0, signs < 0]).float()
             expected = members.float() @ groups.T / groups.sum(1)
             torch.testing.assert_close(model.fractions[rows], expected)
-    changes = [not torch.equal(one, other) for one, other in zip(seen, seen[1:], strict=False)]
+    changes = [not torch.equal(one, other) for one, other in itertools.pairwise(seen)]
     # Members settle at three fifths; then samples that are difficult are marked once.
     assert all(changes[2:6])
     assert not any(changes[6:])
@@ -141,18 +148,12 @@ def test_training_that_diverges_stops_with_a_line(
         trained(replace(SMALL, **changes), few)
 
 
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-@pytest.mark.parametrize("rate", [10.0, 1e15])
-def test_a_learning_rate_far_too_high_ends_finite_or_with_a_line(
-    rate: float, few: tuple[Tensor, Tensor]
-) -> None:
-    """Scaled weights stay nonexpansive, whatever their size."""
-    try:
-        model = trained(replace(SMALL, learning_rate=rate, optimizer="sgd"), few)
-    except TrainingError as error:
-        assert "\n" not in str(error)
-    else:
-        assert model(few[0]).isfinite().all()
+def test_weights_too_large_to_be_scaled_are_no_error_of_their_own() -> None:
+    """A singular matrix would raise; NaN ends training with its line."""
+    weight = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [1e6, 1e6]]], requires_grad=True)
+    scaled = cayley(weight)
+    assert scaled.isnan().any()
+    scaled.sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -169,10 +170,9 @@ def test_a_learning_rate_far_too_high_ends_finite_or_with_a_line(
     ],
 )
 def test_frames_that_are_none_get_one_line(text: str, line: str) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         parse_frames(text, 10)
     assert str(error.value).startswith(line)
-    assert "\n" not in str(error.value)
 
 
 def test_frames_are_read() -> None:
@@ -195,7 +195,7 @@ def test_frames_are_read() -> None:
     ],
 )
 def test_structures_that_are_none_get_one_line(options: dict[str, Any], line: str) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         Fractal(**options)
     assert str(error.value) == line
 
@@ -207,8 +207,8 @@ def test_structures_that_are_none_get_one_line(options: dict[str, Any], line: st
         ({"frames": "0-1"}, "label 2 is in no frame, so nothing speaks against it"),
     ],
 )
-def test_frames_that_do_not_fit_the_labels_get_one_line(options: dict[str, str], line: str) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+def test_frames_that_do_not_fit_the_labels_get_one_line(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         Fractal(offset=1.0, **options).build(SHAPE, 3)
     assert str(error.value) == line
 
@@ -218,5 +218,5 @@ def test_without_an_offset_it_is_the_eps_of_an_l2_run(few: tuple[Tensor, Tensor]
     threat = ThreatModel("l2", 0.75)
     assert recipe.offsets(recipe.trains_against(threat)).tolist() == [0, 0.75, 0.75]
     for other in (None, ThreatModel("linf", 0.1)):
-        with pytest.raises(ValueError, match="^give an offset: there is no L2 eps to take it from"):
+        with pytest.raises(ValueError, match=r"^give an offset: there is no L2 eps"):
             recipe.trains_against(other)
