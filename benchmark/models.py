@@ -187,8 +187,10 @@ def train(
 
 def load_saved(home: Path) -> Trained:
     """The model in a folder that `train` filled. Raises SavedModelError or UserError."""
+    card = defenses.read_card(home)
     try:
-        recipe, model = _rebuild(defenses.read_card(home))
+        recipe, model = _rebuild(card)
+        parts = {name: _identify(_rebuild(one)[0]) for name, one in card.get("parts", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{home / defenses.saved.CARD} is not a card of this program") from error
     defenses.load(home, model)
@@ -199,7 +201,8 @@ def load_saved(home: Path) -> Trained:
         "recipe": _identify(recipe),
         "network": [identify_object(module) for module in network.values()],
     }
-    return Trained(model, home, identity)
+    # What no weight tells, such as how a part combines its outputs.
+    return Trained(model, home, identity | ({"parts": parts} if parts else {}))
 
 
 def _rebuild(card: Mapping[str, Any]) -> tuple[defenses.Recipe, nn.Module]:

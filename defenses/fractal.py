@@ -47,6 +47,8 @@ class Fractal(NBR):
         super().__post_init__()
         if not 0 <= self.variant < VARIANTS or self.every < 1:
             raise ValueError("variant is from 0 to 7, every at least 1")
+        if self.epochs < 3:
+            raise ValueError("a fractal structure takes at least 3 epochs to form: give epochs")
         self.sizes()
 
     def sizes(self) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ class NBR(Recipe):
     hard_offset  the same for difficult samples, whose margin is below it after three fifths of the
                  epochs; default: offset.
     sharpness    t of the loss softplus(-t m) / t of a shifted output m.
+    balanced     weigh both groups of a subtask alike, however many samples of each it has.
     slope        s of all subtasks; reliability, b of all.
     arch         "mlp" or "conv", see `build_stack`; "default" is "mlp". scaling: of the weights.
     reserve      the part of the training data, evenly spread, that is kept from the subtasks, and
@@ -64,6 +65,7 @@ class NBR(Recipe):
     offset: float | None = None
     hard_offset: float | None = None
     sharpness: float = 3.0
+    balanced: bool = False
     slope: float = 5.0
     reliability: float = 0.9
     reserve: float = 0.0
@@ -192,7 +194,12 @@ class NBR(Recipe):
         signs = ensemble.signs(batch.y)[: ensemble.trained].gather(1, chosen)
         margins = signs * ensemble.subtasks(batch.x[chosen]).squeeze(2)
         losses = softplus(self.sharpness * (offsets - margins)) / self.sharpness
-        return (losses * (roles != OUT)).sum() / len(batch.y)
+        weights = (roles != OUT).to(losses)
+        if self.balanced:
+            first, second = ensemble.fractions[: ensemble.trained, :, None].unbind(1)
+            other = torch.where(signs > 0, second, first)
+            weights = weights * 2 * other / (first + second)
+        return (losses * weights).sum() / len(batch.y)
 
 
 def _margins(ensemble: BeliefEnsemble, x: Tensor, y: Tensor) -> Tensor:
