@@ -219,7 +219,7 @@ def certify(
     from benchmark.spec import make_threat
 
     if not exact:
-        raise UserError("give --exact: there is no other certificate for now")
+        raise UserError("give --exact: what defenses certify themselves is in the table of a run")
     if norm != "linf":
         raise UserError(f"--exact works under linf only, not {norm}")
     for path in plugin:

@@ -15,7 +15,11 @@ from benchmark.records import write_json, write_text
 from benchmark.report import Report
 
 JSON = "table.json"
-FILES = ("table.md", "table.csv", JSON, "curves.png")
+# Of a run as it is: another run in the same folder removes them first.
+FILES = (
+    *("table.md", "table.csv", JSON, "curves.png"),
+    *("lipschitz.md", "lipschitz.csv", "lipschitz.png"),
+)
 
 _DETAILS = {
     "defense": "defense",

@@ -76,7 +76,7 @@ def test_an_interruption_keeps_what_is_decided(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "give --exact: there is no other certificate for now"),
+        ([], "give --exact: what defenses certify"),
         (["--exact", "--norm", "l2"], "--exact works under linf only, not l2"),
         (["--exact", "--samples", "99"], "digits/pair=3-8 has 70 test images, not 99"),
         (["--exact", "--data", "digits"], "is no model of digits: name the data it was made for"),

@@ -12,6 +12,7 @@ from attacks import Problem, ThreatModel
 from attacks.strong import Strong
 from defenses import (
     NBR,
+    Batch,
     BeliefEnsemble,
     Fractal,
     Progress,
@@ -284,3 +285,27 @@ def test_a_plain_ensemble_has_no_more_weights_than_it_needs(data: Data) -> None:
 def test_options_that_are_none_get_one_line(make: Callable[[], NBR], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         make()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_loss_is_of_outputs_moved_against_the_label(data: Data, balanced: bool) -> None:
+    x, y = data[0][:40].double(), data[1][:40]
+    recipe = NBR(offset=OFFSET, hard_offset=0.1, sharpness=2.0, balanced=balanced)
+    model = initialise(recipe, SHAPE, 3, 0).double()
+    assert isinstance(model, BeliefEnsemble)
+    roles = torch.randint(0, 3, (3, 40), generator=torch.Generator().manual_seed(0)).byte()
+    model.divide(roles * (model.signs(y) != 0), y)
+    index = torch.arange(40)
+    loss = recipe.loss(model, Batch(x, y, index, None, 0, 0, 1.0))
+    outputs, expected = model.outputs(x), torch.zeros((), dtype=torch.float64)
+    for k, (first, second) in enumerate([(0, 1), (0, 2), (1, 2)]):
+        groups = {1: y == first, -1: y == second}
+        share = {
+            sign: float((roles[k] > 0)[group].double().mean()) for sign, group in groups.items()
+        }
+        for sign, group in groups.items():
+            weight = 2 * share[-sign] / (share[1] + share[-1]) if balanced else 1.0
+            for offset, role in ((OFFSET, 1), (0.1, 2)):
+                margins = sign * outputs[group & (roles[k] == role), k] - offset
+                expected = expected + weight * ((-2 * margins).exp() + 1).log().sum() / 2
+    torch.testing.assert_close(loss, expected / 40, rtol=1e-6, atol=0)
