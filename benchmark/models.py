@@ -146,7 +146,7 @@ def train(
             disable=None if progress else True,
             leave=False,
         )
-        with bar:
+        with bar, _naming(component):
 
             def show(done: defenses.Progress) -> None:
                 bar.set_postfix_str(f"loss {done.loss:.3f}, accuracy {done.accuracy:.1%}", False)
@@ -190,7 +190,7 @@ def load_saved(home: Path) -> Trained:
     card = defenses.read_card(home)
     try:
         recipe, model = _rebuild(card)
-        parts = {name: _identify(_rebuild(one)[0]) for name, one in card.get("parts", {}).items()}
+        parts = _parts(card)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{home / defenses.saved.CARD} is not a card of this program") from error
     defenses.load(home, model)
@@ -205,17 +205,29 @@ def load_saved(home: Path) -> Trained:
     return Trained(model, home, identity | ({"parts": parts} if parts else {}))
 
 
-def _rebuild(card: Mapping[str, Any]) -> tuple[defenses.Recipe, nn.Module]:
-    """The recipe of a card, and its model with fresh weights, made from parts that are so too.
-    Raises UserError, and KeyError, TypeError, ValueError or AttributeError where it is no card."""
-    component = Component.model_validate(card["component"])
-    shape, classes, seed = tuple(card["shape"]), int(card["classes"]), int(card["seed"])
-    parts = {name: _rebuild(part)[1] for name, part in card.get("parts", {}).items()}
-    recipe = recipe_of(component)
+def _parts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the behaviour of the parts of a model, and of theirs, besides weights."""
+    return {
+        name: _identify(_recipe(part)) | {"parts": _parts(part)}
+        for name, part in card.get("parts", {}).items()
+    }
+
+
+def _recipe(card: Mapping[str, Any]) -> defenses.Recipe:
+    recipe = recipe_of(Component.model_validate(card["component"]))
     if isinstance(recipe, defenses.External):
         # The folder has a copy of the foreign weights; their own file may be gone.
         recipe = dataclasses.replace(recipe, weights=None)
-    with _naming(component):
+    return recipe
+
+
+def _rebuild(card: Mapping[str, Any]) -> tuple[defenses.Recipe, nn.Module]:
+    """The recipe of a card, and its model with fresh weights, made from parts that are so too.
+    Raises UserError, and KeyError, TypeError, ValueError or AttributeError where it is no card."""
+    shape, classes, seed = tuple(card["shape"]), int(card["classes"]), int(card["seed"])
+    parts = {name: _rebuild(part)[1] for name, part in card.get("parts", {}).items()}
+    recipe = _recipe(card)
+    with _naming(Component.model_validate(card["component"])):
         return recipe, defenses.initialise(recipe, shape, classes, seed, parts)
 
 
@@ -232,6 +244,8 @@ def _naming(component: Component) -> Iterator[None]:
     """What a recipe refuses, as a UserError that names it."""
     try:
         yield
+    except defenses.TrainingError:
+        raise
     except ValueError as error:
         raise UserError(f"defense {component.label!r}: {error}") from error
     except (TypeError, RuntimeError, AttributeError, IndexError) as error:

@@ -171,7 +171,8 @@ def _explanations(
 ) -> Iterator[dict[str, object]]:
     outputs = model.outputs_of(x)
     for number, frame in enumerate(model.frames):
-        if _subtasks(frame) < 2:
+        # One that is not the chosen of several structures has been trained on nothing.
+        if _subtasks(frame) < 2 or not bool(model.fractions[model.rows[number]].any()):
             continue
         groups = (frame.first, frame.second)
         names = ["+".join(dataset.labels[label] for label in group) for group in groups]

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from defenses.belief import Frame
 from defenses.ensembles import BeliefEnsemble
 from defenses.fractal import VARIANTS, Fractal
-from defenses.offsets import AT_ONCE
-from defenses.stacked import Weighted
 from defenses.stacked_networks import Stack
 
 
@@ -44,29 +42,9 @@ class BestEnsemble(BeliefEnsemble):
             return super().outputs(x)
         size = self.trained // VARIANTS
         start = self.chosen * size
-        mine = self._run(x, slice(start, start + size))
+        mine = cast(Stack, self.subtasks).some(x[None], slice(start, start + size)).squeeze(2).T
         outputs = nn.functional.pad(mine, (start, self.trained - start - size))
         return outputs if self.memory is None else torch.cat([outputs, self.memory(x)], dim=1)
-
-    def outputs_of(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        if self.chosen is not None or rows.start is None:
-            return super().outputs_of(x, rows)
-        return torch.cat([self._run(part, rows) for part in x.split(AT_ONCE)])
-
-    def _run(self, x: Tensor, rows: slice) -> Tensor:
-        """G (n, k) of some networks at images (n, *shape)."""
-        stack = cast(Stack, self.subtasks)
-        step = 1 if len(x) > stack.few else rows.stop - rows.start
-        runs = []
-        for start in range(rows.start, rows.stop, step):
-            y, some = x[None], slice(start, start + step)
-            for layer in stack:
-                if isinstance(layer, Weighted):
-                    y = layer.run(y, layer.effective()[some], layer.bias[some])
-                else:
-                    y = layer(y)
-            runs.append(y)
-        return torch.cat(runs).squeeze(2).T
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(-1 if self.chosen is None else self.chosen)
@@ -81,9 +59,11 @@ class BestFractal(Fractal):
     images are predicted and kept for certain under the offset.
 
     All are trained together, and saved; `variant` has no meaning. Where structures take the place
-    of some subtasks, each variant has other subtasks of its own too.
+    of some subtasks, each variant has other subtasks of its own too, which costs eight times them.
 
     Raises ValueError as `Fractal`, and where there is no offset.
+
+    Unstated in the source: how the best is found. Of several structures all have the same variant.
     """
 
     ensemble: ClassVar[type[BeliefEnsemble]] = BestEnsemble

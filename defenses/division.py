@@ -149,8 +149,11 @@ def parts(levels: Sequence[int]) -> list[slice]:
 def _clusters(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """K-means clusters of features (n, d): (n,), numbered from the largest, and centres (k, d)."""
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    found = KMeans(count, n_init=3, random_state=0).fit(features.double().cpu().numpy())
+    # On several threads its sums are not the same each time.
+    with threadpool_limits(1):
+        found = KMeans(count, n_init=3, random_state=0).fit(features.double().cpu().numpy())
     labels = torch.from_numpy(found.labels_).long()
     order = torch.bincount(labels, minlength=count).argsort(descending=True, stable=True)
     centres = torch.from_numpy(found.cluster_centers_)[order]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from defenses.belief import Frame, Rule, evidence, fractal, over_frames
 from defenses.division import OUT, Division
 from defenses.memory import Memory
-from defenses.offsets import OutputEnsemble
+from defenses.offsets import AT_ONCE, OutputEnsemble
+from defenses.stacked_networks import Stack
 
 
 class BeliefEnsemble(OutputEnsemble):
@@ -53,9 +54,12 @@ class BeliefEnsemble(OutputEnsemble):
         count, ends = int(sizes.sum()), sizes.cumsum(0).tolist()
         self.rows = [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
         self.trained = count - (len(memory.signs) if memory is not None else 0)
-        self.slope = nn.Parameter(torch.full((count,), slope))
-        self.reliability = nn.Parameter(torch.full((count,), reliability))
+        # Not trained with the subtasks: the certificate wants s > 0 and b in [0, 1].
+        self.slope = nn.Parameter(torch.full((count,), slope), requires_grad=False)
+        self.reliability = nn.Parameter(torch.full((count,), reliability), requires_grad=False)
         self.register_buffer("fractions", torch.ones(count, 2))
+        # A memory of nothing says nothing, even if it is moved.
+        self.fractions[self.trained :] = 0
         self.register_buffer("members", _members(self.frames), persistent=False)
         groups = _groups(self.frames, classes)
         self.register_buffer("groups", groups, persistent=False)
@@ -66,6 +70,12 @@ class BeliefEnsemble(OutputEnsemble):
         """For each subtask and label y (n,) the sign that its output should have: (k, n), 1 for the
         first group, -1 for the second, 0 for neither."""
         return self.sides[:, y]
+
+    def outputs_of(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        if rows.start is None or not isinstance(self.subtasks, Stack):
+            return super().outputs_of(x, rows)
+        some = [self.subtasks.some(part[None], rows) for part in x.split(AT_ONCE)]
+        return torch.cat(some, dim=1).squeeze(2).T
 
     def divide(self, roles: Tensor, y: Tensor, reserved: Tensor | None = None) -> None:
         """Take in new roles (k, n) of the training samples with labels y (n,), for the subtasks

@@ -124,8 +124,9 @@ class L2NonexpansiveClassifier(nn.Module):
 
     def certified_radius(self, x: Tensor) -> Tensor:
         """The L2 distance (n,) within which the predicted class of images (n, *shape) does not
-        change (L2NNN, lemmas 1 and 6)."""
-        return self.radius(self.confidence_gap(x))
+        change (L2NNN, lemmas 1 and 6); 0 while weights are not strict."""
+        strict = all(layer.strict for layer in weighted(self))
+        return self.radius(self.confidence_gap(x)) * strict
 
 
 @dataclass(frozen=True, kw_only=True)

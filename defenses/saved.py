@@ -45,8 +45,9 @@ def describe(
     """
     device = torch.device(device)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
-        versions["bestattack"] = metadata.version("bestattack")
+    for package in ("bestattack", "scikit-learn"):
+        with suppress(metadata.PackageNotFoundError):  # a checkout, or not needed
+            versions[package] = metadata.version(package)
     return {
         "defense": recipe_name,
         "recipe": f"{type(recipe).__module__}.{type(recipe).__qualname__}",

@@ -17,7 +17,7 @@ from defenses.ensembles import BeliefEnsemble
 from defenses.memory import Memory
 from defenses.nonexpansive import SCALINGS
 from defenses.recipe import Batch, Recipe, Schedule
-from defenses.stacked_networks import build_stack
+from defenses.stacked_networks import STACKS, build_stack
 from defenses.tuning import train_each
 
 # The part of the epochs after which training sets stay as they are.
@@ -37,9 +37,11 @@ class NBR(Recipe):
     hard_offset  the same for difficult samples, whose margin is below it after three fifths of the
                  epochs; default: offset.
     sharpness    t of the loss softplus(-t m) / t of a shifted output m.
-    balanced     weigh both groups of a subtask alike, however many samples of each it has.
+    balanced     weigh each group of a subtask by the part that it has of the other's data, so that
+                 dividing the data of one group does not tip the balance.
     slope        s of all subtasks; reliability, b of all.
-    arch         "mlp" or "conv", see `build_stack`; "default" is "mlp". scaling: of the weights.
+    arch         "mlp", "deep" or "conv", see `build_stack`; "default" is "mlp". scaling: of the
+                 weights.
     reserve      the part of the training data, evenly spread, that is kept from the subtasks, and
                  on which each one's s and b are trained in the end, see `train_each`; 0: all have
                  the same, as given. It needs an offset.
@@ -75,12 +77,16 @@ class NBR(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arch not in ("default", "mlp", "conv") or self.scaling not in SCALINGS:
-            raise ValueError(f"arch is mlp or conv, scaling one of {', '.join(SCALINGS)}")
+        if self.arch not in ("default", *STACKS) or self.scaling not in SCALINGS:
+            archs, scalings = ", ".join(STACKS), ", ".join(SCALINGS)
+            raise ValueError(f"arch is one of {archs}, scaling one of {scalings}")
         if self.rule not in get_args(Rule):
             raise ValueError(f"unknown rule {self.rule!r}: use one of {', '.join(get_args(Rule))}")
         if not (self.sharpness > 0 and self.slope > 0 and 0 < self.reliability <= 1):
             raise ValueError("sharpness and slope must be above 0, reliability in (0, 1]")
+        for offset in (self.offset, self.hard_offset):
+            if offset is not None and not offset >= 0:
+                raise ValueError(f"offset and hard_offset must be at least 0, not {offset}")
         if not (0 <= self.reserve < 1 and self.memorise >= 0):
             raise ValueError("reserve must be in [0, 1), memorise at least 0")
         if self.reserve and self.offset is None:
@@ -100,12 +106,12 @@ class NBR(Recipe):
         """The epoch from which training sets stay as they are."""
         return round(_SETTLED * self.epochs)
 
-    def offsets(self, threat: ThreatModel | None) -> Tensor:
-        """The adversarial offsets (3,) by role."""
+    def offsets(self, threat: ThreatModel | None, roles: Tensor) -> Tensor:
+        """The adversarial offset of each role."""
         offset = self.offset if threat is None else threat.eps
         assert offset is not None
         hard = offset if self.hard_offset is None else self.hard_offset
-        return torch.tensor([0.0, offset, hard])
+        return torch.tensor([0.0, offset, hard], device=roles.device)[roles.long()]
 
     def structure(self, classes: int) -> list[Frame]:
         """The frames, with their levels."""
@@ -190,7 +196,7 @@ class NBR(Recipe):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         ensemble = cast(BeliefEnsemble, model)
         roles, chosen = ensemble.division.of(batch.index)
-        offsets = self.offsets(batch.threat)[roles.long()]
+        offsets = self.offsets(batch.threat, roles)
         signs = ensemble.signs(batch.y)[: ensemble.trained].gather(1, chosen)
         margins = signs * ensemble.subtasks(batch.x[chosen]).squeeze(2)
         losses = softplus(self.sharpness * (offsets - margins)) / self.sharpness
@@ -198,7 +204,9 @@ class NBR(Recipe):
         if self.balanced:
             first, second = ensemble.fractions[: ensemble.trained, :, None].unbind(1)
             other = torch.where(signs > 0, second, first)
-            weights = weights * 2 * other / (first + second)
+            weights = (
+                weights * 2 * other / (first + second).clamp_min(torch.finfo(other.dtype).tiny)
+            )
         return (losses * weights).sum() / len(batch.y)
 
 

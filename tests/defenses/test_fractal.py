@@ -135,7 +135,7 @@ def test_interrupted_and_resumed_has_the_same_weights_and_division(
     assert fingerprint(resumed) == fingerprint(whole)
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 1e30}, {"offset": float("nan")}])
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e30}, {"offset": float("inf")}])
 @pytest.mark.parametrize("every", [0.0, 1e9])
 def test_training_that_diverges_stops_with_a_line(
     changes: dict[str, Any],
@@ -216,7 +216,8 @@ def test_frames_that_do_not_fit_the_labels_get_one_line(options: dict[str, Any],
 def test_without_an_offset_it_is_the_eps_of_an_l2_run(few: tuple[Tensor, Tensor]) -> None:
     recipe = replace(SMALL, offset=None, hard_offset=None)
     threat = ThreatModel("l2", 0.75)
-    assert recipe.offsets(recipe.trains_against(threat)).tolist() == [0, 0.75, 0.75]
+    roles = torch.tensor([0, 1, 2], dtype=torch.uint8)
+    assert recipe.offsets(recipe.trains_against(threat), roles).tolist() == [0, 0.75, 0.75]
     for other in (None, ThreatModel("linf", 0.1)):
         with pytest.raises(ValueError, match=r"^give an offset: there is no L2 eps"):
             recipe.trains_against(other)

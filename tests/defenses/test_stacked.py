@@ -359,9 +359,23 @@ def test_networks_of_zero_weights_have_finite_gradients(scaling: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="bound, almost-orthogonal, cayley"):
         Linear(1, 2, 2, "spectral")
-    with pytest.raises(ValueError, match="use mlp or conv"):
+    with pytest.raises(ValueError, match="use one of mlp, deep, conv"):
         build_stack("lenet5", (1, 8, 8), 1)
     with pytest.raises(ValueError, match="too small"):
         build_stack("conv", (1, 3, 8), 1)
     with pytest.raises(ValueError, match="widen"):
         build_stack("mlp", (1, 8, 8), 1, widen=0.0)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "conv"])
+@pytest.mark.parametrize("images", [1, 300])
+def test_some_networks_are_what_all_of_them_are(arch: str, images: int) -> None:
+    stack = build_stack(arch, (1, 8, 8), 5, widen=0.25).double().eval()
+    assert isinstance(stack, Stack)
+    x = torch.rand(1, images, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(stack.some(x, slice(1, 4)), stack(x)[1:4])
+
+
+def test_networks_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be told apart in ScaledSigmoid"):
+        Stack(Linear(3, 6, 4), ScaledSigmoid(3, 4), Linear(3, 4, 1))

@@ -1,6 +1,7 @@
 """Data kept from the subtasks, slopes and reliabilities trained on it, and memorization."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +310,14 @@ def test_the_loss_is_of_outputs_moved_against_the_label(data: Data, balanced: bo
                 margins = sign * outputs[group & (roles[k] == role), k] - offset
                 expected = expected + weight * ((-2 * margins).exp() + 1).log().sum() / 2
     torch.testing.assert_close(loss, expected / 40, rtol=1e-6, atol=0)
+
+
+def test_a_memory_of_nothing_costs_no_radius(data: Data) -> None:
+    x, recipe = data[0][:20].double(), NBR(offset=OFFSET)
+    plain, spare = (
+        initialise(replace(recipe, memorise=count), SHAPE, 3, 0).double() for count in (0, 4)
+    )
+    assert isinstance(plain, BeliefEnsemble)
+    assert isinstance(spare, BeliefEnsemble)
+    torch.testing.assert_close(spare(x), plain(x))
+    torch.testing.assert_close(spare.certified_radius(x), plain.certified_radius(x))
