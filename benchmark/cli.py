@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +14,9 @@ from attacks.threat import Norm
 from benchmark.data_files import Part
 from benchmark.errors import UserError
 from benchmark.spec import Device, Mode, Precision
+
+if TYPE_CHECKING:
+    from benchmark.report import Report
 
 app = typer.Typer(
     help="Best-attack accuracy: attack defenses with everything, count a sample as robust only if "
@@ -99,8 +102,7 @@ def run(
     say: Callable[[str], None] = (lambda line: None) if quiet else _say
     reports = runner.run(made, folder, data_root, not quiet, say)
     typer.echo("\n" + tables.render(reports, made.data))
-    for line in tables.contradictions(reports):
-        typer.echo(f"CONTRADICTION: {line}: its certificate or its model is wrong", err=True)
+    _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
 
 
@@ -184,15 +186,23 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
     for verdict in replayed.verdicts:
         typer.echo(
             f"{verdict.defense} {verdict.attack}: "
-            f"{verdict.holding} of {verdict.claimed} {verdict.what} hold"
+            f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
     typer.echo("\n" + tables.render(replayed.reports, replayed.data))
+    _warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(
             f"the table of {folder} does not hold, the one above is what does: "
             + "; ".join(replayed.problems)
         )
     typer.echo(f"The table of {folder} holds.")
+
+
+def _warn_of_contradictions(reports: list["Report"], err: bool) -> None:
+    from benchmark import tables
+
+    for line in tables.contradictions(reports):
+        typer.echo(f"CONTRADICTION: {line}: its certificate or its model is wrong", err=err)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from benchmark.models import load_saved
 from benchmark.records import write, write_text
 from benchmark.report import Report
 from benchmark.runner import load_run
+from benchmark.tables import contradictions
 from defenses import BeliefEnsemble, read_card
 from defenses.belief import evidence, fractal
 from defenses.division import parts
@@ -81,6 +82,9 @@ def lipschitz(folder: Path) -> Study:
         "classified correctly and whose certified radius, divided by the assumed bound of the "
         f"local Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of "
         f"those that no attack broke ({attacks or 'none yet'}). Only bound 1 is proven."
+    )
+    caption += "".join(
+        f" CONTRADICTION: {line}: it proves nothing." for line in contradictions(reports)
     )
     return Study("lipschitz", records, caption, _draw_predictions(records))
 

@@ -41,7 +41,7 @@ class Verdict:
     attack: str
     claimed: int
     holding: int
-    what: str = "examples"
+    what: str = "examples hold"
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,14 @@ def _replay_radii(
     key, recorded, now = report.keys[CERTIFIED], report.radii, MemoryCell()
     if recorded is None:
         again.certify(key, now, report.errors[CERTIFIED])
-        return Verdict(report.name, CERTIFIED, 0, 0, "radii"), []
+        return Verdict(report.name, CERTIFIED, 0, 0, "radii are found again"), []
     claimed, holding, replayed = len(samples), 0, MemoryCell()
     try:
         measure_radii(subject, samples, report.threat, now, block)
     except Exception as error:
         failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
         again.certify(key, now, f"fails now: {failure}")
-        return Verdict(report.name, CERTIFIED, claimed, 0, "radii"), []
+        return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
     for part in now.blocks():
         before, right = recorded.radius[part.index], recorded.right[part.index]
         close = np.isclose(before, part.distance, 0, ROUNDING)
@@ -197,7 +197,7 @@ def _replay_radii(
         replayed.add(replace(part, distance=np.where(close, before, part.distance)))
     again.certify(key, replayed, None)
     differing = [f"{claimed - holding} radii are not as found now"] if holding < claimed else []
-    return Verdict(report.name, CERTIFIED, claimed, holding, "radii"), differing
+    return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
 
 
 def _is_of(folder: Path, report: Report, label: str, data: dict[str, str], weights: str) -> bool:

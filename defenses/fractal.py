@@ -48,7 +48,7 @@ class Fractal(NBR):
         if not 0 <= self.variant < VARIANTS or self.every < 1:
             raise ValueError("variant is from 0 to 7, every at least 1")
         if self.epochs < 3:
-            raise ValueError("a fractal structure takes at least 3 epochs to form: give epochs")
+            raise ValueError("a fractal structure forms in 3 epochs or more: give epochs=3 or more")
         self.sizes()
 
     def sizes(self) -> tuple[int, ...]:

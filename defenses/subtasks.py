@@ -78,7 +78,7 @@ class NBR(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.arch not in ("default", *STACKS) or self.scaling not in SCALINGS:
-            archs, scalings = ", ".join(STACKS), ", ".join(SCALINGS)
+            archs, scalings = ", ".join(["default", *STACKS]), ", ".join(SCALINGS)
             raise ValueError(f"arch is one of {archs}, scaling one of {scalings}")
         if self.rule not in get_args(Rule):
             raise ValueError(f"unknown rule {self.rule!r}: use one of {', '.join(get_args(Rule))}")
@@ -120,7 +120,9 @@ class NBR(Recipe):
         frames = parse_frames(self.frames, classes)
         for label in range(classes):
             if not any(label in (*frame.first, *frame.second) for frame in frames):
-                raise ValueError(f"label {label} is in no frame, so nothing speaks against it")
+                raise ValueError(
+                    f"label {label} is in no frame, so nothing speaks against it: add one with it"
+                )
         return frames
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
@@ -226,6 +228,8 @@ def parse_frames(text: str, classes: int) -> list[Frame]:
         except ValueError as error:
             raise ValueError(f"a frame is written as 4-9 or 1+7+9-3+5+8, not {part!r}") from error
         if not all(0 <= label < classes for label in (*first, *second)):
-            raise ValueError(f"frame {part}: labels are from 0 to {classes - 1}")
+            raise ValueError(
+                f"frame {part}: labels are the numbers from 0 to {classes - 1}, in the data's order"
+            )
         frames.append(Frame(first, second))
     return frames

@@ -168,13 +168,13 @@ def test_flags_that_are_not_valid_get_one_line(run: Path, cli: Cli, words: tuple
     ("defense", "line"),
     [
         ("nbr/frames=4", "a frame is written as 4-9 or 1+7+9-3+5+8, not '4'"),
-        ("nbr/frames=4-12", "frame 4-12: labels are from 0 to 9"),
+        ("nbr/frames=4-12", "frame 4-12: labels are the numbers from 0 to 9"),
         ("nbr/frames=4-9", "label 0 is in no frame, so nothing speaks against it"),
         ("fractal/levels=4+x", "levels are numbers as in 4+4+4, not '4+x'"),
         ("fractal/levels=4+0", "each level needs at least one subtask, not '4+0'"),
         ("fractal/replaced=9-4", "replaced (9,)-(4,) is none of the frames"),
         ("fractal/variant=9", "variant is from 0 to 7, every at least 1"),
-        ("nbr/arch=lenet5", "arch is mlp or conv, scaling one of"),
+        ("nbr/arch=lenet5", "arch is one of default, mlp, deep, conv, scaling one of"),
     ],
 )
 def test_frames_and_levels_that_are_none_get_one_line(

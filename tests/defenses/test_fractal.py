@@ -165,7 +165,7 @@ def test_weights_too_large_to_be_scaled_are_no_error_of_their_own() -> None:
         ("0-1,", "a frame is written as 4-9 or 1+7+9-3+5+8, not ''"),
         ("a-b", "a frame is written as 4-9 or 1+7+9-3+5+8, not 'a-b'"),
         ("0-1+", "a frame is written as 4-9 or 1+7+9-3+5+8, not '0-1+'"),
-        ("0-10", "frame 0-10: labels are from 0 to 9"),
+        ("0-10", "frame 0-10: labels are the numbers from 0 to 9"),
         ("0-0+1", "a frame needs two groups without a common label"),
     ],
 )
@@ -204,7 +204,7 @@ def test_structures_that_are_none_get_one_line(options: dict[str, Any], line: st
     ("options", "line"),
     [
         ({"replaced": "2-1"}, "replaced (2,)-(1,) is none of the frames"),
-        ({"frames": "0-1"}, "label 2 is in no frame, so nothing speaks against it"),
+        ({"frames": "0-1"}, "label 2 is in no frame, so nothing speaks against it: add one with it"),
     ],
 )
 def test_frames_that_do_not_fit_the_labels_get_one_line(options: dict[str, Any], line: str) -> None:
