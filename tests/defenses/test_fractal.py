@@ -204,7 +204,10 @@ def test_structures_that_are_none_get_one_line(options: dict[str, Any], line: st
     ("options", "line"),
     [
         ({"replaced": "2-1"}, "replaced (2,)-(1,) is none of the frames"),
-        ({"frames": "0-1"}, "label 2 is in no frame, so nothing speaks against it: add one with it"),
+        (
+            {"frames": "0-1"},
+            "label 2 is in no frame, so nothing speaks against it: add one with it",
+        ),
     ],
 )
 def test_frames_that_do_not_fit_the_labels_get_one_line(options: dict[str, Any], line: str) -> None:
