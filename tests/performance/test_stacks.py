@@ -86,11 +86,17 @@ def _ratio(
     return ratio
 
 
-# The goal is not reached: 2.4 to 2.7 for conv and 2.1 for mlp. The weights of all networks (86 and
-# 118 MB) fit in no cache, and both ways of running read them forward and backward.
 @pytest.mark.slow
-@pytest.mark.xfail(reason="2.4 to 2.7 (conv) and 2.1 (mlp) measured", strict=False)
-@pytest.mark.parametrize("arch", ["mlp", "conv"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        # 3.6 on a quiet machine, 2.4 to 2.7 on a busy one.
+        "conv",
+        # The weights of all networks, 118 MB, fit in no cache, and both ways of running read them
+        # forward and backward.
+        pytest.param("mlp", marks=pytest.mark.xfail(reason="2.0 to 2.4 measured", strict=False)),
+    ],
+)
 def test_attacks_on_one_image(arch: str, benchmark: BenchmarkFixture) -> None:
     assert _ratio(arch, False, 1, 7, benchmark) >= 3.0
 
