@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import Problem, ThreatModel
-from attacks.strong import Strong
 from defenses import (
     NBR,
     Batch,
@@ -25,6 +23,7 @@ from defenses import (
 from defenses.division import OUT
 from defenses.memory import Memory, distances
 from defenses.tuning import train_each
+from tests.defenses.certified import assert_not_contradicted
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 Data = tuple[Tensor, Tensor]
@@ -244,12 +243,7 @@ def test_no_strong_attack_contradicts_the_certificate(
 ) -> None:
     model = trained(NBR(**OPTIONS, memorise=3, reserve=0.2, rule=rule), data)
     x, eps = digits[2][torch.isin(digits[3], torch.tensor([3, 5, 8]))][:25], 0.4
-    answer, certified = model(x).argmax(1), model.certified_radius(x) >= eps
-    points = Strong(classes=1, queries=50)(Problem(model, x, answer, ThreatModel("l2", eps)))
-    broken = model(points).argmax(1) != answer
-    assert not (broken & certified).any()
-    assert broken.any()
-    assert certified.any()
+    assert_not_contradicted(model, x, eps)
 
 
 def test_interrupted_and_resumed_is_the_same(data: Data, tmp_path: Path) -> None:
