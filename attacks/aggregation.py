@@ -10,7 +10,9 @@ classified image, and the second highest is the highest other one. The paper doe
 point arms are ranked.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attacks.objectives import cross_entropy, margin
-from attacks.problem import NotApplicableError, Problem
+from attacks.problem import Attack, NotApplicableError, Problem
 from attacks.views import Score, View
 from attacks.wrapper import Wrapper, base_passes, in_turn, outermost
 
@@ -75,6 +77,15 @@ def _on_arms(problem: Problem, model: HasArms, push: Score, chosen: Tensor) -> P
     return problem.seen(View(problem.y, chosen, push, _progress), model.arms)
 
 
+def _each_arm(problem: Problem, model: HasArms, ranked: Tensor) -> Iterator[Problem]:
+    return (_on_arms(problem, model, _losses, arm) for arm in ranked.split(1, dim=1))
+
+
+def _all_in_turn(base: Attack, problem: Problem, runs: Iterable[Problem]) -> Tensor:
+    everyone = torch.ones_like(problem.y, dtype=torch.bool)
+    return in_turn(base, problem, ((run, everyone) for run in runs))
+
+
 @dataclass(frozen=True)
 class BestArm(Wrapper):
     """One run of the base per arm, pushing that arm alone: the label's down, another up (RoBin,
@@ -89,10 +100,8 @@ class BestArm(Wrapper):
 
     def __call__(self, problem: Problem) -> Tensor:
         model = _aggregation(problem)
-        arms = _ranked(problem, model).split(1, dim=1)
-        everyone = torch.ones_like(problem.y, dtype=torch.bool)
-        runs = ((_on_arms(problem, model, _losses, arm), everyone) for arm in arms)
-        return in_turn(self.base, problem, runs)
+        ranked = _ranked(problem, model)
+        return _all_in_turn(self.base, problem, _each_arm(problem, model, ranked))
 
 
 @dataclass(frozen=True)
@@ -173,3 +182,29 @@ class SoftmaxTop2(_Together):
 
     def __call__(self, problem: Problem) -> Tensor:
         return self._run(problem, _softmax, 2)
+
+
+@dataclass(frozen=True)
+class BinaryAggregationAttack(Wrapper):
+    """RoBin's evaluation with the base: softmax, top-2 and best-arm where the model has arms, else
+    the base alone (section 5, "Evaluation Procedure").
+
+    Each is run on the samples that those before left; where the base minimises, the closest point
+    counts. Points (n, *shape) as the base's.
+
+    Differs from the source: the worst of the three for each sample; there, the strongest of them
+    over all samples, which can only be weaker.
+    """
+
+    def __call__(self, problem: Problem) -> Tensor:
+        model = problem.model
+        if not isinstance(model, HasArms):
+            return self.base(problem)
+        outermost(problem)
+        ranked = _ranked(problem, model)
+        together = ((_softmax, ranked), (_losses, ranked[:, :2]))
+        runs = chain(
+            (_on_arms(problem, model, push, chosen) for push, chosen in together),
+            _each_arm(problem, model, ranked),
+        )
+        return _all_in_turn(self.base, problem, runs)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.objectives import OBJECTIVES, decided
+from attacks.objectives import OBJECTIVES, Objective, decided
 from attacks.problem import Family, Problem, climb, due, in_restarts
 from attacks.threat import Norm, per_sample
 
@@ -59,15 +59,18 @@ class PGD:
     def __call__(self, problem: Problem) -> Tensor:
         return in_restarts(problem, self.restarts, self._restart)
 
-    def maximise(self, problem: Problem, restart: int = 0) -> Tensor:
+    def maximise(
+        self, problem: Problem, restart: int = 0, objective: Objective | None = None
+    ) -> Tensor:
         """The last iterate of every sample, broken or not: what adversarial training learns from.
 
-        `restart` names the random start, so that each training step draws its own.
+        `restart` names the random start, so that each training step draws its own. `objective` is
+        climbed in place of the attack's own.
         """
         size = self._size(problem)
         points = self._start(problem, restart)
         for _ in range(self.steps):
-            gradient, _ = self._gradient(problem, points)
+            gradient, _, _ = climb(problem, points, objective or OBJECTIVES[self.objective])
             points = self._step(problem, points, gradient, size)
         return points
 

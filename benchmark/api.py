@@ -79,7 +79,7 @@ def evaluate(
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
-    lineup = _lineup(attacks, suite, threat)
+    lineup = _lineup(attacks, suite, threat, peers or {})
     settings = Settings(threat, mode, seed, device, precision, block, progress)
     return assess(
         name or type(model).__name__,
@@ -94,13 +94,16 @@ def evaluate(
 
 
 def _lineup(
-    attacks: Sequence[str | dict[str, Any] | Attack], suite: str | None, threat: ThreatModel
+    attacks: Sequence[str | dict[str, Any] | Attack],
+    suite: str | None,
+    threat: ThreatModel,
+    models: Collection[str],
 ) -> Lineup:
     try:
         named = [Component.model_validate(a) for a in attacks if isinstance(a, str | dict)]
     except ValidationError as error:
         raise UserError(f"an attack is not valid: {first_line(error)}") from error
-    lineup = choose(suite, named, threat)
+    lineup = choose(suite, named, threat, models)
     entries = dict(lineup.entries)
     for attack in attacks:
         if isinstance(attack, str | dict):

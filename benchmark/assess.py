@@ -19,8 +19,8 @@ from benchmark.components import CERTIFIED, NATURAL
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_attack, measure_natural, measure_radii
 from benchmark.identity import JUDGE, identify_object
-from benchmark.lineup import Entry, Lineup
-from benchmark.peers import Peer, sources
+from benchmark.lineup import Entry, Lineup, sources
+from benchmark.peers import Peer
 from benchmark.probes import probe
 from benchmark.progress import attack_bar
 from benchmark.records import Cell, IntArray, cell_key

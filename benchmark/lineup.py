@@ -1,6 +1,6 @@
 """Which attacks a run carries out: those of a suite and others, with their series."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,14 @@ class Lineup:
     notes: tuple[str, ...] = ()
 
 
-def choose(suite: str | None, named: list[Component], threat: ThreatModel) -> Lineup:
-    """The attacks of a suite that run under the threat's norm and those named, each once.
+def choose(
+    suite: str | None,
+    named: list[Component],
+    threat: ThreatModel,
+    models: Collection[str] = (),
+) -> Lineup:
+    """The attacks of a suite that run under the threat's norm and craft their points on the known
+    `models` alone, and those named, each once.
 
     An option of an attack may have several values: that is a series of attacks, of which each works
     only on what the ones before it left.
@@ -51,15 +57,25 @@ def choose(suite: str | None, named: list[Component], threat: ThreatModel) -> Li
         attack = _configured(member[0])
         if member in of_spec:
             check_norm(label, attack, threat)
-        if threat.norm in attack.norms:
-            entries[label] = Entry(attack, member[1])
-        else:
+        missing = sorted(sources(attack) - set(models))
+        if threat.norm not in attack.norms:
             left_out.append(f"{label} ({_norms(attack)})")
+        elif missing and member not in of_spec:
+            left_out.append(f"{label} (no row {', '.join(missing)})")
+        else:
+            entries[label] = Entry(attack, member[1])
     if suite is not None and not entries:
         raise UserError(f"no attack of suite {suite!r} runs under {threat.norm}")
     return Lineup(
         entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()
     )
+
+
+def sources(attack: Attack) -> set[str]:
+    """The names of the models that an attack, or one that it wraps, crafts points on."""
+    source, base = getattr(attack, "source", None), getattr(attack, "base", None)
+    own = {source} if isinstance(source, str) else set()
+    return own if base is None else own | sources(base)
 
 
 def check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from attacks import Attack
 from benchmark.components import SAVED
 from benchmark.errors import UserError, did_you_mean
-from benchmark.lineup import Lineup
+from benchmark.lineup import Lineup, sources
 from benchmark.models import load_saved
 from defenses import SavedModelError, read_card
 
@@ -21,13 +20,6 @@ class Peer:
 
     model: nn.Module
     identity: dict[str, Any]
-
-
-def sources(attack: Attack) -> set[str]:
-    """The names of the models that an attack, or one that it wraps, crafts points on."""
-    source, base = getattr(attack, "source", None), getattr(attack, "base", None)
-    own = {source} if isinstance(source, str) else set()
-    return own if base is None else own | sources(base)
 
 
 def check_sources(lineup: Lineup, known: Collection[str]) -> None:

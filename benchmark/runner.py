@@ -43,8 +43,9 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     """
     for plugin in spec.plugins:
         load_plugin(plugin)
-    lineup = choose(spec.suite, spec.attacks, spec.threat)
-    check_sources(lineup, [component.label for component in spec.defenses])
+    labels = [component.label for component in spec.defenses]
+    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
+    check_sources(lineup, labels)
     check(spec.defenses)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)

@@ -68,11 +68,14 @@ SUITES = {
         ),
     ),
     "robin-paper": Suite(
-        "tables 1 and 3 and figure 8 of the RoBin paper: on the model, its arms, its stages",
+        "tables 1, 3 and 4 and figure 8 of the RoBin paper: each base at its strongest, in each "
+        "way on arms, on stages, and brought over from the row 'multiclass'",
         (
-            *_ROBIN_BASES,
+            *(f"robin:{base}" for base in _ROBIN_BASES),
             *(f"{head}:{base}" for base in _ROBIN_BASES for head in _ON_ARMS),
             *(f"hierarchical:pgd/steps=10/stage={stage}" for stage in _STAGES),
+            "transfer:pgd/steps=20/source=multiclass",
+            "transfer:pgd/steps=20/targeted/source=multiclass",
         ),
     ),
     "l2nnn-paper": Suite(

@@ -1,9 +1,11 @@
 """What is attacked: architectures, how they are trained, and models that are saved or foreign."""
 
-from defenses.adversarial import AdversarialTraining
+from defenses.adversarial import MART, TRADES, AdversarialTraining
 from defenses.aggregations import GNB, MRF, Belief, QuadraticEnsemble
 from defenses.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
 from defenses.best import BestFractal
+from defenses.decomposition import Decomposed, Decomposition
+from defenses.decompositions import Ensemble, OneVsOne, RoBin, TwoStage
 from defenses.derived import Derived
 from defenses.ensembles import BeliefEnsemble
 from defenses.external import External, Normalised
@@ -20,15 +22,20 @@ __all__ = [
     "CNN2",
     "GNB",
     "L2NNN",
+    "MART",
     "MLP",
     "MRF",
     "NBR",
+    "TRADES",
     "AdversarialTraining",
     "Batch",
     "Belief",
     "BeliefEnsemble",
     "BestFractal",
+    "Decomposed",
+    "Decomposition",
     "Derived",
+    "Ensemble",
     "External",
     "Fractal",
     "Hybrid",
@@ -36,11 +43,14 @@ __all__ = [
     "L2NonexpansiveClassifier",
     "LeNet5",
     "Normalised",
+    "OneVsOne",
     "Progress",
     "QuadraticEnsemble",
     "Recipe",
+    "RoBin",
     "SavedModelError",
     "TrainingError",
+    "TwoStage",
     "Vanilla",
     "build_architecture",
     "describe",

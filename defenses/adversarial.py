@@ -1,26 +1,34 @@
-"""Adversarial training with PGD."""
+"""Adversarial training: with PGD, TRADES and MART."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Problem, ThreatModel
+from attacks.objectives import Objective
 from attacks.threat import Norm
-from defenses.recipe import Batch, Recipe
+from defenses import losses
+from defenses.recipe import Batch, OptimizerName, Recipe, Schedule
+
+Method = Literal["pgd-at", "trades", "mart"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTraining(Recipe):
-    """Madry et al. (2018), with the warm-up of RoBin (section 5, "Training Procedure").
+    """Adversarial training with PGD (Madry et al. 2018), with the warm-up and the schedule of RoBin
+    (section 5, "Training Procedure").
 
     norm, eps  of the threat to train against; default: those of the run's threat.
     steps      of PGD, from a random start; step_size as there.
     warm_up    in epoch t of T, only the part 1 - (1 + cos(pi * t / T)) / 2 of each batch is
                adversarial; without it, all of it.
+    method     "pgd-at": cross-entropy at the adversarial images; "trades" and "mart": the losses of
+               those names in `defenses.losses`, with the weight lambda of their second terms.
 
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where neither the
     recipe nor the run says what to train against.
@@ -31,14 +39,25 @@ class AdversarialTraining(Recipe):
     one too, is wholly adversarial.
     """
 
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    schedule: Schedule = "step"
     norm: Norm | None = None
     eps: float | None = None
     steps: int = 10
     step_size: float | None = None
     warm_up: bool = True
+    method: Method = "pgd-at"
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method not in get_args(Method):
+            known = ", ".join(get_args(Method))
+            raise ValueError(f"unknown method {self.method!r}: use one of {known}")
+        if not self.weight >= 0:
+            raise ValueError(f"weight must be at least 0, not {self.weight}")
         # Built only to refuse bad values; what is left to the run has a stand-in.
         PGD(steps=self.steps, step_size=self.step_size)
         ThreatModel(
@@ -62,17 +81,63 @@ class AdversarialTraining(Recipe):
         threat = self.trains_against(batch.threat)
         problem = Problem(model, batch.x, batch.y, threat, batch.seed, batch.index)
         with evaluating(model):
-            return PGD(steps=self.steps, step_size=self.step_size).maximise(problem, batch.step)
+            objective = _away_from(model, batch.x) if self.method == "trades" else None
+            attack = PGD(steps=self.steps, step_size=self.step_size)
+            return attack.maximise(problem, batch.step, objective)
+
+    def count(self, batch: Batch) -> int:
+        """How many of the batch's samples, its first, are adversarial."""
+        each = batch.networks
+        return each * round(self.proportion(batch.progress) * len(batch.x) / each)
 
     def mix(self, model: nn.Module, batch: Batch) -> Tensor:
         """The batch's images (n, *shape), the first of them replaced by adversarial points."""
-        count = round(self.proportion(batch.progress) * len(batch.x))
+        count = self.count(batch)
         if not count:
             return batch.x
         return torch.cat([self.craft(model, batch.first(count)), batch.x[count:]])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return nn.functional.cross_entropy(model(self.mix(model, batch)), batch.y)
+        mixed = self.mix(model, batch)
+        if self.method == "pgd-at":
+            return nn.functional.cross_entropy(model(mixed), batch.y)
+        count = self.count(batch)
+        clean = model(batch.x)
+        # Batch normalisation can make nothing of no images.
+        adversarial = model(mixed[:count]) if count else clean[:0]
+        loss = losses.trades if self.method == "trades" else losses.mart
+        return loss(clean, adversarial, batch.y, self.weight)
+
+
+def _away_from(model: nn.Module, x: Tensor) -> Objective:
+    """The divergence from what the model says at x (n, *shape), which TRADES raises."""
+    with torch.no_grad():
+        clean = model(x)
+    return lambda logits, _: losses.divergence(clean, logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(AdversarialTraining):
+    """TRADES (Zhang et al. 2019), which trades natural accuracy for robustness, by RoBin's
+    schedule (section 5).
+
+    weight  lambda of RoBin, 1 by its default; Zhang et al. use 6 (their 1 / lambda).
+
+    Differs from the source: PGD starts uniformly in the ball, as Madry et al. (2018) do.
+    """
+
+    method: Method = "trades"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MART(AdversarialTraining):
+    """Misclassification-aware adversarial training (Wang et al. 2020), by RoBin's schedule (section
+    5).
+
+    weight  lambda of RoBin, 1 by its default; Wang et al. use 5.
+    """
+
+    method: Method = "mart"
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Networks, each from images (n, channels, height, width) in [0, 1] to logits (n, classes).
 
-`widen` multiplies channels and hidden units. The convolutional ones raise ValueError for images
-with a side under 4 pixels.
+`widen` multiplies channels and hidden units, all but those of a wide ResNet's stem. LeNet5, CNN2
+and Myrtle raise ValueError for images with a side under 4 pixels.
 """
 
 from collections.abc import Callable
 
 from torch import nn
+
+from defenses.residual import BasicBlock, Bottleneck, ResNet, WideResNet
 
 Shape = tuple[int, int, int]
 
@@ -69,6 +71,55 @@ class CNN2(nn.Sequential):
         )
 
 
+class Myrtle(nn.Sequential):
+    """The Myrtle CNN, the plain part of a network of Page (2018), as Nakkiran et al. (2019), "Deep
+    Double Descent", appendix, have it: four 3x3 convolutions with batch norm, ReLU and max pooling.
+
+    Unstated in RoBin, which names it only: all sizes. These are 64, 128, 256 and 512 channels, and
+    pooling by 1, 2, 2 and, over all that is left, 8 pixels of 32x32.
+
+    Differs from the source: the convolutions have no biases, which batch norm would cancel.
+    """
+
+    def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
+        _quarter(shape)
+        channels, height, width = shape
+        first, second, third, last = _scaled(widen, 64, 128, 256, 512)
+        super().__init__(
+            *_normalised(channels, first),
+            *_normalised(first, second),
+            nn.MaxPool2d(2),
+            *_normalised(second, third),
+            nn.MaxPool2d(2),
+            *_normalised(third, last),
+            nn.MaxPool2d((height // 4, width // 4)),
+            nn.Flatten(),
+            nn.Linear(last, classes),
+        )
+
+
+def _normalised(inputs: int, outputs: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def resnet18(shape: Shape, classes: int, widen: float = 1.0) -> ResNet:
+    """The ResNet-18 of robustness papers; `widen` multiplies its 64 base channels."""
+    (base,) = _scaled(widen, 64)
+    return ResNet(shape[0], classes, base, BasicBlock, (2, 2, 2, 2))
+
+
+def resnet50(shape: Shape, classes: int, widen: float = 1.0) -> ResNet:
+    """As resnet18, of bottlenecks."""
+    (base,) = _scaled(widen, 64)
+    return ResNet(shape[0], classes, base, Bottleneck, (3, 4, 6, 3))
+
+
+def wideresnet28(shape: Shape, classes: int, widen: float = 1.0) -> WideResNet:
+    """WRN-28-k, where `widen` is k."""
+    return WideResNet(shape[0], classes, _scaled(widen, 16, 32, 64), depth=28)
+
+
 class MLP(nn.Sequential):
     """Two hidden layers of 128 units, for small images such as digits."""
 
@@ -85,7 +136,15 @@ class MLP(nn.Sequential):
         )
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"lenet5": LeNet5, "cnn2": CNN2, "mlp": MLP}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": LeNet5,
+    "cnn2": CNN2,
+    "mlp": MLP,
+    "myrtle": Myrtle,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "wideresnet28": wideresnet28,
+}
 
 
 def build_architecture(name: str, shape: Shape, classes: int, **options: object) -> nn.Module:

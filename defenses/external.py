@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from defenses.adversarial import evaluating
 from defenses.architectures import Shape, build_architecture
+from defenses.layers import parse_layers
 from defenses.recipe import Vanilla
 from defenses.saved import misfit
+
+# What names gain in DataParallel, in a module that holds a `model`, and behind a normalisation in
+# an nn.Sequential.
+_WRAPPERS = ("module.", "model.", "1.")
 
 
 class Normalised(nn.Module):
@@ -48,16 +53,21 @@ class External(Vanilla):
 
     model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where
                Factory(**kwargs) gives an nn.Module from images to logits. Its code is run.
+    layers     in place of model and kwargs, a plain sequential network as text: see parse_layers.
     weights    a .safetensors file, or a torch file that holds a state dict and nothing that needs
                code to load, possibly nested under "state_dict", "model_state_dict" or "model".
-    mean, std  of the input normalisation that the model expects: see Normalised.
+               What DataParallel or a module around the network adds to names is taken off.
+    mean, std  of the input normalisation that the model expects: see Normalised. Where the weights
+               hold them too, they must be the same.
 
-    `build` raises ValueError, in one line, for code or weights that cannot be used.
+    Raises ValueError for options that exclude each other, and `build`, in one line, for code,
+    layers or weights that cannot be used.
     """
 
     epochs: int = 0
     model: str = "default"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    layers: str | None = None
     weights: str | Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -68,36 +78,67 @@ class External(Vanilla):
             raise ValueError(f"external: write model={self.arch!r} in place of arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("external: give both mean and std, or neither")
+        if self.layers is not None and (self.model != "default" or self.kwargs or self.widen != 1):
+            raise ValueError("external: layers say all: leave out model, kwargs and widen")
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
-        model: nn.Module
-        with _foreign(self.model):
-            if ":" in self.model:
-                model = _import(self.model)(**self.kwargs)
-                if not isinstance(model, nn.Module):
-                    raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
-            else:
-                options = {"widen": self.widen, **self.kwargs}
-                model = build_architecture(self.model, shape, classes, **options)
+        source = self.model if self.layers is None else "layers"
+        with _foreign(source):
+            model = self._network(shape, classes)
         if self.weights is not None:
             with _foreign(self.weights):
-                state = _read_state(Path(self.weights))
+                state = self._fitting(_read_state(Path(self.weights)), set(model.state_dict()))
                 if problem := misfit(model, state):
-                    raise ValueError(f"does not fit {self.model}: {problem}")
+                    raise ValueError(f"does not fit {source}: {problem}")
                 model.load_state_dict(state)
         if self.mean is not None and self.std is not None:
             if len(self.mean) not in (1, shape[0]):
                 raise ValueError(f"external: {len(self.mean)} means for {shape[0]} channels")
             model = Normalised(model, self.mean, self.std)
-        with _foreign(self.model), evaluating(model), torch.no_grad():
+        with _foreign(source), evaluating(model), torch.no_grad():
             found = tuple(model.cpu()(torch.zeros(1, *shape)).shape)
             if found != (1, classes):
                 raise ValueError(f"gives {found} for an image, not logits (1, {classes})")
         return model
 
+    def _network(self, shape: Shape, classes: int) -> nn.Module:
+        if self.layers is not None:
+            return parse_layers(self.layers)
+        if ":" not in self.model:
+            options = {"widen": self.widen, **self.kwargs}
+            return build_architecture(self.model, shape, classes, **options)
+        model = _import(self.model)(**self.kwargs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
+        return model
+
+    def _fitting(self, state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+        """What of a state dict is for a model whose tensors are named `own`, named as there."""
+        state, held = _unwrapped(state, own), {}
+        for name in sorted(state.keys() - own):
+            if (part := name.split(".")[-1]) in ("mean", "std"):
+                held[part] = state.pop(name).float().flatten()
+        for part, value in held.items():
+            given = getattr(self, part)
+            if given is None or not torch.allclose(value, torch.tensor(given), atol=1e-4):
+                found = [f"{key}: {[round(v, 5) for v in held[key].tolist()]}" for key in held]
+                raise ValueError(f"holds a normalisation: give {' and '.join(found)}")
+        state = _unwrapped(state, own)
+        # The code of TRADES, and all after it, saves a block that no forward uses.
+        unused = {name for name in state if name.startswith("sub_block1.")} - own
+        return {name: value for name, value in state.items() if name not in unused}
+
+
+def _unwrapped(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """The same without the prefixes of modules around the network, where none is its own."""
+    for prefix in _WRAPPERS * 2:
+        if own.isdisjoint(state) and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without running code from it or DataParallel's "module."."""
+    """The state dict in a file, without running code from it."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -116,8 +157,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
     if not tensors:
         raise ValueError("holds no state dict: save model.state_dict()")
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
 
 
 def _import(spec: str) -> Any:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from attacks import ThreatModel
@@ -27,6 +28,7 @@ class Batch:
     threat    what `Recipe.trains_against` made of the threat of the run.
     seed      of the training; step counts all its steps from 0. With index, they name the noise.
     progress  t / T in epoch t of T, where t counts from 1.
+    networks  how many networks the samples are for: sample i for network i mod networks.
     """
 
     x: Tensor
@@ -36,6 +38,7 @@ class Batch:
     seed: int
     step: int
     progress: float
+    networks: int = 1
 
     def first(self, count: int) -> "Batch":
         """The same batch, of its first `count` samples alone."""
@@ -54,6 +57,8 @@ class Recipe(ABC):
                    RoBin, section 5); "cosine" (down a half cosine to 0); "one-cycle" (linearly up
                    from a 25th for 30%, then down a half cosine to 0, as in fastai; Smith
                    and Topin 2018 go down linearly).
+    crop           pad training images by so many zeros on each side, and cut them out again at
+                   random places.
 
     Raises ValueError for hyperparameters out of range.
     """
@@ -67,10 +72,11 @@ class Recipe(ABC):
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
+    crop: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch < 1:
-            raise ValueError("epochs must be at least 0 and batch at least 1")
+        if self.epochs < 0 or self.batch < 1 or self.crop < 0:
+            raise ValueError("epochs and crop must be at least 0, and batch at least 1")
         if not (self.learning_rate > 0 and self.momentum >= 0 and self.weight_decay >= 0):
             raise ValueError("learning_rate must be above 0, momentum and weight_decay at least 0")
         if self.optimizer not in get_args(OptimizerName):
@@ -90,6 +96,10 @@ class Recipe(ABC):
         Raises ValueError where the recipe needs a threat and has none.
         """
         return threat
+
+    def augment(self, x: Tensor) -> Tensor:
+        """Training images (n, *shape) changed at random, by torch's global randomness."""
+        return random_crop(x, self.crop) if self.crop else x
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -117,6 +127,20 @@ class Recipe(ABC):
             return self.learning_rate
         down = (done - _RISE) / (1 - _RISE) if self.schedule == "one-cycle" else done
         return self.learning_rate * (1 + math.cos(math.pi * down)) / 2
+
+
+def random_crop(x: Tensor, padding: int) -> Tensor:
+    """Images (n, channels, height, width), each moved at random by at most `padding` pixels along
+    both sides; zeros come in."""
+    n, _, *sides = x.shape
+    padded = nn.functional.pad(x, [padding] * 4)
+    starts = torch.randint(2 * padding + 1, (2, n, 1), device=x.device)
+    down, across = (
+        start + torch.arange(side, device=x.device)
+        for start, side in zip(starts, sides, strict=True)
+    )
+    each = torch.arange(n, device=x.device)[:, None, None]
+    return padded[each, :, down[:, :, None], across[:, None]].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

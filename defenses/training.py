@@ -118,7 +118,9 @@ def train(
                     step = epoch * steps + tally.step
                     rate = recipe.rate(step / (recipe.epochs * steps))
                     progress = (epoch + 1) / recipe.epochs
-                    batch = Batch(x[part], y[part], part, threat, seed, step, progress)
+                    batch = Batch(
+                        recipe.augment(x[part]), y[part], part, threat, seed, step, progress
+                    )
                     loss = recipe.loss(model, batch)
                     _descend(optimizer, loss, rate)
                     tally.add(loss, last, batch.y)

@@ -17,9 +17,8 @@ from attacks.transfer import Transfer
 from attacks.wrapper import Wrapper
 from benchmark import evaluate
 from benchmark.data import load_dataset
-from benchmark.lineup import choose
+from benchmark.lineup import choose, sources
 from benchmark.models import load_saved
-from benchmark.peers import sources
 from benchmark.registry import ATTACKS
 from benchmark.spec import make_spec
 from tests.benchmark.conftest import Cli

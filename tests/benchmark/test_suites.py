@@ -35,18 +35,27 @@ def _mixed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("suite", SUITES._builtin)
 def test_every_suite_is_whole_under_l2(suite: str) -> None:
-    lineup = choose(suite, [], L2)
+    lineup = choose(suite, [], L2, ["multiclass"])
     assert lineup.entries
     assert lineup.notes == ()
 
 
 def test_the_suite_of_robin_attacks_arms_with_each_base() -> None:
-    labels = list(choose("robin-paper", [], L2).entries)
+    labels = list(choose("robin-paper", [], L2, ["multiclass"]).entries)
     heads = ("best-arm", "top-2", "softmax", "highest-arm", "average-gradient", "softmax-top-2")
     for base in ("pgd/steps=10", "pgd/steps=20", "cw"):
-        assert {base, *(f"{head}:{base}" for head in heads)} <= set(labels)
+        assert {f"{head}:{base}" for head in ("robin", *heads)} <= set(labels)
     assert len([label for label in labels if label.startswith("hierarchical:")]) == 3
-    assert len(labels) == 3 + 3 * 6 + 3
+    transfers = ["transfer:pgd/steps=20/source=multiclass"]
+    transfers += ["transfer:pgd/steps=20/targeted/source=multiclass"]
+    assert labels[-2:] == transfers
+    assert len(labels) == 3 * 7 + 3 + 2
+    lineup = choose("robin-paper", [], L2, ["other"])
+    assert list(lineup.entries) == labels[:-2]
+    (note,) = lineup.notes
+    assert note == "left out of suite robin-paper: " + ", ".join(
+        f"{transfer} (no row multiclass)" for transfer in transfers
+    )
 
 
 def test_the_suite_of_l2nnn_is_a_series() -> None:

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from defenses import MLP, External, Normalised, initialise
+from defenses import MLP, External, Normalised, build_architecture, initialise
+from defenses.layers import parse_layers
 
 SHAPE = (1, 8, 8)
+
+LAYERS = "Conv2d(1, 4, 3, padding=1), BatchNorm2d(4), ReLU(), Flatten(), Linear(256, 10)"
 
 CODE = """
 from dataclasses import dataclass
@@ -21,6 +24,14 @@ from torch import nn
 @dataclass
 class Sizes:
     units: int = 4
+
+class Held(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        setattr(self, name, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+
+    def forward(self, x):
+        return next(self.children())(x)
 
 class Net(nn.Module):
     def __init__(self, units=None, classes=10):
@@ -62,7 +73,10 @@ def logits_agree(one: nn.Module, other: nn.Module) -> bool:
     return torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "plain", "nested", "model", "parallel"])
+KINDS = ["safetensors", "plain", "nested", "model", "parallel", "held", "both"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_every_shape_are_found(kind: str, tmp_path: Path) -> None:
     model = MLP(SHAPE, 10)
     state = model.state_dict()
@@ -75,6 +89,8 @@ def test_weights_of_every_shape_are_found(kind: str, tmp_path: Path) -> None:
             "nested": {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
             "model": {"model": {f"module.{name}": value for name, value in state.items()}},
             "parallel": {f"module.{name}": value for name, value in state.items()},
+            "held": {f"model.{name}": value for name, value in state.items()},
+            "both": {f"module.model.{name}": value for name, value in state.items()},
         }
         torch.save(content[kind], path)
     assert logits_agree(built(model="mlp", weights=path), model)
@@ -98,6 +114,138 @@ def test_normalisation_is_inside() -> None:
     outer = initialise(External(model="mlp", mean=mean, std=std), (3, 8, 8), 10, seed=0)
     inner = initialise(External(model="mlp"), (3, 8, 8), 10, seed=0)
     torch.testing.assert_close(outer(x), inner(by_hand))
+
+
+@pytest.mark.parametrize("name", ["module", "model"])
+def test_a_networks_own_names_are_kept(name: str, code: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": f"{code}:Held", "kwargs": {"name": name}}
+    model, path = built(**options), tmp_path / "w.pt"
+    with torch.no_grad():
+        next(model.parameters()).fill_(0.25)
+    for state in (model.state_dict(), nn.DataParallel(model).state_dict()):
+        torch.save(state, path)
+        assert logits_agree(built(weights=path, **options), model)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("names", [("0.mean", "0.std", "1."), ("mean", "std", "model.")])
+def test_a_normalisation_in_the_weights_must_be_given(
+    names: tuple[str, str, str], prefix: str, tmp_path: Path
+) -> None:
+    inner, path = MLP(SHAPE, 10), tmp_path / "w.pt"
+    state = {names[2] + name: value for name, value in inner.state_dict().items()}
+    state |= {names[0]: torch.full((1, 1, 1, 1), 0.1307), names[1]: torch.tensor([0.3081])}
+    torch.save({prefix + name: value for name, value in state.items()}, path)
+    words = "holds a normalisation: give mean: [0.1307] and std: [0.3081]"
+    assert words in refusal(model="mlp", weights=path)
+    assert words in refusal(model="mlp", weights=path, mean=(0.5,), std=(0.3081,))
+    found = built(model="mlp", weights=path, mean=(0.1307,), std=(0.3081,))
+    assert logits_agree(found, Normalised(inner, [0.1307], [0.3081]))
+
+
+def test_the_unused_block_of_published_wide_resnets_is_left_out(tmp_path: Path) -> None:
+    model, path = build_architecture("wideresnet28", SHAPE, 10, widen=0.1).eval(), tmp_path / "w.pt"
+    state = model.state_dict()
+    unused = {f"sub_{name}": value for name, value in state.items() if name.startswith("block1.")}
+    torch.save({f"module.{name}": value for name, value in {**state, **unused}.items()}, path)
+    assert logits_agree(built(model="wideresnet28", widen=0.1, weights=path).eval(), model)
+    torch.save({**state, "block4.weight": torch.zeros(1)}, path)
+    assert "1 unexpected: block4.weight" in refusal(model="wideresnet28", widen=0.1, weights=path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAYERS,
+        f"nn.Sequential(\n  {LAYERS.replace('Conv', 'torch.nn.Conv')},\n)",
+        LAYERS.replace(", padding=1", ",\n bias=True, padding=(1, 1)"),
+        str(parse_layers(LAYERS)),
+        " ".join(str(parse_layers(LAYERS)).split()),
+    ],
+)
+def test_layers_are_the_network_that_they_say(text: str, tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 64, 10),
+    ).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    assert logits_agree(built(layers=text, weights=tmp_path / "w.safetensors").eval(), model)
+
+
+def test_what_print_shows_of_a_network_is_the_network() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.Sequential(nn.LeakyReLU(0.1))),
+        nn.MaxPool2d(2),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(144, 10), nn.Softmax(dim=1))),
+    )
+    assert repr(parse_layers(repr(model))) == repr(model)
+    assert repr(parse_layers("Sequential(Sequential(ReLU()))")) == repr(
+        nn.Sequential(nn.Sequential(nn.ReLU()))
+    )
+
+
+def test_layers_leave_what_they_are_given_as_it_was() -> None:
+    model = parse_layers("ReLU(inplace=True), Sequential(LeakyReLU(0.1, True)), Dropout(0.1, True)")
+    x = torch.randn(9)
+    before = x.clone()
+    model.eval()(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ("", "no layers: write them as in Flatten(), Linear(784, 10)"),
+        ("Flatten() Linear(64, 10)", "not a list of layers: invalid syntax"),
+        ("(fc): Linear(64, 10)", "not a list of layers: invalid syntax"),
+        ("Flatten(), Liner(64, 10)", "Liner is not a layer of torch.nn"),
+        ("functional.relu(3)", "functional.relu is not a layer of torch.nn"),
+        ("init.zeros_(3)", "init.zeros_ is not a layer of torch.nn"),
+        ("Parameter(3)", "Parameter is not a layer of torch.nn"),
+        ("Flatten(), Linear", "Linear is not a layer: write Name(arguments)"),
+        ("Linear(8 * 8, 10)", "8 * 8 is not a literal: write numbers, or texts in quotes"),
+        ("Conv2d(1, 4, 3, padding=same)", "same is not a literal"),
+        ("Linear(64, *[10])", "*[10] is not a literal"),
+        ("Linear(64)", "missing 1 required positional argument: 'out_features'"),
+        ("Linear(64, -1)", "Linear(64, -1): Trying to create tensor with negative dimension"),
+        ("Flatten(), Linear(32, 10)", "layers: RuntimeError: mat1 and mat2 shapes"),
+        ("Flatten(), Linear(64, 9)", "layers: gives (1, 9) for an image, not logits (1, 10)"),
+        ("(" * 500, "not a list of layers: too many nested parentheses"),
+    ],
+)
+def test_layers_that_are_none_are_refused(layers: str, words: str) -> None:
+    assert words in refusal(layers=layers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "Linear({}, 10)",
+        "Linear(64, 10, bias={})",
+        "Sequential({})",
+        "Flatten()) + ({}",
+        "Flatten()), {}, (1",
+        "Flatten())({}",
+        "(lambda: {})()",
+        "Identity([{} for _ in 'a'])",
+    ],
+)
+def test_layers_run_no_other_code(text: str, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    evil = f"__import__('pathlib').Path({str(trace)!r}).touch()"
+    assert "is not a l" in refusal(layers=text.format(evil))
+    assert not trace.exists()
+
+
+def test_weights_that_do_not_fit_layers_are_refused(tmp_path: Path) -> None:
+    torch.save({"1.weight": torch.zeros(10, 64)}, tmp_path / "w.pt")
+    words = refusal(layers="Flatten(), Linear(64, 10)", weights=tmp_path / "w.pt")
+    assert words.endswith("w.pt: does not fit layers: 1 missing: 1.bias")
 
 
 class Evil:
@@ -177,6 +325,8 @@ def test_other_refusals(tmp_path: Path) -> None:
     assert "std above 0" in refusal(model="mlp", mean=(0.5,), std=(0.0,))
     assert "3 means for 1 channels" in refusal(model="mlp", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert "model='mlp'" in refusal(arch="mlp")
+    for others in ({"model": "mlp"}, {"widen": 2.0}, {"kwargs": {"classes": 10}}):
+        assert "leave out model, kwargs and widen" in refusal(layers=LAYERS, **others)
 
 
 def test_importing_defenses_needs_torch_and_numpy_alone() -> None:
