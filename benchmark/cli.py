@@ -3,7 +3,6 @@
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from attacks.threat import Norm
-from benchmark.data_files import Part
+from benchmark.cli_options import Plugins, Quiet, Root, RunFolder, say, speaker
+from benchmark.cli_studies import study
 from benchmark.errors import UserError
 from benchmark.spec import Device, Mode, Precision
 
@@ -26,24 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-study = typer.Typer(help="What a run or a model says beyond its table; written beside it, too.")
 app.add_typer(study, name="study")
 
 # Typer does not name it, and some versions bring a click of their own.
 _UsageError: Any = typer.BadParameter.__base__
-
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-root",
-        help="Folder that holds the data sets. Default: $BESTATTACK_DATA, then the user's cache.",
-    ),
-]
-Plugins = Annotated[
-    list[Path], typer.Option("--plugin", help="Python file with ATTACKS, DEFENSES or DATASETS.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 
 class Kind(StrEnum):
@@ -99,8 +85,7 @@ def run(
     made = make_spec(values)
     name = f"{made.data.replace('/', '_')}-{made.norm}-{made.eps:g}"
     folder = out or Path("runs") / (spec.stem if spec else name)
-    say: Callable[[str], None] = (lambda line: None) if quiet else _say
-    reports = runner.run(made, folder, data_root, not quiet, say)
+    reports = runner.run(made, folder, data_root, not quiet, speaker(quiet))
     typer.echo("\n" + tables.render(reports, made.data))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
@@ -244,47 +229,11 @@ def certify(
         raise UserError(f"interrupted after {len(found.records)} of {found.total} images")
 
 
-@study.command()
-def lipschitz(folder: RunFolder) -> None:
-    """Robustness predicted for assumed Lipschitz bounds, and how often the attacks agree."""
-    from benchmark import studies
-
-    found = studies.lipschitz(folder)
-    found.write(folder)
-    typer.echo(found.markdown())
-
-
-@study.command("dont-care")
-def dont_care(
-    folder: Annotated[Path, typer.Argument(help="The folder of a model with fractal structures.")],
-    split: Annotated[Part, typer.Option(help="Which images of its data set.")] = "test",
-    samples: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
-    offset: Annotated[float, typer.Option(min=0, help="Moves outputs against the label.")] = 0.0,
-    plugin: Plugins = [],  # noqa: B006
-    data_root: Root = None,
-) -> None:
-    """Which don't-care conditions hold for images, and which explain robustness."""
-    from benchmark import studies
-    from benchmark.registry import load_plugin
-
-    for path in plugin:
-        load_plugin(path)
-    found = studies.dont_care_conditions(folder, split, samples, offset, data_root)
-    found.write(folder)
-    typer.echo(found.markdown())
-
-
-def _say(line: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stderr)
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 1."""
     from defenses import SavedModelError, TrainingError
 
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     try:
         # Not standalone: typer would end an interruption in silence and a mistyped flag in a box.
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)

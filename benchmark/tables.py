@@ -15,10 +15,11 @@ from benchmark.records import write_json, write_text
 from benchmark.report import Report
 
 JSON = "table.json"
+_STUDIES = ("lipschitz", "budgets", "transfer", "coherence")
 # Of a run as it is: another run in the same folder removes them first.
 FILES = (
     *("table.md", "table.csv", JSON, "curves.png"),
-    *("lipschitz.md", "lipschitz.csv", "lipschitz.png"),
+    *(f"{study}.{ending}" for study in _STUDIES for ending in ("md", "csv", "png")),
 )
 
 _DETAILS = {
@@ -115,18 +116,22 @@ def caption(reports: Sequence[Report], data: str | None) -> str:
             " certified: if it is classified correctly and the defense's own certificate proves "
             f"that nothing within {within} changes that."
         )
-    if first.mode == "cascade":
-        text += (
-            " Cascade: each attack saw only what the ones before it left, so there is no column "
-            "per attack."
+    return text + on_order(reports, "column")
+
+
+def on_order(reports: Sequence[Report], place: str) -> str:
+    """What a caption says of attacks that saw only what others left; `place` is where an attack has
+    its accuracy."""
+    if reports[0].mode == "cascade":
+        return (
+            " Cascade: each attack saw only what the ones before it left, so there is no "
+            f"{place} per attack."
         )
-        return text
-    for series in _series(reports):
-        text += (
-            f" {', '.join(series)} are a series: each worked only on what the ones before it left, "
-            "and its column is the accuracy after it and the ones before it."
-        )
-    return text
+    return "".join(
+        f" {', '.join(series)} are a series: each worked only on what the ones before it left, and "
+        f"its {place} is the accuracy after it and the ones before it."
+        for series in _series(reports)
+    )
 
 
 def _series(reports: Sequence[Report]) -> list[tuple[str, ...]]:

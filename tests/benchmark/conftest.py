@@ -3,8 +3,10 @@
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 
 from benchmark.cli import main
@@ -41,3 +43,16 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def _no_plugin_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (ATTACKS, DEFENSES, DATASETS):
         monkeypatch.setattr(registry, "_local", dict(registry._local))
+
+
+def refused(ended: Ended, line: str) -> None:
+    """Assert that a command ended with one line."""
+    assert ended == (1, "", f"bestattack: {line}\n")
+
+
+def assert_written(folder: Path, name: str, ended: Ended) -> pd.DataFrame:
+    """The records of a study, once it is clear that it printed and wrote all that it should."""
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out == (folder / f"{name}.md").read_text() + "\n"
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return pd.read_csv(folder / f"{name}.csv", dtype={"label": str})

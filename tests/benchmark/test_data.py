@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark import data_files
-from benchmark.data import DataError, Dataset, Split, fingerprint, load_dataset
+from benchmark.data import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
 from benchmark.errors import UserError
 
 REAL = os.environ.get("BESTATTACK_DATA")
@@ -204,6 +204,89 @@ def test_labels_go_by_number_and_by_name(name: str, full: str, labels: tuple[str
 )
 def test_an_unknown_variant_or_label_is_refused_with_advice(name: str, told: str) -> None:
     assert told in _refusal(lambda: load_dataset(name))
+
+
+# The variants order and other
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("seed", [0, 1, 20])
+def test_order_moves_labels_with_their_names(part: str, seed: int) -> None:
+    base, moved = load_dataset("digits"), load_dataset(f"digits/order={seed}")
+    assert moved.name == f"digits/order={seed}"
+    assert sorted(moved.labels) == sorted(base.labels) != list(moved.labels)
+    before, after = getattr(base, part), getattr(moved, part)
+    assert torch.equal(after.x, before.x)
+    assert [moved.labels[y] for y in after.y.tolist()] == [base.labels[y] for y in before.y]
+
+
+def test_orders_are_the_same_everywhere_and_differ() -> None:
+    assert "".join(load_dataset("digits/order=0").labels) == "6421750893"
+    assert "".join(load_dataset("digits/order=3").labels) == "9715460238"
+    assert load_dataset("cifar10/order=3").labels[:3] == ("truck", "horse", "automobile")
+    assert len({load_dataset(f"digits/order={seed}").labels for seed in range(50)}) == 50
+    assert load_dataset("digits/order=003").name == "digits/order=3"
+
+
+@pytest.mark.parametrize("count", [2, 4, 9])
+def test_other_merges_the_last_classes(count: int) -> None:
+    base, merged = load_dataset("digits"), load_dataset(f"digits/other={count}")
+    assert merged.name == f"digits/other={count}"
+    assert merged.labels == (*base.labels[: count - 1], "other")
+    assert merged.classes == count
+    assert torch.equal(merged.test.x, base.test.x)
+    assert torch.equal(merged.test.y, base.test.y.clamp_max(count - 1))
+
+
+def test_merging_the_last_class_alone_leaves_all_as_it_is() -> None:
+    base, merged = load_dataset("digits"), load_dataset("digits/other=10")
+    assert (merged.name, merged.labels) == (base.name, base.labels)
+    assert _same(merged.test, base.test)
+
+
+def test_order_and_other_and_pair_compose() -> None:
+    moved = load_dataset("digits/order=3")
+    merged = load_dataset("digits/order=3/other=4")
+    assert merged.labels == ("9", "7", "1", "other")
+    assert torch.equal(merged.test.y, moved.test.y.clamp_max(3))
+    alone = load_dataset("digits/order=3/other=4/pair=other-7")
+    assert alone.labels == ("other", "7")
+    assert alone.test.y.bincount().tolist() == merged.test.y.bincount()[[3, 1]].tolist()
+    # The names that moved, not the places.
+    pair = load_dataset("digits/order=3/pair=4-9")
+    assert _same(pair.test, load_dataset("digits/pair=4-9").test)
+    assert load_dataset("digits/pair=4-9/order=2").classes == 2
+    twice = load_dataset("digits/other=5/other=3")
+    assert twice.labels == ("0", "1", "other")
+    assert _same(twice.test, load_dataset("digits/other=3").test)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("digits/order", "order needs an integer of at least 0"),
+        ("digits/order=-1", "not '-1'"),
+        ("digits/order=1.5", "not '1.5'"),
+        ("digits/order=\u00b2", "order needs"),
+        ("digits/ordre=1", "did you mean 'order'?"),
+        ("digits/other", "from 2 to 10"),
+        ("digits/other=1", "from 2 to 10"),
+        ("digits/other=11", "from 2 to 10"),
+        ("digits/other=four", "not 'four'"),
+        ("digits/pair=4-9/other=3", "digits/pair=4-9: other needs a number of classes from 2 to 2"),
+        ("digits/other=4/order=7/other=3", "already a class that is called 'other'"),
+    ],
+)
+def test_orders_and_merges_that_make_no_sense_are_refused(name: str, told: str) -> None:
+    assert told in _refusal(lambda: load_dataset(name))
+
+
+def test_labels_out_of_range_do_not_become_those_of_another_class() -> None:
+    bad = Split(torch.zeros(2, 1, 2, 2), torch.tensor([0, -1]))
+    theirs = Dataset("theirs", ("a", "b", "c"), (1, 2, 2), lambda part: bad)
+    for variant, value in (("order", "1"), ("other", "2")):
+        varied = VARIANTS[variant](theirs, value)
+        assert "labels are not int64 from 0 to 2" in _refusal(lambda varied=varied: varied.test)
 
 
 def test_an_unknown_base_is_refused_with_advice() -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +11,7 @@ from benchmark.data import load_dataset
 from benchmark.models import load_saved
 from benchmark.runner import load_run
 from defenses import BeliefEnsemble
-from tests.benchmark.conftest import Cli, Ended
+from tests.benchmark.conftest import Cli, assert_written, refused
 
 DATA, OFFSET = "digits/pair=3-8", 0.3
 FRACTAL, NBR = "fractal/epochs=6/batch=64/levels=2+3+2", "nbr/epochs=3/batch=64"
@@ -37,17 +36,6 @@ def run(whole: Path, cli: Cli) -> Path:
 def model_of(run: Path, name: str) -> Path:
     (folder,) = (run / "defenses").glob(f"{name}-*")
     return folder
-
-
-def refused(ended: Ended, line: str) -> None:
-    assert ended == (1, "", f"bestattack: {line}\n")
-
-
-def assert_written(folder: Path, name: str, ended: Ended) -> pd.DataFrame:
-    assert (ended.status, ended.err) == (0, "")
-    assert ended.out == (folder / f"{name}.md").read_text() + "\n"
-    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    return pd.read_csv(folder / f"{name}.csv", dtype={"label": str})
 
 
 def test_predictions_are_those_of_the_records(run: Path, cli: Cli) -> None:

@@ -1,124 +1,28 @@
-"""Studies: what a finished run, or a trained model, says beyond its table.
+"""Which don't-care conditions hold for the images of a fractal classifier.
 
-Each is of "Robustness via fractal divide and fractal aggregation" (Qian 2021).
+Source: "Robustness via fractal divide and fractal aggregation" (Qian 2021), section 3.4.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmark.components import BEST
 from benchmark.data import Dataset, Part, load_dataset
 from benchmark.errors import UserError
 from benchmark.models import load_saved
-from benchmark.records import write, write_text
-from benchmark.report import Report
-from benchmark.runner import load_run
-from benchmark.tables import contradictions
+from benchmark.studies.study import Study, axes, percent
 from defenses import BeliefEnsemble, read_card
 from defenses.belief import evidence, fractal
 from defenses.division import parts
 from defenses.dont_care import dont_care
 from defenses.saved import CARD
 
-# The assumed bounds of table 6.
-BOUNDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-
-# What a don't-care study calls having none of the conditions.
+# What a study calls having none of the conditions.
 NONE = "none"
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """What a study found: a row per line of its table, with shares as fractions (NaN: of nothing),
-    a caption, and a figure of matplotlib. `name` is that of its files."""
-
-    name: str
-    records: pd.DataFrame
-    caption: str
-    figure: Any
-
-    def markdown(self) -> str:
-        """The table, shares in %, and its caption."""
-        shown = self.records.copy()
-        for column in self.records.select_dtypes(float):
-            values = self.records[column]
-            if column == "bound":
-                shown[column] = [f"{value:g}" for value in values]
-            else:
-                shown[column] = ["-" if np.isnan(one) else f"{100 * one:.1f}" for one in values]
-        return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{self.caption}\n"
-
-    def write(self, folder: Path) -> None:
-        """NAME.md, NAME.csv and NAME.png. Raises UserError where they cannot be written."""
-        write_text(folder / f"{self.name}.md", self.markdown())
-        write_text(folder / f"{self.name}.csv", self.records.to_csv(index=False))
-        picture = folder / f"{self.name}.png"
-        write(picture, lambda file: self.figure.savefig(file, format="png", dpi=150))
-
-
-def lipschitz(folder: Path) -> Study:
-    """Robustness as predicted under assumed bounds of the local Lipschitz constant, and how often
-    the attacks of a run agree (table 6), for each of its defenses with a certificate.
-
-    Raises UserError where the folder holds no run, or no certificate.
-    """
-    _, manifest, reports = load_run(folder)
-    rows = [row for report in reports for row in _predictions(report)]
-    if not rows:
-        raise UserError(f"no defense of {folder} offers a certificate: run it with one that does")
-    records = pd.DataFrame(rows)
-    first = reports[0]
-    norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
-    attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
-    caption = (
-        f"Prediction: % of all {first.total} {manifest['data']['name']} test images that are "
-        "classified correctly and whose certified radius, divided by the assumed bound of the "
-        f"local Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of "
-        f"those that no attack broke ({attacks or 'none yet'}). Only bound 1 is proven."
-    )
-    caption += "".join(
-        f" CONTRADICTION: {line}: it proves nothing." for line in contradictions(reports)
-    )
-    return Study("lipschitz", records, caption, _draw_predictions(records))
-
-
-def _predictions(report: Report) -> Iterator[dict[str, object]]:
-    attacked = report.accuracy(BEST) is not None
-    for bound in BOUNDS:
-        predicted = report.certified_within(bound * report.threat.eps)
-        if predicted is None:
-            return
-        held = int(predicted[report.survivors()].sum())
-        known = attacked and bool(predicted.any())
-        yield {
-            "defense": report.name,
-            "bound": bound,
-            "prediction": float(predicted.mean()),
-            "correctness": held / int(predicted.sum()) if known else np.nan,
-        }
-
-
-def _draw_predictions(records: pd.DataFrame) -> Any:
-    figure, axes = _axes(4.5)
-    for place, (name, rows) in enumerate(records.groupby("defense", sort=False)):
-        colour = f"C{place}"
-        axes.plot(rows["bound"], 100 * rows["prediction"], "o-", color=colour, label=str(name))
-        axes.plot(rows["bound"], 100 * rows["correctness"], "s--", color=colour)
-    axes.set(
-        xlabel="assumed bound of the local Lipschitz constant",
-        ylabel="predicted robust, and (dashed) correctly so (%)",
-        xlim=(max(BOUNDS) + 0.02, min(BOUNDS) - 0.02),
-        ylim=(0, 103),
-    )
-    axes.legend()
-    return figure
 
 
 def dont_care_conditions(
@@ -155,7 +59,9 @@ def dont_care_conditions(
     )
     if not uniform:
         caption += " The subtasks' b differ: theorem 1 does not apply."
-    return Study("dont-care", records, caption, _draw_explanations(records))
+    shares = map(str, records.select_dtypes(float))
+    shown = {column: records[column].map(percent) for column in shares}
+    return Study("dont-care", records, records.assign(**shown), caption, _draw(records))
 
 
 def _ensemble(folder: Path, root: Path | None) -> tuple[BeliefEnsemble, Dataset]:
@@ -222,26 +128,17 @@ def _right(model: BeliefEnsemble, number: int, side: int, outputs: Tensor) -> Te
     return against[:, side] > against[:, 1 - side]
 
 
-def _draw_explanations(records: pd.DataFrame) -> Any:
+def _draw(records: pd.DataFrame) -> Any:
     bars = records["frame"] + ": " + records["label"]
-    figure, axes = _axes(1.5 + 0.4 * bars.nunique())
+    figure, plot = axes(1.5 + 0.4 * bars.nunique())
     reached = dict.fromkeys(bars, 0.0)
     for name, rows in records.groupby("condition", sort=False):
         places = bars[rows.index].tolist()
         widths = (100 * rows["explains"]).tolist()
         lefts = [reached[place] for place in places]
-        axes.barh(places, widths, left=lefts, label=str(name))
+        plot.barh(places, widths, left=lefts, label=str(name))
         reached |= {p: start + w for p, start, w in zip(places, lefts, widths, strict=True)}
-    axes.set(xlabel="robust images, by the first condition that holds (%)", xlim=(0, 100))
-    axes.invert_yaxis()
+    plot.set(xlabel="robust images, by the first condition that holds (%)", xlim=(0, 100))
+    plot.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
-
-
-def _axes(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes

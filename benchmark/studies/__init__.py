@@ -1,0 +1,1 @@
+"""Studies: what a finished run, or a trained model, says beyond its table."""

@@ -1,0 +1,239 @@
+"""Robust accuracy of a run's models against the budget of the attacks.
+
+Each budget is a run of its own, within the folder of the one that is studied: it resumes, and can
+be verified. Source: RoBin, figures 5 and 7, tables 3 to 6.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attacks import HasArms
+from benchmark.components import BEST, NATURAL, SAVED, SOURCE, Component
+from benchmark.errors import UserError, did_you_mean
+from benchmark.models import load_saved
+from benchmark.registry import load_plugin
+from benchmark.report import Report
+from benchmark.runner import Say, load_run, run
+from benchmark.spec import Device, RunSpec, make_spec, make_threat
+from benchmark.studies.study import Study, axes, percent
+from benchmark.tables import on_order
+
+# The lines of the attacks in the picture; best-attack has a broad one behind them.
+_STYLES = ("o-", "s--", "^-.", "D:", "v-", "X--", "P-.", "*:")
+
+
+@dataclass(frozen=True)
+class How:
+    """How the runs of a study are carried out; None: as the run that is studied was."""
+
+    samples: int | None = None
+    device: Device | None = None
+    plugins: Sequence[Path] = ()
+    root: Path | None = None
+    progress: bool = False
+    say: Say = lambda line: None
+
+
+def budgets(
+    folder: Path,
+    eps: str,
+    how: How,
+    attacks: Sequence[str] = (),
+    suite: str | None = None,
+    defenses: Sequence[str] = (),
+) -> Study:
+    """Robust accuracy of the models of a run, as they were trained, at each test budget of `eps`,
+    "0.5,1" or "4/255,8/255" (figure 5, tables 3, 5 and 6). By default under the attacks of the run,
+    and for all of its rows.
+
+    Raises UserError, SavedModelError or TrainingError, each in one line, as the run itself does.
+    """
+    values, models = _models(folder, how)
+    if attacks or suite:
+        values |= {"attacks": list(attacks), "suite": suite}
+    return _sweep("budgets", folder, make_spec(values), models, defenses or models, eps, how)
+
+
+def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: How) -> Study:
+    """Robust accuracy of one row of a run, RoBin, against what `base` finds on another, the
+    multiclass model, untargeted and targeted, at each test budget of `eps`; for reference against
+    the softmax attack, or the base itself where the target has no arms (figure 7, table 4).
+
+    Raises UserError, SavedModelError or TrainingError as `budgets` does.
+    """
+    values, models = _models(folder, how)
+    for label in (source, target):
+        _check_row(label, models)
+    values |= {"attacks": [base], "suite": None, "mode": "table"}
+    (inner,) = make_spec(values).attacks
+    for plugin in values["plugins"]:
+        load_plugin(Path(plugin))
+    crafted, wrapped = inner.options | {SOURCE: source}, f"transfer:{inner.name}"
+    named = [
+        ("untargeted transfer", wrapped, crafted),
+        ("targeted transfer", wrapped, crafted | {"targeted": True}),
+        ("no transfer", inner.name, inner.options),
+    ]
+    if isinstance(load_saved(models[target]).model, HasArms):
+        named[-1] = ("softmax", f"softmax:{inner.name}", inner.options)
+    values["attacks"] = [
+        Component(name=name, options=options, given_label=label) for label, name, options in named
+    ]
+    about = f" Each attack is with {inner.label}; transfer is of its points on {source}."
+    return _sweep("transfer", folder, make_spec(values), models, [target], eps, how, about)
+
+
+def _models(folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The values of a run's spec, changed as asked, and the folder of each row's model."""
+    spec, manifest, _ = load_run(folder)
+    changed = {
+        "samples": how.samples or spec.samples,
+        "device": how.device or spec.device,
+        "plugins": [*spec.plugins, *how.plugins],
+    }
+    models = {row["defense"]: (folder / row["model"]).absolute() for row in manifest["rows"]}
+    return spec.model_dump(mode="json") | changed, models
+
+
+def _check_row(label: str, models: Mapping[str, Path]) -> None:
+    if label not in models:
+        hint = did_you_mean(label, models, f"it has {', '.join(models)}")
+        raise UserError(f"the run has no row {label!r}: {hint}")
+
+
+def _sweep(
+    name: str,
+    folder: Path,
+    spec: RunSpec,
+    models: Mapping[str, Path],
+    chosen: Iterable[str],
+    eps: str,
+    how: How,
+    about: str = "",
+) -> Study:
+    """The attacks of a spec on the chosen models at each budget, in runs under the study's name."""
+    for label in chosen:
+        _check_row(label, models)
+    saved = {label: f"{SAVED}{home}" for label, home in models.items()}
+    # Rows that are left out are still there to craft points on.
+    elsewhere = {label: name for label, name in saved.items() if label not in chosen}
+    changed = {
+        "defenses": [
+            Component(name=saved[label], options={}, given_label=label)
+            for label in dict.fromkeys(chosen)
+        ],
+        "attacks": [_sourced(attack, elsewhere) for attack in spec.attacks],
+    }
+    texts = {make_threat(spec.norm, text.strip()).eps: text.strip() for text in eps.split(",")}
+    runs = {}
+    for value in sorted(texts):
+        one = spec.model_copy(update=changed | {"eps": value})
+        how.say(f"eps {texts[value]}")
+        home = folder / name / f"eps-{value:g}"
+        runs[value] = run(one, home, how.root, how.progress, how.say)
+    rows = [row for value, reports in runs.items() for row in _rows(value, reports)]
+    if not rows:
+        raise UserError("none of the attacks applies to these models: name others")
+    records = pd.DataFrame(rows)
+    table = _table(records, {value: texts[value] for value in runs})
+    caption = _caption(name, spec, list(runs.values())) + about + _rising(records)
+    return Study(name, records, table, caption, _draw(records, spec.norm))
+
+
+def _sourced(attack: Component, elsewhere: Mapping[str, str]) -> Component:
+    """An attack that crafts its points on a row, by the folder of that row, under its old label."""
+    home = elsewhere.get(attack.options.get(SOURCE, ""))
+    if home is None:
+        return attack
+    options = attack.options | {SOURCE: home}
+    return Component(name=attack.name, options=options, given_label=attack.label)
+
+
+def _rows(eps: float, reports: Iterable[Report]) -> Iterator[dict[str, object]]:
+    """The accuracies at one budget; NaN where an attack failed."""
+    for report in reports:
+        single = [] if report.mode == "cascade" else report.attacks
+        labels = [label for label in single if label not in report.inapplicable]
+        for label in (*labels, BEST) if report.measured or report.failed else ():
+            accuracy = report.accuracy(label)
+            yield {
+                "defense": report.name,
+                "attack": label,
+                "eps": eps,
+                "natural": report.natural,
+                "accuracy": accuracy.value if accuracy else np.nan,
+            }
+
+
+def _lines(records: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """Each defense and attack, with its records from the smallest budget up."""
+    groups = records.groupby(["defense", "attack"], sort=False)
+    return [(str(defense), str(attack), rows) for (defense, attack), rows in groups]
+
+
+def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
+    shown = []
+    for defense, attack, rows in _lines(records):
+        row = {"defense": defense, "attack": attack, NATURAL: percent(rows["natural"].iloc[0])}
+        found = dict(zip(rows["eps"], rows["accuracy"], strict=True))
+        for eps, text in texts.items():
+            share = found.get(eps, np.nan)
+            unknown = "error" if eps in found else "-"
+            row[f"eps {text}"] = unknown if np.isnan(share) else percent(share)
+        shown.append(row)
+    return pd.DataFrame(shown)
+
+
+def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
+    first = runs[0]
+    norm = {"l2": "L2", "linf": "L-infinity"}[spec.norm]
+    text = (
+        f"Accuracy in % over all {first[0].total} {spec.data} test images, natural and within each "
+        f"{norm} eps, of the models as the run trained them. A sample counts as robust if it is "
+        "classified correctly and the attack of the line does not break it; best-attack: if no "
+        f"attack breaks it. Each eps is a run of its own, with its records and notes, in {name}/."
+    )
+    text += on_order(first, "line")
+    for report in first:
+        if report.inapplicable:
+            text += f" Not applicable to {report.name}: {', '.join(report.inapplicable)}."
+    flags = dict.fromkeys(
+        f"{report.name}: {', '.join(report.flags)}"
+        for report in (one for reports in runs for one in reports)
+        if report.flags
+    )
+    return text + (f" Flags: {'; '.join(flags)}." if flags else "")
+
+
+def _rising(records: pd.DataFrame) -> str:
+    """What to say of attacks that break less within a larger budget, which holds the smaller."""
+    rising = [
+        f"{attack} on {defense}"
+        for defense, attack, rows in _lines(records)
+        if rows["accuracy"].dropna().diff().max() > 0
+    ]
+    return f" Too weak at some larger eps: {', '.join(rising)}." if rising else ""
+
+
+def _draw(records: pd.DataFrame, norm: str) -> Any:
+    lines = _lines(records)
+    defenses = list(records["defense"].unique())
+    attacks = [attack for attack in records["attack"].unique() if attack != BEST]
+    figure, plot = axes(4.5 + 0.2 * len(lines))
+    for defense, attack, rows in lines:
+        colour, label = f"C{defenses.index(defense)}", f"{defense}: {attack}"
+        eps = [0.0, *rows["eps"]]
+        shares = [100 * share for share in (rows["natural"].iloc[0], *rows["accuracy"])]
+        if attack == BEST:
+            plot.plot(eps, shares, color=colour, label=label, linewidth=7, alpha=0.25)
+        else:
+            style = _STYLES[attacks.index(attack) % len(_STYLES)]
+            plot.plot(eps, shares, style, color=colour, label=label, markersize=5)
+    plot.set(xlabel=f"eps ({norm})", ylabel="robust accuracy (%)", xlim=(0, None), ylim=(0, 102))
+    figure.legend(loc="outside lower center", fontsize="small")
+    return figure

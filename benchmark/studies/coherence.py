@@ -1,0 +1,179 @@
+"""How far the parts of an aggregation share adversarial directions.
+
+Source: RoBin, section 6, equation 1 and figure 6.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import HasArms
+from attacks.objectives import cross_entropy
+from attacks.problem import differentiate
+from benchmark.assess import resolve_device
+from benchmark.data import load_dataset
+from benchmark.data_files import Part
+from benchmark.errors import UserError
+from benchmark.models import load_saved
+from benchmark.registry import load_plugin
+from benchmark.runner import load_run
+from benchmark.spec import Device
+from benchmark.studies.study import Study, axes
+from benchmark.subject import freeze, full_precision
+
+_BINS = np.linspace(-1, 1, 51)
+
+
+@runtime_checkable
+class HasMembers(Protocol):
+    """An ensemble of multiclass models."""
+
+    def members(self, x: Tensor) -> Tensor:
+        """Logits (members, n, classes) of images (n, *shape)."""
+        ...
+
+
+@full_precision()
+def coherence(
+    folder: Path, split: Part, samples: int | None, device: Device | None, root: Path | None
+) -> Study:
+    """The coherence of images (equation 1, figure 6) for each row of a run that has arms or
+    members. Samples and device are by default those of the run.
+
+    Raises UserError or SavedModelError where the folder, or the number of samples, will not do.
+    """
+    spec, manifest, _ = load_run(folder)
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+    where, dtype = resolve_device(device or spec.device), getattr(torch, spec.precision)
+    rows = {row["defense"]: load_saved(folder / row["model"]).model for row in manifest["rows"]}
+    rows = {label: model for label, model in rows.items() if _kind(model)}
+    if not rows:
+        raise UserError(f"no row of {folder} has arms or members: name a run of robin or ensemble")
+    dataset = load_dataset(spec.data, root)
+    images = dataset.train if split == "train" else dataset.test
+    count = samples or spec.samples or len(images.y)
+    if count > len(images.y):
+        raise UserError(
+            f"{dataset.name} has {len(images.y)} {split} images, not {count}: lower samples"
+        )
+    frames = []
+    for label, model in rows.items():
+        frozen, values = freeze(model, where, dtype), []
+        for first in range(0, count, spec.block):
+            some = slice(first, min(first + spec.block, count))
+            x, y = images.x[some].to(where, dtype), images.y[some].to(where)
+            values.append(_measured(label, frozen, x, y).cpu())
+        columns = {"defense": label, "kind": _kind(model), "index": range(count)}
+        frames.append(pd.DataFrame(columns | {"coherence": torch.cat(values).numpy()}))
+    records = pd.concat(frames, ignore_index=True)
+    caption = (
+        f"Coherence of {count} {dataset.name} {split} images, classified correctly or not: per "
+        "image the largest cosine similarity between the gradient of the loss of the label's arm "
+        "and that of another arm (arms), or between the gradients of the losses of two members "
+        "(members)."
+    )
+    for label, own in _values(records):
+        if undefined := int(own.isna().sum()):
+            caption += f" {label}: left out {undefined} images, where a gradient is 0."
+    return Study("coherence", records, _table(records), caption, _draw(records))
+
+
+def of_arms(arms: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The coherence (n,), float64, of images x (n, *shape) with labels y (n,), from scores
+    (n, classes) of binary classifiers; NaN where one of its cosines is undefined.
+
+    Scores stand for losses, whose slopes do not change a cosine: the loss of the label's arm rises
+    as its score falls, that of another as its own rises. Raises ValueError where the scores are not
+    of that shape, or have no gradients.
+    """
+    points = x.detach().requires_grad_()
+    scores = arms(points)
+    if scores.dim() != 2 or len(scores) != len(x) or scores.shape[1] < max(2, int(y.max()) + 1):
+        raise ValueError(f"gives {tuple(scores.shape)}, not scores (n, classes)")
+    gradients, place = _gradients(scores.T, points), torch.arange(len(y), device=y.device)
+    cosines = -_cosine(gradients[y, place], gradients)
+    cosines[y, place] = -torch.inf
+    return cosines.amax(0)
+
+
+def of_members(members: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The coherence (n,), float64, of images x (n, *shape) with labels y (n,), from logits
+    (members, n, classes) of multiclass models under cross-entropy; NaN where one of its cosines is
+    undefined.
+
+    Raises ValueError where the logits are not of that shape, or have no gradients.
+    """
+    points = x.detach().requires_grad_()
+    logits = members(points)
+    if logits.dim() != 3 or logits.shape[0] < 2 or logits.shape[1] != len(x):
+        raise ValueError(f"gives {tuple(logits.shape)}, not logits (members, n, classes)")
+    losses = torch.stack([cross_entropy(own, y) for own in logits])
+    pairs = combinations(_gradients(losses, points), 2)
+    return torch.stack([_cosine(one, other) for one, other in pairs]).amax(0)
+
+
+def _kind(model: nn.Module) -> str:
+    if isinstance(model, HasArms):
+        return "arms"
+    return "members" if isinstance(model, HasMembers) else ""
+
+
+def _measured(label: str, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The coherence (n,) of some images. Raises UserError where the row does not give it."""
+    try:
+        if isinstance(model, HasArms):
+            return of_arms(model.arms, x, y)
+        assert isinstance(model, HasMembers)
+        return of_members(model.members, x, y)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{label}: {_kind(model)}: {type(error).__name__}: {why}") from error
+
+
+def _gradients(values: Tensor, points: Tensor) -> Tensor:
+    """Gradients (k, n, pixels), float64, of values (k, n) at the points that they are of."""
+    each = [differentiate(value, points, retain=True) for value in values]
+    return torch.stack(each).flatten(2).double()
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine similarity along the last dimension; NaN where either is 0."""
+    lengths = one.norm(dim=-1) * other.norm(dim=-1)
+    cosine: Tensor = (one * other).sum(-1) / lengths
+    return cosine.clamp(-1, 1)
+
+
+def _values(records: pd.DataFrame) -> "Iterator[tuple[str, pd.Series[float]]]":
+    for label, rows in records.groupby("defense", sort=False):
+        yield str(label), rows["coherence"]
+
+
+def _table(records: pd.DataFrame) -> pd.DataFrame:
+    kinds = records.groupby("defense")["kind"].first()
+    shown = []
+    for label, own in _values(records):
+        quartiles = own.quantile([0.25, 0.5, 0.75]).tolist()
+        numbers = (own.mean(), own.std(ddof=0), *quartiles)
+        texts = ["-" if np.isnan(number) else f"{number:.3f}" for number in numbers]
+        columns = ("mean", "standard deviation", "25%", "median", "75%")
+        row = {"defense": label, "kind": kinds[label], "images": str(own.count())}
+        shown.append(row | dict(zip(columns, texts, strict=True)))
+    return pd.DataFrame(shown)
+
+
+def _draw(records: pd.DataFrame) -> Any:
+    figure, plot = axes(4.5)
+    for label, own in _values(records):
+        known = own.dropna().to_numpy()
+        share = np.full(len(known), 100 / max(1, len(known)))
+        plot.hist(known, bins=_BINS, weights=share, alpha=0.5, label=label)
+    plot.set(xlabel="coherence", ylabel="images (%)", xlim=(-1, 1))
+    plot.legend()
+    return figure

@@ -1,0 +1,54 @@
+"""What every study hands back: records, the table that they make, and a picture."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmark.records import write, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What a study found.
+
+    name     of its files.
+    records  all that it measured, as numbers; shares are fractions (NaN: of nothing).
+    table    what is shown of that, every value as it is printed.
+    caption  what the numbers are over.
+    figure   of matplotlib.
+    """
+
+    name: str
+    records: pd.DataFrame
+    table: pd.DataFrame
+    caption: str
+    figure: Any
+
+    def markdown(self) -> str:
+        """The table and its caption."""
+        return f"{self.table.to_markdown(index=False, disable_numparse=True)}\n\n{self.caption}\n"
+
+    def write(self, folder: Path) -> None:
+        """NAME.md, NAME.csv and NAME.png. Raises UserError where they cannot be written."""
+        write_text(folder / f"{self.name}.md", self.markdown())
+        write_text(folder / f"{self.name}.csv", self.records.to_csv(index=False))
+        picture = folder / f"{self.name}.png"
+        write(picture, lambda file: self.figure.savefig(file, format="png", dpi=150))
+
+
+def percent(share: float) -> str:
+    """A share as tables show it."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def axes(height: float) -> tuple[Any, Any]:
+    """A figure of matplotlib, 7 by `height` inches, and its only axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, height), layout="constrained")
+    only = figure.subplots()
+    only.grid(alpha=0.3)
+    return figure, only
