@@ -1,0 +1,72 @@
+"""A step of adversarial training beside the bare forward and backward passes that it is made of.
+
+Times are of the process's CPU, so that a shared machine's other work is not in them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from attacks import ThreatModel
+from attacks.threat import Norm
+from defenses import MART, TRADES, AdversarialTraining, Batch, initialise
+from defenses.adversarial import Method
+
+SHAPE, STEPS = (1, 28, 28), 10
+RECIPES = {"pgd-at": AdversarialTraining, "trades": TRADES, "mart": MART}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(("method", "training_passes"), [("pgd-at", 1), ("trades", 2), ("mart", 2)])
+def test_a_step_costs_little_more_than_its_passes(
+    method: Method, training_passes: int, norm: Norm, benchmark: BenchmarkFixture
+) -> None:
+    recipe = RECIPES[method](arch="cnn2", steps=STEPS)
+    model = initialise(recipe, SHAPE, 10, seed=0).train()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    x, y, index = torch.rand(128, *SHAPE), torch.randint(10, (128,)), torch.arange(128)
+    batch = Batch(x, y, index, ThreatModel(norm, 2.0 if norm == "l2" else 25 / 255), 0, 0, 1.0)
+
+    def descend(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    def bare() -> None:
+        for _ in range(STEPS):
+            points = x.clone().requires_grad_()
+            torch.autograd.grad(cross_entropy(model(points), y, reduction="sum"), points)
+        descend(torch.stack([_loss(model, batch) for _ in range(training_passes)]).sum())
+
+    def step() -> None:
+        descend(recipe.loss(model, batch))
+
+    mine, others = list[float](), list[float]()
+    bare(), step()
+    benchmark.pedantic(
+        lambda: mine.append(_seconds(step)),
+        setup=lambda: others.append(_seconds(bare)),
+        rounds=15,
+    )
+    # Of pairs side by side, because a shared machine's speed drifts.
+    ratio = statistics.median(a / b for a, b in zip(mine, others, strict=True))
+    benchmark.extra_info["ratio"] = ratio
+    print(f"\n{method}, {norm}: {ratio:.3f} x {STEPS + training_passes} bare passes")
+    assert ratio <= 1.1
+
+
+def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return cross_entropy(model(batch.x), batch.y)
