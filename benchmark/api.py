@@ -6,13 +6,12 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from attacks import Attack, ThreatModel
 from attacks.threat import Norm
 from benchmark.assess import Settings, assess
-from benchmark.components import Component, first_line
+from benchmark.components import read_component
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples
 from benchmark.lineup import Entry, Lineup, check_norm, choose
@@ -99,10 +98,7 @@ def _lineup(
     threat: ThreatModel,
     models: Collection[str],
 ) -> Lineup:
-    try:
-        named = [Component.model_validate(a) for a in attacks if isinstance(a, str | dict)]
-    except ValidationError as error:
-        raise UserError(f"an attack is not valid: {first_line(error)}") from error
+    named = [read_component(a, "an attack") for a in attacks if isinstance(a, str | dict)]
     lineup = choose(suite, named, threat, models)
     entries = dict(lineup.entries)
     for attack in attacks:

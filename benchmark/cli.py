@@ -109,7 +109,7 @@ def train(
     """Train one defense into a folder, to be attacked as saved:FOLDER. Running again resumes."""
     from benchmark import models, parts
     from benchmark.assess import resolve_device
-    from benchmark.components import Component
+    from benchmark.components import read_component
     from benchmark.data import load_dataset
     from benchmark.registry import load_plugin
     from benchmark.spec import make_threat
@@ -117,7 +117,7 @@ def train(
 
     for path in plugin:
         load_plugin(path)
-    component = Component.model_validate(defense).absolute()
+    component = read_component(defense, "the defense").absolute()
     parts.check([component])
     dataset = load_dataset(data, data_root)
     parts.check_fit([component], dataset)

@@ -110,6 +110,14 @@ class Component(BaseModel):
         return Component(name=name, options=options, given_label=self.label)
 
 
+def read_component(value: Any, what: str) -> Component:
+    """The component that a user wrote. Raises UserError, which says `what` it is, where it is none."""
+    try:
+        return Component.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{what} is not valid: {first_line(error)}") from error
+
+
 def configure(registry: Registry, component: Component) -> Any:
     """The dataclass behind a name with its options set and checked.
 

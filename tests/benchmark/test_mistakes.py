@@ -92,6 +92,10 @@ def net(classes=10, scale=1, nan=False):
         ((*ATTACKED, "--data", "bytes"), "mine: the test images are not float32 in [0, 1]"),
         ((*ATTACKED, "--data", "nan"), "mine: the test images are not float32 in [0, 1]"),
         ((*ATTACKED, "--data", "labels"), "mine: the test labels are not int64 from 0 to 9"),
+        (
+            ("train", "digits", "vanilla/epochs=0/epochs=1", "--out", "m"),
+            "the defense is not valid: 'vanilla/epochs=0/epochs=1' gives an option twice",
+        ),
         (("train", "digits", "vanila", "--out", "m"), "unknown defense 'vanila': did you mean"),
         (
             ("train", "digits", "vanilla", "--out", "m", "--eps", "0"),
