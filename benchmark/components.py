@@ -111,7 +111,7 @@ class Component(BaseModel):
 
 
 def read_component(value: Any, what: str) -> Component:
-    """The component that a user wrote. Raises UserError, which says `what` it is, where it is none."""
+    """The component that a user wrote. Raises UserError, naming `what` it is, where it is none."""
     try:
         return Component.model_validate(value)
     except ValidationError as error:

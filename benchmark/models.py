@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,7 +150,9 @@ def train(
         with bar, _naming(component):
 
             def show(done: defenses.Progress) -> None:
-                bar.set_postfix_str(f"loss {done.loss:.3f}, accuracy {done.accuracy:.1%}", False)
+                known = not math.isnan(done.accuracy)
+                accuracy = f", accuracy {done.accuracy:.1%}" if known else ""
+                bar.set_postfix_str(f"loss {done.loss:.3f}{accuracy}", False)
                 bar.n = done.epoch - 1 + done.step / done.steps
                 bar.refresh()
 

@@ -33,7 +33,8 @@ class AdversarialTraining(Recipe):
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where neither the
     recipe nor the run says what to train against.
 
-    Differs from the source: examples are crafted on the model in eval mode.
+    Differs from the source: examples are crafted on the model in eval mode, and TRADES and MART
+    pass clean and adversarial images through it together.
 
     Unstated there: whether t counts from 0 or 1. Here from 1, so that the last epoch, and a single
     one too, is wholly adversarial.
@@ -101,10 +102,9 @@ class AdversarialTraining(Recipe):
         mixed = self.mix(model, batch)
         if self.method == "pgd-at":
             return nn.functional.cross_entropy(model(mixed), batch.y)
-        count = self.count(batch)
-        clean = model(batch.x)
-        # Batch normalisation can make nothing of no images.
-        adversarial = model(mixed[:count]) if count else clean[:0]
+        # In one pass, so that batch normalisation never sees a handful of adversarial images alone.
+        logits = model(torch.cat([batch.x, mixed[: self.count(batch)]]))
+        clean, adversarial = logits.tensor_split([len(batch.x)])
         loss = losses.trades if self.method == "trades" else losses.mart
         return loss(clean, adversarial, batch.y, self.weight)
 

@@ -124,8 +124,11 @@ class Decomposed(AdversarialTraining):
 def _draw(labels: Tensor, count: int, balanced: bool) -> Tensor:
     """The numbers of `count` samples of a task in random order, given the labels (n,) of all in it,
     -1 where they are not in it."""
+    own = (labels >= 0).nonzero().squeeze(1)
+    if not len(own):
+        raise ValueError("the training data have no sample of one of the tasks")
     if not balanced:
-        return _repeated((labels >= 0).nonzero().squeeze(1), count)
+        return _repeated(own, count)
     groups = [(labels == label).nonzero().squeeze(1) for label in labels.unique() if label >= 0]
     each = math.ceil(count / len(groups))
     return torch.stack([_repeated(group, each) for group in groups], dim=1).flatten()[:count]
@@ -133,7 +136,5 @@ def _draw(labels: Tensor, count: int, balanced: bool) -> Tensor:
 
 def _repeated(numbers: Tensor, count: int) -> Tensor:
     """Random permutations of some numbers, one after the other, cut to length."""
-    if not len(numbers):
-        raise ValueError("the training data have no sample of one of the tasks")
     turns = range(math.ceil(count / len(numbers)))
     return torch.cat([numbers[torch.randperm(len(numbers))] for _ in turns])[:count]

@@ -96,7 +96,8 @@ class TwoStageClassifier(Decomposition):
         coarse, fine = self.stages(x)
         mine = self.groups.expand(len(x), -1)
         best = torch.full_like(coarse, -math.inf).scatter_reduce(1, mine, fine, "amax")
-        return coarse.gather(1, mine) + fine - best.gather(1, mine)
+        # In this order, the best class of a group has its group's logit to the last bit.
+        return coarse.gather(1, mine) + (fine - best.gather(1, mine))
 
 
 @dataclass(frozen=True, kw_only=True)

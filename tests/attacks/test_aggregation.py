@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.aggregation import (
     AverageGradient,
     BestArm,
+    BinaryAggregationAttack,
     HighestArm,
     SoftmaxAttack,
     SoftmaxTop2,
@@ -18,39 +19,12 @@ from attacks.aggregation import (
 from attacks.objectives import decided
 from attacks.problem import NotApplicableError
 from attacks.wrapper import Wrapper
+from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
 from tests.attacks.linear import Linear, mid_grey
 
 SIX = [BestArm, Top2, SoftmaxAttack, HighestArm, AverageGradient, SoftmaxTop2]
+ALL = [*SIX, BinaryAggregationAttack]
 ONE_STEP = PGD(steps=1, step_size=0.01, random_start=False)
-
-
-class Aggregation(nn.Module):
-    """Arms from a function of the images."""
-
-    def __init__(self, scores: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.scores = scores
-
-    def arms(self, x: Tensor) -> Tensor:
-        return self.scores(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.arms(x)
-
-
-def _on_pixels(*base: float) -> Aggregation:
-    """Arm j is a number plus pixel j, so that a step's pixels say how each arm was pushed."""
-    return Aggregation(lambda x: torch.tensor(base, dtype=x.dtype) + (x - 0.5))
-
-
-def _grey(model: nn.Module, pixels: int, eps: float, label: int = 0) -> Problem:
-    x = torch.full((1, pixels), 0.5, dtype=torch.float64)
-    return Problem(model, x, torch.tensor([label]), ThreatModel("l2", eps))
-
-
-def _breaks(attack: Attack, problem: Problem) -> Tensor:
-    points = problem.threat.enforce(attack(problem), problem.x)
-    return problem.model(points).argmax(1) != problem.y
 
 
 SCORES = torch.tensor([1.0, -2.0, 0.5, -0.3], dtype=torch.float64)
@@ -71,7 +45,7 @@ DIRECTIONS = [
 def test_one_step_goes_the_way_that_the_paper_says(
     attack: type[Wrapper], direction: list[float]
 ) -> None:
-    problem = _grey(_on_pixels(*SCORES.tolist()), 4, 0.01)
+    problem = grey(on_pixels(*SCORES.tolist()), 4, 0.01)
     step = attack(ONE_STEP)(problem) - problem.x
     way = torch.tensor(direction, dtype=torch.float64)
     torch.testing.assert_close(step[0], 0.01 * way / way.norm())
@@ -81,7 +55,7 @@ def test_one_step_goes_the_way_that_the_paper_says(
 def test_confident_arms_keep_a_direction(attack: type[Wrapper]) -> None:
     """In float32, where the slopes of such losses are 0."""
     x = torch.full((2, 3), 0.5)
-    model = _on_pixels(300.0, -300.0, -400.0)
+    model = on_pixels(300.0, -300.0, -400.0)
     problem = Problem(model, x, torch.zeros(2).long(), ThreatModel("l2", 0.01))
     step = attack(ONE_STEP)(problem) - x
     torch.testing.assert_close(step.norm(dim=1), torch.full((2,), 0.01))
@@ -118,11 +92,11 @@ WINNERS = [
 def test_who_breaks_what(
     attack: type[Wrapper], scores: Callable[[Tensor], Tensor], winners: set[type[Wrapper]]
 ) -> None:
-    problem = _grey(Aggregation(scores), 2, 0.11)
+    problem = grey(Aggregation(scores), 2, 0.11)
     base = PGD(steps=20, random_start=False)
-    assert bool(_breaks(attack(base), problem)) is (attack in winners)
+    assert bool(breaks(attack(base), problem)) is (attack in winners)
     minimal = CarliniWagner(steps=50, searches=4)
-    assert bool(_breaks(attack(minimal), problem)) is (attack in winners)
+    assert bool(breaks(attack(minimal), problem)) is (attack in winners)
 
 
 def test_best_arm_of_a_minimal_norm_attack_keeps_the_closest() -> None:
@@ -130,28 +104,11 @@ def test_best_arm_of_a_minimal_norm_attack_keeps_the_closest() -> None:
     model = Aggregation(
         lambda x: torch.stack([0 * x[:, 0], 5 * x[:, 0] - 3.5, 20 * x[:, 1] - 12], 1)
     )
-    problem = _grey(model, 2, 0.3)
+    problem = grey(model, 2, 0.3)
     for minimize, most in ((True, 0.102), (False, 0.3)):
         attack = BestArm(CarliniWagner(steps=100, searches=4, minimize=minimize))
         distance = float(problem.threat.distance(attack(problem), problem.x))
         assert 0.1 <= distance <= most
-
-
-class Random(nn.Module):
-    """Arms of random networks, float32."""
-
-    def __init__(self, seed: int, classes: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        size = torch.Size(shape).numel()
-        self.first = torch.randn(size, 16, generator=generator) * (8 / size**0.5)
-        self.second = torch.randn(16, classes, generator=generator)
-
-    def arms(self, x: Tensor) -> Tensor:
-        return ((x.flatten(1) - 0.5) @ self.first).sin() @ self.second
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.arms(x).softmax(1)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -184,7 +141,7 @@ class LinearArms(Linear):
         return self(x)
 
 
-@pytest.mark.parametrize("attack", SIX)
+@pytest.mark.parametrize("attack", ALL)
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("shape", [(50,), (1, 8, 8)])
 def test_a_batch_of_one_is_as_the_whole_batch(
@@ -201,7 +158,7 @@ def test_a_batch_of_one_is_as_the_whole_batch(
             torch.testing.assert_close(one[0], points[i])
 
 
-@pytest.mark.parametrize("attack", SIX)
+@pytest.mark.parametrize("attack", ALL)
 def test_misclassified_samples_stay_so(attack: type[Wrapper]) -> None:
     model, x = LinearArms((50,), 10), mid_grey((50,), 8)
     y = model(x).argmin(1)
@@ -220,7 +177,7 @@ def test_a_model_without_arms_is_refused_before_any_work(attack: type[Wrapper]) 
     with pytest.raises(NotApplicableError, match="offers no arms"):
         attack(PGD())(Problem(problem.model, x, problem.y, problem.threat, meter=never))
     with pytest.raises(ValueError, match="cannot be the base"):
-        BestArm(attack(PGD()))(_grey(_on_pixels(1.0, 0.0), 2, 0.1))
+        BestArm(attack(PGD()))(grey(on_pixels(1.0, 0.0), 2, 0.1))
 
 
 @pytest.mark.parametrize("attack", SIX[1:])

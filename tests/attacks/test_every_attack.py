@@ -26,6 +26,7 @@ ROWS: dict[str, list[str]] = {
     "highest-arm": ["highest-arm:pgd/steps=3", "highest-arm:cw/steps=5/searches=2/minimize"],
     "average-gradient": ["average-gradient:pgd/steps=3"],
     "softmax-top-2": ["softmax-top-2:pgd/steps=3"],
+    "robin": ["robin:pgd/steps=3", "robin:cw/steps=5/searches=2/minimize"],
     "hierarchical": ["hierarchical:pgd/steps=3", "hierarchical:cw/steps=5/searches=2/minimize"],
     "targeted": ["targeted:apgd/steps=3/objective=dlr", "targeted:boundary/steps=20/classes=2"],
     "transfer": ["transfer:pgd/steps=3/source=peer", "transfer:cw/steps=5/searches=2/targeted"],

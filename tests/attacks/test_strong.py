@@ -16,8 +16,11 @@ from defenses.exact import exact
 
 RECIPES: dict[str, Recipe] = {
     "plain": Vanilla(arch="mlp", widen=0.2, epochs=60),
-    "adversarial": AdversarialTraining(arch="mlp", widen=0.2, epochs=100),
-}
+    "adversarial": AdversarialTraining(
+        arch="mlp", widen=0.2, epochs=100, optimizer="adam", learning_rate=1e-3, weight_decay=0.0,
+        schedule="constant",
+    ),
+}  # fmt: skip
 CASES = [("plain", 0.07), ("plain", 0.09), ("adversarial", 0.12), ("adversarial", 0.15)]
 
 

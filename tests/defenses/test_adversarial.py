@@ -1,13 +1,24 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import ThreatModel
+from attacks import PGD, Problem, ThreatModel
 from attacks.objectives import cross_entropy
-from defenses import AdversarialTraining, Batch, Vanilla, initialise, train
+from defenses import (
+    MART,
+    TRADES,
+    AdversarialTraining,
+    Batch,
+    Vanilla,
+    fingerprint,
+    initialise,
+    train,
+)
 from defenses.adversarial import evaluating
+from defenses.losses import divergence, mart, trades
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -135,15 +146,139 @@ def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any]) -> No
         AdversarialTraining(**options)
 
 
-def test_it_defends_where_vanilla_does_not(digits: Digits) -> None:
-    from attacks import PGD, Problem
+METHODS = [AdversarialTraining, TRADES, MART]
 
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_it_defends_where_vanilla_does_not(kind: type[AdversarialTraining], digits: Digits) -> None:
     x, y, x_test, y_test = digits
+    recipes = Vanilla(epochs=8, batch=64, learning_rate=3e-3), kind(epochs=8, batch=64, steps=5)
     robust = []
-    for kind in (Vanilla, AdversarialTraining):
-        recipe = kind(epochs=12, batch=64, learning_rate=3e-3)
+    for recipe in recipes:
         model = initialise(recipe, (1, 8, 8), 10, seed=0)
         train(recipe, model, x, y, threat=LINF, seed=0)
         points = PGD(steps=10)(Problem(model, x_test, y_test, LINF))
         robust.append((model(points).argmax(1) == y_test).float().mean().item())
-    assert robust[1] > robust[0] + 0.1
+    assert robust[1] > robust[0] + 0.15
+
+
+# TRADES and MART.
+
+
+@pytest.mark.parametrize(
+    ("method", "crafting", "training"),
+    [("pgd-at", 10, 16), ("trades", 11, 32), ("mart", 10, 32)],
+)
+def test_a_step_takes_so_many_passes(
+    method: Any, crafting: int, training: int, digits: Digits
+) -> None:
+    """TRADES needs to know what the model says of the clean images before it crafts."""
+    model, recipe = Watched().train(), AdversarialTraining(method=method, warm_up=False)
+    recipe.loss(model, batch_of(digits[0][:16], digits[1][:16], LINF, 1.0))
+    assert model.crafting_passes == 16 * crafting
+    assert [len(seen) for seen in model.seen] == [training]
+
+
+@pytest.mark.parametrize(("kind", "loss"), [(TRADES, trades), (MART, mart)])
+@pytest.mark.parametrize("t", [0, 5, 10])
+def test_the_loss_is_of_all_clean_images_and_of_the_crafted_ones(
+    kind: type[AdversarialTraining], loss: Any, t: int, digits: Digits
+) -> None:
+    model, recipe = Watched().train(), kind(steps=3, weight=2.5)
+    batch = batch_of(digits[0][:16], digits[1][:16], LINF, t / 10)
+    found = recipe.loss(model, batch)
+    count = {0: 0, 5: 8, 10: 16}[t]
+    crafted = recipe.craft(model, batch.first(count))
+    (seen,) = model.seen
+    assert torch.equal(seen, torch.cat([batch.x, crafted]))
+    torch.testing.assert_close(found, loss(model(batch.x), model(crafted), batch.y, 2.5))
+
+
+@pytest.mark.parametrize("kind", [AdversarialTraining, TRADES, MART])
+def test_a_single_adversarial_image_does_not_stop_batch_normalisation(
+    kind: type[AdversarialTraining], digits: Digits
+) -> None:
+    recipe = kind(arch="resnet18", widen=0.05, steps=1)
+    model = initialise(recipe, (1, 8, 8), 10, seed=0).train()
+    batch = batch_of(digits[0][:20], digits[1][:20], LINF, 0.15)
+    assert recipe.count(batch) == 1
+    assert recipe.loss(model, batch).isfinite()
+
+
+@pytest.mark.parametrize("threat", [LINF, ThreatModel("l2", 0.7)])
+def test_trades_crafts_away_from_what_the_model_says_not_from_the_label(
+    threat: ThreatModel, digits: Digits
+) -> None:
+    """Of a linear model the divergence is convex, so that it rises from the start."""
+    x, y = digits[0][:40].double(), digits[1][:40]
+    model = Watched().double().eval()
+    batch = batch_of(x, y, threat, 1.0)
+    points = TRADES().craft(model, batch)
+    start = threat.random_start(x, batch.seed, batch.index, batch.step)
+    clean = model(x)
+    assert (divergence(clean, model(points)) > divergence(clean, model(start))).all()
+    assert (divergence(clean, model(start)) > 0).all()
+    other = batch_of(x, y.flip(0), threat, 1.0)
+    assert torch.equal(TRADES().craft(model, other), points)
+    torch.testing.assert_close(
+        MART().craft(model, other), AdversarialTraining().craft(model, other), rtol=0, atol=0
+    )
+    assert not torch.allclose(MART().craft(model, other), points)
+
+
+def test_trades_climbs_the_divergence_from_the_clean_image_not_to_it(digits: Digits) -> None:
+    """Its slope in the logits is the attacked probabilities less the clean ones."""
+    x, y = digits[0][:20].double(), digits[1][:20]
+    threat, model = ThreatModel("l2", 0.7, lower=-9, upper=9), Watched().double().eval()
+    batch = batch_of(x, y, threat, 1.0)
+    start = threat.random_start(x, batch.seed, batch.index, batch.step)
+    slope = (model(start).softmax(1) - model(x).softmax(1)) @ model.net[1].weight
+    way = slope / slope.norm(dim=1, keepdim=True)
+    points = TRADES(steps=1, step_size=0.01).craft(model, batch)
+    torch.testing.assert_close(points, threat.project(start + 0.01 * way.view_as(x), x))
+
+
+def test_trades_takes_what_the_model_says_in_eval_mode(digits: Digits) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    batch = batch_of(digits[0][:16], digits[1][:16], LINF, 1.0)
+    crafted = [TRADES(steps=2).craft(model.train(mode), batch) for mode in (True, False)]
+    assert torch.equal(*crafted)
+
+
+def test_without_a_second_term_trades_is_training_on_clean_images(digits: Digits) -> None:
+    x, y = digits[0][:200].double(), digits[1][:200]
+    descent: dict[str, Any] = {"epochs": 2, "optimizer": "sgd", "learning_rate": 0.1}
+    plain = Vanilla(weight_decay=5e-4, schedule="step", **descent)
+    models = []
+    for recipe in (plain, TRADES(weight=0.0, steps=1, **descent)):
+        models.append(initialise(recipe, (1, 8, 8), 10, 0).double())
+        train(recipe, models[-1], x, y, threat=LINF, seed=0)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", [TRADES, MART])
+def test_names_of_methods_are_options_of_one(
+    kind: type[AdversarialTraining], digits: Digits
+) -> None:
+    x, y = digits[0][:100], digits[1][:100]
+    states = []
+    for recipe in (kind(epochs=1, steps=1), AdversarialTraining(epochs=1, steps=1)):
+        recipe = replace(recipe, method=kind().method)
+        model = initialise(recipe, (1, 8, 8), 10, 0)
+        train(recipe, model, x, y, threat=LINF, seed=0)
+        states.append(fingerprint(model))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"method": "TRADES"}, "unknown method 'TRADES': use one of pgd-at, trades, mart"),
+        ({"weight": -0.5}, "weight must be at least 0, not -0.5"),
+        ({"weight": float("nan")}, "weight must be at least 0"),
+    ],
+)
+def test_methods_and_weights_out_of_range_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        MART(**options)

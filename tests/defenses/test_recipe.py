@@ -1,9 +1,13 @@
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from attacks import ThreatModel
-from defenses import Recipe, Vanilla
+from defenses import Batch, Recipe, Vanilla, initialise, train
+from defenses.recipe import random_crop
 
 
 def rates(recipe: Recipe, parts: int = 1000) -> list[float]:
@@ -34,6 +38,7 @@ def test_rates_of_the_schedules() -> None:
         {"learning_rate": 0.0},
         {"weight_decay": -1.0},
         {"momentum": float("nan")},
+        {"crop": -1},
         {"optimizer": "adamw"},
         {"schedule": "stepwise"},
     ],
@@ -46,3 +51,71 @@ def test_hyperparameters_out_of_range_are_refused_in_one_line(options: dict[str,
 
 def test_vanilla_depends_on_no_threat() -> None:
     assert Vanilla().trains_against(ThreatModel("l2", 1.0)) is None
+
+
+# Random cropping.
+
+
+def windows(image: Tensor, padding: int) -> dict[tuple[int, int], Tensor]:
+    """Each window of an image (channels, height, width) in a frame of zeros, by where it is."""
+    channels, height, width = image.shape
+    framed = torch.zeros(channels, height + 2 * padding, width + 2 * padding)
+    framed[:, padding : padding + height, padding : padding + width] = image
+    return {
+        (top, left): framed[:, top : top + height, left : left + width]
+        for top in range(2 * padding + 1)
+        for left in range(2 * padding + 1)
+    }
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 9), (2, 7, 4)])
+@pytest.mark.parametrize("padding", [1, 2, 6])
+def test_a_crop_is_a_window_of_the_image_in_zeros(
+    shape: tuple[int, int, int], padding: int
+) -> None:
+    x = 0.1 + 0.9 * torch.rand(60, *shape)
+    before = x.clone()
+    cropped = random_crop(x, padding)
+    assert torch.equal(x, before)
+    assert (cropped.shape, cropped.dtype) == (x.shape, x.dtype)
+    for image, crop in zip(x, cropped, strict=True):
+        assert any(torch.equal(crop, window) for window in windows(image, padding).values())
+
+
+def test_crops_are_at_all_places_alike_and_each_images_own() -> None:
+    image = 0.1 + 0.9 * torch.rand(2, 4, 5)
+    places = windows(image, 2)
+    found = dict.fromkeys(places, 0)
+    for crop in random_crop(image.expand(5000, -1, -1, -1), 2):
+        (place,) = (place for place, window in places.items() if torch.equal(crop, window))
+        found[place] += 1
+    # 200 on average, by 14.
+    assert 130 < min(found.values()) < max(found.values()) < 270
+
+
+def test_no_padding_changes_nothing() -> None:
+    x = torch.rand(6, 3, 4, 5)
+    assert torch.equal(random_crop(x, 0), x)
+    state = torch.get_rng_state()
+    assert Vanilla().augment(x) is x
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_crops_by_its_seed() -> None:
+    x, y = torch.rand(20, 1, 8, 8), torch.arange(20) % 3
+    seen: list[Tensor] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Recording(Vanilla):
+        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+            assert not torch.equal(batch.x, x[batch.index])
+            seen.append(batch.x)
+            return super().loss(model, batch)
+
+    recipe = Recording(epochs=2, batch=10, crop=3)
+    for seed, again in ((1, 6), (1, 7), (2, 6)):
+        torch.manual_seed(again)
+        train(recipe, initialise(recipe, (1, 8, 8), 3, 0), x, y, threat=None, seed=seed)
+    assert len(seen) == 12
+    assert all(map(torch.equal, seen[:4], seen[4:8]))
+    assert not any(map(torch.equal, seen[:4], seen[8:]))
