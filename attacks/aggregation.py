@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attacks.objectives import cross_entropy, margin
-from attacks.problem import Attack, NotApplicableError, Problem
+from attacks.problem import Attack, Model, NotApplicableError, Problem
 from attacks.views import Score, View
 from attacks.wrapper import Wrapper, base_passes, in_turn, outermost
 
@@ -196,11 +196,14 @@ class BinaryAggregationAttack(Wrapper):
     over all samples, which can only be weaker.
     """
 
+    def on(self, model: Model) -> Attack:
+        """The attack that this is on a model: the base where it has no arms."""
+        return self if isinstance(model, HasArms) else self.base
+
     def __call__(self, problem: Problem) -> Tensor:
-        model = problem.model
-        if not isinstance(model, HasArms):
+        if self.on(problem.model) is not self:
             return self.base(problem)
-        outermost(problem)
+        model = _aggregation(problem)
         ranked = _ranked(problem, model)
         together = ((_softmax, ranked), (_losses, ranked[:, :2]))
         runs = chain(

@@ -110,7 +110,8 @@ class Attack(Protocol):
     It may also have `passes`, the most forward passes that a sample takes: cascades go by it, and
     progress bars. A minimal-norm attack that can stop at the budget has a flag `minimize`, which
     tells it not to. One that crafts its points on another model alone has `transfers`, which is
-    true. Raises ValueError, in one line, where it cannot run on the problem.
+    true. One that is another attack on some models has `on`, which gives that. Raises ValueError,
+    in one line, where it cannot run on the problem.
     """
 
     @property

@@ -6,7 +6,9 @@ import inspect
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from attacks import threat
 from benchmark import evaluator, subject
@@ -51,9 +53,7 @@ def _source(cls: type) -> str:
         # Versions name torch, not its files.
         if name in files or module is None or name.partition(".")[0] not in packages - {"torch"}:
             continue
-        files[name] = b""
-        with suppress(OSError, TypeError):  # built in, or typed in
-            files[name] = Path(inspect.getsourcefile(module) or "").read_bytes()
+        files[name] = _text(module)
         used = (
             getattr(value, "__module__", None) or getattr(value, "__name__", "")
             for value in vars(module).values()
@@ -63,3 +63,16 @@ def _source(cls: type) -> str:
     for name, content in sorted(files.items()):
         digest.update(name.encode() + content)
     return digest.hexdigest()[:16]
+
+
+# Read once, because an edit while a run goes on does not change the code that runs.
+_texts: WeakKeyDictionary[ModuleType, bytes] = WeakKeyDictionary()
+
+
+def _text(module: ModuleType) -> bytes:
+    """A module's source file, as it was when first asked for; empty where there is none."""
+    if module not in _texts:
+        _texts[module] = b""
+        with suppress(OSError, TypeError):  # built in, or typed in
+            _texts[module] = Path(inspect.getsourcefile(module) or "").read_bytes()
+    return _texts[module]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -28,7 +28,7 @@ class AdversarialTraining(Recipe):
     warm_up    in epoch t of T, only the part 1 - (1 + cos(pi * t / T)) / 2 of each batch is
                adversarial; without it, all of it.
     method     "pgd-at": cross-entropy at the adversarial images; "trades" and "mart": the losses of
-               those names in `defenses.losses`, with the weight lambda of their second terms.
+               those names in `defenses.losses`, with lambda, the weight of their second terms.
 
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where neither the
     recipe nor the run says what to train against.
@@ -36,8 +36,9 @@ class AdversarialTraining(Recipe):
     Differs from the source: examples are crafted on the model in eval mode, and TRADES and MART
     pass clean and adversarial images through it together.
 
-    Unstated there: whether t counts from 0 or 1. Here from 1, so that the last epoch, and a single
-    one too, is wholly adversarial.
+    Unstated there: SGD's momentum, here 0.9; whether TRADES and MART have the warm-up, here they
+    do; whether t counts from 0 or 1. Here from 1, so that the last epoch, and a single one too, is
+    wholly adversarial.
     """
 
     optimizer: OptimizerName = "sgd"
@@ -59,6 +60,8 @@ class AdversarialTraining(Recipe):
             raise ValueError(f"unknown method {self.method!r}: use one of {known}")
         if not self.weight >= 0:
             raise ValueError(f"weight must be at least 0, not {self.weight}")
+        if self.method == "pgd-at" and self.weight != 1:
+            raise ValueError("weight is of trades and mart: name one of them")
         # Built only to refuse bad values; what is left to the run has a stand-in.
         PGD(steps=self.steps, step_size=self.step_size)
         ThreatModel(
@@ -126,7 +129,7 @@ class TRADES(AdversarialTraining):
     Differs from the source: PGD starts uniformly in the ball, as Madry et al. (2018) do.
     """
 
-    method: Method = "trades"
+    method: Method = field(default="trades", init=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +140,7 @@ class MART(AdversarialTraining):
     weight  lambda of RoBin, 1 by its default; Wang et al. use 5.
     """
 
-    method: Method = "mart"
+    method: Method = field(default="mart", init=False)
 
 
 @contextmanager

@@ -77,6 +77,10 @@ class Decomposed(AdversarialTraining):
     tasks' mean losses.
 
     balanced  draw as many samples of each label of a task as of the others (RoBin, section B.3).
+
+    Differs from the source: tasks on part of the classes keep step with the others. So a network of
+    one-vs-one learns from fewer samples in a step than `batch`, and the second stages of a
+    hierarchy go through theirs several times an epoch.
     """
 
     balanced: bool = False

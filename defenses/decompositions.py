@@ -2,13 +2,15 @@
 robust binary aggregation; sections 4 and 7, appendix C)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from defenses.architectures import Shape
 from defenses.decomposition import Decomposed, Decomposition
 
 
@@ -78,6 +80,18 @@ class TwoStageClassifier(Decomposition):
     it leads by is the lead of the one or of the other network.
     """
 
+    places: Tensor
+    mine: Tensor
+
+    def __init__(self, build: Callable[[int], nn.Module], shape: Shape, targets: Tensor) -> None:
+        super().__init__(build, shape, targets)
+        groups = targets[0]
+        places = targets[1:].gather(0, groups[None])[0]
+        self.register_buffer("places", places, persistent=False)
+        # Which classes are in each group: (groups, classes).
+        mine = groups == torch.arange(len(targets) - 1)[:, None]
+        self.register_buffer("mine", mine, persistent=False)
+
     @property
     def groups(self) -> Tensor:
         """The group (classes,), int64, of each class."""
@@ -86,18 +100,15 @@ class TwoStageClassifier(Decomposition):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the groups (n, groups), and of each class in its group (n, classes)."""
         logits = self.tasks(x[None])
-        fine = [
-            logits[1 + group, :, self.targets[1 + group, label]]
-            for label, group in enumerate(self.groups.tolist())
-        ]
-        return logits[0, :, : len(logits) - 1], torch.stack(fine, dim=1)
+        return logits[0, :, : len(self.mine)], logits[1 + self.groups, :, self.places].T
 
     def forward(self, x: Tensor) -> Tensor:
         coarse, fine = self.stages(x)
-        mine = self.groups.expand(len(x), -1)
-        best = torch.full_like(coarse, -math.inf).scatter_reduce(1, mine, fine, "amax")
+        best = fine[:, None].masked_fill(~self.mine, -math.inf).amax(2)
+        # Products with zeros and ones: on a GPU, the gradient of a gather varies from run to run.
+        own = self.mine.to(coarse)
         # In this order, the best class of a group has its group's logit to the last bit.
-        return coarse.gather(1, mine) + (fine - best.gather(1, mine))
+        return coarse @ own + (fine - best @ own)
 
 
 @dataclass(frozen=True, kw_only=True)

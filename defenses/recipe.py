@@ -12,7 +12,7 @@ from attacks import ThreatModel
 from defenses.architectures import Shape, build_architecture
 
 OptimizerName = Literal["adam", "sgd"]
-Schedule = Literal["constant", "step", "cosine", "one-cycle"]
+Schedule = Literal["constant", "step", "two-steps", "cosine", "one-cycle"]
 
 # The part of training in which the one-cycle schedule rises, and what it rises from.
 _RISE = 0.3
@@ -53,10 +53,11 @@ class Recipe(ABC):
     epochs         passes over the training set; 0 for a defense that needs no training.
     batch          the most samples in a batch; those of an epoch differ by at most one sample.
     optimizer      "adam" or "sgd"; learning_rate and weight_decay are its, momentum is SGD's.
-    schedule       of the learning rate, per step: "constant"; "step" (a tenth in the second half;
-                   RoBin, section 5); "cosine" (down a half cosine to 0); "one-cycle" (linearly up
-                   from a 25th for 30%, then down a half cosine to 0, as in fastai; Smith
-                   and Topin 2018 go down linearly).
+    schedule       of the learning rate, per step: "constant"; "step" (a tenth in the second half)
+                   and "two-steps" (a tenth in the second third, a hundredth in the last), which
+                   are RoBin's (section 5), the latter of ResNet-50; "cosine" (down a half cosine
+                   to 0); "one-cycle" (linearly up from a 25th for 30%, then down a half cosine to
+                   0, as in fastai; Smith and Topin 2018 go down linearly).
     crop           pad training images by so many zeros on each side, and cut them out again at
                    random places.
 
@@ -120,7 +121,9 @@ class Recipe(ABC):
     def rate(self, done: float) -> float:
         """The learning rate when a part `done`, in [0, 1), of all steps has been taken."""
         if self.schedule == "step":
-            return self.learning_rate * (0.1 if done >= 0.5 else 1.0)
+            return self.learning_rate * (0.1 if done >= 1 / 2 else 1)
+        if self.schedule == "two-steps":
+            return self.learning_rate * (0.01 if done >= 2 / 3 else 0.1 if done >= 1 / 3 else 1)
         if self.schedule == "one-cycle" and done < _RISE:
             return self.learning_rate * (_BOTTOM + (1 - _BOTTOM) * done / _RISE)
         if self.schedule == "constant":
@@ -140,7 +143,7 @@ def random_crop(x: Tensor, padding: int) -> Tensor:
         for start, side in zip(starts, sides, strict=True)
     )
     each = torch.arange(n, device=x.device)[:, None, None]
-    return padded[each, :, down[:, :, None], across[:, None]].permute(0, 3, 1, 2)
+    return padded[each, :, down[:, :, None], across[:, None]].permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)

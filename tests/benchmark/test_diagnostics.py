@@ -128,6 +128,12 @@ def test_samples_broken_in_the_last_quarter_are_flagged() -> None:
     assert _flags(foreign=_slow(4)) == []
 
 
+def test_an_attack_that_is_its_base_on_a_model_is_judged_as_that() -> None:
+    """So that the evaluation of arms hides nothing about models that have none."""
+    report = evaluate_small(attacks=["robin:pgd/steps=5", "pgd/steps=5"])
+    assert report.keys["robin:pgd/steps=5"] == report.keys["pgd/steps=5"]
+
+
 def test_where_hardly_a_sample_is_left_nothing_could_fall_further() -> None:
     spent = dict.fromkeys(range(150), 10) | dict.fromkeys(range(150, 199), 80)
     cell = _cell(range(TOTAL), set(range(199)), spent, 10, passes=100)

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -262,9 +261,9 @@ def test_names_of_methods_are_options_of_one(
     kind: type[AdversarialTraining], digits: Digits
 ) -> None:
     x, y = digits[0][:100], digits[1][:100]
+    named = kind(epochs=1, steps=1, weight=2.0)
     states = []
-    for recipe in (kind(epochs=1, steps=1), AdversarialTraining(epochs=1, steps=1)):
-        recipe = replace(recipe, method=kind().method)
+    for recipe in (named, AdversarialTraining(epochs=1, steps=1, weight=2.0, method=named.method)):
         model = initialise(recipe, (1, 8, 8), 10, 0)
         train(recipe, model, x, y, threat=LINF, seed=0)
         states.append(fingerprint(model))
@@ -275,10 +274,11 @@ def test_names_of_methods_are_options_of_one(
     ("options", "reason"),
     [
         ({"method": "TRADES"}, "unknown method 'TRADES': use one of pgd-at, trades, mart"),
-        ({"weight": -0.5}, "weight must be at least 0, not -0.5"),
-        ({"weight": float("nan")}, "weight must be at least 0"),
+        ({"method": "mart", "weight": -0.5}, "weight must be at least 0, not -0.5"),
+        ({"method": "mart", "weight": float("nan")}, "weight must be at least 0"),
+        ({"weight": 6.0}, "weight is of trades and mart: name one of them"),
     ],
 )
 def test_methods_and_weights_out_of_range_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        MART(**options)
+        AdversarialTraining(**options)

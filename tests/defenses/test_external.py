@@ -104,6 +104,11 @@ def test_factories_from_a_file_and_a_module(code: Path, monkeypatch: pytest.Monk
     assert logits_agree(built(model="net:Net"), built(model=f"{code}:Net"))
 
 
+def test_a_factory_is_not_widened(code: Path) -> None:
+    with pytest.raises(ValueError, match="widen is of named architectures: leave it out"):
+        External(model=f"{code}:Net", widen=2.0)
+
+
 def test_normalisation_is_inside() -> None:
     plain = MLP((3, 8, 8), 10).eval()
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)

@@ -20,6 +20,8 @@ def test_rates_of_the_schedules() -> None:
     step = rates(Vanilla(learning_rate=peak, schedule="step"))
     assert set(step[:500]) == {peak}
     assert step[500:] == pytest.approx([peak / 10] * 500)
+    thirds = [Vanilla(learning_rate=peak, schedule="two-steps").rate(k / 6) for k in range(6)]
+    assert thirds == pytest.approx([peak, peak, peak / 10, peak / 10, peak / 100, peak / 100])
     cosine = Vanilla(learning_rate=peak, schedule="cosine")
     assert [cosine.rate(done) for done in (0.0, 0.5)] == pytest.approx([peak, peak / 2])
     cycle = rates(Vanilla(learning_rate=peak, schedule="one-cycle"))
@@ -78,6 +80,7 @@ def test_a_crop_is_a_window_of_the_image_in_zeros(
     cropped = random_crop(x, padding)
     assert torch.equal(x, before)
     assert (cropped.shape, cropped.dtype) == (x.shape, x.dtype)
+    assert cropped.is_contiguous()  # foreign networks call view
     for image, crop in zip(x, cropped, strict=True):
         assert any(torch.equal(crop, window) for window in windows(image, padding).values())
 
