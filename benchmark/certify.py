@@ -95,12 +95,8 @@ def certify_exactly(
     dataset = load_dataset(data or made_for, root)
     if list(dataset.shape) != card["shape"] or dataset.classes != card["classes"]:
         raise UserError(f"{folder} is no model of {dataset.name}: name the data it was made for")
-    count = samples or len(dataset.test.y)
-    if count > len(dataset.test.y):
-        raise UserError(
-            f"{dataset.name} has {len(dataset.test.y)} test images, not {count}: lower samples"
-        )
-    x, y = dataset.test.x[:count], dataset.test.y[:count]
+    test = dataset.first("test", samples)
+    x, y, count = test.x, test.y, len(test.y)
     try:
         results = exact(model, x, y, threat, limit_s)
     except ValueError as error:

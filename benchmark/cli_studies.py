@@ -79,7 +79,7 @@ def transfer(
     source: Annotated[str, typer.Option(help="The row that points are made on, by its label.")],
     target: Annotated[str, typer.Option(help="The row that they are brought to.")],
     eps: Annotated[str, typer.Option(help=_EPS)],
-    base: Annotated[str, typer.Option(help="The attack that makes them.")] = "pgd/steps=10",
+    base: Annotated[str, typer.Option(help="The attack that makes them.")] = "pgd/steps=20",
     samples: Samples = None,
     device: RunDevice = None,
     plugin: Plugins = [],  # noqa: B006

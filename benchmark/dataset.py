@@ -46,6 +46,16 @@ class Dataset:
         """The split to measure on."""
         return self._checked("test")
 
+    def first(self, part: Part, count: int | None = None) -> Split:
+        """The first `count` images of a split, by default all. Raises DataError where there are
+        fewer."""
+        split = self.train if part == "train" else self.test
+        if count is not None and count > len(split.y):
+            raise DataError(
+                f"{self.name} has {len(split.y)} {part} images, not {count}: lower samples"
+            )
+        return Split(split.x[:count], split.y[:count])
+
     def _checked(self, part: Part) -> Split:
         try:
             split = self.load(part)

@@ -8,6 +8,7 @@ table.*          the tables; curves.png, robust accuracy against eps
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
 
 def test_samples(dataset: Dataset, spec: RunSpec) -> Samples:
     """The first test images that a spec asks for. Raises UserError where there are fewer."""
-    test = dataset.test
-    count = spec.samples or len(test.y)
-    if count > len(test.y):
-        raise UserError(f"{dataset.name} has {len(test.y)} test images, not {count}: lower samples")
-    return Samples(test.x[:count], test.y[:count], np.arange(count))
+    test = dataset.first("test", spec.samples)
+    return Samples(test.x, test.y, np.arange(len(test.y)))
 
 
 def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
@@ -162,6 +160,9 @@ def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) ->
 
 
 def _relative(path: Path, folder: Path) -> str:
-    path = path.resolve()
-    inside = path.is_relative_to(folder.resolve())
-    return str(path.relative_to(folder.resolve()) if inside else path)
+    """A model's path from a run's folder; absolute where neither that folder nor that of a run
+    around it holds the model."""
+    path, folder = path.resolve(), folder.resolve()
+    around = [home for home in folder.parents if (home / "run.json").exists()]
+    inside = any(map(path.is_relative_to, (folder, *around)))
+    return os.path.relpath(path, folder) if inside else str(path)

@@ -88,6 +88,13 @@ def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
         raise UserError(str(error)) from error
 
 
+def read_budgets(norm: Norm, text: str) -> dict[float, str]:
+    """Several eps as a user wrote them, "0.5,1" or "4/255,8/255": from the smallest up, each as a
+    number and as it was written. Raises UserError."""
+    written = {make_threat(norm, one.strip()).eps: one.strip() for one in text.split(",")}
+    return dict(sorted(written.items()))
+
+
 def make_spec(values: dict[str, Any]) -> RunSpec:
     """A spec from plain values. Raises UserError, in one line, where they are not valid."""
     try:

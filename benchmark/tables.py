@@ -14,6 +14,9 @@ from benchmark.curves import draw
 from benchmark.records import write_json, write_text
 from benchmark.report import Report
 
+# How norms are printed.
+NORMS = {"l2": "L2", "linf": "L-infinity"}
+
 JSON = "table.json"
 _STUDIES = ("lipschitz", "budgets", "transfer", "coherence")
 # Of a run as it is: another run in the same folder removes them first.
@@ -99,7 +102,7 @@ def _rows(report: Report) -> Iterator[dict[str, object]]:
 def caption(reports: Sequence[Report], data: str | None) -> str:
     """What the numbers are over."""
     first = reports[0]
-    norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
+    norm = NORMS[first.threat.norm]
     labels = dict.fromkeys(label for report in reports for label in report.measured)
     attacks = ", ".join(labels) or "none yet"
     images = f"{first.total} {data} test images" if data else f"{first.total} images"

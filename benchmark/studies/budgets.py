@@ -15,13 +15,14 @@ import pandas as pd
 from attacks import HasArms
 from benchmark.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.errors import UserError, did_you_mean
+from benchmark.lineup import choose
 from benchmark.models import load_saved
 from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.runner import Say, load_run, run
-from benchmark.spec import Device, RunSpec, make_spec, make_threat
+from benchmark.spec import Device, RunSpec, make_spec, read_budgets
 from benchmark.studies.study import Study, axes, percent
-from benchmark.tables import on_order
+from benchmark.tables import NORMS, on_order
 
 # The lines of the attacks in the picture; best-attack has a broad one behind them.
 _STYLES = ("o-", "s--", "^-.", "D:", "v-", "X--", "P-.", "*:")
@@ -64,15 +65,24 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
     multiclass model, untargeted and targeted, at each test budget of `eps`; for reference against
     the softmax attack, or the base itself where the target has no arms (figure 7, table 4).
 
-    Raises UserError, SavedModelError or TrainingError as `budgets` does.
+    Raises UserError, also where both rows are one and where the base wraps another attack, and
+    SavedModelError or TrainingError as `budgets` does.
+
+    Unstated there: the base. The command's default is that of the suite robin-paper.
     """
     values, models = _models(folder, how)
+    if source == target:
+        raise UserError(f"source and target are both {source!r}: name two rows of the run")
     for label in (source, target):
         _check_row(label, models)
     values |= {"attacks": [base], "suite": None, "mode": "table"}
-    (inner,) = make_spec(values).attacks
-    for plugin in values["plugins"]:
-        load_plugin(Path(plugin))
+    plain = make_spec(values)
+    (inner,) = plain.attacks
+    for plugin in plain.plugins:
+        load_plugin(plugin)
+    entries = choose(None, plain.attacks, plain.threat).entries.values()
+    if any(hasattr(entry.attack, "base") for entry in entries):
+        raise UserError(f"base {base!r} wraps another attack: name one that does not, such as pgd")
     crafted, wrapped = inner.options | {SOURCE: source}, f"transfer:{inner.name}"
     named = [
         ("untargeted transfer", wrapped, crafted),
@@ -129,20 +139,19 @@ def _sweep(
         ],
         "attacks": [_sourced(attack, elsewhere) for attack in spec.attacks],
     }
-    texts = {make_threat(spec.norm, text.strip()).eps: text.strip() for text in eps.split(",")}
+    texts = read_budgets(spec.norm, eps)
     runs = {}
-    for value in sorted(texts):
+    for value, text in texts.items():
         one = spec.model_copy(update=changed | {"eps": value})
-        how.say(f"eps {texts[value]}")
+        how.say(f"eps {text}")
         home = folder / name / f"eps-{value:g}"
         runs[value] = run(one, home, how.root, how.progress, how.say)
     rows = [row for value, reports in runs.items() for row in _rows(value, reports)]
     if not rows:
         raise UserError("none of the attacks applies to these models: name others")
     records = pd.DataFrame(rows)
-    table = _table(records, {value: texts[value] for value in runs})
     caption = _caption(name, spec, list(runs.values())) + about + _rising(records)
-    return Study(name, records, table, caption, _draw(records, spec.norm))
+    return Study(name, records, _table(records, texts), caption, _draw(records, spec.norm))
 
 
 def _sourced(attack: Component, elsewhere: Mapping[str, str]) -> Component:
@@ -191,12 +200,12 @@ def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
 
 def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
     first = runs[0]
-    norm = {"l2": "L2", "linf": "L-infinity"}[spec.norm]
     text = (
         f"Accuracy in % over all {first[0].total} {spec.data} test images, natural and within each "
-        f"{norm} eps, of the models as the run trained them. A sample counts as robust if it is "
-        "classified correctly and the attack of the line does not break it; best-attack: if no "
-        f"attack breaks it. Each eps is a run of its own, with its records and notes, in {name}/."
+        f"{NORMS[spec.norm]} eps, of the models as the run trained them. A sample counts as robust "
+        "if it is classified correctly and the attack of the line does not break it; best-attack: "
+        "if no attack breaks it. Each eps is a run of its own, with its records and notes, in "
+        f"{name}/."
     )
     text += on_order(first, "line")
     for report in first:

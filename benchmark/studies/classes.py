@@ -24,7 +24,7 @@ from benchmark.records import FolderCell
 from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.runner import Say, test_samples
-from benchmark.spec import RunSpec, make_threat
+from benchmark.spec import RunSpec, read_budgets
 from benchmark.studies.classes_shown import caption, draw, table
 from benchmark.studies.first_against_rest import FirstAgainstRest
 from benchmark.studies.study import Study
@@ -34,14 +34,18 @@ Distances = NDArray[np.float64]
 Side = NDArray[np.bool_]
 
 # With many classes, the first is rare enough for a model to ignore it.
-_CONSTANT = {"constant": "answers the same for every clean image: its accuracies say nothing"}
+_LEAST = 0.1
+_ONE_SIDED = {
+    "one-sided": f"right on under {_LEAST:.0%} of one side's clean images: it hardly ever answers "
+    "that side, and its accuracies say little"
+}
 
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
     """What became of the n samples of one model.
 
-    rows     of the records.
+    rows     of the records: `accuracy` over all, and on each side apart, `first` and `rest`.
     closest  (n,) the distance of the closest misclassified point: 0 where a sample is misclassified
              clean, infinite where none is known.
     rest     the share of samples that are not of the first class.
@@ -50,7 +54,7 @@ class _Measured:
 
     defense: str
     classes: int
-    rows: list[dict[str, object]]
+    rows: list[dict[str, Any]]
     closest: Distances
     rest: float
     flags: dict[str, str]
@@ -85,8 +89,7 @@ def classes(
     """
     for plugin in spec.plugins:
         load_plugin(plugin)
-    texts = {make_threat(spec.norm, text.strip()).eps: text.strip() for text in budgets.split(",")}
-    texts = {eps: texts[eps] for eps in sorted(texts)}
+    texts = read_budgets(spec.norm, budgets)
     lineup = choose(spec.suite, spec.attacks, spec.threat)
     _check(spec, lineup)
     base, numbers = load_dataset(spec.data, root), _numbers(counts)
@@ -179,30 +182,32 @@ class _Job:
                     distance = _reach(report, [NATURAL, *report.after.get(label, ()), label])
                     for budget in [0.0] if label == NATURAL else budgets:
                         reached.setdefault((label, budget), np.zeros(len(first)))[side] = distance
-        answers_first = first ^ (reached[NATURAL, 0.0] == 0)
-        if answers_first.all() or not answers_first.any():
-            flags |= _CONSTANT
         closest = np.min(list(reached.values()), axis=0)
         if lineup.entries:
             reached |= {(BEST, budget): closest for budget in self.budgets}
-        accuracies = {key: float((one > key[1]).mean()) for key, one in reached.items()}
-        said = [
-            f"{label} {accuracy:.2%}" + (f" at eps {self.budgets[eps]}" if eps else "")
-            for (label, eps), accuracy in accuracies.items()
-            if label in (NATURAL, BEST)
-        ]
-        self.say(f"{name}: {', '.join(said)}")
-        rows: list[dict[str, object]] = [
+        rows: list[dict[str, Any]] = [
             {
                 "order": number, "classes": dataset.classes, "defense": component.label,
-                "attack": label, "eps": eps, "accuracy": accuracies[label, eps],
+                "attack": label, "eps": eps, "accuracy": _share(distance > eps),
+                "first": _share(distance[first] > eps), "rest": _share(distance[~first] > eps),
             }
             for wanted in (NATURAL, *lineup.entries, BEST)
-            for label, eps in accuracies
+            for (label, eps), distance in reached.items()
             if label == wanted
         ]  # fmt: skip
+        said = [
+            f"{row['attack']} {row['accuracy']:.2%}"
+            + (f" at eps {self.budgets[row['eps']]}" if row["eps"] else "")
+            for row in rows
+            if row["attack"] in (NATURAL, BEST)
+        ]
+        self.say(f"{name}: {', '.join(said)}")
         # On one side alone, being right less often than by chance says little.
         flags.pop("chance", None)
+        if rows[0]["first"] < _LEAST or rows[0]["rest"] < _LEAST:
+            flags |= _ONE_SIDED
+            # What always gives one answer withstands every eps, without hiding a gradient.
+            flags.pop("large-eps", None)
         return _Measured(
             component.label, dataset.classes, rows, closest, 1 - float(first.mean()), flags
         )
@@ -252,6 +257,10 @@ class _Job:
         for label in [*report.errors, *report.inapplicable]:
             raise UserError(f"{name}: {report.summary(label)}")
         return report
+
+
+def _share(which: Side) -> float:
+    return float(which.mean()) if len(which) else np.nan
 
 
 def _reach(report: Report, labels: Sequence[str]) -> Distances:

@@ -9,28 +9,34 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.components import BEST, NATURAL
+from benchmark.models import recipe_of
 from benchmark.spec import RunSpec
 from benchmark.studies.study import percent
+from benchmark.tables import NORMS
 
 # By number of classes, of all orders: 0 where an image is misclassified clean, infinite where no
 # misclassified point is known.
 Distances = Mapping[int, NDArray[np.float64]]
 
-_NORMS = {"l2": "L2", "linf": "L-infinity"}
 _BINS = 40
 
 
 def table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
     """A row per defense, attack and eps, and a column per number of classes: mean and standard
-    deviation over orders. `texts` is how each eps was written."""
+    deviation over orders, and in brackets the mean balanced accuracy. `texts` is how each eps was
+    written."""
     names = ["defense", "attack", "eps"]
-    shown = records.assign(eps=[texts.get(eps, "0") for eps in records["eps"]])
+    shown = records.assign(
+        eps=[texts.get(eps, "0") for eps in records["eps"]],
+        balanced=(records["first"] + records["rest"]) / 2,
+    )
     rows = []
     for keys, group in shown.groupby(names, sort=False):
         row = dict(zip(names, keys, strict=True))
-        for count, over_orders in group.groupby("classes")["accuracy"]:
-            spread = f" ± {percent(over_orders.std())}" if len(over_orders) > 1 else ""
-            row[f"{count} classes"] = percent(over_orders.mean()) + spread
+        for count, orders in group.groupby("classes"):
+            accuracy, balanced = orders["accuracy"], percent(orders["balanced"].mean())
+            spread = f" ± {percent(accuracy.std())}" if len(orders) > 1 else ""
+            row[f"{count} classes"] = f"{percent(accuracy.mean())}{spread} ({balanced})"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -46,19 +52,22 @@ def caption(
 ) -> str:
     """What the numbers are over. `rest` is the mean share of samples that are not of the first
     class; `flags` are those of each model."""
-    first, *others = (component.label for component in spec.defenses)
+    attacked, *others = spec.defenses
+    against = recipe_of(attacked).trains_against(spec.threat)
     over = f"mean ± standard deviation over {orders} orders" if orders > 1 else "one random order"
     text = (
         f"Accuracy in % over all {samples} {data} test images on one binary task, the first class "
         f"against the rest: {over} of the classes. A model of J classes is trained on the first "
-        f"J - 1 and on one that holds all others. {first} is trained for {_NORMS[spec.norm]} eps "
-        f"{spec.eps:g}; a sample counts as robust if it is classified correctly and the attack of "
-        "the row, within its eps, does not turn it from one side to the other; best-attack: if no "
-        "point that any attack found, at whatever eps, is so close and does. Samples that are "
-        "misclassified clean count as broken and are not attacked. Always answering the rest is "
-        f"right on {percent(rest)}."
+        "J - 1 and on one that holds all others. A sample counts as robust if it is classified "
+        f"correctly and the attack of the row, within its {NORMS[spec.norm]} eps, does not turn it "
+        "from one side to the other; best-attack: if no point that any attack found, at whatever "
+        "eps, is so close and does. Samples that are misclassified clean count as broken and are "
+        f"not attacked. Always answering the rest is right on {percent(rest)}. In brackets: the "
+        "mean of the accuracies on both sides, which is 50.0 for always giving one answer."
     )
-    text += "".join(f" {label} is measured clean only." for label in others)
+    if against is not None:
+        text += f" {attacked.label} is trained for {NORMS[against.norm]} eps {against.eps:g}."
+    text += "".join(f" {other.label} is measured clean only." for other in others)
     if distances:
         text += (
             " Mean distance of the closest misclassified points found, of samples that are "
@@ -100,13 +109,13 @@ def draw(
     attacked, *others = (component.label for component in spec.defenses)
     named = records["defense"] == attacked
     shown = _spread(records[named & records["attack"].isin([NATURAL, BEST])])
-    _against_eps(places[0], shown, _NORMS[spec.norm], rest)
+    _against_eps(places[0], shown, NORMS[spec.norm], rest)
     _against_classes(places[1], shown, texts)
     for label in others:
         shown = _spread(records[records["defense"] == label])
         _clean(places[1].twinx(), shown, label.partition("/")[0])
     if distances:
-        _histograms(places[2], distances, _NORMS[spec.norm])
+        _histograms(places[2], distances, NORMS[spec.norm])
     return figure
 
 

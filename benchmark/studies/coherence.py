@@ -29,6 +29,9 @@ from benchmark.subject import freeze, full_precision
 
 _BINS = np.linspace(-1, 1, 51)
 
+# Of models that are not what they say.
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+
 
 @runtime_checkable
 class HasMembers(Protocol):
@@ -44,9 +47,11 @@ def coherence(
     folder: Path, split: Part, samples: int | None, device: Device | None, root: Path | None
 ) -> Study:
     """The coherence of images (equation 1, figure 6) for each row of a run that has arms or
-    members. Samples and device are by default those of the run.
+    members; one that cannot give it is left out. Samples and device are by default those of the
+    run.
 
-    Raises UserError or SavedModelError where the folder, or the number of samples, will not do.
+    Raises UserError or SavedModelError where the folder, all its rows, or the number of samples
+    will not do.
     """
     spec, manifest, _ = load_run(folder)
     for plugin in spec.plugins:
@@ -57,21 +62,22 @@ def coherence(
     if not rows:
         raise UserError(f"no row of {folder} has arms or members: name a run of robin or ensemble")
     dataset = load_dataset(spec.data, root)
-    images = dataset.train if split == "train" else dataset.test
-    count = samples or spec.samples or len(images.y)
-    if count > len(images.y):
-        raise UserError(
-            f"{dataset.name} has {len(images.y)} {split} images, not {count}: lower samples"
-        )
-    frames = []
+    images = dataset.first(split, samples or spec.samples)
+    count, frames, left_out = len(images.y), [], []
     for label, model in rows.items():
-        frozen, values = freeze(model, where, dtype), []
-        for first in range(0, count, spec.block):
-            some = slice(first, min(first + spec.block, count))
-            x, y = images.x[some].to(where, dtype), images.y[some].to(where)
-            values.append(_measured(label, frozen, x, y).cpu())
+        frozen = freeze(model, where, dtype)
+        blocks = zip(images.x.split(spec.block), images.y.split(spec.block), strict=True)
+        try:
+            values = [_measured(frozen, x.to(where, dtype), y.to(where)).cpu() for x, y in blocks]
+        except _FAILURES as error:
+            why = " ".join(str(error).split())
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            left_out.append(f"{label}: {kind}{why}")
+            continue
         columns = {"defense": label, "kind": _kind(model), "index": range(count)}
         frames.append(pd.DataFrame(columns | {"coherence": torch.cat(values).numpy()}))
+    if not frames:
+        raise UserError(f"no row of {folder} has a coherence: {'; '.join(left_out)}")
     records = pd.concat(frames, ignore_index=True)
     caption = (
         f"Coherence of {count} {dataset.name} {split} images, classified correctly or not: per "
@@ -82,6 +88,8 @@ def coherence(
     for label, own in _values(records):
         if undefined := int(own.isna().sum()):
             caption += f" {label}: left out {undefined} images, where a gradient is 0."
+    if left_out:
+        caption += f" Left out whole: {'; '.join(left_out)}."
     return Study("coherence", records, _table(records), caption, _draw(records))
 
 
@@ -96,7 +104,7 @@ def of_arms(arms: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     points = x.detach().requires_grad_()
     scores = arms(points)
     if scores.dim() != 2 or len(scores) != len(x) or scores.shape[1] < max(2, int(y.max()) + 1):
-        raise ValueError(f"gives {tuple(scores.shape)}, not scores (n, classes)")
+        raise ValueError(f"arms give {tuple(scores.shape)}, not scores (n, classes)")
     gradients, place = _gradients(scores.T, points), torch.arange(len(y), device=y.device)
     cosines = -_cosine(gradients[y, place], gradients)
     cosines[y, place] = -torch.inf
@@ -108,12 +116,14 @@ def of_members(members: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Ten
     (members, n, classes) of multiclass models under cross-entropy; NaN where one of its cosines is
     undefined.
 
-    Raises ValueError where the logits are not of that shape, or have no gradients.
+    Raises ValueError where the logits are not of that shape, of one member, or have no gradients.
     """
     points = x.detach().requires_grad_()
     logits = members(points)
-    if logits.dim() != 3 or logits.shape[0] < 2 or logits.shape[1] != len(x):
-        raise ValueError(f"gives {tuple(logits.shape)}, not logits (members, n, classes)")
+    if logits.dim() != 3 or logits.shape[1] != len(x):
+        raise ValueError(f"members give {tuple(logits.shape)}, not logits (members, n, classes)")
+    if len(logits) < 2:
+        raise ValueError("one member has no pair")
     losses = torch.stack([cross_entropy(own, y) for own in logits])
     pairs = combinations(_gradients(losses, points), 2)
     return torch.stack([_cosine(one, other) for one, other in pairs]).amax(0)
@@ -125,16 +135,12 @@ def _kind(model: nn.Module) -> str:
     return "members" if isinstance(model, HasMembers) else ""
 
 
-def _measured(label: str, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The coherence (n,) of some images. Raises UserError where the row does not give it."""
-    try:
-        if isinstance(model, HasArms):
-            return of_arms(model.arms, x, y)
-        assert isinstance(model, HasMembers)
-        return of_members(model.members, x, y)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{label}: {_kind(model)}: {type(error).__name__}: {why}") from error
+def _measured(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The coherence (n,) of some images. Raises one of _FAILURES where the model has none."""
+    if isinstance(model, HasArms):
+        return of_arms(model.arms, x, y)
+    assert isinstance(model, HasMembers)
+    return of_members(model.members, x, y)
 
 
 def _gradients(values: Tensor, points: Tensor) -> Tensor:

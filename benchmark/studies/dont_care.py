@@ -38,12 +38,8 @@ def dont_care_conditions(
     levels; there, for that of the training subsets that it was in, which a saved model forgets.
     """
     model, dataset = _ensemble(folder, root)
-    images = dataset.train if split == "train" else dataset.test
-    if samples is not None and samples > len(images.y):
-        raise UserError(
-            f"{dataset.name} has {len(images.y)} {split} images, not {samples}: lower samples"
-        )
-    x, y = images.x[:samples], images.y[:samples]
+    images = dataset.first(split, samples)
+    x, y = images.x, images.y
     with torch.no_grad():
         rows = list(_explanations(model, dataset, x, y, offset))
     if not rows:

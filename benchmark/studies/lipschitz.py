@@ -15,7 +15,7 @@ from benchmark.errors import UserError
 from benchmark.report import Report
 from benchmark.runner import load_run
 from benchmark.studies.study import Study, axes, percent
-from benchmark.tables import contradictions
+from benchmark.tables import NORMS, contradictions
 
 # The assumed bounds of table 6.
 BOUNDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -33,7 +33,7 @@ def lipschitz(folder: Path) -> Study:
         raise UserError(f"no defense of {folder} offers a certificate: run it with one that does")
     records = pd.DataFrame(rows)
     first = reports[0]
-    norm = {"l2": "L2", "linf": "L-infinity"}[first.threat.norm]
+    norm = NORMS[first.threat.norm]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
     caption = (
         f"Prediction: % of all {first.total} {manifest['data']['name']} test images that are "

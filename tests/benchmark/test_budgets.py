@@ -252,6 +252,17 @@ def test_mistakes_get_one_line(run: Path, cli: Cli, words: tuple[str, ...], line
             ("--source", "other", "--target", "arms", "--base", "pgd/steps=1/steps=2"),
             "the spec is not valid: attacks.0: 'pgd/steps=1/steps=2' gives an option twice",
         ),
+        (
+            ("--source", "arms", "--target", "arms"),
+            "source and target are both 'arms': name two rows of the run",
+        ),
+        *(
+            (
+                ("--source", "other", "--target", "arms", "--base", base),
+                f"base {base!r} wraps another attack: name one that does not, such as pgd",
+            )
+            for base in ("best-arm:pgd", "robin:pgd/steps=1,2", "transfer:pgd/source=plain")
+        ),
     ],
 )
 def test_mistakes_in_transfer_get_one_line(
@@ -265,3 +276,11 @@ def test_folders_without_a_run_are_refused(cli: Cli, tmp_path: Path) -> None:
     refused(cli("study", "budgets", tmp_path, "--eps", "0.1"), line)
     words = ("--source", "a", "--target", "b", "--eps", "0.1")
     refused(cli("study", "transfer", tmp_path, *words), line)
+
+
+def test_a_run_that_is_moved_takes_its_budgets_with_it(run: Path, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    asked = ("study", "budgets", tmp_path / "run", "--eps", "0.205", "--defense", "plain")
+    assert cli(*asked, "--attack", PGD, "--quiet").status == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert cli("verify", tmp_path / "moved" / "budgets" / "eps-0.205").status == 0

@@ -17,6 +17,8 @@ from benchmark import evaluate
 from benchmark.data import load_dataset
 from benchmark.models import load_saved
 from benchmark.registry import ATTACKS, DEFENSES
+from benchmark.spec import make_spec
+from benchmark.studies.classes_shown import caption
 from benchmark.studies.first_against_rest import FirstAgainstRest
 from defenses import Vanilla, read_card
 from tests.benchmark.conftest import Cli, assert_written, refused
@@ -160,7 +162,8 @@ def test_records_are_those_of_the_models(records: pd.DataFrame, home: Path) -> N
     known = models(home)
     names = [f"digits/order={o}{variant}" for o in (1, 2) for variant in ("/other=2", "")]
     assert sorted(known) == sorted((n, d) for n in names for d in ("pgd-at", "vanilla"))
-    accuracy = records.set_index(["order", "classes", "defense", "attack", "eps"])["accuracy"]
+    by_key = records.set_index(["order", "classes", "defense", "attack", "eps"])
+    accuracy = by_key["accuracy"]
     keys = [(a, e) for a in (PGD10, CLOSEST, "best-attack") for e in (0.2, 0.5)]
     assert len(accuracy) == 2 * 2 * (1 + len(keys) + 1)
     for number in (1, 2):
@@ -175,6 +178,7 @@ def test_records_are_those_of_the_models(records: pd.DataFrame, home: Path) -> N
             }
             assert accuracy[number, count, STANDARD, "natural", 0.0] == clean["vanilla"]
             own = accuracy[number, count, ROBUST]
+            sides = by_key.loc[(number, count, ROBUST), ["first", "rest"]]
             assert own["natural", 0.0] == clean["pgd-at"]
             far, closest = np.zeros(60), np.full(60, np.inf)
             broken = {0.2: np.zeros(60, dtype=bool), 0.5: np.zeros(60, dtype=bool)}
@@ -197,6 +201,8 @@ def test_records_are_those_of_the_models(records: pd.DataFrame, home: Path) -> N
                 assert own[PGD10, eps] == (~broken[eps]).mean()
                 assert own[CLOSEST, eps] == (far > eps).mean()
                 assert own["best-attack", eps] == (closest > eps).mean()
+                apart = [(closest[y == side] > eps).mean() for side in (0, 1)]
+                assert sides.loc["best-attack", eps].tolist() == apart
     assert accuracy.max() > accuracy.min()
 
 
@@ -206,11 +212,15 @@ def test_the_table_is_over_orders(records: pd.DataFrame, home: Path) -> None:
     chosen = records[(records["attack"] == "best-attack") & (records["eps"] == 0.5)]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     for count, cell in zip((2, 10), cells[3:], strict=True):
-        a, b = chosen[chosen["classes"] == count]["accuracy"]
-        assert cell == f"{100 * (a + b) / 2:.1f} ± {100 * abs(a - b) / math.sqrt(2):.1f}"
+        both = chosen[chosen["classes"] == count]
+        a, b = both["accuracy"]
+        balanced = both[["first", "rest"]].to_numpy().mean()
+        spread = f"{100 * (a + b) / 2:.1f} ± {100 * abs(a - b) / math.sqrt(2):.1f}"
+        assert cell == f"{spread} ({100 * balanced:.1f})"
     labels = [load_dataset(f"digits/order={number}").test.y[:60] for number in (1, 2)]
     share = rest(torch.cat(labels)).double().mean().item()
     assert f"Always answering the rest is right on {100 * share:.1f}." in text
+    assert f" {ROBUST} is trained for L2 eps 0.3. {STANDARD} is measured clean only." in text
     assert "Mean distance" in text
 
 
@@ -239,8 +249,7 @@ def test_what_is_there_is_not_made_again(
     assert sorted(trained) == ["AdversarialTraining", "Vanilla"]
     assert before.items() <= files().items()
     old = records[records["order"] == 1]
-    columns = ["classes", "defense", "attack", "eps", "accuracy"]
-    both = old.merge(wider, on=columns[:-1])
+    both = old.merge(wider, on=["classes", "defense", "attack", "eps"])
     assert (both["accuracy_x"] == both["accuracy_y"])[both["attack"] != "best-attack"].all()
     assert (both["accuracy_x"] >= both["accuracy_y"]).all()
     assert len(both) == len(old)
@@ -278,9 +287,26 @@ def test_a_model_that_ignores_the_first_class_is_told(
     found = assert_written(tmp_path, "classes", cli(*call[:without], *call[without + 2 :]))
     share = rest(load_dataset("digits/order=1").test.y[:60]).double().mean().item()
     assert (found["accuracy"] == share).all()
+    assert (found["first"] == 0).all()
+    assert (found["rest"] == 1).all()
     text = (tmp_path / "classes.md").read_text()
-    assert "constant, 2 of 2 models: answers the same for every clean image" in text
-    assert "Mean distance" not in text
+    assert f" {100 * share:.1f} (50.0) |" in text
+    assert "one-sided, 2 of 2 models: right on under 10% of one side's clean images" in text
+    for wrong in ("large-eps", "chance", "Mean distance", "is trained for"):
+        assert wrong not in text
+
+
+def test_the_caption_tells_what_a_recipe_trains_against() -> None:
+    def told(defense: str, **changes: object) -> str:
+        values = {"eps": 0.3, "defenses": [defense], "attacks": ["pgd"]} | changes
+        return caption(make_spec(values), "digits", 60, 1, 0.9, {}, [{}])
+
+    assert " pgd-at is trained for L2 eps 0.3." in told("pgd-at")
+    assert " pgd-at/eps=0.5 is trained for L2 eps 0.5." in told("pgd-at/eps=0.5")
+    other = "pgd-at/norm=linf/eps=0.1"
+    assert f" {other} is trained for L-infinity eps 0.1." in told(other)
+    assert "is trained for" not in told("vanilla")
+    assert "within its L-infinity eps" in told("vanilla", norm="linf")
 
 
 @dataclass(frozen=True)

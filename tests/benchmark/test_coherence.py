@@ -15,7 +15,7 @@ from benchmark.studies.coherence import of_arms, of_members
 from tests.benchmark.conftest import Cli, assert_written, refused
 
 # Rows on digits: nothing to compare; ten arms of known weights; two members that are each other's
-# opposite; three that see only dark first rows of pixels.
+# opposite; three that see only dark first rows of pixels; one member; arms that are none.
 PLUGIN = """
 import torch
 
@@ -44,6 +44,11 @@ class Dead(Plain):
     def members(self, x):
         logits = self(x) * (0.3 - x[:, 0, 0].mean(1, keepdim=True)).relu()
         return torch.stack([logits] * 3)
+
+
+class Alone(Plain):
+    def members(self, x):
+        return self(x)[None]
 
 
 class Broken(Plain):
@@ -132,10 +137,10 @@ def test_where_a_gradient_is_0_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda: of_arms(lambda x: x.flatten(1)[:, 0], X, Y), r"gives \(8,\), not scores"),
-        (lambda: of_arms(lambda x: x.flatten(1), X, Y), r"gives \(8, 3\), not scores"),
-        (lambda: of_members(lambda x: x.flatten(1), X, Y), r"gives \(8, 3\), not logits"),
-        (lambda: of_members(lambda x: x.flatten(1)[None], X, Y), r"gives \(1, 8, 3\), not logits"),
+        (lambda: of_arms(lambda x: x.flatten(1)[:, 0], X, Y), r"arms give \(8,\), not scores"),
+        (lambda: of_arms(lambda x: x.flatten(1), X, Y), r"arms give \(8, 3\), not scores"),
+        (lambda: of_members(lambda x: x.flatten(1), X, Y), r"members give \(8, 3\), not logits"),
+        (lambda: of_members(lambda x: x.flatten(1)[None], X, Y), "one member has no pair"),
         (lambda: of_arms(lambda x: torch.ones(8, 4), X, Y), "gives no gradients"),
     ],
 )
@@ -190,6 +195,17 @@ def test_of_a_run_it_is_measured_for_each_row_that_has_it(
     assert cells == ["arms", "arms", str(count), *(f"{number:.3f}" for number in numbers)]
 
 
+def test_a_row_that_has_none_is_left_out(tmp_path: Path, cli: Cli) -> None:
+    run, words = tmp_path / "run", ("--device", "cpu")
+    spec = spec_of(tmp_path, "alone", "arms", "broken")
+    assert cli("run", spec, "--out", run, "--quiet").status == 0
+    ended = cli("study", "coherence", run, *words)
+    found = assert_written(run, "coherence", ended)
+    assert found["defense"].unique().tolist() == ["arms"]
+    why = "alone: one member has no pair; broken: arms give (7,), not scores (n, classes)"
+    assert f" Left out whole: {why}." in ended.out
+
+
 def test_runs_with_nothing_to_compare_and_too_many_samples_are_refused(
     tmp_path: Path, cli: Cli
 ) -> None:
@@ -199,8 +215,8 @@ def test_runs_with_nothing_to_compare_and_too_many_samples_are_refused(
     refused(cli("study", "coherence", run), line)
     line = f"{tmp_path} holds no run with results: name the folder of a run"
     refused(cli("study", "coherence", tmp_path), line)
-    assert cli("run", spec_of(tmp_path, "broken"), "--out", run, "--quiet").status == 0
-    line = "broken: arms: ValueError: gives (7,), not scores (n, classes)"
-    refused(cli("study", "coherence", run), line)
+    assert cli("run", spec_of(tmp_path, "broken", "alone"), "--out", run, "--quiet").status == 0
+    why = "broken: arms give (7,), not scores (n, classes); alone: one member has no pair"
+    refused(cli("study", "coherence", run), f"no row of {run} has a coherence: {why}")
     line = "digits has 355 test images, not 356: lower samples"
     refused(cli("study", "coherence", run, "--samples", 356), line)

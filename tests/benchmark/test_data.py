@@ -145,6 +145,18 @@ def test_digits_is_split_without_overlap_and_by_class() -> None:
     assert torch.equal(test.y.bincount(), torch.tensor(labels).bincount() // 5)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_the_first_images_are_those_in_front(part: data_files.Part) -> None:
+    dataset = load_dataset("digits")
+    whole = getattr(dataset, part)
+    assert _same(dataset.first(part), whole)
+    assert _same(dataset.first(part, 7), Split(whole.x[:7], whole.y[:7]))
+    n = len(whole.y)
+    assert _same(dataset.first(part, n), whole)
+    with pytest.raises(DataError, match=f"digits has {n} {part} images, not {n + 1}: lower"):
+        dataset.first(part, n + 1)
+
+
 def test_digits_is_the_same_everywhere() -> None:
     test = load_dataset("digits").test
     want = "c5a04adc96d16164246beca29963372e540f9a7d2b6cfa7c5787753403a5d601"

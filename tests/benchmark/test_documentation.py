@@ -59,9 +59,9 @@ def test_attacks_and_suites_in_the_readme_are_known() -> None:
     names, suites = text.split("| `--suite` |")
     rows = re.findall(r"^\| (`.*?) \|", names, re.MULTILINE)
     attacks = [attack for row in rows for attack in re.findall(r"`(.*?)`", row)]
-    assert len(attacks) == 7
+    assert len(attacks) == 8
     lineup = choose(None, [Component.model_validate(a) for a in attacks], ThreatModel("l2", 1.0))
-    assert len(lineup.entries) == 7 + 2
+    assert len(lineup.entries) == 8 + 2
     listed = re.findall(r"^\| (`.*?) \|", suites, re.MULTILINE)
     assert {name for row in listed for name in re.findall(r"`(.*?)`", row)} == set(SUITES._builtin)
 

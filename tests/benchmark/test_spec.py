@@ -11,7 +11,7 @@ from attacks import ThreatModel
 from benchmark.components import Component
 from benchmark.errors import UserError
 from benchmark.lineup import choose
-from benchmark.spec import RunSpec, make_spec, make_threat, read_values
+from benchmark.spec import RunSpec, make_spec, make_threat, read_budgets, read_values
 from tests.benchmark.conftest import Cli
 
 LEAST: dict[str, Any] = {"eps": 0.5, "defenses": ["vanilla"], "attacks": ["pgd"]}
@@ -82,6 +82,18 @@ def test_eps_must_be_a_number(eps: str) -> None:
     with pytest.raises(UserError) as error:
         make_threat("l2", eps)
     assert str(error.value) == expected
+
+
+def test_budgets_are_in_order_and_as_they_were_written() -> None:
+    found = read_budgets("l2", "1/2, 0.05,1e-1")
+    assert list(found.items()) == [(0.05, "0.05"), (0.1, "1e-1"), (0.5, "1/2")]
+    for text, line in (
+        ("0.5,", "'' is not a number or a fraction such as 8/255"),
+        ("0.5,0", "eps must be above 0 and finite, not 0.0"),
+    ):
+        with pytest.raises(UserError) as error:
+            read_budgets("l2", text)
+        assert str(error.value) == line
 
 
 @pytest.mark.parametrize(
