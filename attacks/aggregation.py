@@ -10,9 +10,7 @@ classified image, and the second highest is the highest other one. The paper doe
 point arms are ranked.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attacks.objectives import cross_entropy, margin
-from attacks.problem import Attack, Model, NotApplicableError, Problem
+from attacks.problem import NotApplicableError, Problem
 from attacks.views import Score, View
-from attacks.wrapper import Wrapper, base_passes, in_turn, outermost
+from attacks.wrapper import Runs, Wrapper, base_passes, in_turn, outermost
 
 
 @runtime_checkable
@@ -77,13 +75,20 @@ def _on_arms(problem: Problem, model: HasArms, push: Score, chosen: Tensor) -> P
     return problem.seen(View(problem.y, chosen, push, _progress), model.arms)
 
 
-def _each_arm(problem: Problem, model: HasArms, ranked: Tensor) -> Iterator[Problem]:
-    return (_on_arms(problem, model, _losses, arm) for arm in ranked.split(1, dim=1))
-
-
-def _all_in_turn(base: Attack, problem: Problem, runs: Iterable[Problem]) -> Tensor:
+def _each_arm(problem: Problem, model: HasArms, ranked: Tensor) -> Runs:
+    """The runs of best-arm, for `in_turn`."""
     everyone = torch.ones_like(problem.y, dtype=torch.bool)
-    return in_turn(base, problem, ((run, everyone) for run in runs))
+    arms = ranked.split(1, dim=1)
+    return ((_on_arms(problem, model, _losses, arm), everyone) for arm in arms)
+
+
+def all_ways(problem: Problem, model: HasArms) -> Runs:
+    """The runs of softmax, top-2 and best-arm, for `in_turn`."""
+    everyone = torch.ones_like(problem.y, dtype=torch.bool)
+    ranked = _ranked(problem, model)
+    yield _on_arms(problem, model, _softmax, ranked), everyone
+    yield _on_arms(problem, model, _losses, ranked[:, :2]), everyone
+    yield from _each_arm(problem, model, ranked)
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class BestArm(Wrapper):
 
     def __call__(self, problem: Problem) -> Tensor:
         model = _aggregation(problem)
-        ranked = _ranked(problem, model)
-        return _all_in_turn(self.base, problem, _each_arm(problem, model, ranked))
+        runs = _each_arm(problem, model, _ranked(problem, model))
+        return in_turn(self.base, problem, runs)
 
 
 @dataclass(frozen=True)
@@ -182,32 +187,3 @@ class SoftmaxTop2(_Together):
 
     def __call__(self, problem: Problem) -> Tensor:
         return self._run(problem, _softmax, 2)
-
-
-@dataclass(frozen=True)
-class BinaryAggregationAttack(Wrapper):
-    """RoBin's evaluation with the base: softmax, top-2 and best-arm where the model has arms, else
-    the base alone (section 5, "Evaluation Procedure").
-
-    Each is run on the samples that those before left; where the base minimises, the closest point
-    counts. Points (n, *shape) as the base's.
-
-    Differs from the source: the worst of the three for each sample; there, the strongest of them
-    over all samples, which can only be weaker.
-    """
-
-    def on(self, model: Model) -> Attack:
-        """The attack that this is on a model: the base where it has no arms."""
-        return self if isinstance(model, HasArms) else self.base
-
-    def __call__(self, problem: Problem) -> Tensor:
-        if self.on(problem.model) is not self:
-            return self.base(problem)
-        model = _aggregation(problem)
-        ranked = _ranked(problem, model)
-        together = ((_softmax, ranked), (_losses, ranked[:, :2]))
-        runs = chain(
-            (_on_arms(problem, model, push, chosen) for push, chosen in together),
-            _each_arm(problem, model, ranked),
-        )
-        return _all_in_turn(self.base, problem, runs)

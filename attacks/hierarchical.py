@@ -1,6 +1,5 @@
 """Attacks on two-stage hierarchical classifiers (RoBin, appendix C)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -11,7 +10,7 @@ from torch import Tensor
 from attacks.objectives import margin
 from attacks.problem import NotApplicableError, Problem
 from attacks.views import View
-from attacks.wrapper import Wrapper, base_passes, in_turn, outermost
+from attacks.wrapper import Runs, Wrapper, base_passes, in_turn, outermost
 
 Stage = Literal["first", "second", "first-then-second"]
 
@@ -84,9 +83,10 @@ class Hierarchical(Wrapper):
         model = problem.model
         if not isinstance(model, HasStages):
             raise NotApplicableError("the model offers no stages (a group, then a class of it)")
-        return in_turn(self.base, problem, self._runs(problem, model))
+        return in_turn(self.base, problem, self.runs(problem, model))
 
-    def _runs(self, problem: Problem, model: HasStages) -> Iterator[tuple[Problem, Tensor]]:
+    def runs(self, problem: Problem, model: HasStages) -> Runs:
+        """The runs of the base, for `in_turn`."""
         groups = model.groups.to(problem.y.device)
         several_groups = (groups != groups[0]).any().expand(len(problem))
         several_classes = (groups[problem.y][:, None] == groups).sum(1) > 1

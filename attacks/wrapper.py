@@ -12,6 +12,9 @@ from attacks.objectives import decided
 from attacks.problem import Attack, Family, Problem
 from attacks.threat import Norm, per_sample
 
+# Problems, and which of their samples each is for, bool (n,).
+Runs = Iterable[tuple[Problem, Tensor]]
+
 # Each run of several draws noise of its own, under the seed with this number's k-th multiple mixed
 # in: 2^64 over the golden ratio, whose multiples lie far apart. Run 0 keeps the seed.
 _TURN = 0x9E3779B97F4A7C15
@@ -72,7 +75,7 @@ def minimising(attack: Attack) -> Attack:
     return attack
 
 
-def in_turn(base: Attack, problem: Problem, runs: Iterable[tuple[Problem, Tensor]]) -> Tensor:
+def in_turn(base: Attack, problem: Problem, runs: Runs) -> Tensor:
     """Points (n, *shape) of several runs of `base` on the same samples.
 
     Each run is a problem for all samples of `problem`, through one view or another, and which of

@@ -125,7 +125,7 @@ ATTACKS = Registry(
         "boundary": "attacks.boundary:Boundary",
         "square": "attacks.square:Square",
         "strong": "attacks.strong:Strong",
-        "robin": "attacks.aggregation:BinaryAggregationAttack",
+        "robin": "attacks.robin:RoBinEvaluation",
         "best-arm": "attacks.aggregation:BestArm",
         "top-2": "attacks.aggregation:Top2",
         "softmax": "attacks.aggregation:SoftmaxAttack",

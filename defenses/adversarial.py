@@ -73,7 +73,9 @@ class AdversarialTraining(Recipe):
         # An eps says nothing in another norm.
         eps = self.eps or (threat.eps if threat and threat.norm == norm else None)
         if norm is None or eps is None:
-            raise ValueError("adversarial training: give norm and eps: the run's threat does not")
+            raise ValueError(
+                "adversarial training: give norm and eps, as options or as --norm and --eps"
+            )
         return replace(threat, norm=norm, eps=eps) if threat else ThreatModel(norm, eps)
 
     def proportion(self, progress: float) -> float:

@@ -78,6 +78,8 @@ class External(Vanilla):
             raise ValueError(f"external: write model={self.arch!r} in place of arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("external: give both mean and std, or neither")
+        if self.model.endswith(".py"):
+            raise ValueError(f"external: name the class or the function: {self.model}:Network")
         if ":" in self.model and self.widen != 1:
             raise ValueError("external: widen is of named architectures: leave it out")
         if self.layers is not None and (self.model != "default" or self.kwargs or self.widen != 1):

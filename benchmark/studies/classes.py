@@ -92,7 +92,8 @@ def classes(
     texts = read_budgets(spec.norm, budgets)
     lineup = choose(spec.suite, spec.attacks, spec.threat)
     _check(spec, lineup)
-    base, numbers = load_dataset(spec.data, root), _numbers(counts)
+    base = load_dataset(spec.data, root)
+    numbers = _numbers(counts, base.classes)
     data = [
         (number, other(order(base, str(number)), str(count)))
         for number in range(1, orders + 1)
@@ -122,11 +123,14 @@ def classes(
     return Study("classes", records, table(records, texts), about, figure)
 
 
-def _numbers(counts: str) -> list[int]:
+def _numbers(counts: str, most: int) -> list[int]:
+    known = {str(count): count for count in range(2, most + 1)}
     try:
-        return sorted({int(count) for count in counts.split(",")})
-    except ValueError as error:
-        raise UserError(f"classes must be numbers such as 2,4,10, not {counts!r}") from error
+        return sorted({known[count.strip()] for count in counts.split(",")})
+    except KeyError as error:
+        raise UserError(
+            f"classes must be from 2 to {most}, such as 2,{most}: {counts!r}"
+        ) from error
 
 
 def _check(spec: RunSpec, lineup: Lineup) -> None:

@@ -6,7 +6,7 @@ Source: RoBin, section 6, equation 1 and figure 6.
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,6 @@ _BINS = np.linspace(-1, 1, 51)
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
-@runtime_checkable
 class HasMembers(Protocol):
     """An ensemble of multiclass models."""
 
@@ -132,15 +131,15 @@ def of_members(members: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Ten
 def _kind(model: nn.Module) -> str:
     if isinstance(model, HasArms):
         return "arms"
-    return "members" if isinstance(model, HasMembers) else ""
+    # Not every attribute of that name is the method.
+    return "members" if callable(getattr(model, "members", None)) else ""
 
 
 def _measured(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The coherence (n,) of some images. Raises one of _FAILURES where the model has none."""
     if isinstance(model, HasArms):
         return of_arms(model.arms, x, y)
-    assert isinstance(model, HasMembers)
-    return of_members(model.members, x, y)
+    return of_members(cast(HasMembers, model).members, x, y)
 
 
 def _gradients(values: Tensor, points: Tensor) -> Tensor:

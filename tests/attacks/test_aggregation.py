@@ -10,7 +10,6 @@ from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.aggregation import (
     AverageGradient,
     BestArm,
-    BinaryAggregationAttack,
     HighestArm,
     SoftmaxAttack,
     SoftmaxTop2,
@@ -18,12 +17,13 @@ from attacks.aggregation import (
 )
 from attacks.objectives import decided
 from attacks.problem import NotApplicableError
+from attacks.robin import RoBinEvaluation
 from attacks.wrapper import Wrapper
 from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
 from tests.attacks.linear import Linear, mid_grey
 
 SIX = [BestArm, Top2, SoftmaxAttack, HighestArm, AverageGradient, SoftmaxTop2]
-ALL = [*SIX, BinaryAggregationAttack]
+ALL = [*SIX, RoBinEvaluation]
 ONE_STEP = PGD(steps=1, step_size=0.01, random_start=False)
 
 

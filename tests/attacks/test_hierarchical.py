@@ -8,6 +8,7 @@ from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.hierarchical import Hierarchical
 from attacks.objectives import decided
 from attacks.problem import NotApplicableError
+from attacks.robin import RoBinEvaluation
 from tests.attacks.linear import Linear, mid_grey
 
 BASES: list[Attack] = [PGD(steps=10, random_start=False), CarliniWagner(steps=50, searches=4)]
@@ -62,6 +63,21 @@ def test_each_stage_breaks_what_it_can(
         broken = problem.model(points).argmax(1) != problem.y
         assert (broken == (stage in winners)).all()
         assert (problem.threat.distance(points, problem.x) <= 0.15 + 1e-9).all()
+
+
+def test_the_evaluation_of_robin_breaks_what_stages_break_and_what_the_whole_breaks() -> None:
+    torch.manual_seed(0)
+    model = LinearStages((1, 4, 4))
+    x = mid_grey((1, 4, 4), 40) + 0.05 * torch.randn(40, 1, 4, 4)
+    problem = Problem(model, x, model(x).argmax(1), ThreatModel("l2", 0.05))
+    base = PGD(steps=8, random_start=False)
+    broken = [
+        model(attack(problem)).argmax(1) != problem.y
+        for attack in (RoBinEvaluation(base), base, Hierarchical(base))
+    ]
+    assert torch.equal(broken[0], broken[1] | broken[2])
+    # Its logits hide the classes of other groups, and so the gradient of the first stage.
+    assert bool((broken[2] & ~broken[1]).any())
 
 
 def test_a_minimal_norm_attack_keeps_the_closer_of_both_stages() -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.aggregation import BestArm, BinaryAggregationAttack, SoftmaxAttack, Top2
+from attacks.aggregation import BestArm, SoftmaxAttack, Top2
 from attacks.objectives import decided
+from attacks.robin import RoBinEvaluation
 from attacks.targeted import Targeted
 from attacks.wrapper import Wrapper
 from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
@@ -46,7 +47,7 @@ def test_it_breaks_what_only_one_of_its_parts_breaks(
     problem = grey(Aggregation(scores), 3, eps)
     base = PGD(steps=40, step_size=0.01, random_start=False)
     assert [part for part in PARTS if breaks(part(base), problem)] == [winner]
-    assert breaks(BinaryAggregationAttack(base), problem)
+    assert breaks(RoBinEvaluation(base), problem)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -64,7 +65,7 @@ def test_it_breaks_what_any_of_its_parts_breaks_and_no_more(
     if minimize is not None:
         base = CarliniWagner(steps=15, searches=2, minimize=minimize)
     reach = []
-    for attack in (BinaryAggregationAttack, *PARTS):
+    for attack in (RoBinEvaluation, *PARTS):
         points = attack(base)(problem)
         distance = problem.threat.distance(points, x)
         reach.append(torch.where(decided(model(points), y), distance, torch.inf))
@@ -79,7 +80,7 @@ def test_it_breaks_what_any_of_its_parts_breaks_and_no_more(
 def test_it_on_a_model_without_arms_is_its_base(base: Attack) -> None:
     model, x = Linear((50,), 5), mid_grey((50,), 9)
     runs = []
-    for attack in (base, BinaryAggregationAttack(base)):
+    for attack in (base, RoBinEvaluation(base)):
         problem, calls = metered(Problem(model, x, model(x).argmax(1), ThreatModel("l2", 0.1), 3))
         runs.append((attack(problem), calls))
     assert all(map(torch.equal, *runs))
@@ -88,8 +89,8 @@ def test_it_on_a_model_without_arms_is_its_base(base: Attack) -> None:
 def test_it_does_not_nest_with_others_that_choose_what_their_base_sees() -> None:
     problem = grey(on_pixels(1.0, 0.0, 0.0), 3, 0.1)
     for attack in (
-        BinaryAggregationAttack(BestArm(PGD())),
-        Targeted(BinaryAggregationAttack(PGD()), classes=2),
+        RoBinEvaluation(BestArm(PGD())),
+        Targeted(RoBinEvaluation(PGD()), classes=2),
     ):
         with pytest.raises(ValueError, match="cannot be the base"):
             attack(problem)

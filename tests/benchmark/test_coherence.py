@@ -21,6 +21,8 @@ import torch
 
 
 class Plain(torch.nn.Module):
+    members = torch.ones(3)  # of the same name, and no method
+
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(3)

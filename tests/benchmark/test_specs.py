@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attacks import PGD, Problem
-from attacks.aggregation import BinaryAggregationAttack
+from attacks.robin import RoBinEvaluation
 from benchmark.lineup import choose
 from benchmark.models import recipe_of
 from benchmark.spec import make_spec, read_values
@@ -39,6 +39,6 @@ def test_cifar10_rows_train_and_are_attacked(label: str) -> None:
     after = model.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert all((after[name] != value).any() for name, value in before.items())
-    attack = BinaryAggregationAttack(PGD(steps=2))
+    attack = RoBinEvaluation(PGD(steps=2))
     points = attack(Problem(model, x, y, spec.threat))
     assert bool((spec.threat.distance(points, x) <= spec.eps * (1 + 1e-6)).all())
