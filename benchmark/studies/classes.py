@@ -129,7 +129,7 @@ def _numbers(counts: str, most: int) -> list[int]:
         return sorted({known[count.strip()] for count in counts.split(",")})
     except KeyError as error:
         raise UserError(
-            f"classes must be from 2 to {most}, such as 2,{most}: {counts!r}"
+            f"classes must be of 2 to {most}, as in 2,{most}, not {counts!r}"
         ) from error
 
 
