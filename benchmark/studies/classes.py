@@ -129,7 +129,7 @@ def _numbers(counts: str, most: int) -> list[int]:
         return sorted({known[count.strip()] for count in counts.split(",")})
     except KeyError as error:
         raise UserError(
-            f"classes must be of 2 to {most}, as in 2,{most}, not {counts!r}"
+            f"classes are 2 to {most}, as in 2,{most}, not {counts!r}"
         ) from error
 
 
