@@ -128,9 +128,7 @@ def _numbers(counts: str, most: int) -> list[int]:
     try:
         return sorted({known[count.strip()] for count in counts.split(",")})
     except KeyError as error:
-        raise UserError(
-            f"classes are 2 to {most}, as in 2,{most}, not {counts!r}"
-        ) from error
+        raise UserError(f"classes are 2 to {most}, as in 2,{most}, not {counts!r}") from error
 
 
 def _check(spec: RunSpec, lineup: Lineup) -> None:
