@@ -87,12 +87,16 @@ class ThreatModel:
         delta = points - x
         reach = self.length(delta).clamp_min(torch.finfo(x.dtype).tiny)
         t = (self.eps / reach).clamp_max(1.0)
-        inside = self.clamp(torch.addcmul(x, delta, per_sample(t, x)))
+        inside = self._along(x, delta, t)
         for _ in range(_REFILLS):
-            used = self.length(inside - x).clamp_min(torch.finfo(x.dtype).tiny)
+            used = self.length(inside.sub_(x)).clamp_min(torch.finfo(x.dtype).tiny)
             t = (t * (self.eps / used)).clamp_max(1.0)
-            inside = self.clamp(torch.addcmul(x, delta, per_sample(t, x)))
+            inside = self._along(x, delta, t)
         return inside
+
+    def _along(self, x: Tensor, delta: Tensor, t: Tensor) -> Tensor:
+        """clip(x + t * delta), in one new tensor."""
+        return torch.addcmul(x, delta, per_sample(t, x)).clamp_(self.lower, self.upper)
 
     def enforce(self, points: Tensor, x: Tensor) -> Tensor:
         """Points that are in the ball and the box without any tolerance.

@@ -33,8 +33,7 @@ class AdversarialTraining(Recipe):
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where neither the
     recipe nor the run says what to train against.
 
-    Differs from the source: examples are crafted on the model in eval mode, and TRADES and MART
-    pass clean and adversarial images through it together.
+    Differs from the source: examples are crafted on the model in eval mode.
 
     Unstated there: SGD's momentum, here 0.9; whether TRADES and MART have the warm-up, here they
     do; whether t counts from 0 or 1. Here from 1, so that the last epoch, and a single one too, is
@@ -107,18 +106,18 @@ class AdversarialTraining(Recipe):
         mixed = self.mix(model, batch)
         if self.method == "pgd-at":
             return nn.functional.cross_entropy(model(mixed), batch.y)
-        # In one pass, so that batch normalisation never sees a handful of adversarial images alone.
-        logits = model(torch.cat([batch.x, mixed[: self.count(batch)]]))
-        clean, adversarial = logits.tensor_split([len(batch.x)])
+        # The whole batch: batch normalisation can do little with the first few images alone.
+        clean, adversarial = model(batch.x), model(mixed)[: self.count(batch)]
         loss = losses.trades if self.method == "trades" else losses.mart
         return loss(clean, adversarial, batch.y, self.weight)
 
 
 def _away_from(model: nn.Module, x: Tensor) -> Objective:
-    """The divergence from what the model says at x (n, *shape), which TRADES raises."""
+    """The divergence from what the model says at x (n, *shape), up to a constant: TRADES raises
+    it."""
     with torch.no_grad():
-        clean = model(x)
-    return lambda logits, _: losses.divergence(clean, logits)
+        clean = model(x).softmax(1)
+    return lambda logits, _: -(clean * logits.log_softmax(1)).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,9 +176,8 @@ class _Tally:
         """A step's scalar loss and labels (n,); takes its logits (n, classes), if there are any."""
         loss = loss.detach()
         logits = last.pop() if last else y
-        # What comes after the batch's own images is made from them.
-        known = logits.dim() == 2 and len(logits) >= len(y)
-        hits = (logits[: len(y)].argmax(1) == y).sum() if known else loss * math.nan
+        known = logits.dim() == 2 and len(logits) == len(y)
+        hits = (logits.argmax(1) == y).sum() if known else loss * math.nan
         self._unread.append(torch.stack([loss * len(y), hits.to(loss.dtype)]))
         self._samples += len(y)
         self.step += 1

@@ -44,7 +44,7 @@ def _by_hand(
     network.train()
     if method == "pgd-at":
         return cross_entropy(network(torch.cat([points, x[count:]])), y)
-    s, t = odds(torch.cat([x, points]), torch.cat([y, y[:count]])).tensor_split([len(x)])
+    s, t = odds(x, y), odds(torch.cat([points, x[count:]]), y)[:count]
     moved = kl(s[:count], t)
     if method == "trades":
         return (softplus(-s).sum() + 3 * moved.sum()) / len(x)
