@@ -2,7 +2,7 @@
 nonexpansive neural networks", L2NNN below)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import ThreatModel
-from defenses.adversarial import AdversarialTraining
+from defenses.adversarial import AdversarialTraining, Method
 from defenses.architectures import Shape
-from defenses.recipe import Batch, Schedule
+from defenses.recipe import Batch, OptimizerName, Schedule
 from defenses.stacked import (
     Conv,
     Flatten,
@@ -154,7 +154,9 @@ class L2NNN(AdversarialTraining):
     widen: float = 2.0
     epochs: int = 12
     batch: int = 512
+    optimizer: OptimizerName = "adam"
     learning_rate: float = 6e-3
+    weight_decay: float = 0.0
     schedule: Schedule = "one-cycle"
     multi: bool = False
     scaling: str = "cayley"
@@ -163,6 +165,9 @@ class L2NNN(AdversarialTraining):
     v: float | None = None
     z: float = 8.0
     adversarial: bool = False
+    # Its loss is its own.
+    method: Method = field(default="pgd-at", init=False)
+    weight: float = field(default=1.0, init=False)
     penalty: float = 0.1
     penalised: float | None = None
 

@@ -304,3 +304,11 @@ def test_any_size_of_image_and_two_labels() -> None:
             x = points(4, shape)
             assert model(x).shape == (4, 2)
             assert (model.certified_radius(x) >= 0).all()
+
+
+def test_the_schedule_is_its_own_and_not_that_of_adversarial_training() -> None:
+    recipe = L2NNN()
+    schedule = (recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.schedule)
+    assert schedule == ("adam", 6e-3, 0.0, "one-cycle")
+    with pytest.raises(TypeError, match="method"):
+        L2NNN(method="trades")  # type: ignore[call-arg]
