@@ -1,6 +1,3 @@
-from collections import Counter
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -8,23 +5,7 @@ from torch import Tensor
 from benchmark import data_files
 from benchmark.data import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
 from benchmark.errors import UserError
-
-
-def _refusal(load: Callable[[], object]) -> str:
-    with pytest.raises(DataError) as caught:
-        load()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def _same(a: Split, b: Split) -> bool:
-    return torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
-
-
-def _rows(x: Tensor, y: Tensor) -> Counter[bytes]:
-    rows = zip(x, y, strict=True)
-    return Counter(image.numpy().tobytes() + bytes([int(label)]) for image, label in rows)
-
+from tests.benchmark.splits import refusal, rows, same
 
 # Digits and the pair variant
 
@@ -33,10 +14,10 @@ def test_digits_is_split_without_overlap_and_by_class() -> None:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    everything = _rows(torch.tensor(images / 16).float(), torch.tensor(labels))
+    everything = rows(torch.tensor(images / 16).float(), torch.tensor(labels))
     digits = load_dataset("digits")
     train, test = digits.train, digits.test
-    assert _rows(train.x, train.y) + _rows(test.x, test.y) == everything
+    assert rows(train.x, train.y) + rows(test.x, test.y) == everything
     assert (len(train.x), len(test.x)) == (1442, 355)
     assert torch.equal(test.y.bincount(), torch.tensor(labels).bincount() // 5)
 
@@ -45,10 +26,10 @@ def test_digits_is_split_without_overlap_and_by_class() -> None:
 def test_the_first_images_are_those_in_front(part: data_files.Part) -> None:
     dataset = load_dataset("digits")
     whole = getattr(dataset, part)
-    assert _same(dataset.first(part), whole)
-    assert _same(dataset.first(part, 7), Split(whole.x[:7], whole.y[:7]))
+    assert same(dataset.first(part), whole)
+    assert same(dataset.first(part, 7), Split(whole.x[:7], whole.y[:7]))
     n = len(whole.y)
-    assert _same(dataset.first(part, n), whole)
+    assert same(dataset.first(part, n), whole)
     with pytest.raises(DataError, match=f"digits has {n} {part} images, not {n + 1}: lower"):
         dataset.first(part, n + 1)
 
@@ -71,7 +52,7 @@ def test_pair_keeps_two_labels_and_their_order_decides(part: str) -> None:
 
 def test_variants_compose_from_left_to_right() -> None:
     twice = load_dataset("digits/pair=4-9/pair=9-4")
-    assert _same(twice.test, load_dataset("digits/pair=9-4").test)
+    assert same(twice.test, load_dataset("digits/pair=9-4").test)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +92,7 @@ def test_labels_go_by_number_and_by_name(name: str, full: str, labels: tuple[str
     ],
 )
 def test_an_unknown_variant_or_label_is_refused_with_advice(name: str, told: str) -> None:
-    assert told in _refusal(lambda: load_dataset(name))
+    assert told in refusal(lambda: load_dataset(name))
 
 
 # The variants order and other
@@ -149,7 +130,7 @@ def test_other_merges_the_last_classes(count: int) -> None:
 def test_merging_the_last_class_alone_leaves_all_as_it_is() -> None:
     base, merged = load_dataset("digits"), load_dataset("digits/other=10")
     assert (merged.name, merged.labels) == (base.name, base.labels)
-    assert _same(merged.test, base.test)
+    assert same(merged.test, base.test)
 
 
 def test_order_and_other_and_pair_compose() -> None:
@@ -162,11 +143,11 @@ def test_order_and_other_and_pair_compose() -> None:
     assert alone.test.y.bincount().tolist() == merged.test.y.bincount()[[3, 1]].tolist()
     # The names that moved, not the places.
     pair = load_dataset("digits/order=3/pair=4-9")
-    assert _same(pair.test, load_dataset("digits/pair=4-9").test)
+    assert same(pair.test, load_dataset("digits/pair=4-9").test)
     assert load_dataset("digits/pair=4-9/order=2").classes == 2
     twice = load_dataset("digits/other=5/other=3")
     assert twice.labels == ("0", "1", "other")
-    assert _same(twice.test, load_dataset("digits/other=3").test)
+    assert same(twice.test, load_dataset("digits/other=3").test)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +167,7 @@ def test_order_and_other_and_pair_compose() -> None:
     ],
 )
 def test_orders_and_merges_that_make_no_sense_are_refused(name: str, told: str) -> None:
-    assert told in _refusal(lambda: load_dataset(name))
+    assert told in refusal(lambda: load_dataset(name))
 
 
 def test_labels_out_of_range_do_not_become_those_of_another_class() -> None:
@@ -194,7 +175,7 @@ def test_labels_out_of_range_do_not_become_those_of_another_class() -> None:
     theirs = Dataset("theirs", ("a", "b", "c"), (1, 2, 2), lambda part: bad)
     for variant, value in (("order", "1"), ("other", "2")):
         varied = VARIANTS[variant](theirs, value)
-        assert "labels are not int64 from 0 to 2" in _refusal(lambda varied=varied: varied.test)
+        assert "labels are not int64 from 0 to 2" in refusal(lambda varied=varied: varied.test)
 
 
 def test_an_unknown_base_is_refused_with_advice() -> None:
@@ -221,7 +202,7 @@ def test_an_unknown_base_is_refused_with_advice() -> None:
 )
 def test_a_split_out_of_contract_is_refused(x: Tensor, y: Tensor, told: str) -> None:
     dataset = Dataset("theirs", ("a", "b"), (1, 2, 2), lambda part: Split(x, y))
-    message = _refusal(lambda: dataset.test)
+    message = refusal(lambda: dataset.test)
     assert "theirs" in message
     assert told in message
 

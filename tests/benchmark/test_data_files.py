@@ -5,7 +5,6 @@ import os
 import pickle
 import struct
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,10 @@ import pooch
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmark import data_files
-from benchmark.data import DataError, Split, load_dataset
+from benchmark.data import load_dataset
+from tests.benchmark.splits import refusal, same
 
 REAL = os.environ.get("BESTATTACK_DATA")
 Images = NDArray[np.uint8]
@@ -113,22 +112,6 @@ def _put_cifar(folder: Path, release: str) -> None:
             _put(folder / "cifar-10-batches-bin" / f"{name}.bin", rows.tobytes())
 
 
-def _refusal(load: Callable[[], object]) -> str:
-    with pytest.raises(DataError) as caught:
-        load()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def _same(a: Split, b: Split) -> bool:
-    return torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
-
-
-def _rows(x: Tensor, y: Tensor) -> Counter[bytes]:
-    rows = zip(x, y, strict=True)
-    return Counter(image.numpy().tobytes() + bytes([int(label)]) for image, label in rows)
-
-
 # Files
 
 
@@ -179,12 +162,12 @@ def test_a_damaged_file_is_named(
     _put_mnist(root, packed)
     path = root / (MNIST_TEST[0] + ".gz" * packed)
     path.write_bytes(damage(path.read_bytes()))
-    assert str(path) in _refusal(lambda: load_dataset("mnist", root).test)
+    assert str(path) in refusal(lambda: load_dataset("mnist", root).test)
 
 
 def test_another_file_of_the_right_form_is_refused(root: Path) -> None:
     _put_mnist(root, official=False)
-    assert "not the official file" in _refusal(lambda: load_dataset("mnist", root).test)
+    assert "not the official file" in refusal(lambda: load_dataset("mnist", root).test)
 
 
 @pytest.mark.parametrize("place", [f"{MNIST_TEST[0]}.gz", "cifar10/cifar-10-batches-py/test_batch"])
@@ -193,7 +176,7 @@ def test_a_file_that_cannot_be_parsed_is_named(root: Path, place: str, content: 
     _put_mnist(root)
     path = root / place
     _put(path, gzip.compress(content) if path.suffix == ".gz" else content)
-    assert str(path) in _refusal(lambda: load_dataset(place.split("/")[0], root).test)
+    assert str(path) in refusal(lambda: load_dataset(place.split("/")[0], root).test)
 
 
 def test_a_file_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +185,7 @@ def test_a_file_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.Mo
 
     _put_mnist(root)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    message = _refusal(lambda: load_dataset("mnist", root).test)
+    message = refusal(lambda: load_dataset("mnist", root).test)
     assert message == f"cannot read {root / MNIST_TEST[0]}.gz: Permission denied"
 
 
@@ -218,7 +201,7 @@ def test_a_pickle_that_runs_code_is_refused(root: Path, tmp_path: Path) -> None:
     path = root / "cifar-10-batches-py" / "test_batch"
     content = pickle.dumps({b"data": _Malice(tmp_path / "owned"), b"labels": [0]}, protocol=4)
     _put(path, content)
-    assert "mkdir" in _refusal(lambda: load_dataset("cifar10", root).test)
+    assert "mkdir" in refusal(lambda: load_dataset("cifar10", root).test)
     assert not (tmp_path / "owned").exists()
 
 
@@ -237,7 +220,7 @@ def test_roots_are_searched_in_order(
     assert len(load_dataset("mnist", roots[0]).test.y) == 3
     for earlier in roots[:holder]:
         _put(earlier / f"{MNIST_TEST[0]}.gz", b"", official=False)
-        assert str(earlier) in _refusal(lambda: load_dataset("mnist", roots[0]).test)
+        assert str(earlier) in refusal(lambda: load_dataset("mnist", roots[0]).test)
         (earlier / f"{MNIST_TEST[0]}.gz").unlink()
 
 
@@ -260,7 +243,7 @@ def test_missing_files_are_downloaded_once(
 
     _serve(monkeypatch, answer)
     first = load_dataset("mnist", root).test
-    assert _same(first, load_dataset("mnist", root).test)
+    assert same(first, load_dataset("mnist", root).test)
     assert [url.rsplit("/", 1)[1] for url in asked] == list(mirror)
     assert sorted(path.name for path in (root / "mnist").iterdir()) == sorted(mirror)
 
@@ -292,7 +275,7 @@ def test_cifar10_is_downloaded_as_an_archive(
     dataset = load_dataset("cifar10", root)
     test = dataset.test
     _serve(monkeypatch, _no_network)
-    assert _same(test, load_dataset("cifar10", tmp_path / "mirror").test)
+    assert same(test, load_dataset("cifar10", tmp_path / "mirror").test)
     assert len(dataset.train.y) == sum(len(_cifar(i)[1]) for i in range(5))
     assert [path.name for path in (root / "cifar10").iterdir()] == ["cifar-10-batches-py"]
 
@@ -310,7 +293,7 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(
     reason: str,
 ) -> None:
     _serve(monkeypatch, answer)
-    message = _refusal(lambda: load_dataset(base, root).test)
+    message = refusal(lambda: load_dataset(base, root).test)
     for part in (base, str(root), reason, "BESTATTACK_DATA"):
         assert part in message
     assert not [path for path in root.rglob("*") if path.is_file()]
@@ -319,7 +302,7 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(
 
 def test_no_folder_to_download_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").touch()
-    assert "writable" in _refusal(lambda: load_dataset("mnist").test)
+    assert "writable" in refusal(lambda: load_dataset("mnist").test)
 
 
 # The real files
