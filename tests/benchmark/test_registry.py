@@ -229,7 +229,10 @@ def test_two_local_files_of_one_name_keep_their_own_source(tmp_path: Path) -> No
         load_plugin(_file(tmp_path / str(number) / "same.py", text))
     first = identify_object(ATTACKS.get("one")())
 
-    _file(tmp_path / "0" / "same.py", texts[0] + "# changed\n")
+    changed = _file(tmp_path / "0" / "same.py", texts[0] + "# changed\n")
+    # What runs is the file as it was, until it is loaded again.
+    assert identify_object(ATTACKS.get("one")()) == first
+    load_plugin(changed)
     assert identify_object(ATTACKS.get("one")())["source"] != first["source"]
 
 
