@@ -12,8 +12,9 @@ import typer
 from attacks.threat import Norm
 from benchmark.cli_options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli_studies import study
+from benchmark.data_files import Part
 from benchmark.errors import UserError
-from benchmark.spec import Device, Mode, Precision
+from benchmark.spec import Device, Labels, Mode, Precision
 
 if TYPE_CHECKING:
     from benchmark.report import Report
@@ -49,10 +50,17 @@ def run(
     data: Annotated[
         str | None, typer.Option(help="Data set, e.g. mnist or mnist/pair=4-9.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Only the first test images.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    split: Annotated[Part | None, typer.Option(help="Which images to attack.")] = None,
+    labels: Annotated[
+        Labels | None, typer.Option(help="predictions: what the model says of clean images.")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="l2 or linf.")] = None,
     eps: Annotated[
         str | None, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")
+    ] = None,
+    bounded: Annotated[
+        bool | None, typer.Option(help="Whether perturbed images must stay in [0, 1].")
     ] = None,
     defense: Annotated[
         list[str], typer.Option(help="vanilla, pgd-at/epochs=5, saved:FOLDER; repeat for more.")
@@ -77,16 +85,17 @@ def run(
 
     values: dict[str, Any] = read_values(spec) if spec else {}
     flags = {
-        "data": data, "samples": samples, "norm": norm, "eps": eps, "defenses": defense,
-        "attacks": attack, "suite": suite, "mode": mode, "seed": seed, "device": device,
-        "precision": precision, "block": block, "plugins": [str(path) for path in plugin],
+        "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
+        "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,
+        "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
+        "plugins": [str(path) for path in plugin],
     }  # fmt: skip
     values |= {key: value for key, value in flags.items() if value not in (None, [])}
     made = make_spec(values)
     name = f"{made.data.replace('/', '_')}-{made.norm}-{made.eps:g}"
     folder = out or Path("runs") / (spec.stem if spec else name)
     reports = runner.run(made, folder, data_root, not quiet, speaker(quiet))
-    typer.echo("\n" + tables.render(reports, made.data))
+    typer.echo("\n" + tables.render(reports, made))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
 
@@ -155,10 +164,9 @@ def report(folder: RunFolder) -> None:
     """Print a run's tables from its records, finished or not, and write them anew."""
     from benchmark import runner, tables
 
-    _, manifest, reports = runner.load_run(folder)
-    data = manifest["data"]["name"]
-    tables.write(folder, reports, data, {"run": manifest})
-    typer.echo(tables.render(reports, data))
+    spec, manifest, reports = runner.load_run(folder)
+    tables.write(folder, reports, spec, {"run": manifest})
+    typer.echo(tables.render(reports, spec))
 
 
 @app.command()
@@ -173,7 +181,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             f"{verdict.defense} {verdict.attack}: "
             f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
-    typer.echo("\n" + tables.render(replayed.reports, replayed.data))
+    typer.echo("\n" + tables.render(replayed.reports, replayed.spec))
     _warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(

@@ -148,6 +148,43 @@ def classes(
     _show(found, out)
 
 
+@study.command()
+def confidence(
+    folder: RunFolder,
+    bins: Annotated[int, typer.Option(min=1, help="How many, of equally many images.")] = 10,
+    device: RunDevice = None,
+    data_root: Root = None,
+) -> None:
+    """Accuracy by confidence: whether models are robust where they say that they are sure."""
+    from benchmark.studies import confidence
+
+    _show(confidence.confidence(folder, bins, device, data_root), folder)
+
+
+@study.command()
+def data(
+    names: Annotated[list[str], typer.Argument(help="Data sets: mnist mnist/binarize.")],
+    split: Annotated[Part, typer.Option(help="Which images.")] = "train",
+    radii: Annotated[str, typer.Option(help="Separated by commas.")] = "1,1.5,2,2.5,3",
+    eps: Annotated[str | None, typer.Option(help="Linf radius, for the log volume.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for records, table and figure.")] = Path(
+        "runs/data"
+    ),
+    device: Device = "auto",
+    plugin: Plugins = [],  # noqa: B006
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """How far apart the classes of data sets are, and how much room a threat leaves."""
+    from benchmark.registry import load_plugin
+    from benchmark.studies import data
+
+    for path in plugin:
+        load_plugin(path)
+    _show(data.data(names, split, radii, eps, samples, device, data_root, speaker(quiet)), out)
+
+
 def _show(found: "Study", folder: Path) -> None:
     found.write(folder)
     typer.echo(found.markdown())

@@ -1,4 +1,5 @@
-"""Variants of data sets: the classes kept, in another order, merged."""
+"""Variants of data sets: classes kept, in another order or merged; training labels scrambled, and
+training images left out. Those that change images are in `benchmark.data_transforms`."""
 
 import difflib
 import hashlib
@@ -9,11 +10,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from attacks import noise
 from benchmark.data_files import DataError, Part
+from benchmark.data_transforms import TRANSFORMS, Variant, to_number
 from benchmark.dataset import Dataset, Split
 
 # What `other` calls the class that it makes.
 OTHER = "other"
+
+# Of the labels that `scramble` draws.
+_SCRAMBLE = 0
 
 
 def pair(dataset: Dataset, value: str) -> Dataset:
@@ -111,10 +117,70 @@ def _load_renumbered(dataset: Dataset, places: Tensor, part: Part) -> Split:
     return Split(split.x, places[split.y])
 
 
-VARIANTS: dict[str, Callable[[Dataset, str], Dataset]] = {
+def scramble(dataset: Dataset, value: str) -> Dataset:
+    """The variant scramble=P. Raises DataError unless P is a number from 0 to 100.
+
+    P percent of the training labels, at random places, are drawn anew, each from all classes alike,
+    so that some stay what they were (L2NNN, section 3.3). Test labels are left alone. The places
+    and labels are those of a fixed seed.
+    """
+    percent = to_number(value)
+    if not 0 <= percent <= 100:
+        raise DataError(
+            f"{dataset.name}: scramble needs a percentage, as in scramble=50, not {value!r}"
+        )
+    percent = int(percent) if percent.is_integer() else percent
+    return replace(
+        dataset,
+        name=f"{dataset.name}/scramble={percent}",
+        load=partial(_load_scrambled, dataset, percent / 100),
+    )
+
+
+def _load_scrambled(dataset: Dataset, share: float, part: Part) -> Split:
+    split = dataset.load(part)
+    if part == "test":
+        return split
+    index = torch.arange(len(split.y))
+    places, labels = (noise.uniform(_SCRAMBLE, index, stream, ()) for stream in range(2))
+    chosen = places.argsort(stable=True)[: round(share * len(index))]
+    y = split.y.clone()
+    y[chosen] = (labels[chosen] * dataset.classes).long().clamp_max(dataset.classes - 1)
+    return Split(split.x, y)
+
+
+def train(dataset: Dataset, value: str) -> Dataset:
+    """The variant train=N, which keeps the first N training images alone. Raises DataError unless N
+    is an integer of at least 1 and, when they are loaded, where there are fewer."""
+    count = to_number(value)
+    if not (count >= 1 and count.is_integer()):
+        raise DataError(
+            f"{dataset.name}: train needs an integer of at least 1, as in train=1000, not {value!r}"
+        )
+    return replace(
+        dataset,
+        name=f"{dataset.name}/train={int(count)}",
+        load=partial(_load_first, dataset, int(count)),
+    )
+
+
+def _load_first(dataset: Dataset, count: int, part: Part) -> Split:
+    split = dataset.load(part)
+    if part == "test":
+        return split
+    if len(split.y) < count:
+        raise DataError(f"{dataset.name} has {len(split.y)} training images, not {count}")
+    # A copy, so that the rest can go.
+    return Split(split.x[:count].clone(), split.y[:count].clone())
+
+
+VARIANTS: dict[str, Variant] = {
     "pair": pair,
     "order": order,
     "other": other,
+    "scramble": scramble,
+    "train": train,
+    **TRANSFORMS,
 }
 
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import defenses
@@ -81,7 +81,7 @@ def _key(
         {
             "recipe": _identify(recipe),
             "loop": hashlib.sha256(loop).hexdigest(),
-            "data": data_identity(dataset, len(dataset.test.y)),
+            "data": data_identity(dataset.name, dataset.test.x, dataset.test.y),
             "threat": str(against),
             "seed": seed,
             "machine": [device.type, torch.__version__, torch.get_num_threads()],
@@ -257,10 +257,9 @@ def _naming(component: Component) -> Iterator[None]:
         ) from error
 
 
-def data_identity(dataset: Dataset, samples: int) -> dict[str, str]:
-    """What tells the first `samples` test images apart from any others."""
-    test = dataset.test
-    return {"name": dataset.name, "sha256": fingerprint(test.x[:samples], test.y[:samples])}
+def data_identity(name: str, x: Tensor, y: Tensor) -> dict[str, str]:
+    """What tells these images and labels of the data set of that name apart from any others."""
+    return {"name": name, "sha256": fingerprint(x, y)}
 
 
 @torch.no_grad()

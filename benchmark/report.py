@@ -302,4 +302,4 @@ class Report:
         """The report as a Markdown table with its caption and flags."""
         from benchmark.tables import render
 
-        return render([self], data=None)
+        return render([self], spec=None)

@@ -7,6 +7,7 @@ cells/KEY/       per-sample records and adversarial examples, block by block
 table.*          the tables; curves.png, robust accuracy against eps
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from torch import nn
 
 from attacks import ThreatModel
 from benchmark import tables
@@ -32,6 +35,7 @@ from benchmark.records import FolderCell, write_json, write_text
 from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.spec import RunSpec, make_spec
+from benchmark.subject import examine
 
 Say = Callable[[str], None]
 
@@ -51,8 +55,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
     check_fit(spec.defenses, dataset)
-    samples = test_samples(dataset, spec)
-    data = data_identity(dataset, len(samples))
+    samples = samples_of(dataset, spec)
+    data = identify(dataset, samples, spec)
     settings = Settings(
         spec.threat, spec.mode, spec.seed, spec.device, spec.precision, spec.block, progress
     )
@@ -61,7 +65,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
         "data": data,
         "samples": len(samples),
         "mode": spec.mode,
-        "threat": {"norm": spec.norm, "eps": spec.eps},
+        "threat": dataclasses.asdict(spec.threat),
         "environment": environment(device),
         "rows": [],
     }
@@ -69,8 +73,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     for component in spec.defenses:
         say(f"{component.label}: getting the model, which is trained unless it was before")
         trained[component.label] = obtain(
-            component, dataset, spec.threat, spec.seed, folder / "defenses", device, progress,
-            gather_parts(component, trained),
+            component, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
+            progress, gather_parts(component, trained),
         )  # fmt: skip
     peers = gather(lineup, {label: Peer(one.model, one.identity) for label, one in trained.items()})
     # From here on the folder is this run's: tables of an earlier one would not be.
@@ -99,7 +103,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 assess(
                     label,
                     one.model,
-                    samples,
+                    relabelled(samples, one.model, spec),
                     lineup,
                     peers,
                     settings,
@@ -111,14 +115,32 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
             )
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
-    tables.write(folder, reports, dataset.name, {"run": manifest})
+    tables.write(folder, reports, spec, {"run": manifest})
     return reports
 
 
-def test_samples(dataset: Dataset, spec: RunSpec) -> Samples:
-    """The first test images that a spec asks for. Raises UserError where there are fewer."""
-    test = dataset.first("test", spec.samples)
-    return Samples(test.x, test.y, np.arange(len(test.y)))
+def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:
+    """The first images of the split that a spec asks for. Raises DataError where there are
+    fewer."""
+    split = dataset.first(spec.split, spec.samples)
+    return Samples(split.x, split.y, np.arange(len(split.y)))
+
+
+def identify(dataset: Dataset, samples: Samples, spec: RunSpec) -> dict[str, str]:
+    """What tells a run's images and labels apart from those of others."""
+    found = data_identity(dataset.name, samples.x, samples.y)
+    return found | ({} if spec.labels == "data" else {"labels": spec.labels})
+
+
+def relabelled(samples: Samples, model: nn.Module, spec: RunSpec) -> Samples:
+    """The samples, with the model's predictions in place of labels where a spec asks for these."""
+    if spec.labels == "data":
+        return samples
+    device = resolve_device(spec.device)
+    subject = examine(model, device, getattr(torch, spec.precision))
+    blocks = zip(samples.x.split(spec.block), samples.y.split(spec.block), strict=True)
+    made = [subject.judge(x.to(device), y.to(device))[0].cpu() for x, y in blocks]
+    return dataclasses.replace(samples, y=torch.cat(made).clamp_min(0))
 
 
 def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:

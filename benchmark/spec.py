@@ -18,11 +18,13 @@ from pydantic import (
 
 from attacks.threat import Norm, ThreatModel
 from benchmark.components import Component, first_line
+from benchmark.data_files import Part
 from benchmark.errors import UserError
 
 Mode = Literal["table", "cascade"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "float64"]
+Labels = Literal["data", "predictions"]
 
 
 def _number(value: Any) -> Any:
@@ -40,14 +42,23 @@ def _number(value: Any) -> Any:
 
 
 class RunSpec(BaseModel):
-    """All that determines a run's numbers; validated here and nowhere else."""
+    """All that determines a run's numbers; validated here and nowhere else.
+
+    split    which images are attacked; models are trained on the train split in any case.
+    labels   "predictions": what counts is not the label of the data but the class that the model
+             gives the clean image (Ding et al. 2019, section 3.2, "robustness wrt predictions").
+    bounded  whether perturbed images must stay in [0, 1]; training is bounded in any case.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "digits"
     samples: Annotated[int, Field(gt=0)] | None = None
+    split: Part = "test"
+    labels: Labels = "data"
     norm: Norm = "l2"
     eps: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+    bounded: bool = True
     defenses: Annotated[list[Component], Field(min_length=1)]
     attacks: list[Component] = []
     suite: str | None = None
@@ -77,6 +88,15 @@ class RunSpec(BaseModel):
 
     @property
     def threat(self) -> ThreatModel:
+        """What the attacks may do."""
+        if self.bounded:
+            return self.training_threat
+        # The smallest box that stops no perturbation of an image in [0, 1].
+        return ThreatModel(self.norm, self.eps, -self.eps, 1 + self.eps)
+
+    @property
+    def training_threat(self) -> ThreatModel:
+        """What defenses train against."""
         return ThreatModel(self.norm, self.eps)
 
 

@@ -13,12 +13,13 @@ from benchmark.components import BEST, CERTIFIED, NATURAL
 from benchmark.curves import draw
 from benchmark.records import write_json, write_text
 from benchmark.report import Report
+from benchmark.spec import RunSpec
 
 # How norms are printed.
 NORMS = {"l2": "L2", "linf": "L-infinity"}
 
 JSON = "table.json"
-_STUDIES = ("lipschitz", "budgets", "transfer", "coherence")
+_STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
 # Of a run as it is: another run in the same folder removes them first.
 FILES = (
     *("table.md", "table.csv", JSON, "curves.png"),
@@ -99,15 +100,22 @@ def _rows(report: Report) -> Iterator[dict[str, object]]:
         yield row
 
 
-def caption(reports: Sequence[Report], data: str | None) -> str:
+def caption(reports: Sequence[Report], spec: RunSpec | None) -> str:
     """What the numbers are over."""
     first = reports[0]
     norm = NORMS[first.threat.norm]
     labels = dict.fromkeys(label for report in reports for label in report.measured)
     attacks = ", ".join(labels) or "none yet"
-    images = f"{first.total} {data} test images" if data else f"{first.total} images"
-    text = (
-        f"Accuracy in % over all {images}, {norm} eps {first.threat.eps:g}. "
+    images = f"{first.total} {f'{spec.data} {spec.split} ' if spec else ''}images"
+    text = f"Accuracy in % over all {images}, {norm} eps {first.threat.eps:g}. "
+    if spec and not spec.bounded:
+        text += "Perturbed images may leave [0, 1]. "
+    if spec and spec.labels == "predictions":
+        text += (
+            "Correct is, for each model, what it says of the clean image itself (robustness with "
+            "respect to predictions). "
+        )
+    text += (
         "A sample counts as robust if it is classified correctly and the attack of the column does "
         "not break it; best-attack: if no attack breaks it (worst case per sample over "
         f"{attacks}). Samples that are misclassified clean count as broken in every column and are "
@@ -149,11 +157,11 @@ def _series(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     return [(*before, label) for label, before in after.items() if label not in inner]
 
 
-def render(reports: Sequence[Report], data: str | None) -> str:
+def render(reports: Sequence[Report], spec: RunSpec | None) -> str:
     """The tables of some reports as Markdown, with caption, details, notes, errors and flags."""
     parts = [
         _markdown(wide(reports)),
-        caption(reports, data),
+        caption(reports, spec),
         "Work per attacked sample (mean passes; one forward can have several backwards), and "
         "distances over the samples that were broken (those left out were not):",
         _markdown(_printable(details(reports))),
@@ -222,19 +230,19 @@ def plain(reports: Sequence[Report]) -> list[dict[str, Any]]:
     ]
 
 
-def write(folder: Path, reports: Sequence[Report], data: str, extra: dict[str, Any]) -> None:
+def write(folder: Path, reports: Sequence[Report], spec: RunSpec, extra: dict[str, Any]) -> None:
     """Write table.md, table.csv, table.json and, with minimal distances or certificates,
     curves.png. Raises UserError where the folder cannot be written."""
     frame = details(reports)
-    write_text(folder / "table.md", render(reports, data))
+    write_text(folder / "table.md", render(reports, spec))
     write_text(folder / "table.csv", frame.to_csv(index=False))
     table = {
-        "caption": caption(reports, data),
+        "caption": caption(reports, spec),
         "rows": plain(reports),
         "details": json.loads(frame.to_json(orient="records")),
     }
     write_json(folder / JSON, table | extra)
-    draw(folder / "curves.png", reports, data)
+    draw(folder / "curves.png", reports, spec.data)
 
 
 def _printable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,13 +18,13 @@ from benchmark.components import CERTIFIED, NATURAL
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_natural, measure_radii
-from benchmark.models import data_identity, load_saved
+from benchmark.models import load_saved
 from benchmark.radii import ROUNDING
 from benchmark.records import Block, FolderCell, MemoryCell, cell_key
 from benchmark.registry import load_plugin
 from benchmark.report import Report
-from benchmark.runner import load_run, test_samples
-from benchmark.spec import Device
+from benchmark.runner import identify, load_run, relabelled, samples_of
+from benchmark.spec import Device, RunSpec
 from benchmark.subject import Subject, check_model, examine, full_precision
 from defenses.certificates import HasCertificate
 
@@ -48,13 +48,13 @@ class Verdict:
 class Replay:
     """A run replayed.
 
-    data       the data set's name.
+    spec       of the run.
     reports    recomputed from what holds.
     verdicts   of each cell.
     problems   what does not hold, a line each; the run's table holds where there are none.
     """
 
-    data: str
+    spec: RunSpec
     reports: list[Report]
     verdicts: list[Verdict]
     problems: list[str]
@@ -87,12 +87,13 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     for plugin in spec.plugins:
         load_plugin(plugin)
     dataset = load_dataset(spec.data, root)
-    samples = test_samples(dataset, spec)
-    if data_identity(dataset, len(samples)) != manifest["data"]:
+    given = samples_of(dataset, spec)
+    if identify(dataset, given, spec) != manifest["data"]:
         raise UserError(f"{spec.data} is not the data that {folder} was measured on")
     verdicts, reports, problems = [], [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
+        samples = relabelled(given, saved.model, spec)
         again = Report(
             report.name, report.threat, report.mode, report.total, report.flags, report.notes
         )
@@ -130,7 +131,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         reports.append(again)
     if _table(folder) not in (None, [_numbers(row) for row in tables.plain(reports)]):
         problems.append(f"{tables.JSON} says otherwise")
-    return Replay(dataset.name, reports, verdicts, problems)
+    return Replay(spec, reports, verdicts, problems)
 
 
 def _differing(report: Report, again: Report) -> list[str]:

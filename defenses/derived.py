@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from defenses.architectures import Shape
-from defenses.recipe import Vanilla
+from defenses.recipe import Plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class Derived(Vanilla):
+class Derived(Plain):
     """A defense made from other models, and trained on (as Vanilla, unless `loss` says otherwise)
     only if `epochs` says so.
 

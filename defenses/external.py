@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from defenses.adversarial import evaluating
 from defenses.architectures import Shape, build_architecture
 from defenses.layers import parse_layers
-from defenses.recipe import Vanilla
+from defenses.recipe import Plain
 from defenses.saved import misfit
 
 # What names gain in DataParallel, in a module that holds a `model`, and behind a normalisation in
@@ -48,7 +48,7 @@ class Normalised(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class External(Vanilla):
+class External(Plain):
     """A model given by its code and weights; trained on (as Vanilla) only if `epochs` says so.
 
     model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where

@@ -98,6 +98,11 @@ class Recipe(ABC):
         """
         return threat
 
+    @property
+    def hold_out(self) -> int:
+        """How many of the training images, the last, are withheld to stop training by."""
+        return 0
+
     def augment(self, x: Tensor) -> Tensor:
         """Training images (n, *shape) changed at random, by torch's global randomness."""
         return random_crop(x, self.crop) if self.crop else x
@@ -147,11 +152,53 @@ def random_crop(x: Tensor, padding: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vanilla(Recipe):
-    """Cross-entropy on clean images: the undefended model."""
+class Plain(Recipe):
+    """Cross-entropy on clean images."""
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
         return None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(model(batch.x), batch.y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vanilla(Plain):
+    """Cross-entropy on clean images: the undefended model.
+
+    dropout   the probability, in training, with which each input of the last fully connected layer
+              is zeroed (Srivastava et al. 2014); the others are scaled up.
+    hold_out  early stopping: so many training images, the last, are withheld, and training stops
+              after the first epoch in which the mean loss on them is not below that of the epoch
+              before; the weights of that one are kept. 0: all images are trained on, to the end.
+
+    Both are as Qian and Wegman (2019), "L2-nonexpansive neural networks", section 3.3 and appendix
+    C, have them for ordinary networks. Raises ValueError for hyperparameters out of range.
+
+    Differs from the source: the withheld images are the last, not random ones.
+
+    Unstated there: where dropout is, and of which epoch the weights are kept.
+    """
+
+    dropout: float = 0.0
+    hold_out: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.hold_out < 0:
+            raise ValueError(f"hold_out must be at least 0, not {self.hold_out}")
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        model = super().build(shape, classes)
+        if self.dropout:
+            _drop_before_last(model, self.dropout)
+        return model
+
+
+def _drop_before_last(model: nn.Module, probability: float) -> None:
+    """Put dropout before the last fully connected layer of a network that has one."""
+    layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    last = model.get_submodule(layers[-1])
+    model.set_submodule(layers[-1], nn.Sequential(nn.Dropout(probability), last))

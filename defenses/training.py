@@ -1,14 +1,12 @@
 """The one training loop: deterministic, and resumed where it was interrupted."""
 
+import copy
 import hashlib
-import io
-import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ThreatModel
+from defenses import checkpoints
 from defenses.architectures import Shape
+from defenses.checkpoints import Rows
 from defenses.derived import Derived
 from defenses.recipe import Batch, Recipe
-from defenses.saved import feed, fingerprint, write_atomically
+from defenses.saved import write_atomically
 
 # An interruption loses at most this much work, and an epoch.
 CHECKPOINT_SECONDS = 10.0
@@ -27,7 +27,12 @@ CHECKPOINT_SECONDS = 10.0
 # Losses are read from the device, which has to wait for that, this often.
 READ_SECONDS = 0.5
 
-Rows = list[list[float]]
+# Images at once when the loss on those withheld is measured.
+_AT_ONCE = 512
+
+# Of the log.
+_COLUMNS = ("epoch", "loss", "accuracy", "learning_rate", "validation_loss", "seconds")
+_VALIDATION = _COLUMNS.index("validation_loss")
 
 
 class TrainingError(RuntimeError):
@@ -81,13 +86,16 @@ def train(
     threat      of the run, for recipes that train against it.
     checkpoint  a file to resume from. It stays, finished, for the caller to remove once the model
                 is saved. One that is damaged, or of another training, only causes a warning.
-    log         a CSV file with a row per epoch.
+    log         a CSV file with a row per epoch. validation_loss is on the withheld images: NaN
+                where there are none.
     report      called twice a second and at the end of each epoch.
 
     The same seed gives the same weights on the same machine, interrupted or not, and global random
     state is left as it was. Accuracy is that of the logits that the model gave last, in train mode,
-    at each step. Raises TrainingError where loss or weights are no longer finite, and ValueError
-    for an empty training set or a recipe that lacks a threat.
+    at each step. Where the recipe withholds images, training stops after the first epoch in which
+    the mean cross-entropy on them is not below that of the epoch before, whose weights are kept.
+    Raises TrainingError where loss or weights are no longer finite, and ValueError for a training
+    set that is empty, or withheld whole, or a recipe that lacks a threat.
     """
     device = torch.device(device)
     model.to(device).eval()
@@ -96,17 +104,24 @@ def train(
         return 0.0
     if not len(x):
         raise ValueError("there are no samples to train on")
+    kept = len(x) - recipe.hold_out
+    if kept < 1:
+        raise ValueError(f"hold_out must be below {len(x)}, the number of training images")
     threat = recipe.trains_against(threat)
     optimizer = _optimizer(recipe, model)
     identity, rows = "", Rows()
     if checkpoint is not None:
-        identity = _identity(recipe, model, x, y, threat, seed, device)
-        rows = _resume(checkpoint, identity, model, optimizer)
+        identity = checkpoints.identify(recipe, model, x, y, threat, seed, device)
+        rows = checkpoints.resume(checkpoint, identity, model, optimizer)
     x, y = x.to(device), y.to(device)
+    (x, y), withheld = (x[:kept], y[:kept]), (x[kept:], y[kept:])
     steps = math.ceil(len(x) / recipe.batch)
     written = time.monotonic()
     with _repeatable(), _last_logits(model) as last:
         for epoch in range(len(rows), recipe.epochs):
+            if _worse(rows):
+                break
+            before = copy.deepcopy(model.state_dict()) if recipe.hold_out else {}
             began = read = time.monotonic()
             tally = _Tally(epoch, recipe.epochs, steps)
             with torch.no_grad(), _seeded(_derived(seed, "epoch", epoch), device):
@@ -131,13 +146,17 @@ def train(
             model.eval()
             if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
                 raise TrainingError(f"infinite weights in epoch {epoch + 1}: lower learning_rate")
-            rows.append([epoch + 1, done.loss, done.accuracy, rate, time.monotonic() - began])
+            validation = _mean_loss(model, *withheld) if recipe.hold_out else math.nan
+            seconds = time.monotonic() - began
+            rows.append([epoch + 1, done.loss, done.accuracy, rate, validation, seconds])
+            if _worse(rows):
+                model.load_state_dict(before)
             if log is not None:
                 _write_log(log, rows)
             late = time.monotonic() - written >= CHECKPOINT_SECONDS
-            if checkpoint is not None and (late or epoch + 1 == recipe.epochs):
+            if checkpoint is not None and (late or epoch + 1 == recipe.epochs or _worse(rows)):
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                _write_checkpoint(checkpoint, identity, {"rows": rows, **states})
+                checkpoints.write(checkpoint, identity, {"rows": rows, **states})
                 written = time.monotonic()
         _finish(recipe, model, x, y, seed)
     return sum(row[-1] for row in rows)
@@ -246,56 +265,24 @@ def _repeatable() -> Iterator[None]:
         backend.deterministic, backend.benchmark = before
 
 
-def _identity(
-    recipe: Recipe,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel | None,
-    seed: int,
-    device: torch.device,
-) -> str:
-    """A hash of all that determines the trained weights."""
-    facts = [
-        [type(recipe).__module__, type(recipe).__qualname__, asdict(recipe)],
-        [threat and asdict(threat), seed, fingerprint(model), device.type, torch.__version__],
-    ]
-    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
-    feed(digest, "x", x)
-    feed(digest, "y", y)
-    return digest.hexdigest()
+@torch.no_grad()
+def _mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The mean cross-entropy over any number of images. Raises TrainingError where not finite."""
+    parts = zip(x.split(_AT_ONCE), y.split(_AT_ONCE), strict=True)
+    losses = [nn.functional.cross_entropy(model(a), b, reduction="none") for a, b in parts]
+    mean = float(torch.cat(losses).double().mean())
+    if not math.isfinite(mean):
+        raise TrainingError(f"the loss on withheld images is {mean}: lower learning_rate")
+    return mean
 
 
-def _write_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """A line with the training's identity and the digest of the rest, then the state."""
-    body = io.BytesIO()
-    torch.save(state, body)
-    head = f"{identity} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
-    write_atomically(path, lambda file: file.write(head + body.getvalue()))
-
-
-def _resume(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
-    """Restore model and optimizer, and give the log's rows of the epochs that are done."""
-    if not path.exists():
-        return []
-    head, _, body = path.read_bytes().partition(b"\n")
-    # torch.load alone would not notice a flipped bit in a tensor.
-    known, _, digest = head.decode(errors="replace").partition(" ")
-    if hashlib.sha256(body).hexdigest() != digest:
-        reason = "damaged"
-    elif known != identity:
-        reason = "of another training (hyperparameters, data, seed, device or torch)"
-    else:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        rows: Rows = state["rows"]
-        return rows
-    warnings.warn(f"checkpoint {path} is {reason}: training starts over", stacklevel=3)
-    return []
+def _worse(rows: Rows) -> bool:
+    """Whether the last epoch did not lower the loss on withheld images. By the log's rows, which a
+    resumed training has too."""
+    return len(rows) > 1 and rows[-1][_VALIDATION] >= rows[-2][_VALIDATION]
 
 
 def _write_log(path: Path, rows: Rows) -> None:
-    lines = ["epoch,loss,accuracy,learning_rate,seconds"]
+    lines = [",".join(_COLUMNS)]
     lines += [",".join(f"{value:.6g}" for value in row) for row in rows]
     write_atomically(path, lambda file: file.write("\n".join([*lines, ""]).encode()))

@@ -201,11 +201,11 @@ def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
 def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
     first = runs[0]
     text = (
-        f"Accuracy in % over all {first[0].total} {spec.data} test images, natural and within each "
-        f"{NORMS[spec.norm]} eps, of the models as the run trained them. A sample counts as robust "
-        "if it is classified correctly and the attack of the line does not break it; best-attack: "
-        "if no attack breaks it. Each eps is a run of its own, with its records and notes, in "
-        f"{name}/."
+        f"Accuracy in % over all {first[0].total} {spec.data} {spec.split} images, natural and "
+        f"within each {NORMS[spec.norm]} eps, of the models as the run trained them. A sample "
+        "counts as robust if it is classified correctly and the attack of the line does not break "
+        "it; best-attack: if no attack breaks it. Each eps is a run of its own, with its records "
+        f"and notes, in {name}/."
     )
     text += on_order(first, "line")
     for report in first:

@@ -23,7 +23,7 @@ from benchmark.models import Trained, obtain, recipe_of
 from benchmark.records import FolderCell
 from benchmark.registry import load_plugin
 from benchmark.report import Report
-from benchmark.runner import Say, test_samples
+from benchmark.runner import Say, samples_of
 from benchmark.spec import RunSpec, read_budgets
 from benchmark.studies.classes_shown import caption, draw, table
 from benchmark.studies.first_against_rest import FirstAgainstRest
@@ -167,10 +167,10 @@ class _Job:
         name = f"order {number}, {dataset.classes} classes, {component.label}"
         self.say(f"{name}: getting the model, which is trained unless it was before")
         model = obtain(
-            component, dataset, self.spec.threat, self.spec.seed, self.folder / "defenses",
+            component, dataset, self.spec.training_threat, self.spec.seed, self.folder / "defenses",
             self.device, self.progress,
         )  # fmt: skip
-        samples = test_samples(dataset, self.spec)
+        samples = samples_of(dataset, self.spec)
         first = samples.y.numpy() == 0
         reached: dict[tuple[str, float], Distances] = {}
         flags: dict[str, str] = {}

@@ -27,7 +27,7 @@ def lipschitz(folder: Path) -> Study:
 
     Raises UserError where the folder holds no run, or no certificate.
     """
-    _, manifest, reports = load_run(folder)
+    spec, _, reports = load_run(folder)
     rows = [row for report in reports for row in _predictions(report)]
     if not rows:
         raise UserError(f"no defense of {folder} offers a certificate: run it with one that does")
@@ -36,7 +36,7 @@ def lipschitz(folder: Path) -> Study:
     norm = NORMS[first.threat.norm]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
     caption = (
-        f"Prediction: % of all {first.total} {manifest['data']['name']} test images that are "
+        f"Prediction: % of all {first.total} {spec.data} {spec.split} images that are "
         "classified correctly and whose certified radius, divided by the assumed bound of the "
         f"local Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of "
         f"those that no attack broke ({attacks or 'none yet'}). Only bound 1 is proven."

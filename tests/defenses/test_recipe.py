@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -6,7 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ThreatModel
-from defenses import Batch, Recipe, Vanilla, initialise, train
+from defenses import (
+    L2NNN,
+    AdversarialTraining,
+    Batch,
+    Ensemble,
+    External,
+    Hybrid,
+    Recipe,
+    Vanilla,
+    build_architecture,
+    initialise,
+    train,
+)
 from defenses.recipe import random_crop
 
 
@@ -43,6 +55,10 @@ def test_rates_of_the_schedules() -> None:
         {"crop": -1},
         {"optimizer": "adamw"},
         {"schedule": "stepwise"},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"dropout": float("nan")},
+        {"hold_out": -1},
     ],
 )
 def test_hyperparameters_out_of_range_are_refused_in_one_line(options: dict[str, Any]) -> None:
@@ -53,6 +69,58 @@ def test_hyperparameters_out_of_range_are_refused_in_one_line(options: dict[str,
 
 def test_vanilla_depends_on_no_threat() -> None:
     assert Vanilla().trains_against(ThreatModel("l2", 1.0)) is None
+
+
+# Dropout.
+
+
+@pytest.mark.parametrize("arch", ["mlp", "lenet5", "myrtle", "resnet18", "wideresnet28"])
+def test_dropout_zeroes_inputs_of_the_last_layer_in_training_alone(arch: str) -> None:
+    plain, dropping = (
+        initialise(Vanilla(arch=arch, widen=0.25, dropout=p), (1, 16, 16), 3, 0) for p in (0.0, 0.5)
+    )
+    # The same weights, in the same order, of which no more is drawn.
+    assert all(map(torch.equal, plain.state_dict().values(), dropping.state_dict().values()))
+    x = torch.rand(40, 1, 16, 16)
+    assert torch.equal(plain(x), dropping(x))
+    (drop,) = (module for module in dropping.modules() if isinstance(module, nn.Dropout))
+    seen: list[Tensor] = []
+    last = [module for module in dropping.modules() if isinstance(module, nn.Linear)][-1]
+    last.register_forward_hook(lambda *arguments: seen.append(arguments[1][0]))
+    dropping(x)
+    drop.train()
+    before = torch.get_rng_state()
+    first, second = dropping(x), dropping(x)
+    assert not torch.equal(first, second)
+    clean, dropped, _ = seen
+    zeroed = (dropped == 0) & (clean != 0)
+    assert torch.equal(dropped, torch.where(zeroed, 0, 2 * clean))
+    assert zeroed.sum().item() == pytest.approx((clean != 0).sum().item() / 2, rel=0.2)
+    torch.set_rng_state(before)
+    assert torch.equal(dropping(x), first)
+
+
+def test_dropout_changes_what_is_learnt_and_none_is_as_before() -> None:
+    x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 3
+    found = []
+    for options in ({}, {"dropout": 0.0}, {"dropout": 0.5}):
+        recipe = Vanilla(epochs=1, **options)
+        model = initialise(recipe, (1, 8, 8), 3, 0)
+        train(recipe, model, x, y, threat=None, seed=0)
+        found.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+    # Without it, tensors are named as the architecture names them.
+    own = build_architecture("default", (1, 8, 8), 3).state_dict().keys()
+    assert initialise(Vanilla(), (1, 8, 8), 3, 0).state_dict().keys() == own
+
+
+@pytest.mark.parametrize("option", ["dropout", "hold_out"])
+def test_only_vanilla_has_the_means_of_ordinary_networks(option: str) -> None:
+    others = (External, AdversarialTraining, L2NNN, Ensemble, Hybrid)
+    for recipe in others:
+        assert option not in {field.name for field in fields(recipe)}
+    assert all(recipe.hold_out == 0 for recipe in (External(), AdversarialTraining(), L2NNN()))
 
 
 # Random cropping.

@@ -1,0 +1,153 @@
+"""Whether the images that a model is confident of are those on which it is robust.
+
+Source: "L2-nonexpansive neural networks" (Qian and Wegman 2019), sections 3.1 (Jacobian) and 3.2
+(figure 2).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attacks.problem import NoGradientError
+from benchmark.assess import resolve_device
+from benchmark.components import BEST, NATURAL
+from benchmark.confidence import gaps, jacobian_norms
+from benchmark.data import load_dataset
+from benchmark.errors import UserError
+from benchmark.models import load_saved
+from benchmark.registry import load_plugin
+from benchmark.report import Report
+from benchmark.runner import identify, load_run, samples_of
+from benchmark.spec import Device
+from benchmark.studies.study import Study, axes, percent
+from benchmark.tables import NORMS
+
+# How many images the Jacobian is taken at (section 3.1).
+_FIRST = 1000
+
+_OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
+_OF_ALL = {"jacobian_norm": "Jacobian norm", "area": "area under ROC"}
+
+
+def confidence(folder: Path, bins: int, device: Device | None, root: Path | None) -> Study:
+    """Accuracy, natural and best-attack, of each row of a run on its images sorted by the model's
+    confidence gap into bins (figure 2), how well the gap predicts robustness, and the mean norm of
+    the Jacobian. The device is by default that of the run.
+
+    Raises UserError or SavedModelError where the folder, its data, or the number of bins will not
+    do.
+    """
+    spec, manifest, reports = load_run(folder)
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+    dataset = load_dataset(spec.data, root)
+    samples = samples_of(dataset, spec)
+    if identify(dataset, samples, spec) != manifest["data"]:
+        raise UserError(f"{spec.data} is not the data that {folder} was measured on")
+    if bins > len(samples):
+        raise UserError(f"{len(samples)} images do not fill {bins} bins: lower bins")
+    where = resolve_device(device or spec.device)
+    x, frames = samples.x.to(getattr(torch, spec.precision)), []
+    for report, row in zip(reports, manifest["rows"], strict=True):
+        model = load_saved(folder / row["model"]).model
+        gap = gaps(model, x, where).double().numpy()
+        whole = {"jacobian_norm": _mean_norm(model, x[:_FIRST], where), "area": _area(report, gap)}
+        frames.append(_binned(report, gap, bins).assign(**whole))
+    records = pd.concat(frames, ignore_index=True)
+    first = reports[0]
+    attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
+    caption = (
+        f"All {first.total} {spec.data} {spec.split} images, sorted for each defense by its "
+        "confidence gap (largest logit less the second largest) at the clean image and divided "
+        f"into bins; bin 1 has the largest gaps. {NATURAL}: % classified correctly. {BEST}: % also "
+        f"broken by no attack ({attacks or 'none yet'}; {NORMS[first.threat.norm]} eps "
+        f"{first.threat.eps:g}). gap: its mean. Jacobian norm: mean spectral norm of the Jacobian "
+        f"of the logits over the first {min(_FIRST, first.total)} images. area under ROC: of the "
+        f"gap as a predictor of what counts in {BEST}, 1 if all these have larger gaps than all "
+        "others and 0.5 if chance tells as much. Gaps of two defenses compare only where both "
+        "bound how fast logits change."
+    )
+    return Study("confidence", records, _table(records), caption, _draw(records))
+
+
+def _mean_norm(model: nn.Module, x: Tensor, device: torch.device) -> float:
+    """NaN where the model has no Jacobian."""
+    try:
+        return float(jacobian_norms(model, x, device).mean())
+    except NoGradientError:
+        return np.nan
+
+
+def _robust(report: Report) -> NDArray[np.bool_] | None:
+    """The samples (n,) that count in best-attack; None where that was not measured."""
+    if report.accuracy(BEST) is None:
+        return None
+    return np.isin(np.arange(report.total), report.survivors())
+
+
+def _area(report: Report, gap: NDArray[np.float64]) -> float:
+    """The area under the ROC curve of gaps (n,) as predictors of robustness; NaN where there is
+    nothing to tell apart."""
+    from sklearn.metrics import roc_auc_score
+
+    robust = _robust(report)
+    if robust is None or robust.all() or not robust.any():
+        return np.nan
+    return float(roc_auc_score(robust, gap))
+
+
+def _binned(report: Report, gap: NDArray[np.float64], bins: int) -> pd.DataFrame:
+    """A row per bin, from the largest gaps (n,) to the smallest."""
+    robust = _robust(report)
+    columns = {
+        "gap": gap,
+        "natural": ~report.frames[NATURAL]["broken"].to_numpy(),
+        "best_attack": np.full(len(gap), np.nan) if robust is None else robust,
+    }
+    frame, order = pd.DataFrame(columns), np.argsort(-gap, kind="stable")
+    rows = [
+        {"defense": report.name, "bin": number, "images": len(own)} | dict(frame.iloc[own].mean())
+        for number, own in enumerate(np.array_split(order, bins), 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _table(records: pd.DataFrame) -> pd.DataFrame:
+    groups = records.groupby("defense", sort=False)
+    return pd.DataFrame([line for _, own in groups for line in _lines(own)])
+
+
+def _lines(records: pd.DataFrame) -> Iterator[dict[str, str]]:
+    """What is shown of one defense, a line for each number, over all images and in each bin."""
+    for column, name in (_OF_BINS | _OF_ALL).items():
+        values = records[column]
+        show = percent if name.endswith("%") else _number
+        whole = show(float(np.average(values, weights=records["images"])))
+        each = values.map(show) if column in _OF_BINS else [""] * len(records)
+        numbers = dict(zip(records["bin"].map(str), each, strict=True))
+        yield {"defense": records["defense"].iloc[0], "measure": name, "all": whole} | numbers
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3g}"
+
+
+def _draw(records: pd.DataFrame) -> Any:
+    figure, plot = axes(4.5)
+    for place, (name, rows) in enumerate(records.groupby("defense", sort=False)):
+        colour = f"C{place}"
+        plot.plot(rows["bin"], 100 * rows["best_attack"], "o-", color=colour, label=str(name))
+        plot.plot(rows["bin"], 100 * rows["natural"], "s--", color=colour)
+    plot.set(
+        xlabel="bin, from the largest confidence gaps to the smallest",
+        ylabel=f"{BEST} and (dashed) {NATURAL} accuracy (%)",
+        ylim=(-3, 103),
+    )
+    plot.legend()
+    return figure
