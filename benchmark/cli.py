@@ -40,6 +40,7 @@ class Kind(StrEnum):
     defenses = "defenses"
     datasets = "datasets"
     suites = "suites"
+    studies = "studies"
     foolbox = "foolbox"
     torchattacks = "torchattacks"
 
@@ -141,20 +142,23 @@ def train(
 
 @app.command("list")
 def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
-    """List attacks, defenses, datasets or suites, or the attacks of a library."""
+    """List attacks, defenses, datasets, suites or ready studies, or the attacks of a library."""
     from benchmark import registry
+    from benchmark.studies.sweep_spec import describe_studies
 
     for path in plugin:
         registry.load_plugin(path)
     if kind in (Kind.foolbox, Kind.torchattacks):
         lines = registry.describe_library(kind.value)
+    elif kind is Kind.studies:
+        lines = describe_studies()
     else:
         names: registry.Registry = getattr(registry, kind.value.upper())
         lines = names.describe()
     width = max(16, *(len(name) + 2 for name in lines))
     for name, about in lines.items():
         line = f"{name:{width}}{about}"
-        if kind is Kind.suites:  # which are long
+        if kind in (Kind.suites, Kind.studies):  # which are long
             line = textwrap.fill(line, 100, subsequent_indent=" " * width, break_on_hyphens=False)
         typer.echo(line)
 

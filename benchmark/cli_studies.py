@@ -185,6 +185,34 @@ def data(
     _show(data.data(names, split, radii, eps, samples, device, data_root, speaker(quiet)), out)
 
 
+@study.command()
+def sweep(
+    spec: Annotated[str, typer.Argument(help="A YAML study, or a ready one: see list studies.")],
+    reduced: Annotated[bool, typer.Option("--reduced", help="At the size for a CPU.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Default: under runs/.")] = None,
+    device: RunDevice = None,
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Carry out a study that is a spec: a run at each point of a grid, in one table. Resumes."""
+    from benchmark.studies import sweep as studies
+    from benchmark.studies.sweep_spec import read_sweep
+
+    folder = out or Path("runs") / (Path(spec).stem + ("-reduced" if reduced else ""))
+    how = studies.How(device, data_root, not quiet, speaker(quiet))
+    _show(studies.sweep(read_sweep(spec, reduced), folder, how), folder)
+
+
+@study.command()
+def ranks(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study over variants.")],
+) -> None:
+    """How far a leaderboard on the original data can be trusted on its variants."""
+    from benchmark.studies import ranks
+
+    _show(ranks.ranks(folder), folder)
+
+
 def _show(found: "Study", folder: Path) -> None:
     found.write(folder)
     typer.echo(found.markdown())

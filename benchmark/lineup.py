@@ -64,7 +64,7 @@ def choose(
             left_out.append(f"{label} (no row {', '.join(missing)})")
         else:
             entries[label] = Entry(attack, member[1])
-    if suite is not None and not entries:
+    if of_suite and not entries:
         raise UserError(f"no attack of suite {suite!r} runs under {threat.norm}")
     return Lineup(
         entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()

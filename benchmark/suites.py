@@ -27,6 +27,7 @@ _ON_ARMS = ("best-arm", "top-2", "softmax", "highest-arm", "average-gradient", "
 _STAGES = ("first", "second", "first-then-second")
 
 SUITES = {
+    "none": Suite("natural accuracy alone", ()),
     "quick": Suite(
         "for small models, in seconds",
         ("pgd/steps=40", "pgd/steps=40/objective=margin", "cw/steps=200/searches=5"),

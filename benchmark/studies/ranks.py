@@ -1,0 +1,152 @@
+"""How stable the order of defenses is when the data change and their meaning does not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmark.components import BEST
+from benchmark.errors import UserError
+from benchmark.report import Report
+from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.sweep import load_sweep
+from benchmark.studies.sweep_spec import ORIGINAL, VARIANT
+
+# Resamples of the images, drawn from this seed.
+_DRAWS, _SEED = 1000, 0
+
+Counts = NDArray[np.int64]
+
+
+def ranks(folder: Path) -> Study:
+    """The rank of each defense by best-attack on each variant of a study, and Kendall's tau (b, for
+    ties) of each variant's order with that on the original data, with its mean over the variants.
+
+    Intervals are of 95%, by a percentile bootstrap over images, the same ones for all defenses and
+    variants. Models are taken as they are: what other seeds of training would give is not in them.
+
+    Records have one row per number: variant, defense (empty for tau), measure, value, low, high.
+
+    Raises UserError where the folder holds no study over variants with the original data, of two
+    defenses or more under attack, on the same number of images each.
+    """
+    spec, found = load_sweep(folder)
+    if VARIANT not in spec.over:
+        raise UserError(f"the study of {folder} has no axis {VARIANT!r}")
+    place = list(spec.over).index(VARIANT)
+    robust: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    for at, reports in found.items():
+        others = [label for axis, label in enumerate(at) if axis != place]
+        for report in reports:
+            name = ", ".join([report.name, *others])
+            robust.setdefault(at[place], {})[name] = _robust(report)
+    if ORIGINAL not in robust:
+        raise UserError(f"the study of {folder} lacks the variant {ORIGINAL!r}, to compare with")
+    robust = {ORIGINAL: robust[ORIGINAL], **robust}
+    names = list(robust[ORIGINAL])
+    totals = {len(one) for of_variant in robust.values() for one in of_variant.values()}
+    if len(names) < 2 or len(robust) < 2 or len(totals) > 1:
+        raise UserError("ranks need two defenses and two variants, all on as many images")
+    verdicts = np.stack([[of_variant[name] for name in names] for of_variant in robust.values()])
+    records = pd.DataFrame(list(_measure(verdicts, list(robust), names)))
+    return Study("ranks", records, _table(records), _caption(records, totals.pop()), _draw(records))
+
+
+def _robust(report: Report) -> NDArray[np.bool_]:
+    if not report.measured:
+        raise UserError(f"{report.name} was not attacked: ranks go by {BEST}")
+    robust = np.zeros(report.total, dtype=bool)
+    robust[report.survivors()] = True
+    return robust
+
+
+def _measure(
+    verdicts: NDArray[np.bool_], variants: list[str], names: list[str]
+) -> Iterator[dict[str, object]]:
+    """All numbers, from verdicts (variants, defenses, images), the original first."""
+    images = verdicts.shape[2]
+    draws = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), _DRAWS)
+    counts, resampled = verdicts.sum(2), np.einsum("bn,vdn->bvd", draws, verdicts, optimize=True)
+    placed, places = _ranks(counts), _ranks(resampled)
+    for v, variant in enumerate(variants):
+        for d, name in enumerate(names):
+            own = {"variant": variant, "defense": name}
+            shares = resampled[:, v, d] / images
+            yield own | _with_interval(BEST, counts[v, d] / images, shares)
+            yield own | _with_interval("rank", placed[v, d], places[:, v, d])
+    taus = np.array([_tau(counts[0], one) for one in counts[1:]])
+    drawn = np.array([[_tau(one[0], other) for other in one[1:]] for one in resampled])
+    for v, variant in enumerate(variants[1:]):
+        yield {"variant": variant, "defense": ""} | _with_interval("tau", taus[v], drawn[:, v])
+    all_ = {"variant": "all variants", "defense": ""}
+    yield all_ | _with_interval("tau", taus.mean(), drawn.mean(1))
+    # Two samples of the original data: what chance alone does to the order.
+    again = np.array(
+        [_tau(a[0], b[0]) for a, b in zip(resampled[::2], resampled[1::2], strict=True)]
+    )
+    yield {"variant": ORIGINAL, "defense": ""} | _with_interval("tau", again.mean(), again)
+
+
+def _ranks(counts: Counts) -> Counts:
+    """From 1 for the highest count along the last dimension; those that are equal share a rank."""
+    higher: Counts = (counts[..., None, :] > counts[..., :, None]).sum(-1)
+    return higher + 1
+
+
+def _tau(one: Counts, other: Counts) -> float:
+    """NaN where either has all defenses level."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(one, other).statistic)
+
+
+def _with_interval(measure: str, value: float, draws: NDArray[Any]) -> dict[str, object]:
+    low, high = np.nanpercentile(draws, [2.5, 97.5]) if not np.isnan(draws).all() else [np.nan] * 2
+    return {"measure": measure, "value": float(value), "low": float(low), "high": float(high)}
+
+
+def _table(records: pd.DataFrame) -> pd.DataFrame:
+    lines = []
+    for variant, own in records.groupby("variant", sort=False):
+        line = {"variant": str(variant)}
+        for name, of_defense in own[own["defense"] != ""].groupby("defense", sort=False):
+            share, rank = (
+                of_defense[of_defense["measure"] == one].iloc[0] for one in (BEST, "rank")
+            )
+            among = f"{rank.low:.0f}-{rank.high:.0f}" if rank.low < rank.high else f"{rank.low:.0f}"
+            line[str(name)] = f"{rank.value:.0f} ({among}): {percent(share.value)}"
+        for tau in own[own["measure"] == "tau"].itertuples():
+            line["tau"] = f"{tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]"
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("")
+
+
+def _caption(records: pd.DataFrame, images: int) -> str:
+    whole = records[(records["variant"] == "all variants")].iloc[0]
+    return (
+        f"Rank by {BEST} (95% interval of the rank): {BEST} accuracy in %, over {images} test "
+        "images of each variant, on which models are trained and attacked. tau: Kendall's, of the "
+        "order of the defenses with that on the original data, 1 if it is the same and -1 if it is "
+        f"reversed; over all variants its mean is {whole.value:.2f}. On the line of the original "
+        "data: between two resamples of its images, which is what chance alone leaves of the "
+        f"order. Intervals: bootstrap over images, {_DRAWS} draws, seed {_SEED}; training is not "
+        "repeated."
+    )
+
+
+def _draw(records: pd.DataFrame) -> Any:
+    own = records[records["measure"] == "rank"]
+    figure, plot = axes(4.5)
+    names = list(own["defense"].unique())
+    for place, (name, rows) in enumerate(own.groupby("defense", sort=False)):
+        at = np.arange(len(rows)) + 0.06 * (place - (len(names) - 1) / 2)
+        reach = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+        plot.errorbar(at, rows["value"], reach, fmt="o-", capsize=3, label=str(name))
+    plot.set_xticks(range(own["variant"].nunique()), list(own["variant"].unique()))
+    plot.set(ylabel=f"rank by {BEST}", yticks=range(1, len(names) + 1))
+    plot.invert_yaxis()
+    figure.legend(loc="outside lower center", fontsize="small", ncols=3)
+    return figure

@@ -1,0 +1,170 @@
+"""Carries out a study that is a spec: a run at each point of its grid, one table, one picture.
+
+SPEC          study.yaml
+the runs      points/AXIS=VALUE,.../, and within each: train, predictions, unbounded
+the table     sweep.csv (one row per number), sweep.md, sweep.png
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from benchmark.assess import resolve_device
+from benchmark.components import BEST, NATURAL, SAVED, Component
+from benchmark.confidence import gaps, jacobian_norms
+from benchmark.data import load_dataset
+from benchmark.errors import UserError
+from benchmark.lineup import choose
+from benchmark.models import load_saved
+from benchmark.parts import check, check_fit
+from benchmark.records import write_text
+from benchmark.registry import load_plugin
+from benchmark.report import Report
+from benchmark.runner import Say, load_run, run, samples_of
+from benchmark.separation import inter_class_distance, log_volumes
+from benchmark.spec import Device, RunSpec, read_values
+from benchmark.studies.study import Study
+from benchmark.studies.sweep_shown import TEST, TRAIN, caption, draw, table
+from benchmark.studies.sweep_spec import SweepSpec, make_sweep
+
+SPEC = "study.yaml"
+
+# Other ways to attack the models of a point, and what each changes of its run.
+_AGAIN: dict[str, dict[str, object]] = {
+    TRAIN: {"split": TRAIN},
+    "predictions": {"labels": "predictions"},
+    "unbounded": {"bounded": False},
+}
+
+# How many images the Jacobian is taken at.
+_FIRST = 1000
+
+
+@dataclass(frozen=True)
+class How:
+    """How the runs of a study are carried out."""
+
+    device: Device | None = None
+    root: Path | None = None
+    progress: bool = False
+    say: Say = lambda line: None
+
+
+def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
+    """Carry out a study in a folder; what is there already is not measured again.
+
+    Records have one row per number: a column per axis, `defense` (empty where it is of the data),
+    `setting` (test, or what was changed), `measure`, `value`, for shares of images `low` and `high`
+    of their 95% interval, and `images`.
+
+    Raises UserError, SavedModelError or TrainingError, each in one line; for what is wrong with the
+    spec of any point before any work.
+    """
+    points = spec.points()
+    if how.device:
+        points = {at: one.model_copy(update={"device": how.device}) for at, one in points.items()}
+    for one in points.values():
+        _check(one, how.root)
+    write_text(folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    rows: list[dict[str, object]] = []
+    reports: list[Report] = []
+    for at, one in points.items():
+        home = point_folder(folder, spec, at)
+        how.say(home.name)
+        axes = dict(zip(spec.over, at, strict=True))
+        found = _runs(spec, one, home, how)
+        reports += [report for of_setting in found.values() for report in of_setting]
+        numbers = [*_accuracies(found), *_others(spec, one, home, how.root)]
+        rows += [axes | number for number in numbers]
+    records = pd.DataFrame(rows)
+    first = next(iter(points.values()))
+    about = caption(spec, first, records, reports)
+    return Study("sweep", records, table(spec, records), about, draw(spec, records))
+
+
+def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Report]]]:
+    """The study that was carried out in a folder, and the reports of each point. Raises UserError
+    where there is none, or a point is missing."""
+    if not (folder / SPEC).exists():
+        raise UserError(f"{folder} holds no study: name the folder that `study sweep` filled")
+    spec = make_sweep(read_values(folder / SPEC))
+    return spec, {at: load_run(point_folder(folder, spec, at))[2] for at in spec.points()}
+
+
+def point_folder(folder: Path, spec: SweepSpec, at: Sequence[str]) -> Path:
+    """Where the run of a point is."""
+    name = ",".join(f"{axis}={label}" for axis, label in zip(spec.over, at, strict=True))
+    return folder / "points" / name.replace("/", "+")
+
+
+def _check(one: RunSpec, root: Path | None) -> None:
+    """Find now what would fail later."""
+    for plugin in one.plugins:
+        load_plugin(plugin)
+    choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
+    check(one.defenses)
+    check_fit(one.defenses, load_dataset(one.data, root))
+
+
+def _runs(spec: SweepSpec, one: RunSpec, home: Path, how: How) -> dict[str, list[Report]]:
+    """The reports of a point: of its own run, which trains the models, and of those on them."""
+    found = {TEST: run(one, home, how.root, how.progress, how.say)}
+    saved = [
+        Component(name=f"{SAVED}{path.absolute()}", options={}, given_label=label)
+        for label, path in _models(home).items()
+    ]
+    for setting, changed in _AGAIN.items():
+        if setting in spec.measures:
+            how.say(setting)
+            again = one.model_copy(update={**changed, "defenses": saved})
+            found[setting] = run(again, home / setting, how.root, how.progress, how.say)
+    return found
+
+
+def _models(home: Path) -> dict[str, Path]:
+    """The folder of each row's model of a run."""
+    return {row["defense"]: home / row["model"] for row in load_run(home)[1]["rows"]}
+
+
+def _accuracies(found: Mapping[str, Iterable[Report]]) -> Iterator[dict[str, object]]:
+    for setting, report in ((one, report) for one, reports in found.items() for report in reports):
+        singles = [] if report.mode == "cascade" else report.measured
+        # In the other settings the clean images are the same, or right by definition.
+        clean = [NATURAL] if setting in (TEST, TRAIN) else []
+        for label in (*clean, *singles, *([BEST] if report.measured else [])):
+            accuracy = report.accuracy(label)
+            if accuracy is not None:
+                low, high = accuracy.interval
+                yield {
+                    "defense": report.name, "setting": setting, "measure": label,
+                    "value": accuracy.value, "low": low, "high": high, "images": accuracy.n,
+                }  # fmt: skip
+
+
+def _others(
+    spec: SweepSpec, one: RunSpec, home: Path, root: Path | None
+) -> Iterator[dict[str, object]]:
+    """What is measured of models and data themselves: means over images of each split."""
+    dataset, device = load_dataset(one.data, root), resolve_device(one.device)
+    for setting in (TEST, TRAIN) if TRAIN in spec.measures else (TEST,):
+        images = samples_of(dataset, one.model_copy(update={"split": setting}))
+        x, y, n = images.x, images.y, len(images)
+        for label, path in _models(home).items():
+            model = load_saved(path).model
+            own: dict[str, object] = {"defense": label, "setting": setting}
+            if "gap" in spec.measures:
+                mean = float(gaps(model, x, device).double().mean())
+                yield own | {"measure": "gap", "value": mean, "images": n}
+            if "jacobian" in spec.measures:
+                mean = float(jacobian_norms(model, x[:_FIRST], device).mean())
+                yield own | {"measure": "jacobian", "value": mean, "images": min(n, _FIRST)}
+        own = {"defense": "", "setting": setting, "images": n}
+        if "inter-class-distance" in spec.measures:
+            apart = inter_class_distance(x.to(device), y.to(device))
+            yield own | {"measure": "inter-class-distance", "value": apart}
+        if "log-volume" in spec.measures:
+            volume = float(log_volumes(x.to(device), one.threat).mean())
+            yield own | {"measure": "log-volume", "value": volume}

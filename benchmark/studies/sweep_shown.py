@@ -1,0 +1,139 @@
+"""How a study that is a spec is shown: its table, what is said of it, its picture."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from benchmark.components import BEST, NATURAL
+from benchmark.report import Report
+from benchmark.spec import RunSpec
+from benchmark.studies.study import percent
+from benchmark.studies.sweep_spec import SweepSpec
+from benchmark.tables import NORMS, on_order
+
+TEST, TRAIN = "test", "train"
+
+_INTERVAL = " [95% interval]"
+_REPORTED = " (reported)"
+
+_SAID = {
+    TRAIN: "train: over the first training images, with the labels trained on.",
+    "predictions": (
+        "predictions: correct is what the model says of the clean image (robustness with respect "
+        "to predictions)."
+    ),
+    "unbounded": "unbounded: perturbed images may leave [0, 1].",
+    "gap": "gap: mean confidence gap, the largest logit less the second largest.",
+    "jacobian": "jacobian: mean spectral norm of the Jacobian of the logits, over 1000 images.",
+    "inter-class-distance": "inter-class-distance: of the images measured on, L2.",
+    "log-volume": "log-volume: mean volume that the threat leaves around an image, in bits.",
+}
+
+
+def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
+    """A line for each point and defense; a column for each measure and setting, and beside it what
+    a paper reported."""
+    axes = list(spec.over)
+    keys = [*axes, "defense"]
+    columns = [
+        measure if setting == TEST else f"{measure}, {setting}"
+        for measure, setting in zip(records["measure"], records["setting"], strict=True)
+    ]
+    shown = records.assign(column=columns, text=[_text(row) for row in records.itertuples()])
+    lines = shown.loc[shown["defense"] != "", keys].drop_duplicates()
+    reported = _reported(spec, keys)
+    named = [one for one in dict.fromkeys(columns) if one not in _repeated(records)]
+    for column in dict.fromkeys([*named, *reported.columns.drop(keys)]):
+        own = shown[shown["column"] == column]
+        if len(own):
+            on = keys if own["defense"].all() else axes
+            lines = lines.merge(own[[*on, "text"]], "left", on).rename(columns={"text": column})
+        if column in reported:
+            beside = reported[[*keys, column]].rename(columns={column: f"{column}{_REPORTED}"})
+            lines = lines.merge(beside, "left", keys)
+    return lines.fillna("-").rename(columns={BEST: f"{BEST}{_INTERVAL}"})
+
+
+def _text(row: Any) -> str:
+    """A number as the table has it: shares, which have an interval, in %."""
+    if pd.isna(row.low):
+        return f"{row.value:.4g}"
+    if (row.measure, row.setting) == (BEST, TEST):
+        return f"{percent(row.value)} [{percent(row.low)}, {percent(row.high)}]"
+    return percent(row.value)
+
+
+def _repeated(records: pd.DataFrame) -> set[str]:
+    """The columns of the only attack, which say what those of best-attack do."""
+    attacks = set(records.loc[records["low"].notna(), "measure"]) - {NATURAL, BEST}
+    if len(attacks) != 1:
+        return set()
+    (only,) = attacks
+    return {only, *(f"{only}, {setting}" for setting in records["setting"])}
+
+
+def _reported(spec: SweepSpec, keys: list[str]) -> pd.DataFrame:
+    rows = [] if spec.reported is None else spec.reported.rows
+    return pd.DataFrame(rows, columns=None if rows else keys).astype(str).replace("nan", "-")
+
+
+def caption(spec: SweepSpec, one: RunSpec, records: pd.DataFrame, reports: Iterable[Report]) -> str:
+    """What the numbers are over; `one` is the first point."""
+    reports = list(reports)
+    images = sorted(set(records.loc[records["setting"] == TEST, "images"]))
+    counts = " to ".join(str(int(count)) for count in dict.fromkeys((images[0], images[-1])))
+    attacks = dict.fromkeys(label for report in reports for label in report.measured)
+    within = f" and within {NORMS[one.norm]} eps {one.eps:g}" if attacks else ""
+    text = (
+        f"Accuracy in % over {counts} test images, natural{within}, of models that were trained "
+        "on the data that they are measured on."
+    )
+    if attacks:
+        text += (
+            f" {BEST}: classified correctly and broken by no attack ({', '.join(attacks)})."
+            + on_order(reports[:1], "column")
+        )
+    text += "".join(f" {_SAID[measure]}" for measure in spec.measures)
+    if spec.reported:
+        text += f"{_REPORTED.replace('(', '').replace(')', '')}: {spec.reported.source}."
+    flags = dict.fromkeys(
+        f"{report.name}: {', '.join(report.flags)}" for report in reports if report.flags
+    )
+    return text + (f" Flags at some point: {'; '.join(flags)}." if flags else "")
+
+
+def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
+    """Natural accuracy (dashed) and best-attack along the first axis, a panel for the training
+    images where these were measured."""
+    from matplotlib.figure import Figure
+
+    first, *others = spec.over
+    panels = [one for one in (TEST, TRAIN) if one in set(records["setting"])]
+    figure = Figure(figsize=(7, 4.2 * len(panels) + 0.6), layout="constrained")
+    for plot, setting in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+    ):
+        own = records[(records["setting"] == setting) & (records["defense"] != "")]
+        for place, (name, rows) in enumerate(own.groupby(["defense", *others], sort=False)):
+            label = ", ".join(map(str, name))
+            for measure, style in ((BEST, "o-"), (NATURAL, "s--")):
+                line = rows[rows["measure"] == measure]
+                if len(line):
+                    drawn = f"{label}: {measure}" if setting == TEST else None
+                    shares = 100 * line["value"]
+                    plot.plot(
+                        _places(line[first]), shares, style, color=f"C{place % 10}", label=drawn,
+                        markersize=4,
+                    )  # fmt: skip
+        plot.set(xlabel=first, ylabel=f"accuracy on {setting} images (%)", ylim=(-2, 102))
+        plot.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize="small", ncols=2)
+    return figure
+
+
+def _places(labels: "pd.Series[str]") -> list[Any]:
+    """Numbers where all labels are numbers, the labels themselves otherwise."""
+    numbers = pd.to_numeric(labels, errors="coerce")
+    finite = numbers.notna().all() and (numbers.abs() != float("inf")).all()
+    return list(numbers) if finite else list(labels)

@@ -1,0 +1,140 @@
+"""A study as a spec: a YAML file that names defenses, data, attacks, and what is varied."""
+
+import itertools
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from benchmark.components import first_line, read_component
+from benchmark.errors import UserError, did_you_mean
+from benchmark.spec import RunSpec, make_spec, read_values
+
+Value = str | int | float
+Measure = Literal[
+    "train", "predictions", "unbounded", "gap", "jacobian", "inter-class-distance", "log-volume"
+]
+
+# The value of the axis `variant` that changes nothing.
+ORIGINAL = "original"
+VARIANT = "variant"
+
+# What an axis can vary of a run; all else are options of its defenses.
+_OF_RUN = ("samples", "norm", "eps", "seed")
+
+_COLUMNS = {"defense", "setting", "measure", "value", "low", "high", "images", "column", "text"}
+
+
+class Reported(BaseModel):
+    """What a paper says: where, and its numbers, each row by axes and defense, in the columns of
+    the study's table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    rows: list[dict[str, Value]]
+
+
+class SweepSpec(BaseModel):
+    """A study: a run at each point of a grid.
+
+    about     one line.
+    over      the axes. Each is the name of a setting with a list of its values, or a name with a
+              mapping from labels to several settings. Settings are variant (a part of the name of
+              the data set, "original" for none), samples, norm, eps, seed, or an option of all
+              defenses. The first axis is that of the picture.
+    measures  what is measured besides natural accuracy, attacks and best-attack.
+    reported  what a paper says of it.
+    run       all else: the settings of a run, with defenses and attacks; without attacks, natural
+              accuracy alone is measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    over: Annotated[dict[str, list[Value] | dict[Value, dict[str, Value]]], Field(min_length=1)]
+    measures: list[Measure] = []
+    reported: Reported | None = None
+    run: dict[str, Any]
+
+    @field_validator("over")
+    @classmethod
+    def _no_column(cls, over: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_COLUMNS & over.keys()):
+            raise ValueError(f"{taken[0]!r} is a column of the records: name the axis otherwise")
+        return over
+
+    def points(self) -> dict[tuple[str, ...], RunSpec]:
+        """The run at each point, by the labels of its values along the axes, in order. Raises
+        UserError where one of them is not valid."""
+        axes = [_settings(axis, values) for axis, values in self.over.items()]
+        return {
+            tuple(label for label, _ in point): self._spec([one for _, one in point])
+            for point in itertools.product(*axes)
+        }
+
+    def _spec(self, changes: list[Mapping[str, Value]]) -> RunSpec:
+        values = ({} if self.run.get("attacks") else {"suite": "none"}) | self.run
+        defenses = [read_component(one, "a defense") for one in values.get("defenses") or []]
+        for key, value in (item for change in changes for item in change.items()):
+            if key == VARIANT:
+                data = values.get("data", RunSpec.model_fields["data"].default)
+                values["data"] = data if value == ORIGINAL else f"{data}/{value}"
+            elif key in _OF_RUN:
+                values[key] = value
+            else:
+                defenses = [
+                    one.model_copy(
+                        update={"options": one.options | {key: value}, "given_label": one.label}
+                    )
+                    for one in defenses
+                ]
+        return make_spec(values | {"defenses": defenses})
+
+
+def _settings(
+    axis: str, values: list[Value] | dict[Value, dict[str, Value]]
+) -> list[tuple[str, dict[str, Value]]]:
+    if isinstance(values, dict):
+        return [(str(label), settings) for label, settings in values.items()]
+    return [(str(value), {axis: value}) for value in values]
+
+
+def read_sweep(name: str, reduced: bool) -> SweepSpec:
+    """The study in a YAML file, or the ready one of that name; `reduced`, with what its own block
+    of that name changes. Raises UserError, in one line, where there is none or it is not valid."""
+    path = Path(name)
+    if not path.is_file():
+        ready = ready_made()
+        if name not in ready:
+            hint = did_you_mean(name, ready, f"ready ones are {', '.join(ready)}")
+            raise UserError(f"there is no study {name!r}: {hint}")
+        path = ready[name]
+    values = read_values(path)
+    changes = values.pop("reduced", None)
+    if reduced and not isinstance(changes, dict):
+        raise UserError(f"{name} has no reduced size")
+    return make_sweep(values | (changes if reduced else {}))
+
+
+def make_sweep(values: dict[str, Any]) -> SweepSpec:
+    """A study from plain values. Raises UserError, in one line, where they are not valid."""
+    own = {key: value for key, value in values.items() if key in SweepSpec.model_fields}
+    run = {key: value for key, value in values.items() if key not in own}
+    try:
+        return SweepSpec.model_validate({"run": run} | own)
+    except ValidationError as error:
+        raise UserError(f"the study is not valid: {first_line(error)}") from error
+
+
+def ready_made() -> dict[str, Path]:
+    """The studies that come with the program, by name."""
+    folder = Path(str(resources.files("benchmark.studies"))) / "specs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def describe_studies() -> dict[str, str]:
+    """What each of them is about."""
+    return {name: read_sweep(str(path), False).about for name, path in ready_made().items()}
