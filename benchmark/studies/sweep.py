@@ -31,6 +31,7 @@ from benchmark.studies.sweep_shown import TEST, TRAIN, caption, draw, table
 from benchmark.studies.sweep_spec import SweepSpec, make_sweep
 
 SPEC = "study.yaml"
+NAME = "sweep"
 
 # Other ways to attack the models of a point, and what each changes of its run.
 _AGAIN: dict[str, dict[str, object]] = {
@@ -63,11 +64,15 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
     Raises UserError, SavedModelError or TrainingError, each in one line; for what is wrong with the
     spec of any point before any work.
     """
-    points = spec.points()
     if how.device:
-        points = {at: one.model_copy(update={"device": how.device}) for at, one in points.items()}
+        spec = spec.model_copy(update={"run": spec.run | {"device": how.device}})
+    points = spec.points()
     for one in points.values():
         _check(one, how.root)
+    # From here on the folder is this study's: what was found by an earlier one would not be.
+    for name in (NAME, "ranks"):
+        for ending in ("md", "csv", "png"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
     write_text(folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     rows: list[dict[str, object]] = []
     reports: list[Report] = []
@@ -82,14 +87,16 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
     records = pd.DataFrame(rows)
     first = next(iter(points.values()))
     about = caption(spec, first, records, reports)
-    return Study("sweep", records, table(spec, records), about, draw(spec, records))
+    return Study(NAME, records, table(spec, records), about, draw(spec, records))
 
 
 def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Report]]]:
-    """The study that was carried out in a folder, and the reports of each point. Raises UserError
-    where there is none, or a point is missing."""
-    if not (folder / SPEC).exists():
-        raise UserError(f"{folder} holds no study: name the folder that `study sweep` filled")
+    """The study that was carried out in a folder, to its end, and the reports of each point. Raises
+    UserError where there is none."""
+    if not (folder / f"{NAME}.csv").exists():
+        raise UserError(
+            f"{folder} holds no finished study: name a folder that `study sweep` filled"
+        )
     spec = make_sweep(read_values(folder / SPEC))
     return spec, {at: load_run(point_folder(folder, spec, at))[2] for at in spec.points()}
 
