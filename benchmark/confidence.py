@@ -3,12 +3,17 @@
 Source: "L2-nonexpansive neural networks" (Qian and Wegman 2019), sections 3.1 and 3.2.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from attacks.problem import differentiate
+from attacks.problem import NoGradientError, differentiate
 from benchmark.subject import freeze, full_precision
 from defenses.l2nnn import confidence_gap
+
+# How many images the mean norm of the Jacobian is over.
+_FIRST = 1000
 
 # Images at once: ten classes of 3 x 32 x 32 pixels then take 60 MB in float64.
 _BLOCK = 256
@@ -38,6 +43,15 @@ def jacobian_norms(
     """
     frozen = freeze(model, device, x.dtype)
     return torch.cat([_spectral_norms(frozen, part.to(device)).cpu() for part in x.split(block)])
+
+
+def mean_jacobian_norm(model: nn.Module, x: Tensor, device: torch.device) -> float:
+    """The mean of the norms of Jacobians over the first 1000 images (section 3.1); NaN where the
+    model gives no gradients."""
+    try:
+        return float(jacobian_norms(model, x[:_FIRST], device).mean())
+    except NoGradientError:
+        return math.nan
 
 
 def _spectral_norms(model: nn.Module, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from benchmark.records import FolderCell, write_json, write_text
 from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.spec import RunSpec, make_spec
-from benchmark.subject import examine
+from benchmark.subject import check_model, examine, full_precision
 
 Say = Callable[[str], None]
 
@@ -132,12 +132,14 @@ def identify(dataset: Dataset, samples: Samples, spec: RunSpec) -> dict[str, str
     return found | ({} if spec.labels == "data" else {"labels": spec.labels})
 
 
+@full_precision()
 def relabelled(samples: Samples, model: nn.Module, spec: RunSpec) -> Samples:
     """The samples, with the model's predictions in place of labels where a spec asks for these."""
     if spec.labels == "data":
         return samples
     device = resolve_device(spec.device)
     subject = examine(model, device, getattr(torch, spec.precision))
+    check_model(subject, samples.x[: spec.block].to(device, subject.dtype), samples.y, None)
     blocks = zip(samples.x.split(spec.block), samples.y.split(spec.block), strict=True)
     made = [subject.judge(x.to(device), y.to(device))[0].cpu() for x, y in blocks]
     return dataclasses.replace(samples, y=torch.cat(made).clamp_min(0))

@@ -12,7 +12,8 @@ class Suite:
     attacks: tuple[str | dict[str, Any], ...]
 
     def __str__(self) -> str:
-        return f"{self.about}: {', '.join(map(_shown, self.attacks))}"
+        attacks = ", ".join(map(_shown, self.attacks))
+        return f"{self.about}: {attacks}" if attacks else self.about
 
 
 def _shown(attack: str | dict[str, Any]) -> str:

@@ -93,7 +93,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     verdicts, reports, problems = [], [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
-        samples = relabelled(given, saved.model, spec)
+        samples = relabelled(given, saved.model, spec.model_copy(update={"device": device}))
         again = Report(
             report.name, report.threat, report.mode, report.total, report.flags, report.notes
         )

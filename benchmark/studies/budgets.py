@@ -21,7 +21,7 @@ from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.runner import Say, load_run, run
 from benchmark.spec import Device, RunSpec, make_spec, read_budgets
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, axes, flagged, percent
 from benchmark.tables import NORMS, on_order
 
 # The lines of the attacks in the picture; best-attack has a broad one behind them.
@@ -211,12 +211,7 @@ def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
     for report in first:
         if report.inapplicable:
             text += f" Not applicable to {report.name}: {', '.join(report.inapplicable)}."
-    flags = dict.fromkeys(
-        f"{report.name}: {', '.join(report.flags)}"
-        for report in (one for reports in runs for one in reports)
-        if report.flags
-    )
-    return text + (f" Flags: {'; '.join(flags)}." if flags else "")
+    return text + flagged(report for reports in runs for report in reports)
 
 
 def _rising(records: pd.DataFrame) -> str:

@@ -12,12 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from attacks.problem import NoGradientError
 from benchmark.assess import resolve_device
 from benchmark.components import BEST, NATURAL
-from benchmark.confidence import gaps, jacobian_norms
+from benchmark.confidence import gaps, mean_jacobian_norm
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.models import load_saved
@@ -27,9 +25,6 @@ from benchmark.runner import identify, load_run, samples_of
 from benchmark.spec import Device
 from benchmark.studies.study import Study, axes, percent
 from benchmark.tables import NORMS
-
-# How many images the Jacobian is taken at (section 3.1).
-_FIRST = 1000
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
 _OF_ALL = {"jacobian_norm": "Jacobian norm", "area": "area under ROC"}
@@ -57,7 +52,7 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     for report, row in zip(reports, manifest["rows"], strict=True):
         model = load_saved(folder / row["model"]).model
         gap = gaps(model, x, where).double().numpy()
-        whole = {"jacobian_norm": _mean_norm(model, x[:_FIRST], where), "area": _area(report, gap)}
+        whole = {"jacobian_norm": mean_jacobian_norm(model, x, where), "area": _area(report, gap)}
         frames.append(_binned(report, gap, bins).assign(**whole))
     records = pd.concat(frames, ignore_index=True)
     first = reports[0]
@@ -68,20 +63,12 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
         f"into bins; bin 1 has the largest gaps. {NATURAL}: % classified correctly. {BEST}: % also "
         f"broken by no attack ({attacks or 'none yet'}; {NORMS[first.threat.norm]} eps "
         f"{first.threat.eps:g}). gap: its mean. Jacobian norm: mean spectral norm of the Jacobian "
-        f"of the logits over the first {min(_FIRST, first.total)} images. area under ROC: of the "
+        f"of the logits over the first {min(1000, first.total)} images. area under ROC: of the "
         f"gap as a predictor of what counts in {BEST}, 1 if all these have larger gaps than all "
         "others and 0.5 if chance tells as much. Gaps of two defenses compare only where both "
         "bound how fast logits change."
     )
     return Study("confidence", records, _table(records), caption, _draw(records))
-
-
-def _mean_norm(model: nn.Module, x: Tensor, device: torch.device) -> float:
-    """NaN where the model has no Jacobian."""
-    try:
-        return float(jacobian_norms(model, x, device).mean())
-    except NoGradientError:
-        return np.nan
 
 
 def _robust(report: Report) -> NDArray[np.bool_] | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmark.components import BEST
 from benchmark.errors import UserError
 from benchmark.report import Report
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, axes, flagged, percent
 from benchmark.studies.sweep import load_sweep
 from benchmark.studies.sweep_spec import ORIGINAL, VARIANT
 
@@ -52,7 +52,10 @@ def ranks(folder: Path) -> Study:
         raise UserError("ranks need two defenses and two variants, all on as many images")
     verdicts = np.stack([[of_variant[name] for name in names] for of_variant in robust.values()])
     records = pd.DataFrame(list(_measure(verdicts, list(robust), names)))
-    return Study("ranks", records, _table(records), _caption(records, totals.pop()), _draw(records))
+    about = _caption(records, totals.pop()) + flagged(
+        one for some in found.values() for one in some
+    )
+    return Study("ranks", records, _table(records), about, _draw(records))
 
 
 def _robust(report: Report) -> NDArray[np.bool_]:
@@ -87,7 +90,7 @@ def _measure(
     again = np.array(
         [_tau(a[0], b[0]) for a, b in zip(resampled[::2], resampled[1::2], strict=True)]
     )
-    yield {"variant": ORIGINAL, "defense": ""} | _with_interval("tau", again.mean(), again)
+    yield {"variant": ORIGINAL, "defense": ""} | _with_interval("tau", _mean(again), again)
 
 
 def _ranks(counts: Counts) -> Counts:
@@ -101,6 +104,11 @@ def _tau(one: Counts, other: Counts) -> float:
     from scipy.stats import kendalltau
 
     return float(kendalltau(one, other).statistic)
+
+
+def _mean(draws: NDArray[Any]) -> float:
+    """Of those that are known; NaN where none is."""
+    return float("nan") if np.isnan(draws).all() else float(np.nanmean(draws))
 
 
 def _with_interval(measure: str, value: float, draws: NDArray[Any]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """What every study hands back: records, the table that they make, and a picture."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmark.records import write, write_text
+from benchmark.report import Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,14 @@ class Study:
 def percent(share: float) -> str:
     """A share as tables show it."""
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def flagged(reports: Iterable[Report]) -> str:
+    """What a caption says of the flags of some reports; nothing where there are none."""
+    lines = dict.fromkeys(
+        f"{report.name}: {', '.join(report.flags)}" for report in reports if report.flags
+    )
+    return f" Flags: {'; '.join(lines)}." if lines else ""
 
 
 def axes(height: float) -> tuple[Any, Any]:

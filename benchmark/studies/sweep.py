@@ -14,7 +14,7 @@ import yaml
 
 from benchmark.assess import resolve_device
 from benchmark.components import BEST, NATURAL, SAVED, Component
-from benchmark.confidence import gaps, jacobian_norms
+from benchmark.confidence import gaps, mean_jacobian_norm
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.lineup import choose
@@ -39,9 +39,6 @@ _AGAIN: dict[str, dict[str, object]] = {
     "predictions": {"labels": "predictions"},
     "unbounded": {"bounded": False},
 }
-
-# How many images the Jacobian is taken at.
-_FIRST = 1000
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,16 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
         spec = spec.model_copy(update={"run": spec.run | {"device": how.device}})
     points = spec.points()
     for one in points.values():
-        _check(one, how.root)
+        check_point(one, how.root)
+        if TRAIN in spec.measures:
+            load_dataset(one.data, how.root).first("train", one.samples)
+        if "log-volume" in spec.measures and one.norm != "linf":
+            raise UserError(f"log-volume is known for linf alone, not for {one.norm}: leave it out")
     # From here on the folder is this study's: what was found by an earlier one would not be.
     for name in (NAME, "ranks"):
         for ending in ("md", "csv", "png"):
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
-    write_text(folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / SPEC, yaml.safe_dump(spec.flat(), sort_keys=False))
     rows: list[dict[str, object]] = []
     reports: list[Report] = []
     for at, one in points.items():
@@ -85,8 +86,7 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
         numbers = [*_accuracies(found), *_others(spec, one, home, how.root)]
         rows += [axes | number for number in numbers]
     records = pd.DataFrame(rows)
-    first = next(iter(points.values()))
-    about = caption(spec, first, records, reports)
+    about = caption(spec, records, reports)
     return Study(NAME, records, table(spec, records), about, draw(spec, records))
 
 
@@ -107,8 +107,8 @@ def point_folder(folder: Path, spec: SweepSpec, at: Sequence[str]) -> Path:
     return folder / "points" / name.replace("/", "+")
 
 
-def _check(one: RunSpec, root: Path | None) -> None:
-    """Find now what would fail later."""
+def check_point(one: RunSpec, root: Path | None) -> None:
+    """Find before any work what would fail later. Raises UserError."""
     for plugin in one.plugins:
         load_plugin(plugin)
     choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
@@ -166,8 +166,8 @@ def _others(
                 mean = float(gaps(model, x, device).double().mean())
                 yield own | {"measure": "gap", "value": mean, "images": n}
             if "jacobian" in spec.measures:
-                mean = float(jacobian_norms(model, x[:_FIRST], device).mean())
-                yield own | {"measure": "jacobian", "value": mean, "images": min(n, _FIRST)}
+                mean = mean_jacobian_norm(model, x, device)
+                yield own | {"measure": "jacobian", "value": mean, "images": min(n, 1000)}
         own = {"defense": "", "setting": setting, "images": n}
         if "inter-class-distance" in spec.measures:
             apart = inter_class_distance(x.to(device), y.to(device))

@@ -7,8 +7,7 @@ import pandas as pd
 
 from benchmark.components import BEST, NATURAL
 from benchmark.report import Report
-from benchmark.spec import RunSpec
-from benchmark.studies.study import percent
+from benchmark.studies.study import flagged, percent
 from benchmark.studies.sweep_spec import SweepSpec
 from benchmark.tables import NORMS, on_order
 
@@ -74,17 +73,23 @@ def _repeated(records: pd.DataFrame) -> set[str]:
 
 
 def _reported(spec: SweepSpec, keys: list[str]) -> pd.DataFrame:
-    rows = [] if spec.reported is None else spec.reported.rows
+    # Keys as text before pandas makes 1 beside 0.25 into 1.0.
+    rows = [
+        {column: str(value) if column in keys else value for column, value in row.items()}
+        for row in (spec.reported.rows if spec.reported else [])
+    ]
     return pd.DataFrame(rows, columns=None if rows else keys).astype(str).replace("nan", "-")
 
 
-def caption(spec: SweepSpec, one: RunSpec, records: pd.DataFrame, reports: Iterable[Report]) -> str:
-    """What the numbers are over; `one` is the first point."""
+def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -> str:
+    """What the numbers are over."""
     reports = list(reports)
-    images = sorted(set(records.loc[records["setting"] == TEST, "images"]))
+    of_test = (records["setting"] == TEST) & (records["measure"] == NATURAL)
+    images = sorted(set(records.loc[of_test, "images"]))
     counts = " to ".join(str(int(count)) for count in dict.fromkeys((images[0], images[-1])))
     attacks = dict.fromkeys(label for report in reports for label in report.measured)
-    within = f" and within {NORMS[one.norm]} eps {one.eps:g}" if attacks else ""
+    balls = dict.fromkeys(f"{NORMS[one.norm]} eps {one.eps:g}" for one in spec.points().values())
+    within = f" and within {' or '.join(balls)}" if attacks else ""
     text = (
         f"Accuracy in % over {counts} test images, natural{within}, of models that were trained "
         "on the data that they are measured on."
@@ -97,10 +102,7 @@ def caption(spec: SweepSpec, one: RunSpec, records: pd.DataFrame, reports: Itera
     text += "".join(f" {_SAID[measure]}" for measure in spec.measures)
     if spec.reported:
         text += f"{_REPORTED.replace('(', '').replace(')', '')}: {spec.reported.source}."
-    flags = dict.fromkeys(
-        f"{report.name}: {', '.join(report.flags)}" for report in reports if report.flags
-    )
-    return text + (f" Flags at some point: {'; '.join(flags)}." if flags else "")
+    return text + flagged(reports)
 
 
 def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:

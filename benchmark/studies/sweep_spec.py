@@ -6,13 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from benchmark.components import first_line, read_component
+from benchmark.components import BEST, NATURAL, SAVED, first_line, read_component
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import RunSpec, make_spec, read_values
 
-Value = str | int | float
+Value = bool | int | float | str
 Measure = Literal[
     "train", "predictions", "unbounded", "gap", "jacobian", "inter-class-distance", "log-volume"
 ]
@@ -24,7 +24,19 @@ VARIANT = "variant"
 # What an axis can vary of a run; all else are options of its defenses.
 _OF_RUN = ("samples", "norm", "eps", "seed")
 
-_COLUMNS = {"defense", "setting", "measure", "value", "low", "high", "images", "column", "text"}
+_COLUMNS = {
+    "defense",
+    "setting",
+    "measure",
+    "value",
+    "low",
+    "high",
+    "images",
+    "column",
+    "text",
+    NATURAL,
+    BEST,
+}
 
 
 class Reported(BaseModel):
@@ -64,7 +76,22 @@ class SweepSpec(BaseModel):
     def _no_column(cls, over: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_COLUMNS & over.keys()):
             raise ValueError(f"{taken[0]!r} is a column of the records: name the axis otherwise")
+        for axis, values in over.items():
+            if not values:
+                raise ValueError(f"the axis {axis!r} has no values")
         return over
+
+    @model_validator(mode="after")
+    def _places_reported(self) -> "SweepSpec":
+        for row in self.reported.rows if self.reported else []:
+            for key in (*self.over, "defense"):
+                if key not in row:
+                    raise ValueError(f"a row of reported lacks {key!r}: {row}")
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """The values that `make_sweep` makes it of."""
+        return self.model_dump(mode="json", exclude={"run"}) | self.run
 
     def points(self) -> dict[tuple[str, ...], RunSpec]:
         """The run at each point, by the labels of its values along the axes, in order. Raises
@@ -77,7 +104,10 @@ class SweepSpec(BaseModel):
 
     def _spec(self, changes: list[Mapping[str, Value]]) -> RunSpec:
         values = ({} if self.run.get("attacks") else {"suite": "none"}) | self.run
-        defenses = [read_component(one, "a defense") for one in values.get("defenses") or []]
+        given = values.get("defenses")
+        if not isinstance(given, list):
+            return make_spec(values)  # which refuses them
+        defenses = [read_component(one, "a defense") for one in given]
         for key, value in (item for change in changes for item in change.items()):
             if key == VARIANT:
                 data = values.get("data", RunSpec.model_fields["data"].default)
@@ -85,6 +115,9 @@ class SweepSpec(BaseModel):
             elif key in _OF_RUN:
                 values[key] = value
             else:
+                for one in defenses:
+                    if one.name.startswith(SAVED):
+                        raise UserError(f"{one.label} is a saved model: {key} cannot vary")
                 defenses = [
                     one.model_copy(
                         update={"options": one.options | {key: value}, "given_label": one.label}
@@ -116,12 +149,19 @@ def read_sweep(name: str, reduced: bool) -> SweepSpec:
     changes = values.pop("reduced", None)
     if reduced and not isinstance(changes, dict):
         raise UserError(f"{name} has no reduced size")
-    return make_sweep(values | (changes if reduced else {}))
+    spec = make_sweep(values | (changes if reduced else {}))
+    if reduced and spec.reported and "reported" not in changes:
+        source = f"{spec.reported.source}, at full size"
+        spec = spec.model_copy(
+            update={"reported": spec.reported.model_copy(update={"source": source})}
+        )
+    return spec
 
 
 def make_sweep(values: dict[str, Any]) -> SweepSpec:
     """A study from plain values. Raises UserError, in one line, where they are not valid."""
-    own = {key: value for key, value in values.items() if key in SweepSpec.model_fields}
+    fields = SweepSpec.model_fields.keys() - {"run"}
+    own = {key: value for key, value in values.items() if key in fields}
     run = {key: value for key, value in values.items() if key not in own}
     try:
         return SweepSpec.model_validate({"run": run} | own)

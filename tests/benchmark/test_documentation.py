@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from attacks import ThreatModel
 from benchmark.components import Component
 from benchmark.lineup import choose
 from benchmark.registry import SUITES
+from benchmark.studies.sweep import check_point
+from benchmark.studies.sweep_spec import make_sweep
 from tests.benchmark.conftest import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,16 @@ def test_plugin_examples_run(
     # What the README says of its own example.
     assert ("zero-gradient" in ended.out) == (document == "README.md")
     assert cli("verify", tmp_path / "run").status == 0
+
+
+def test_the_study_of_the_readme_is_valid() -> None:
+    text = (ROOT / "README.md").read_text().partition("<!-- study example -->")[2]
+    found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert found
+    points = make_sweep(yaml.safe_load(found[1])).points()
+    assert len(points) == 6
+    for spec in points.values():
+        check_point(spec, None)
 
 
 def test_attacks_and_suites_in_the_readme_are_known() -> None:

@@ -16,7 +16,10 @@ from attacks import ThreatModel
 from benchmark import tables
 from benchmark.records import Block, IntArray, MemoryCell
 from benchmark.report import BEST, NATURAL, Accuracy, Report
-from benchmark.spec import Mode
+from benchmark.spec import Mode, make_spec
+
+SPEC = make_spec({"data": "mnist", "eps": 0.5, "defenses": ["d"], "suite": "none"})
+
 
 EPS = 0.5
 
@@ -230,7 +233,7 @@ def test_the_curve_that_is_drawn_falls_at_each_distance(
     monkeypatch.setattr(Figure, "savefig", keep)
     report = _report(4, [3])
     report.add("m", "km", _cell([0, 1, 2], {0: 0.25, 1: 0.75}, {"minimises": True}), None)
-    tables.write(tmp_path, [report], "data", {})
+    tables.write(tmp_path, [report], SPEC, {})
 
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
@@ -240,14 +243,14 @@ def test_the_curve_that_is_drawn_falls_at_each_distance(
 
 
 def test_without_an_attack_that_minimises_no_curve_is_drawn(tmp_path: Path, report: Report) -> None:
-    tables.write(tmp_path, [report], "data", {})
+    tables.write(tmp_path, [report], SPEC, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("table.csv", "table.json", "table.md")
     ]
 
 
 def test_the_caption_says_what_the_numbers_are_over(report: Report) -> None:
-    caption = tables.caption([report], "mnist")
+    caption = tables.caption([report], SPEC)
     for part in (
         "all 10 mnist test images",
         "L2 eps 0.5",
@@ -280,14 +283,14 @@ def test_all_that_is_written_agrees(tmp_path: Path, report: Report) -> None:
     other.add("a", "ka", _cell(list(range(9)), {0: 0.5}), None)
     other.add("b", "kb", _cell(list(range(9)), {}), "ValueError: no | really")
     reports = [report, other]
-    tables.write(tmp_path, reports, "data", {"run": {"seed": 3}})
+    tables.write(tmp_path, reports, SPEC, {"run": {"seed": 3}})
 
     text = (tmp_path / "table.md").read_text()
     saved = json.loads((tmp_path / "table.json").read_text())
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     wide, detail = _markdown_tables(text)
 
-    assert saved["caption"] == tables.caption(reports, "data")
+    assert saved["caption"] == tables.caption(reports, SPEC)
     assert saved["caption"] in text
     assert saved["run"] == {"seed": 3}
     for one, plain, printed in zip(reports, saved["rows"], wide.to_dict("records"), strict=True):
