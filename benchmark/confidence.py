@@ -13,7 +13,7 @@ from benchmark.subject import freeze, full_precision
 from defenses.l2nnn import confidence_gap
 
 # How many images the mean norm of the Jacobian is over.
-_FIRST = 1000
+FIRST = 1000
 
 # Images at once: ten classes of 3 x 32 x 32 pixels then take 60 MB in float64.
 _BLOCK = 256
@@ -46,10 +46,10 @@ def jacobian_norms(
 
 
 def mean_jacobian_norm(model: nn.Module, x: Tensor, device: torch.device) -> float:
-    """The mean of the norms of Jacobians over the first 1000 images (section 3.1); NaN where the
+    """The mean of the norms of Jacobians over the first FIRST images (section 3.1); NaN where the
     model gives no gradients."""
     try:
-        return float(jacobian_norms(model, x[:_FIRST], device).mean())
+        return float(jacobian_norms(model, x[:FIRST], device).mean())
     except NoGradientError:
         return math.nan
 

@@ -34,7 +34,8 @@ def smooth(x: Tensor, rows: int, columns: int) -> Tensor:
 
     Unstated there: the mean is over those pixels that lie inside the image, and an even window
     reaches one pixel further down and right. The source's text has one size; its log volumes (table
-    6) and inter-class distances (table 1) are those of that many rows and a single column.
+    6) and inter-class distances (table 1) are, to a percent, those of that many rows and a single
+    column.
     """
     around = [(columns - 1) // 2, columns // 2, (rows - 1) // 2, rows // 2]
     total, inside = (
@@ -68,12 +69,9 @@ def edge(x: Tensor) -> Tensor:
     """1 on the edges that Canny's detector finds with sigma 1, 0 elsewhere (section 4.2).
 
     Unstated there: the thresholds, here scikit-image's own. Colour channels are taken one by one.
-    Raises DataError where scikit-image is missing.
     """
-    try:
-        from skimage.feature import canny
-    except ImportError as error:
-        raise DataError("edge needs scikit-image: pip install scikit-image") from error
+    from skimage.feature import canny
+
     found = [canny(channel, sigma=1) for channel in x.flatten(0, 1).numpy()]
     return torch.from_numpy(np.stack(found)).view(x.shape).to(x.dtype)
 

@@ -161,6 +161,8 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
         reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+    if (ThreatModel(**manifest["threat"]), manifest["mode"]) != (spec.threat, spec.mode):
+        raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
     return spec, manifest, reports
 
 

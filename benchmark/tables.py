@@ -108,13 +108,7 @@ def caption(reports: Sequence[Report], spec: RunSpec | None) -> str:
     attacks = ", ".join(labels) or "none yet"
     images = f"{first.total} {f'{spec.data} {spec.split} ' if spec else ''}images"
     text = f"Accuracy in % over all {images}, {norm} eps {first.threat.eps:g}. "
-    if spec and not spec.bounded:
-        text += "Perturbed images may leave [0, 1]. "
-    if spec and spec.labels == "predictions":
-        text += (
-            "Correct is, for each model, what it says of the clean image itself (robustness with "
-            "respect to predictions). "
-        )
+    text += on_settings(spec) if spec else ""
     text += (
         "A sample counts as robust if it is classified correctly and the attack of the column does "
         "not break it; best-attack: if no attack breaks it (worst case per sample over "
@@ -128,6 +122,19 @@ def caption(reports: Sequence[Report], spec: RunSpec | None) -> str:
             f"that nothing within {within} changes that."
         )
     return text + on_order(reports, "column")
+
+
+def on_settings(spec: RunSpec) -> str:
+    """What a caption says of settings that change what its words mean."""
+    text = ""
+    if not spec.bounded:
+        text += "Perturbed images may leave [0, 1]. "
+    if spec.labels == "predictions":
+        text += (
+            "Correct is, for each model, what it says of the clean image itself (robustness with "
+            "respect to predictions). "
+        )
+    return text
 
 
 def on_order(reports: Sequence[Report], place: str) -> str:

@@ -12,8 +12,8 @@ from defenses.recipe import Plain
 
 @dataclass(frozen=True, kw_only=True)
 class Derived(Plain):
-    """A defense made from other models, and trained on (as Vanilla, unless `loss` says otherwise)
-    only if `epochs` says so.
+    """A defense made from other models, and trained on (with cross-entropy on clean images, unless
+    `loss` says otherwise) only if `epochs` says so.
 
     parts  the names of the fields that hold a model each: the label of a defense above it in the
            run, or "saved:FOLDER". With only one, call it `source`, which text takes whole:

@@ -49,7 +49,8 @@ class Normalised(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class External(Plain):
-    """A model given by its code and weights; trained on (as Vanilla) only if `epochs` says so.
+    """A model given by its code and weights; trained on (with cross-entropy on clean images) only
+    if `epochs` says so.
 
     model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where
                Factory(**kwargs) gives an nn.Module from images to logits. Its code is run.

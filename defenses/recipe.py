@@ -198,7 +198,10 @@ class Vanilla(Plain):
 
 
 def _drop_before_last(model: nn.Module, probability: float) -> None:
-    """Put dropout before the last fully connected layer of a network that has one."""
+    """Put dropout before the last fully connected layer, in the order of the network's modules.
+    Raises ValueError where there is none."""
     layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    if not layers:
+        raise ValueError("dropout needs a fully connected layer, and this network has none")
     last = model.get_submodule(layers[-1])
     model.set_submodule(layers[-1], nn.Sequential(nn.Dropout(probability), last))

@@ -22,7 +22,7 @@ from benchmark.report import Report
 from benchmark.runner import Say, load_run, run
 from benchmark.spec import Device, RunSpec, make_spec, read_budgets
 from benchmark.studies.study import Study, axes, flagged, percent
-from benchmark.tables import NORMS, on_order
+from benchmark.tables import NORMS, on_order, on_settings
 
 # The lines of the attacks in the picture; best-attack has a broad one behind them.
 _STYLES = ("o-", "s--", "^-.", "D:", "v-", "X--", "P-.", "*:")
@@ -200,7 +200,7 @@ def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
 
 def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
     first = runs[0]
-    text = (
+    text = on_settings(spec) + (
         f"Accuracy in % over all {first[0].total} {spec.data} {spec.split} images, natural and "
         f"within each {NORMS[spec.norm]} eps, of the models as the run trained them. A sample "
         "counts as robust if it is classified correctly and the attack of the line does not break "

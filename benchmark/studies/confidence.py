@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmark.assess import resolve_device
 from benchmark.components import BEST, NATURAL
-from benchmark.confidence import gaps, mean_jacobian_norm
+from benchmark.confidence import FIRST, gaps, mean_jacobian_norm
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.models import load_saved
@@ -24,7 +24,7 @@ from benchmark.report import Report
 from benchmark.runner import identify, load_run, samples_of
 from benchmark.spec import Device
 from benchmark.studies.study import Study, axes, percent
-from benchmark.tables import NORMS
+from benchmark.tables import NORMS, on_settings
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
 _OF_ALL = {"jacobian_norm": "Jacobian norm", "area": "area under ROC"}
@@ -57,16 +57,16 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     records = pd.concat(frames, ignore_index=True)
     first = reports[0]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
-    caption = (
+    caption = on_settings(spec) + (
         f"All {first.total} {spec.data} {spec.split} images, sorted for each defense by its "
         "confidence gap (largest logit less the second largest) at the clean image and divided "
-        f"into bins; bin 1 has the largest gaps. {NATURAL}: % classified correctly. {BEST}: % also "
-        f"broken by no attack ({attacks or 'none yet'}; {NORMS[first.threat.norm]} eps "
-        f"{first.threat.eps:g}). gap: its mean. Jacobian norm: mean spectral norm of the Jacobian "
-        f"of the logits over the first {min(1000, first.total)} images. area under ROC: of the "
-        f"gap as a predictor of what counts in {BEST}, 1 if all these have larger gaps than all "
-        "others and 0.5 if chance tells as much. Gaps of two defenses compare only where both "
-        "bound how fast logits change."
+        f"into bins; bin 1 has the largest gaps. {NATURAL}: % classified correctly. {BEST}: % "
+        f"classified correctly and broken by no attack ({attacks or 'none yet'}; "
+        f"{NORMS[first.threat.norm]} eps {first.threat.eps:g}). gap: its mean. Jacobian norm: mean "
+        "spectral norm of the Jacobian of the logits over the first "
+        f"{min(FIRST, first.total)} images. area under ROC: of the gap as a predictor of what "
+        f"counts in {BEST}, 1 if all these have larger gaps than all others and 0.5 if chance "
+        "tells as much. Gaps of two defenses compare only where both bound how fast logits change."
     )
     return Study("confidence", records, _table(records), caption, _draw(records))
 

@@ -54,6 +54,8 @@ def data(
     threat = None if eps is None else make_threat("linf", eps)
     # All before work starts, once each, however they were written.
     given = {load_dataset(name, root).name: name for name in names}
+    for name in given:
+        load_dataset(name, root).first(split, samples)
     rows: list[dict[str, object]] = []
     curves: dict[str, NDArray[np.float64]] = {}
     for name, written in given.items():

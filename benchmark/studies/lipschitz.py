@@ -15,7 +15,7 @@ from benchmark.errors import UserError
 from benchmark.report import Report
 from benchmark.runner import load_run
 from benchmark.studies.study import Study, axes, percent
-from benchmark.tables import NORMS, contradictions
+from benchmark.tables import NORMS, contradictions, on_settings
 
 # The assumed bounds of table 6.
 BOUNDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -35,7 +35,7 @@ def lipschitz(folder: Path) -> Study:
     first = reports[0]
     norm = NORMS[first.threat.norm]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
-    caption = (
+    caption = on_settings(spec) + (
         f"Prediction: % of all {first.total} {spec.data} {spec.split} images that are "
         "classified correctly and whose certified radius, divided by the assumed bound of the "
         f"local Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of "

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.components import BEST
+from benchmark.components import BEST, NATURAL
 from benchmark.errors import UserError
 from benchmark.report import Report
 from benchmark.studies.study import Study, axes, flagged, percent
@@ -29,38 +29,40 @@ def ranks(folder: Path) -> Study:
     variants. Models are taken as they are: what other seeds of training would give is not in them.
 
     Records have one row per number: variant, defense (empty for tau), measure, value, low, high.
+    Tau between two resamples of the original images says what chance alone leaves of the order.
 
-    Raises UserError where the folder holds no study over variants with the original data, of two
-    defenses or more under attack, on the same number of images each.
+    Raises UserError where the folder holds no study over variants alone, the original data among
+    them, of two defenses or more, on images with the same labels, or where an attack failed.
     """
     spec, found = load_sweep(folder)
-    if VARIANT not in spec.over:
-        raise UserError(f"the study of {folder} has no axis {VARIANT!r}")
-    place = list(spec.over).index(VARIANT)
-    robust: dict[str, dict[str, NDArray[np.bool_]]] = {}
-    for at, reports in found.items():
-        others = [label for axis, label in enumerate(at) if axis != place]
-        for report in reports:
-            name = ", ".join([report.name, *others])
-            robust.setdefault(at[place], {})[name] = _robust(report)
+    if list(spec.over) != [VARIANT]:
+        axes = ", ".join(spec.over)
+        raise UserError(f"{folder} is a study over {axes}: ranks need one over {VARIANT} alone")
+    robust = {
+        variant: {report.name: _robust(report) for report in reports}
+        for (variant,), reports in found.items()
+    }
     if ORIGINAL not in robust:
         raise UserError(f"the study of {folder} lacks the variant {ORIGINAL!r}, to compare with")
     robust = {ORIGINAL: robust[ORIGINAL], **robust}
     names = list(robust[ORIGINAL])
-    totals = {len(one) for of_variant in robust.values() for one in of_variant.values()}
-    if len(names) < 2 or len(robust) < 2 or len(totals) > 1:
-        raise UserError("ranks need two defenses and two variants, all on as many images")
+    labels = [report.frames[NATURAL]["label"] for reports in found.values() for report in reports]
+    if len(names) < 2 or len(robust) < 2:
+        raise UserError("ranks need two defenses and two variants at least")
+    if not all(map(labels[0].equals, labels)):
+        raise UserError("ranks need variants of the same images: these have other labels")
     verdicts = np.stack([[of_variant[name] for name in names] for of_variant in robust.values()])
     records = pd.DataFrame(list(_measure(verdicts, list(robust), names)))
-    about = _caption(records, totals.pop()) + flagged(
+    about = _caption(records, len(labels[0])) + flagged(
         one for some in found.values() for one in some
     )
     return Study("ranks", records, _table(records), about, _draw(records))
 
 
 def _robust(report: Report) -> NDArray[np.bool_]:
-    if not report.measured:
-        raise UserError(f"{report.name} was not attacked: ranks go by {BEST}")
+    if report.failed or not report.measured:
+        why = f"{report.failed[0]} failed" if report.failed else "it was not attacked"
+        raise UserError(f"{report.name} has no rank by {BEST}: {why}")
     robust = np.zeros(report.total, dtype=bool)
     robust[report.survivors()] = True
     return robust
@@ -85,12 +87,12 @@ def _measure(
     for v, variant in enumerate(variants[1:]):
         yield {"variant": variant, "defense": ""} | _with_interval("tau", taus[v], drawn[:, v])
     all_ = {"variant": "all variants", "defense": ""}
-    yield all_ | _with_interval("tau", taus.mean(), drawn.mean(1))
-    # Two samples of the original data: what chance alone does to the order.
+    yield all_ | _with_interval("tau", _mean(taus), np.array([*map(_mean, drawn)]))
     again = np.array(
         [_tau(a[0], b[0]) for a, b in zip(resampled[::2], resampled[1::2], strict=True)]
     )
-    yield {"variant": ORIGINAL, "defense": ""} | _with_interval("tau", _mean(again), again)
+    chance = {"variant": ORIGINAL, "defense": ""}
+    yield chance | _with_interval("tau between resamples", _mean(again), again)
 
 
 def _ranks(counts: Counts) -> Counts:
@@ -126,22 +128,26 @@ def _table(records: pd.DataFrame) -> pd.DataFrame:
             )
             among = f"{rank.low:.0f}-{rank.high:.0f}" if rank.low < rank.high else f"{rank.low:.0f}"
             line[str(name)] = f"{rank.value:.0f} ({among}): {percent(share.value)}"
-        for tau in own[own["measure"] == "tau"].itertuples():
-            line["tau"] = f"{tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]"
+        for tau in own[own["measure"] == "tau"].to_dict("records"):
+            low, high = tau["low"], tau["high"]
+            line["tau"] = f"{tau['value']:.2f} [{low:.2f}, {high:.2f}]".replace(
+                "nan [nan, nan]", "-"
+            )
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
 
 def _caption(records: pd.DataFrame, images: int) -> str:
-    whole = records[(records["variant"] == "all variants")].iloc[0]
+    whole = records[records["variant"] == "all variants"].iloc[0]
+    (chance,) = records.loc[records["measure"] == "tau between resamples", "value"]
     return (
-        f"Rank by {BEST} (95% interval of the rank): {BEST} accuracy in %, over {images} test "
-        "images of each variant, on which models are trained and attacked. tau: Kendall's, of the "
-        "order of the defenses with that on the original data, 1 if it is the same and -1 if it is "
-        f"reversed; over all variants its mean is {whole.value:.2f}. On the line of the original "
-        "data: between two resamples of its images, which is what chance alone leaves of the "
-        f"order. Intervals: bootstrap over images, {_DRAWS} draws, seed {_SEED}; training is not "
-        "repeated."
+        f"Rank by {BEST} (95% interval of the rank): {BEST} accuracy in %, over {images} images of "
+        "each variant. tau: Kendall's, of the order of the defenses with that on the original "
+        "data, 1 if it is the same, -1 if it is reversed and - where all are level; its mean over "
+        f"the other variants is {whole.value:.2f}. Between two resamples of the original images "
+        f"it is {chance:.2f} on average, by chance alone. Intervals: bootstrap over images, the "
+        f"same ones for all defenses and variants, {_DRAWS} draws, seed {_SEED}; they lie low "
+        "where defenses are close, as resamples shuffle these, and training is not repeated."
     )
 
 
@@ -152,7 +158,10 @@ def _draw(records: pd.DataFrame) -> Any:
     for place, (name, rows) in enumerate(own.groupby("defense", sort=False)):
         at = np.arange(len(rows)) + 0.06 * (place - (len(names) - 1) / 2)
         reach = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-        plot.errorbar(at, rows["value"], reach, fmt="o-", capsize=3, label=str(name))
+        plot.plot(at, rows["value"], color=f"C{place}", alpha=0.25)
+        plot.errorbar(
+            at, rows["value"], reach, fmt="o", color=f"C{place}", capsize=3, label=str(name)
+        )
     plot.set_xticks(range(own["variant"].nunique()), list(own["variant"].unique()))
     plot.set(ylabel=f"rank by {BEST}", yticks=range(1, len(names) + 1))
     plot.invert_yaxis()

@@ -5,7 +5,8 @@ the runs      points/AXIS=VALUE,.../, and within each: train, predictions, unbou
 the table     sweep.csv (one row per number), sweep.md, sweep.png
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import yaml
 
 from benchmark.assess import resolve_device
 from benchmark.components import BEST, NATURAL, SAVED, Component
-from benchmark.confidence import gaps, mean_jacobian_norm
+from benchmark.confidence import FIRST, gaps, mean_jacobian_norm
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.lineup import choose
-from benchmark.models import load_saved
+from benchmark.models import load_saved, recipe_of
 from benchmark.parts import check, check_fit
 from benchmark.records import write_text
 from benchmark.registry import load_plugin
@@ -32,6 +33,7 @@ from benchmark.studies.sweep_spec import SweepSpec, make_sweep
 
 SPEC = "study.yaml"
 NAME = "sweep"
+POINTS = "points"
 
 # Other ways to attack the models of a point, and what each changes of its run.
 _AGAIN: dict[str, dict[str, object]] = {
@@ -52,24 +54,30 @@ class How:
 
 
 def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
-    """Carry out a study in a folder; what is there already is not measured again.
+    """Carry out a study in a folder. What its runs hold already is not measured again; gaps,
+    Jacobians, distances and volumes are.
 
     Records have one row per number: a column per axis, `defense` (empty where it is of the data),
-    `setting` (test, or what was changed), `measure`, `value`, for shares of images `low` and `high`
-    of their 95% interval, and `images`.
+    `setting` (test, or what was changed), `measure`, `value` (NaN for an attack that failed), for
+    shares of images `low` and `high` of their 95% interval, and `images`.
 
     Raises UserError, SavedModelError or TrainingError, each in one line; for what is wrong with the
     spec of any point before any work.
     """
     if how.device:
         spec = spec.model_copy(update={"run": spec.run | {"device": how.device}})
+    if (folder / "run.json").exists():
+        raise UserError(f"{folder} holds a run: name another folder")
     points = spec.points()
+    for at, one in points.items():
+        try:
+            check_point(one, how.root)
+            if "log-volume" in spec.measures and one.norm != "linf":
+                raise UserError(f"log-volume is of linf alone, not of {one.norm}: leave it out")
+        except UserError as error:
+            raise UserError(f"at {spec.at(at)}: {error}") from error
     for one in points.values():
-        check_point(one, how.root)
-        if TRAIN in spec.measures:
-            load_dataset(one.data, how.root).first("train", one.samples)
-        if "log-volume" in spec.measures and one.norm != "linf":
-            raise UserError(f"log-volume is known for linf alone, not for {one.norm}: leave it out")
+        _check_images(one, how.root, TRAIN in spec.measures)
     # From here on the folder is this study's: what was found by an earlier one would not be.
     for name in (NAME, "ranks"):
         for ending in ("md", "csv", "png"):
@@ -78,7 +86,7 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
     rows: list[dict[str, object]] = []
     reports: list[Report] = []
     for at, one in points.items():
-        home = point_folder(folder, spec, at)
+        home = folder / POINTS / spec.at(at)
         how.say(home.name)
         axes = dict(zip(spec.over, at, strict=True))
         found = _runs(spec, one, home, how)
@@ -98,13 +106,7 @@ def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Repo
             f"{folder} holds no finished study: name a folder that `study sweep` filled"
         )
     spec = make_sweep(read_values(folder / SPEC))
-    return spec, {at: load_run(point_folder(folder, spec, at))[2] for at in spec.points()}
-
-
-def point_folder(folder: Path, spec: SweepSpec, at: Sequence[str]) -> Path:
-    """Where the run of a point is."""
-    name = ",".join(f"{axis}={label}" for axis, label in zip(spec.over, at, strict=True))
-    return folder / "points" / name.replace("/", "+")
+    return spec, {at: load_run(folder / POINTS / spec.at(at))[2] for at in spec.points()}
 
 
 def check_point(one: RunSpec, root: Path | None) -> None:
@@ -114,6 +116,22 @@ def check_point(one: RunSpec, root: Path | None) -> None:
     choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
     check(one.defenses)
     check_fit(one.defenses, load_dataset(one.data, root))
+
+
+def _check_images(one: RunSpec, root: Path | None, train: bool) -> None:
+    """Find before any work whether there are enough images to measure on, those of the training
+    set too where `train`, and to train on. Raises UserError, also DataError."""
+    dataset = load_dataset(one.data, root)
+    dataset.first(TEST, one.samples)
+    dataset.first(TRAIN, one.samples if train else None)
+    for component in one.defenses:
+        if component.name.startswith(SAVED):
+            continue
+        if recipe_of(component).hold_out >= len(dataset.train.y):
+            raise UserError(
+                f"{component.label}: hold_out leaves nothing of the {len(dataset.train.y)} "
+                f"training images of {dataset.name}: lower it"
+            )
 
 
 def _runs(spec: SweepSpec, one: RunSpec, home: Path, how: How) -> dict[str, list[Report]]:
@@ -141,37 +159,42 @@ def _accuracies(found: Mapping[str, Iterable[Report]]) -> Iterator[dict[str, obj
         singles = [] if report.mode == "cascade" else report.measured
         # In the other settings the clean images are the same, or right by definition.
         clean = [NATURAL] if setting in (TEST, TRAIN) else []
-        for label in (*clean, *singles, *([BEST] if report.measured else [])):
+        for label in (*clean, *singles, *report.failed, *([BEST] if report.measured else [])):
             accuracy = report.accuracy(label)
+            own: dict[str, object] = {
+                "defense": report.name, "setting": setting, "measure": label,
+                "value": math.nan, "images": report.total,
+            }  # fmt: skip
             if accuracy is not None:
                 low, high = accuracy.interval
-                yield {
-                    "defense": report.name, "setting": setting, "measure": label,
-                    "value": accuracy.value, "low": low, "high": high, "images": accuracy.n,
-                }  # fmt: skip
+                own |= {"value": accuracy.value, "low": low, "high": high}
+            yield own
 
 
 def _others(
     spec: SweepSpec, one: RunSpec, home: Path, root: Path | None
 ) -> Iterator[dict[str, object]]:
-    """What is measured of models and data themselves: means over images of each split."""
+    """What is measured of models and data themselves, on the images of each split."""
+    measures = set(spec.measures) & {"gap", "jacobian", "inter-class-distance", "log-volume"}
+    if not measures:
+        return
     dataset, device = load_dataset(one.data, root), resolve_device(one.device)
     for setting in (TEST, TRAIN) if TRAIN in spec.measures else (TEST,):
         images = samples_of(dataset, one.model_copy(update={"split": setting}))
         x, y, n = images.x, images.y, len(images)
-        for label, path in _models(home).items():
+        for label, path in _models(home).items() if measures & {"gap", "jacobian"} else ():
             model = load_saved(path).model
             own: dict[str, object] = {"defense": label, "setting": setting}
-            if "gap" in spec.measures:
+            if "gap" in measures:
                 mean = float(gaps(model, x, device).double().mean())
                 yield own | {"measure": "gap", "value": mean, "images": n}
-            if "jacobian" in spec.measures:
+            if "jacobian" in measures:
                 mean = mean_jacobian_norm(model, x, device)
-                yield own | {"measure": "jacobian", "value": mean, "images": min(n, 1000)}
+                yield own | {"measure": "jacobian", "value": mean, "images": min(n, FIRST)}
         own = {"defense": "", "setting": setting, "images": n}
-        if "inter-class-distance" in spec.measures:
+        if "inter-class-distance" in measures:
             apart = inter_class_distance(x.to(device), y.to(device))
             yield own | {"measure": "inter-class-distance", "value": apart}
-        if "log-volume" in spec.measures:
+        if "log-volume" in measures:
             volume = float(log_volumes(x.to(device), one.threat).mean())
             yield own | {"measure": "log-volume", "value": volume}

@@ -1,32 +1,42 @@
 """How a study that is a spec is shown: its table, what is said of it, its picture."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
-from benchmark.components import BEST, NATURAL
+from benchmark.components import BEST, NATURAL, SAVED
+from benchmark.confidence import FIRST
 from benchmark.report import Report
 from benchmark.studies.study import flagged, percent
 from benchmark.studies.sweep_spec import SweepSpec
 from benchmark.tables import NORMS, on_order
 
-TEST, TRAIN = "test", "train"
+TEST: Final = "test"
+TRAIN: Final = "train"
 
 _INTERVAL = " [95% interval]"
 _REPORTED = " (reported)"
 
 _SAID = {
-    TRAIN: "train: over the first training images, with the labels trained on.",
+    TRAIN: "train: over as many training images, the first, with the labels trained on.",
     "predictions": (
         "predictions: correct is what the model says of the clean image (robustness with respect "
         "to predictions)."
     ),
     "unbounded": "unbounded: perturbed images may leave [0, 1].",
     "gap": "gap: mean confidence gap, the largest logit less the second largest.",
-    "jacobian": "jacobian: mean spectral norm of the Jacobian of the logits, over 1000 images.",
-    "inter-class-distance": "inter-class-distance: of the images measured on, L2.",
-    "log-volume": "log-volume: mean volume that the threat leaves around an image, in bits.",
+    "jacobian": (
+        "jacobian: mean spectral norm of the Jacobian of the logits at the first images, at most "
+        f"{FIRST}."
+    ),
+    "inter-class-distance": (
+        "inter-class-distance: mean L2 distance of a class from the rest, by the nearest 10% of "
+        "either (Ding et al. 2019, appendix D.2.1)."
+    ),
+    "log-volume": (
+        "log-volume: log2 of the volume that the threat leaves around an image, mean over images."
+    ),
 }
 
 
@@ -56,6 +66,8 @@ def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
 
 def _text(row: Any) -> str:
     """A number as the table has it: shares, which have an interval, in %."""
+    if pd.isna(row.value):
+        return "-" if row.measure == "jacobian" else "error"
     if pd.isna(row.low):
         return f"{row.value:.4g}"
     if (row.measure, row.setting) == (BEST, TEST):
@@ -88,12 +100,14 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     images = sorted(set(records.loc[of_test, "images"]))
     counts = " to ".join(str(int(count)) for count in dict.fromkeys((images[0], images[-1])))
     attacks = dict.fromkeys(label for report in reports for label in report.measured)
-    balls = dict.fromkeys(f"{NORMS[one.norm]} eps {one.eps:g}" for one in spec.points().values())
+    points = spec.points().values()
+    balls = dict.fromkeys(f"{NORMS[one.norm]} eps {one.eps:g}" for one in points)
     within = f" and within {' or '.join(balls)}" if attacks else ""
-    text = (
-        f"Accuracy in % over {counts} test images, natural{within}, of models that were trained "
-        "on the data that they are measured on."
-    )
+    text = f"{spec.about}. " if spec.about else ""
+    text += f"Accuracy in % over {counts} test images of {spec.base}, natural{within}."
+    text += "".join(map(_explained, spec.over.items()))
+    if not any(one.name.startswith(SAVED) for point in points for one in point.defenses):
+        text += " Models are trained on the training images of the same data."
     if attacks:
         text += (
             f" {BEST}: classified correctly and broken by no attack ({', '.join(attacks)})."
@@ -105,6 +119,18 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     return text + flagged(reports)
 
 
+def _explained(axis: tuple[str, Any]) -> str:
+    """What the labels of an axis stand for, where it is a mapping."""
+    name, values = axis
+    if not isinstance(values, dict):
+        return ""
+    told = [
+        f"{label} is {', '.join(f'{k} {v}' for k, v in settings.items()) or 'as it is'}"
+        for label, settings in values.items()
+    ]
+    return f" {name}: {'; '.join(told)}."
+
+
 def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
     """Natural accuracy (dashed) and best-attack along the first axis, a panel for the training
     images where these were measured."""
@@ -112,6 +138,7 @@ def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
 
     first, *others = spec.over
     panels = [one for one in (TEST, TRAIN) if one in set(records["setting"])]
+    balls = dict.fromkeys(f"{NORMS[one.norm]} {one.eps:.3g}" for one in spec.points().values())
     figure = Figure(figsize=(7, 4.2 * len(panels) + 0.6), layout="constrained")
     for plot, setting in zip(
         figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
@@ -130,6 +157,7 @@ def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
                     )  # fmt: skip
         plot.set(xlabel=first, ylabel=f"accuracy on {setting} images (%)", ylim=(-2, 102))
         plot.grid(alpha=0.3)
+    figure.suptitle(f"{spec.base}, {' or '.join(balls)}", fontsize="medium")
     figure.legend(loc="outside lower center", fontsize="small", ncols=2)
     return figure
 

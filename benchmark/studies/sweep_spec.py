@@ -1,12 +1,12 @@
 """A study as a spec: a YAML file that names defenses, data, attacks, and what is varied."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from benchmark.components import BEST, NATURAL, SAVED, first_line, read_component
 from benchmark.errors import UserError, did_you_mean
@@ -21,21 +21,15 @@ Measure = Literal[
 ORIGINAL = "original"
 VARIANT = "variant"
 
+_EXAMPLE = "over: {variant: [original, binarize]}"
+
 # What an axis can vary of a run; all else are options of its defenses.
 _OF_RUN = ("samples", "norm", "eps", "seed")
 
+# Of records and tables.
 _COLUMNS = {
-    "defense",
-    "setting",
-    "measure",
-    "value",
-    "low",
-    "high",
-    "images",
-    "column",
-    "text",
-    NATURAL,
-    BEST,
+    *("defense", "setting", "measure", "value", "low", "high", "images", "column", "text"),
+    *(NATURAL, BEST, *get_args(Measure)),
 }
 
 
@@ -66,32 +60,70 @@ class SweepSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     about: str = ""
-    over: Annotated[dict[str, list[Value] | dict[Value, dict[str, Value]]], Field(min_length=1)]
+    over: dict[str, list[Value] | dict[Value, dict[str, Value]]]
     measures: list[Measure] = []
     reported: Reported | None = None
     run: dict[str, Any]
 
-    @field_validator("over")
+    @field_validator("over", mode="before")
     @classmethod
-    def _no_column(cls, over: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(_COLUMNS & over.keys()):
-            raise ValueError(f"{taken[0]!r} is a column of the records: name the axis otherwise")
+    def _is_grid(cls, over: Any) -> Any:
+        if not isinstance(over, dict) or not over:
+            raise ValueError(f"axes are needed, as in {_EXAMPLE}")
         for axis, values in over.items():
-            if not values:
-                raise ValueError(f"the axis {axis!r} has no values")
+            if axis in _COLUMNS:
+                raise ValueError(f"{axis!r} is a column of the table: name the axis otherwise")
+            mapped = isinstance(values, dict) and all(
+                isinstance(one, dict) for one in values.values()
+            )
+            listed = isinstance(values, list) and not any(
+                one is None or isinstance(one, list | dict) for one in values
+            )
+            if not values or not (mapped or listed):
+                raise ValueError(
+                    f"the axis {axis!r} needs a list of values, or a mapping from labels to "
+                    "settings, as in {half: {epochs: 5}, all: {epochs: 10}}"
+                )
+            labels = [_part(label) for label, _ in _settings(axis, values)]
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"the axis {axis!r} has {label} twice")
         return over
+
+    @field_validator("run")
+    @classmethod
+    def _no_setting(cls, run: dict[str, Any]) -> dict[str, Any]:
+        for key in ("split", "labels", "bounded"):
+            if key in run:
+                raise ValueError(f"{key!r} is not for studies: use measures")
+        return run
 
     @model_validator(mode="after")
     def _places_reported(self) -> "SweepSpec":
+        places = set()
         for row in self.reported.rows if self.reported else []:
             for key in (*self.over, "defense"):
                 if key not in row:
                     raise ValueError(f"a row of reported lacks {key!r}: {row}")
+            place = tuple(str(row[key]) for key in (*self.over, "defense"))
+            if place in places:
+                raise ValueError(f"reported has two rows for {', '.join(place)}")
+            places.add(place)
         return self
+
+    @property
+    def base(self) -> str:
+        """The data set that variants are of."""
+        return str(self.run.get("data", RunSpec.model_fields["data"].default))
 
     def flat(self) -> dict[str, Any]:
         """The values that `make_sweep` makes it of."""
         return self.model_dump(mode="json", exclude={"run"}) | self.run
+
+    def at(self, point: Sequence[str]) -> str:
+        """The name of a point, in messages and as a folder."""
+        pairs = zip(self.over, point, strict=True)
+        return ",".join(f"{_part(axis)}={_part(label)}" for axis, label in pairs)
 
     def points(self) -> dict[tuple[str, ...], RunSpec]:
         """The run at each point, by the labels of its values along the axes, in order. Raises
@@ -110,7 +142,7 @@ class SweepSpec(BaseModel):
         defenses = [read_component(one, "a defense") for one in given]
         for key, value in (item for change in changes for item in change.items()):
             if key == VARIANT:
-                data = values.get("data", RunSpec.model_fields["data"].default)
+                data = values.get("data", self.base)
                 values["data"] = data if value == ORIGINAL else f"{data}/{value}"
             elif key in _OF_RUN:
                 values[key] = value
@@ -118,6 +150,8 @@ class SweepSpec(BaseModel):
                 for one in defenses:
                     if one.name.startswith(SAVED):
                         raise UserError(f"{one.label} is a saved model: {key} cannot vary")
+                    if key in one.options:
+                        raise UserError(f"{key} is of an axis and of {one.label}: say it once")
                 defenses = [
                     one.model_copy(
                         update={"options": one.options | {key: value}, "given_label": one.label}
@@ -125,6 +159,11 @@ class SweepSpec(BaseModel):
                     for one in defenses
                 ]
         return make_spec(values | {"defenses": defenses})
+
+
+def _part(label: str) -> str:
+    """A label as a part of a folder's name."""
+    return label.replace("/", "+")
 
 
 def _settings(
@@ -143,7 +182,7 @@ def read_sweep(name: str, reduced: bool) -> SweepSpec:
         ready = ready_made()
         if name not in ready:
             hint = did_you_mean(name, ready, f"ready ones are {', '.join(ready)}")
-            raise UserError(f"there is no study {name!r}: {hint}")
+            raise UserError(f"there is no file and no ready study {name!r}: {hint}")
         path = ready[name]
     values = read_values(path)
     changes = values.pop("reduced", None)
@@ -151,7 +190,7 @@ def read_sweep(name: str, reduced: bool) -> SweepSpec:
         raise UserError(f"{name} has no reduced size")
     spec = make_sweep(values | (changes if reduced else {}))
     if reduced and spec.reported and "reported" not in changes:
-        source = f"{spec.reported.source}, at full size"
+        source = f"{spec.reported.source}, whose networks and training are those of full size"
         spec = spec.model_copy(
             update={"reported": spec.reported.model_copy(update={"source": source})}
         )
@@ -160,6 +199,8 @@ def read_sweep(name: str, reduced: bool) -> SweepSpec:
 
 def make_sweep(values: dict[str, Any]) -> SweepSpec:
     """A study from plain values. Raises UserError, in one line, where they are not valid."""
+    if "over" not in values:
+        raise UserError(f"the study has no axes: give over, as in '{_EXAMPLE}'")
     fields = SweepSpec.model_fields.keys() - {"run"}
     own = {key: value for key, value in values.items() if key in fields}
     run = {key: value for key, value in values.items() if key not in own}

@@ -16,7 +16,7 @@ from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.models import load_saved
 from benchmark.runner import load_run
-from benchmark.studies.sweep import load_sweep, point_folder
+from benchmark.studies.sweep import POINTS, load_sweep
 from benchmark.studies.sweep_spec import read_sweep
 from tests.benchmark.conftest import Cli, assert_written, refused
 
@@ -56,7 +56,7 @@ STUDY: dict[str, Any] = {
     "reduced": {"over": {"epochs": [0]}, "defenses": ["vanilla"], "attacks": [], "measures": [],
                 "reported": None},
 }  # fmt: skip
-POINTS = list(product(("60", "200"), ("original", "binarize")))
+GRID = list(product(("60", "200"), ("original", "binarize")))
 DEFENSES = ["standard training", "PGD training"]
 
 
@@ -90,12 +90,12 @@ def lines_of(study: Path) -> list[dict[str, str]]:
 
 def homes(study: Path) -> dict[tuple[str, ...], Path]:
     spec, found = load_sweep(study)
-    return {at: point_folder(study, spec, at) for at in found}
+    return {at: study / POINTS / spec.at(at) for at in found}
 
 
 def test_the_spec_in_the_folder_is_the_study(study: Path) -> None:
     spec, found = load_sweep(study)
-    assert list(found) == POINTS
+    assert list(found) == GRID
     assert spec.points() == read_sweep(str(study.parent / "mine.yaml"), False).points()
     assert [[report.name for report in reports] for reports in found.values()] == [DEFENSES] * 4
 
@@ -110,7 +110,7 @@ def test_what_is_reduced_replaces_its_setting_whole(study: Path) -> None:
 def test_each_point_and_defense_has_a_line(study: Path) -> None:
     lines = lines_of(study)
     assert [(line["training images"], line["variant"], line["defense"]) for line in lines] == [
-        (*point, defense) for point in POINTS for defense in DEFENSES
+        (*point, defense) for point in GRID for defense in DEFENSES
     ]
     # The only attack says what best-attack does.
     assert not any("pgd" in column for column in lines[0])
@@ -158,7 +158,7 @@ def test_reported_numbers_stand_beside_their_lines(study: Path) -> None:
 def test_records_have_one_row_per_number(study: Path) -> None:
     records = records_of(study)
     keys = [*STUDY["over"], "defense", "setting", "measure"]
-    assert list(records.columns) == [*keys, "value", "low", "high", "images"]
+    assert list(records.columns) == [*keys, "value", "images", "low", "high"]
     assert not records.duplicated(keys).any()
     assert records["value"].notna().all()
     assert records.groupby(list(STUDY["over"])).size().nunique() == 1
@@ -272,7 +272,7 @@ def test_without_attacks_accuracy_is_natural_alone(tmp_path: Path, cli: Cli) -> 
     ] * 2  # fmt: skip
     lines = lines_of(tmp_path / "study")
     assert list(lines[0]) == ["epochs", "seed", "defense", "natural", "natural, train"]
-    assert "Accuracy in % over 20 test images, natural, of models" in ended.out
+    assert "Accuracy in % over 20 test images of digits, natural." in ended.out
     assert "best-attack" not in ended.out
 
 
@@ -283,17 +283,22 @@ def test_the_caption_names_every_budget(tmp_path: Path, cli: Cli) -> None:
     spec.write_text(yaml.safe_dump(LEAST | values))
     ended = cli("study", "sweep", spec, "--out", tmp_path / "study", "--quiet")
     assert_written(tmp_path / "study", "sweep", ended)
-    said = "over 10 to 20 test images, natural and within L2 eps 0.1 or L2 eps 0.0313725, of"
+    said = "over 10 to 20 test images of digits, natural and within L2 eps 0.1 or L2 eps 0.0313725."
     assert said in ended.out
 
 
 def test_another_study_in_the_folder_takes_it_over(study: Path, cli: Cli, tmp_path: Path) -> None:
     copy, spec = tmp_path / "study", tmp_path / "other.yaml"
     shutil.copytree(study, copy)
-    # It fails at its first point: what is in the folder is no finished study then.
+    # Refused before any work: what was found stays.
     spec.write_text(yaml.safe_dump(LEAST | {"samples": 10_000}))
     line = "digits has 355 test images, not 10000: lower samples"
     refused(cli("study", "sweep", spec, "--out", copy, "--quiet"), line)
+    assert records_of(copy).equals(records_of(study))
+    # It fails at work: what is in the folder is no finished study then.
+    lost = {"over": {"learning_rate": [1e30]}, "defenses": ["vanilla/epochs=1"]}
+    spec.write_text(yaml.safe_dump(LEAST | lost))
+    assert cli("study", "sweep", spec, "--out", copy, "--quiet").status == 1
     assert not list(copy.glob("sweep.*"))
     with pytest.raises(UserError, match="holds no finished study"):
         load_sweep(copy)

@@ -67,7 +67,7 @@ def test_variants_compose_with_each_other_and_with_those_of_the_base() -> None:
 
 
 def test_options_reach_every_defense_and_labels_stay() -> None:
-    defenses = ["vanilla/batch=8", {"label": "mine", "name": "pgd-at", "epochs": 9}]
+    defenses = ["vanilla/batch=8", {"label": "mine", "name": "pgd-at"}]
     points = grid(defenses=defenses, over={"epochs": [1, 2]})
     for epochs, one in zip((1, 2), points.values(), strict=True):
         assert [defense.label for defense in one.defenses] == ["vanilla/batch=8", "mine"]
@@ -97,15 +97,17 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
     [
         (
             {"over": {"epochs": [1], "widden": [1]}},
-            "defense 'vanilla' has no option 'widden': did you mean 'widen'?",
+            "at epochs=1,widden=1: defense 'vanilla' has no option 'widden': did you mean "
+            "'widen'?",
         ),
         (
             {"over": {"variant": ["original", "binarise"]}},
-            "digits/binarise: unknown variant 'binarise': did you mean 'binarize'?",
+            "at variant=binarise: digits/binarise: unknown variant 'binarise': did you mean 'binarize'?",
         ),
         (
             {"over": {"variant": ["original", "train=0"]}},
-            "digits: train needs an integer of at least 1, as in train=1000, not '0'",
+            "at variant=train=0: digits: train needs an integer of at least 1, as in train=1000, "
+            "not '0'",
         ),
         (
             {"over": {"eps": [0.1, 0]}},
@@ -122,26 +124,39 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
         ),
         (
             {"over": {"norm": ["linf", "l2"]}, "measures": ["log-volume"]},
-            "log-volume is known for linf alone, not for l2: leave it out",
+            "at norm=l2: log-volume is of linf alone, not of l2: leave it out",
         ),
         (
             {"over": {"setting": [1]}},
-            "the study is not valid: over: 'setting' is a column of the records: name the axis "
+            "the study is not valid: over: 'setting' is a column of the table: name the axis "
             "otherwise",
         ),
         (
             {"over": {}},
-            "the study is not valid: over: Dictionary should have at least 1 item after "
-            "validation, not 0",
+            "the study is not valid: over: axes are needed, as in over: {variant: [original, "
+            "binarize]}",
+        ),
+        (
+            {"over": {"epochs": [1, 2]}, "defenses": ["vanilla/epochs=3"]},
+            "epochs is of an axis and of vanilla/epochs=3: say it once",
+        ),
+        (
+            {"over": {"variant": ["scale=0.5", "scale=0.5"]}},
+            "the study is not valid: over: the axis 'variant' has scale=0.5 twice",
+        ),
+        (
+            {"labels": "predictions"},
+            "the study is not valid: run: 'labels' is not for studies: use measures",
         ),
         (
             {"over": {"epochs": [1], "variant": []}},
-            "the study is not valid: over: the axis 'variant' has no values",
+            "the study is not valid: over: the axis 'variant' needs a list of values, or a mapping "
+            "from labels to settings, as in {half: {epochs: 5}, all: {epochs: 10}}",
         ),
         ({"defenses": 3}, "the spec is not valid: defenses: Input should be a valid list"),
         ({"defenses": []}, "the spec is not valid: defenses: List should have at least 1 item after"
          " validation, not 0"),
-        ({"attacks": ["pdg"]}, "unknown attack 'pdg': did you mean 'pgd'?"),
+        ({"attacks": ["pdg"]}, "at epochs=1: unknown attack 'pdg': did you mean 'pgd'?"),
         ({"sampels": 3}, "the spec is not valid: sampels: Extra inputs are not permitted"),
         (
             {"reported": {"source": "a table", "rows": [{"defense": "vanilla", "natural": 1}]}},
@@ -160,10 +175,10 @@ def test_what_is_wrong_at_any_point_is_told_before_any_work(
 
 
 def test_studies_that_are_not_there_are_refused(cli: Cli, tmp_path: Path) -> None:
-    line = "there is no study 'mnist-rank': did you mean 'mnist-ranks'?"
+    line = "there is no file and no ready study 'mnist-rank': did you mean 'mnist-ranks'?"
     refused(cli("study", "sweep", "mnist-rank"), line)
     ready = ", ".join(ready_made())
-    line = f"there is no study 'something else': ready ones are {ready}"
+    line = f"there is no file and no ready study 'something else': ready ones are {ready}"
     refused(cli("study", "sweep", "something else"), line)
     spec = tmp_path / "mine.yaml"
     spec.write_text(yaml.safe_dump(LEAST))

@@ -1,9 +1,6 @@
 """Variants that change images, training labels or their number, against values by hand."""
 
 import math
-import sys
-from collections.abc import Callable
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,12 +14,7 @@ from tests.benchmark.splits import refusal, same
 GREY = (torch.arange(256) / 255).view(1, 1, 16, 16)
 GREYS = Dataset("greys", ("a",), (1, 16, 16), lambda part: Split(GREY, torch.tensor([0])))
 VALUED = {"smooth": "3", "saturate": "16", "gamma": "0.7", "scale": "0.8"}
-NEEDS_SKIMAGE = pytest.mark.skipif(find_spec("skimage") is None, reason="needs scikit-image")
-NAMES = [
-    pytest.param(f"{name}={VALUED[name]}" if name in VALUED else name, marks=marks)
-    for name in TRANSFORMS
-    for marks in [NEEDS_SKIMAGE if name == "edge" else ()]
-]
+NAMES = [f"{name}={VALUED[name]}" if name in VALUED else name for name in TRANSFORMS]
 
 
 def image(*rows: list[float]) -> Tensor:
@@ -97,7 +89,6 @@ def test_gamma_and_scale() -> None:
     assert torch.equal(scale(x, 0.5), image([0.25, 0.375, 0.5, 0.75]))
 
 
-@NEEDS_SKIMAGE
 def test_edge_finds_the_border_of_a_square() -> None:
     x = torch.zeros(1, 2, 20, 20)
     x[0, 1, 5:15, 5:15] = 1
@@ -268,9 +259,3 @@ def test_more_training_images_than_there_are_is_refused() -> None:
     fewer = load_dataset("digits/train=1443")
     assert refusal(lambda: fewer.train) == "digits has 1442 training images, not 1443"
     assert len(fewer.test.y) == 355
-
-
-def test_edge_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "skimage.feature", None)
-    load: Callable[[], Split] = lambda: load_dataset("digits/edge").test  # noqa: E731
-    assert refusal(load) == "edge needs scikit-image: pip install scikit-image"
