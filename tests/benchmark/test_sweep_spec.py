@@ -102,7 +102,8 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
         ),
         (
             {"over": {"variant": ["original", "binarise"]}},
-            "at variant=binarise: digits/binarise: unknown variant 'binarise': did you mean 'binarize'?",
+            "at variant=binarise: digits/binarise: unknown variant 'binarise': did you mean "
+            "'binarize'?",
         ),
         (
             {"over": {"variant": ["original", "train=0"]}},
