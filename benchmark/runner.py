@@ -126,6 +126,20 @@ def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:
     return Samples(split.x, split.y, np.arange(len(split.y)))
 
 
+def samples_again(
+    folder: Path, spec: RunSpec, manifest: dict[str, Any], root: Path | None
+) -> Samples:
+    """The samples that the run in a folder was measured on, its plugins loaded. Raises UserError
+    where its data are other ones now."""
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+    dataset = load_dataset(spec.data, root)
+    samples = samples_of(dataset, spec)
+    if identify(dataset, samples, spec) != manifest["data"]:
+        raise UserError(f"{spec.data} is not the data that {folder} was measured on")
+    return samples
+
+
 def identify(dataset: Dataset, samples: Samples, spec: RunSpec) -> dict[str, str]:
     """What tells a run's images and labels apart from those of others."""
     found = data_identity(dataset.name, samples.x, samples.y)

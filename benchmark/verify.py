@@ -15,15 +15,13 @@ from attacks import ThreatModel
 from benchmark import tables
 from benchmark.assess import resolve_device
 from benchmark.components import CERTIFIED, NATURAL
-from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_natural, measure_radii
 from benchmark.models import load_saved
 from benchmark.radii import ROUNDING
 from benchmark.records import Block, FolderCell, MemoryCell, cell_key
-from benchmark.registry import load_plugin
 from benchmark.report import Report
-from benchmark.runner import identify, load_run, relabelled, samples_of
+from benchmark.runner import load_run, relabelled, samples_again
 from benchmark.spec import Device, RunSpec
 from benchmark.subject import Subject, check_model, examine, full_precision
 from defenses.certificates import HasCertificate
@@ -84,12 +82,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     or models are not those of the run.
     """
     spec, manifest, recorded = load_run(folder)
-    for plugin in spec.plugins:
-        load_plugin(plugin)
-    dataset = load_dataset(spec.data, root)
-    given = samples_of(dataset, spec)
-    if identify(dataset, given, spec) != manifest["data"]:
-        raise UserError(f"{spec.data} is not the data that {folder} was measured on")
+    given = samples_again(folder, spec, manifest, root)
     verdicts, reports, problems = [], [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])

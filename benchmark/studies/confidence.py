@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from benchmark.assess import resolve_device
 from benchmark.components import BEST, NATURAL
 from benchmark.confidence import FIRST, gaps, mean_jacobian_norm
-from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.models import load_saved
-from benchmark.registry import load_plugin
 from benchmark.report import Report
-from benchmark.runner import identify, load_run, samples_of
+from benchmark.runner import load_run, samples_again
 from benchmark.spec import Device
 from benchmark.studies.study import Study, axes, percent
 from benchmark.tables import NORMS, on_settings
@@ -39,12 +37,7 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     do.
     """
     spec, manifest, reports = load_run(folder)
-    for plugin in spec.plugins:
-        load_plugin(plugin)
-    dataset = load_dataset(spec.data, root)
-    samples = samples_of(dataset, spec)
-    if identify(dataset, samples, spec) != manifest["data"]:
-        raise UserError(f"{spec.data} is not the data that {folder} was measured on")
+    samples = samples_again(folder, spec, manifest, root)
     if bins > len(samples):
         raise UserError(f"{len(samples)} images do not fill {bins} bins: lower bins")
     where = resolve_device(device or spec.device)
