@@ -1,5 +1,6 @@
 """How stable the order of defenses is when the data change and their meaning does not."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ def _mean(draws: NDArray[Any]) -> float:
 
 
 def _with_interval(measure: str, value: float, draws: NDArray[Any]) -> dict[str, object]:
-    low, high = np.nanpercentile(draws, [2.5, 97.5]) if not np.isnan(draws).all() else [np.nan] * 2
+    known, low, high = draws[~np.isnan(draws)], math.nan, math.nan
+    if len(known):
+        # Of the draws themselves: there is no rank between two ranks.
+        low, high = np.percentile(known, [2.5, 97.5], method="inverted_cdf")
     return {"measure": measure, "value": float(value), "low": float(low), "high": float(high)}
 
 
