@@ -169,6 +169,7 @@ def report(folder: RunFolder) -> None:
     from benchmark import runner, tables
 
     spec, manifest, reports = runner.load_run(folder)
+    spec = runner.named(spec, manifest)
     tables.write(folder, reports, spec, {"run": manifest})
     typer.echo(tables.render(reports, spec))
 

@@ -115,8 +115,13 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
             )
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
-    tables.write(folder, reports, spec, {"run": manifest})
+    tables.write(folder, reports, named(spec, manifest), {"run": manifest})
     return reports
+
+
+def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
+    """The spec with the name that its data set gives itself, however it was written."""
+    return spec.model_copy(update={"data": manifest["data"]["name"]})
 
 
 def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:

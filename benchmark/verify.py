@@ -21,7 +21,7 @@ from benchmark.models import load_saved
 from benchmark.radii import ROUNDING
 from benchmark.records import Block, FolderCell, MemoryCell, cell_key
 from benchmark.report import Report
-from benchmark.runner import load_run, relabelled, samples_again
+from benchmark.runner import load_run, named, relabelled, samples_again
 from benchmark.spec import Device, RunSpec
 from benchmark.subject import Subject, check_model, examine, full_precision
 from defenses.certificates import HasCertificate
@@ -124,7 +124,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         reports.append(again)
     if _table(folder) not in (None, [_numbers(row) for row in tables.plain(reports)]):
         problems.append(f"{tables.JSON} says otherwise")
-    return Replay(spec, reports, verdicts, problems)
+    return Replay(named(spec, manifest), reports, verdicts, problems)
 
 
 def _differing(report: Report, again: Report) -> list[str]:

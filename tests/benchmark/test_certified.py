@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks import PGD, CarliniWagner, Problem
 from benchmark import Report, tables
+from benchmark.spec import make_spec
 from tests.benchmark.small import Linear, Returning, evaluate_small, refusal
 
 # Class 0 up to 0.6: the distances to the boundary are 0.6, 0.35, 0.2, 0.1, 0.05; the rest is wrong.
@@ -259,7 +260,8 @@ def _lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *reports: Report) ->
         save(self, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    tables.write(tmp_path, reports, "data", {})
+    spec = make_spec({"eps": 0.5, "defenses": ["vanilla"], "suite": "none"})
+    tables.write(tmp_path, reports, spec, {})
     return {str(line.get_label()): line for figure in drawn for line in figure.axes[0].lines}
 
 
