@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from defenses import training
+
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -13,3 +15,15 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = (torch.tensor(data.images, dtype=torch.float32) / 16)[order, None]
     y = torch.tensor(data.target, dtype=torch.int64)[order]
     return x[500:], y[500:], x[:500], y[:500]
+
+
+@pytest.fixture
+def few(digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return digits[0][:257], digits[1][:257]
+
+
+@pytest.fixture
+def at_every_occasion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints after every epoch, reports after every step."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "READ_SECONDS", 0.0)

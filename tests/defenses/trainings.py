@@ -1,0 +1,36 @@
+"""Trainings of small models on images of 8 x 8, as tests of the loop need them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from attacks import ThreatModel
+from defenses import Progress, Recipe, initialise, train
+
+LINF = ThreatModel("linf", 0.1)
+SHAPE = (1, 8, 8)
+
+
+def trained(
+    recipe: Recipe,
+    data: tuple[Tensor, Tensor],
+    seed: int = 1,
+    *,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> nn.Module:
+    model = initialise(recipe, SHAPE, 10, seed)
+    train(
+        recipe, model, *data, threat=LINF, seed=seed, checkpoint=checkpoint, log=log, report=report
+    )
+    return model
+
+
+def interrupt_at(epoch: int, step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (epoch, step):
+            raise KeyboardInterrupt
+
+    return report
