@@ -21,7 +21,7 @@ from benchmark.models import load_saved
 from benchmark.report import Report
 from benchmark.runner import load_run, samples_again
 from benchmark.spec import Device
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, pairs, percent
 from benchmark.tables import NORMS, on_settings
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
@@ -119,15 +119,10 @@ def _number(value: float) -> str:
 
 
 def _draw(records: pd.DataFrame) -> Any:
-    figure, plot = axes(4.5)
-    for place, (name, rows) in enumerate(records.groupby("defense", sort=False)):
-        colour = f"C{place}"
-        plot.plot(rows["bin"], 100 * rows["best_attack"], "o-", color=colour, label=str(name))
-        plot.plot(rows["bin"], 100 * rows["natural"], "s--", color=colour)
+    figure, plot = pairs(records, "bin", "best_attack", "natural")
     plot.set(
         xlabel="bin, from the largest confidence gaps to the smallest",
         ylabel=f"{BEST} and (dashed) {NATURAL} accuracy (%)",
         ylim=(-3, 103),
     )
-    plot.legend()
     return figure

@@ -14,7 +14,7 @@ from benchmark.components import BEST
 from benchmark.errors import UserError
 from benchmark.report import Report
 from benchmark.runner import load_run
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, pairs, percent
 from benchmark.tables import NORMS, contradictions, on_settings
 
 # The assumed bounds of table 6.
@@ -69,16 +69,11 @@ def _predictions(report: Report) -> Iterator[dict[str, object]]:
 
 
 def _draw(records: pd.DataFrame) -> Any:
-    figure, plot = axes(4.5)
-    for place, (name, rows) in enumerate(records.groupby("defense", sort=False)):
-        colour = f"C{place}"
-        plot.plot(rows["bound"], 100 * rows["prediction"], "o-", color=colour, label=str(name))
-        plot.plot(rows["bound"], 100 * rows["correctness"], "s--", color=colour)
+    figure, plot = pairs(records, "bound", "prediction", "correctness")
     plot.set(
         xlabel="assumed bound of the local Lipschitz constant",
         ylabel="predicted robust, and (dashed) correctly so (%)",
         xlim=(max(BOUNDS) + 0.02, min(BOUNDS) - 0.02),
         ylim=(0, 103),
     )
-    plot.legend()
     return figure

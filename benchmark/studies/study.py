@@ -62,3 +62,15 @@ def axes(height: float) -> tuple[Any, Any]:
     only = figure.subplots()
     only.grid(alpha=0.3)
     return figure, only
+
+
+def pairs(records: pd.DataFrame, x: str, solid: str, dashed: str) -> tuple[Any, Any]:
+    """A figure of matplotlib with two lines for each defense, of two columns of shares along a
+    third, and its only axes."""
+    figure, plot = axes(4.5)
+    for place, (name, rows) in enumerate(records.groupby("defense", sort=False)):
+        colour = f"C{place}"
+        plot.plot(rows[x], 100 * rows[solid], "o-", color=colour, label=str(name))
+        plot.plot(rows[x], 100 * rows[dashed], "s--", color=colour)
+    plot.legend()
+    return figure, plot
