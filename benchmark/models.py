@@ -168,6 +168,9 @@ def train(
                 log=home / "log.csv",
                 report=show,
             )
+    if recipe.half:
+        with _naming(component):
+            defenses.round_to_half(model)
     card = defenses.describe(
         component.label,
         recipe,
@@ -183,7 +186,7 @@ def train(
     made_by = {"component": component.model_dump(mode="json"), "key": key}
     if parts:
         made_by["parts"] = {name: defenses.read_card(part.folder) for name, part in parts.items()}
-    defenses.save(home, model, card | made_by)
+    defenses.save(home, model, card | made_by, recipe.half)
     checkpoint.unlink(missing_ok=True)
     return load_saved(home)
 

@@ -13,7 +13,15 @@ from defenses.fractal import Fractal
 from defenses.hybrid import Hybrid, HybridClassifier
 from defenses.l2nnn import L2NNN, L2NonexpansiveClassifier
 from defenses.recipe import Batch, Recipe, Vanilla
-from defenses.saved import SavedModelError, describe, fingerprint, load, read_card, save
+from defenses.saved import (
+    SavedModelError,
+    describe,
+    fingerprint,
+    load,
+    read_card,
+    round_to_half,
+    save,
+)
 from defenses.subtasks import NBR
 from defenses.training import Progress, TrainingError, initialise, train
 
@@ -58,6 +66,7 @@ __all__ = [
     "initialise",
     "load",
     "read_card",
+    "round_to_half",
     "save",
     "train",
 ]

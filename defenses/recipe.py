@@ -60,6 +60,8 @@ class Recipe(ABC):
                    0, as in fastai; Smith and Topin 2018 go down linearly).
     crop           pad training images by so many zeros on each side, and cut them out again at
                    random places.
+    half           round the weights to half precision after training, and store them so: half the
+                   size, and all figures are of the weights that are stored.
 
     Raises ValueError for hyperparameters out of range.
     """
@@ -74,6 +76,7 @@ class Recipe(ABC):
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     crop: int = 0
+    half: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or self.crop < 0:

@@ -64,15 +64,34 @@ def describe(
     }
 
 
-def save(folder: str | Path, model: nn.Module, card: Mapping[str, Any]) -> None:
+@torch.no_grad()
+def round_to_half(model: nn.Module) -> None:
+    """Round a model's weights and buffers, in place, to numbers that half precision holds. Raises
+    ValueError where one is beyond its range."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            rounded = value.half().to(value.dtype)
+            if bool((rounded.isinf() & value.isfinite()).any()):
+                raise ValueError(f"{name} is beyond the range of half precision")
+            value.copy_(rounded)
+
+
+def save(
+    folder: str | Path, model: nn.Module, card: Mapping[str, Any], half: bool = False
+) -> None:
     """Write the weights and then the card, each whole or not at all. The card gains "parameters"
-    (their number), "fingerprint" and "sha256" (of the weights file)."""
+    (their number), "fingerprint" and "sha256" (of the weights file).
+
+    half stores weights in half precision, which loses nothing after `round_to_half`.
+    """
     from safetensors.torch import save as to_bytes
 
     folder = Path(folder)
     # Copies, because safetensors refuses tensors that share their memory, as tied weights do.
-    state = model.state_dict()
-    weights = to_bytes({name: t.detach().cpu().clone().contiguous() for name, t in state.items()})
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    if half:
+        state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+    weights = to_bytes({name: value.contiguous() for name, value in state.items()})
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "fingerprint": fingerprint(model),
