@@ -103,7 +103,7 @@ def assess(
         _close(cell, full, device, error=error)
         report.certify(key, cell, error)
         notify(report, CERTIFIED)
-    entries = {label: _on(subject.model, entry) for label, entry in lineup.entries.items()}
+    entries = {label: suited(subject.model, entry) for label, entry in lineup.entries.items()}
     for label, entry in _ordered(entries, settings.mode):
         attack, todo = entry.attack, report.remaining(entry.after)
         used = {name: peers[name] for name in sorted(sources(attack))}
@@ -183,7 +183,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _on(model: nn.Module, entry: Entry) -> Entry:
+def suited(model: nn.Module, entry: Entry) -> Entry:
     """The attack that an entry's is on this model, which may be a simpler one."""
     on = getattr(entry.attack, "on", None)
     return entry if on is None else dataclasses.replace(entry, attack=on(model))

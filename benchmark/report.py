@@ -36,6 +36,7 @@ class Report:
     records       a DataFrame with one row per sample and attack ("natural" among them). Where there
                   is a certificate, `radius` is the sample's certified radius, in the run's norm.
     adversarial   for each attack, its judged misclassified points.
+    cells         what it is made from: natural, the certificate and each attack, by label.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class Report:
         self.notes = list(notes)
         self.radii: Radii | None = None
         self._flags = flags
-        self._cells: dict[str, Cell] = {}
+        self.cells: dict[str, Cell] = {}
         self.frames: dict[str, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
-        self._outside: dict[str, int] = {}
+        self.outside: dict[str, int] = {}
 
     def add(
         self,
@@ -79,10 +80,10 @@ class Report:
             frames.append(block.frame())
             seconds += block.seconds
             outside += block.outside
-        self._cells[label] = cell
+        self.cells[label] = cell
         self.keys[label] = key
         self.seconds[label] = seconds
-        self._outside[label] = outside
+        self.outside[label] = outside
         if after:
             self.after[label] = tuple(after)
         if inapplicable is not None and not frames:
@@ -103,6 +104,7 @@ class Report:
 
     def certify(self, key: str, cell: Cell, error: str | None) -> None:
         """Take in the cell of the model's certificate. One that failed certifies nothing."""
+        self.cells[CERTIFIED] = cell
         self.keys[CERTIFIED] = key
         self.seconds[CERTIFIED] = sum(block.seconds for block in cell.blocks(images=False))
         try:
@@ -213,7 +215,7 @@ class Report:
             codes.add("attack-error")
         if len(self.contradictions):
             codes.add("contradiction")
-        if any(self._outside.values()):
+        if any(self.outside.values()):
             codes.add("outside-ball")
         if any((frame["predicted"] == UNDEFINED).any() for frame in self.frames.values()):
             codes.add("nan")
@@ -233,7 +235,7 @@ class Report:
             before = tuple(one for one in self.after.get(label, ()) if one in traces)
             lost = np.ones(self.total, dtype=bool)
             lost[self._unbroken([label, *before])] = False
-            traces[label] = Trace(lost, self.frames[label], self._cells[label].note, before)
+            traces[label] = Trace(lost, self.frames[label], self.cells[label].note, before)
         return traces
 
     @property
@@ -252,7 +254,7 @@ class Report:
         return {label: self._examples(label) for label in self.attacks}
 
     def _examples(self, label: str) -> Examples:
-        blocks = list(self._cells[label].blocks())
+        blocks = list(self.cells[label].blocks())
         if not blocks:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         index = np.concatenate([block.index[block.found] for block in blocks])
@@ -263,7 +265,7 @@ class Report:
 
         0 where misclassified clean, infinite where no attack found a point.
         """
-        if not any(self._cells[label].note.get("minimises") for label in self.measured):
+        if not any(self.cells[label].note.get("minimises") for label in self.measured):
             return None
         best = np.full(self.total, np.inf)
         # The others too: in cascades and series, those that minimise are not given what they broke.

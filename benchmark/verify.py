@@ -3,13 +3,14 @@ recomputed, and so is the table."""
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks import ThreatModel
 from benchmark import tables
@@ -17,9 +18,9 @@ from benchmark.assess import resolve_device
 from benchmark.components import CERTIFIED, NATURAL
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_natural, measure_radii
-from benchmark.models import load_saved
+from benchmark.models import Trained, load_saved
 from benchmark.radii import ROUNDING
-from benchmark.records import Block, FolderCell, MemoryCell, cell_key
+from benchmark.records import Block, MemoryCell, cell_key
 from benchmark.report import Report
 from benchmark.runner import load_run, named, relabelled, samples_again
 from benchmark.spec import Device, RunSpec
@@ -58,6 +59,16 @@ class Replay:
     problems: list[str]
 
 
+@dataclass(frozen=True)
+class ReplayedRow:
+    """One defense replayed: its report from what holds, the verdict on each cell, and what does not
+    hold, a line each."""
+
+    report: Report
+    verdicts: list[Verdict]
+    problems: list[str]
+
+
 class _Doubled(Subject):
     """A judge that forwards each batch twice over, so in another size than before."""
 
@@ -72,6 +83,11 @@ class _Doubled(Subject):
         return predicted[:n], radius[:n].minimum(radius[n:])
 
 
+def examine_twice(model: nn.Module, device: Device) -> Subject:
+    """The model as a judge that forwards each batch in another size than it was judged in."""
+    return _Doubled(**vars(examine(model, resolve_device(device), torch.float32)))
+
+
 @full_precision()
 def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     """Replay a run's records.
@@ -83,48 +99,71 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     """
     spec, manifest, recorded = load_run(folder)
     given = samples_again(folder, spec, manifest, root)
-    verdicts, reports, problems = [], [], []
+    rows, problems = [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
         samples = relabelled(given, saved.model, spec.model_copy(update={"device": device}))
-        again = Report(
-            report.name, report.threat, report.mode, report.total, report.flags, report.notes
+        rows.append(
+            replay(report, row["errors"], saved, samples, manifest["data"], spec.block, device)
         )
-        subject = _Doubled(**vars(examine(saved.model, resolve_device(device), torch.float32)))
-        # A model that cannot be run in float64 is judged, as in the run, without.
-        check_model(subject, samples.x[: spec.block].to(subject.device), samples.y, None)
-        natural = MemoryCell()
-        measure_natural(subject, samples, natural, spec.block)
-        again.add(NATURAL, report.keys[NATURAL], natural, None)
-        found = {NATURAL: _differing(report, again)}
-        if CERTIFIED in report.keys:
-            verdict, found[CERTIFIED] = _replay_radii(subject, samples, report, again, spec.block)
-            verdicts.append(verdict)
-        elif isinstance(subject.model, HasCertificate) and report.attacks:
-            found[CERTIFIED] = ["left out, though the model offers a certificate"]
-        for label in report.attacks:
-            cell = FolderCell(folder / "cells" / report.keys[label])
-            replayed, verdict, found[label] = _replay_cell(subject, samples, report, label, cell)
-            inapplicable = report.inapplicable.get(label)
-            again.add(
-                label, report.keys[label], replayed, report.errors.get(label),
-                report.after.get(label, ()), inapplicable,
-            )  # fmt: skip
-            if inapplicable is None:
-                verdicts.append(verdict)
-        weights = saved.identity["weights"]
-        for label, lines in found.items():
-            if label in report.keys and not _is_of(
-                folder, report, label, manifest["data"], weights
-            ):
-                lines.append("made with other weights, data or threat")
-            if label in again.errors and label not in row["errors"]:
-                lines.append(again.errors[label])
-            problems += [f"{report.name} {label}: {line}" for line in lines]
-        reports.append(again)
+        problems += rows[-1].problems
+    reports = [row.report for row in rows]
     if _table(folder) not in (None, [_numbers(row) for row in tables.plain(reports)]):
         problems.append(f"{tables.JSON} says otherwise")
+    verdicts = [verdict for row in rows for verdict in row.verdicts]
     return Replay(named(spec, manifest), reports, verdicts, problems)
+
+
+@full_precision()
+def replay(
+    report: Report,
+    errors: Collection[str],
+    saved: Trained,
+    samples: Samples,
+    data: dict[str, str],
+    block: int,
+    device: Device,
+) -> ReplayedRow:
+    """Replay one defense: see `verify`.
+
+    report   as recorded; `errors`, the labels that its record says failed.
+    samples  that it was measured on, `block` at once; data, what tells them from others.
+
+    Raises UserError where the model does not run on them.
+    """
+    verdicts = []
+    again = Report(
+        report.name, report.threat, report.mode, report.total, report.flags, report.notes
+    )
+    subject = examine_twice(saved.model, device)
+    # A model that cannot be run in float64 is judged, as in the run, without.
+    check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
+    natural = MemoryCell()
+    measure_natural(subject, samples, natural, block)
+    again.add(NATURAL, report.keys[NATURAL], natural, None)
+    found = {NATURAL: _differing(report, again)}
+    if CERTIFIED in report.keys:
+        verdict, found[CERTIFIED] = _replay_radii(subject, samples, report, again, block)
+        verdicts.append(verdict)
+    elif isinstance(subject.model, HasCertificate) and report.attacks:
+        found[CERTIFIED] = ["left out, though the model offers a certificate"]
+    for label in report.attacks:
+        replayed, verdict, found[label] = _replay_cell(subject, samples, report, label)
+        inapplicable = report.inapplicable.get(label)
+        again.add(
+            label, report.keys[label], replayed, report.errors.get(label),
+            report.after.get(label, ()), inapplicable,
+        )  # fmt: skip
+        if inapplicable is None:
+            verdicts.append(verdict)
+    problems = []
+    for label, lines in found.items():
+        if label in report.keys and not _is_of(report, label, data, saved.identity["weights"]):
+            lines.append("made with other weights, data or threat")
+        if label in again.errors and label not in errors:
+            lines.append(again.errors[label])
+        problems += [f"{report.name} {label}: {line}" for line in lines]
+    return ReplayedRow(again, verdicts, problems)
 
 
 def _differing(report: Report, again: Report) -> list[str]:
@@ -139,9 +178,10 @@ def _differing(report: Report, again: Report) -> list[str]:
 
 
 def _replay_cell(
-    subject: Subject, samples: Samples, report: Report, label: str, cell: FolderCell
+    subject: Subject, samples: Samples, report: Report, label: str
 ) -> tuple[MemoryCell, Verdict, list[str]]:
     """One cell as it is found now, its verdict, and a line for each thing that does not hold."""
+    cell = report.cells[label]
     replayed, problems = MemoryCell(), []
     claimed = holding = hidden = mislabelled = misplaced = 0
     for block in cell.blocks():
@@ -194,10 +234,10 @@ def _replay_radii(
     return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
 
 
-def _is_of(folder: Path, report: Report, label: str, data: dict[str, str], weights: str) -> bool:
+def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bool:
     """Whether a cell was made with the run's data and threat and with these weights."""
     key = report.keys[label]
-    identity = FolderCell(folder / "cells" / key).note.get("identity", {})
+    identity = report.cells[label].note.get("identity", {})
     threat = identity.get("threat")
     return (
         cell_key(identity) == key

@@ -1,0 +1,120 @@
+"""The command line: bestattack leaderboard submit, check, build, verify; and all of benchmark's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.cli import app
+from benchmark.cli import main as run
+from benchmark.cli_options import Root, RunFolder, say
+from benchmark.errors import UserError
+
+leaderboard = typer.Typer(
+    help="The published tables: add rows with their evidence, and replay them.",
+    no_args_is_help=True,
+)
+app.add_typer(leaderboard, name="leaderboard")
+
+Board = Annotated[Path, typer.Option(help="The board's folder.")]
+RunCode = Annotated[
+    bool, typer.Option("--run-code", help="Run code that submissions bring: read it before.")
+]
+
+
+@leaderboard.command()
+def submit(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Where the folder goes, as OUT/TASK/ROW.")] = Path(
+        "submissions"
+    ),
+    row: Annotated[
+        list[str], typer.Option(help="A row of the run; repeat for more. Default: all.")
+    ] = [],  # noqa: B006 - typer copies it
+    about: Annotated[
+        Path | None, typer.Option(help="YAML: row to a line on what was scaled down.")
+    ] = None,
+    weights_at: Annotated[
+        str | None, typer.Option(help="An address, or a path from the folder: no copy of weights.")
+    ] = None,
+    board: Board = Path("leaderboard"),
+    data_root: Root = None,
+) -> None:
+    """Make self-contained folders of a run's rows: record, spec, card, weights, evidence."""
+    from benchmark.spec import read_values
+    from leaderboard.submit import submit as make
+    from leaderboard.tasks import load_tasks
+
+    lines = {name: str(line) for name, line in read_values(about).items()} if about else {}
+    for folder in make(run, load_tasks(board, data_root), out, row, lines, weights_at):
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        typer.echo(f"{folder}: {size:.1f} MB")
+
+
+@leaderboard.command()
+def check(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of submissions.")],
+    run_code: RunCode = False,
+    board: Board = Path("leaderboard"),
+    data_root: Root = None,
+) -> None:
+    """Validate submissions and replay them from weights and evidence."""
+    from leaderboard.board import check as replay
+    from leaderboard.tasks import load_tasks
+
+    tasks = load_tasks(board, data_root)
+    for folder in folders:
+        row = replay(folder, tasks, run_code)
+        best = row.record.numbers.best_attack
+        typer.echo(f"{folder}: {row.record.row} on {row.task.name} holds: {best:.1%} best-attack")
+
+
+@leaderboard.command()
+def build(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Submissions to merge, where they hold.")
+    ] = [],  # noqa: B006
+    run_code: RunCode = False,
+    board: Board = Path("leaderboard"),
+    data_root: Root = None,
+) -> None:
+    """Merge submissions that hold, and write tables, pictures and page anew."""
+    from leaderboard.board import build as make
+    from leaderboard.board import merge
+    from leaderboard.tasks import load_tasks
+
+    tasks = load_tasks(board, data_root)
+    refused = merge(board, folders, tasks, run_code, typer.echo)
+    make(board, tasks)
+    typer.echo(f"{board / 'README.md'} and {board / 'site' / 'index.html'} are written")
+    for line in refused:
+        say(f"refused: {line}")
+    if refused:
+        raise UserError(f"{len(refused)} of {len(folders)} submissions do not hold")
+
+
+@leaderboard.command()
+def verify(
+    task: Annotated[list[str], typer.Option(help="Replay this task alone; repeat for more.")] = [],  # noqa: B006
+    run_code: RunCode = False,
+    board: Board = Path("leaderboard"),
+    data_root: Root = None,
+) -> None:
+    """Recompute every number of the tables from weights and evidence, without attacking."""
+    from leaderboard.board import verify as replay
+    from leaderboard.tasks import find_task, load_tasks
+
+    tasks = load_tasks(board, data_root)
+    for name in task:
+        find_task(tasks, name)
+    problems = replay(board, tasks, task, run_code, typer.echo)
+    for line in problems:
+        say(line)
+    if problems:
+        raise UserError(f"the tables of {board} do not hold")
+    typer.echo(f"The tables of {board} hold.")
+
+
+def main() -> None:
+    """Run the command line, as `benchmark.cli.main` does."""
+    run()

@@ -1,0 +1,259 @@
+"""Records and adversarial examples of one row, in one small file.
+
+An example is stored as its perturbation, in whole steps of a grid that is as coarse as the example
+bears: it is decoded, judged afresh and measured before it is taken, so that what the file holds is
+what breaks the model. Numbers about examples, such as distances, are those of the decoded ones.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attacks import ThreatModel
+from benchmark.components import CERTIFIED, NATURAL
+from benchmark.errors import UserError
+from benchmark.evaluator import Samples
+from benchmark.records import Block, IntArray, MemoryCell
+from benchmark.report import Report
+from benchmark.subject import Subject
+
+# The finest step. All of [-1, 1] fits 16 bits in it, and 8-bit images lie on it.
+_UNIT = 1 / (255 * 128)
+
+# Steps in units, from the coarsest: 32/255, ..., 1/255, and fractions of that.
+_STEPS = (4096, 2048, 1024, 512, 256, 128, 32, 8, 1)
+
+# How much longer an example is tried, at the finest step, where rounding alone loses it.
+_STRETCHES = (1.001, 1.003, 1.01)
+
+# By what part of the largest logit another class must lead at a rounded example. Less may be
+# rounding of the network's, which differs from one machine to the next.
+_LEAD = 1e-4
+
+# Samples at once.
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Examples of some samples.
+
+    `steps` (k,) are places in _STEPS, `codes` (k, *shape) perturbations in these steps, and `exact`
+    (m, *shape) the points of those at the places `loose` (m,), which are in no whole steps.
+    """
+
+    steps: NDArray[np.uint8]
+    codes: NDArray[np.int16]
+    loose: IntArray
+    exact: NDArray[np.float32]
+
+    def decode(self, x: Tensor, threat: ThreatModel) -> Tensor:
+        """The points (k, *shape), float32, of images x (k, *shape)."""
+        units = torch.tensor(_STEPS, dtype=torch.float64)[torch.from_numpy(self.steps).long()]
+        scale = (units * _UNIT).view(-1, *[1] * (x.dim() - 1))
+        points = _moved(x, torch.from_numpy(self.codes), scale, threat)
+        points[torch.from_numpy(self.loose)] = torch.from_numpy(self.exact)
+        return points
+
+
+def _moved(x: Tensor, codes: Tensor, scale: Tensor | float, threat: ThreatModel) -> Tensor:
+    return threat.clamp((x.double() + codes.double() * scale).float())
+
+
+def _encode(subject: Subject, x: Tensor, y: Tensor, points: Tensor, threat: ThreatModel) -> _Coded:
+    """Examples (k, *shape) of images x (k, *shape) with labels y (k,), all of which break the
+    model, rounded as far as they still do."""
+    steps = torch.full((len(x),), len(_STEPS) - 1, dtype=torch.uint8)
+    codes = torch.zeros(x.shape, dtype=torch.int16)
+    delta, left = points.double() - x.double(), torch.arange(len(x))
+    for place, moved in _candidates(delta):
+        if not len(left):
+            break
+        tried = moved(left)
+        some = _moved(x[left], tried, _STEPS[place] * _UNIT, threat)
+        held = _holds(subject, x[left], y[left], some, threat)
+        codes[left[held]], steps[left[held]] = tried[held], place
+        left = left[~held]
+    exact = points[left].float().numpy()
+    return _Coded(steps.numpy(), codes.numpy(), left.numpy(), exact)
+
+
+def _candidates(delta: Tensor) -> Iterator[tuple[int, "_Rounded"]]:
+    """From the coarsest: to the nearest step, and toward zero, which stays in the ball."""
+    for place, step in enumerate(_STEPS):
+        for toward_zero in (False, True):
+            yield place, _Rounded(delta, step, toward_zero)
+    for stretch in _STRETCHES:
+        yield len(_STEPS) - 1, _Rounded(stretch * delta, _STEPS[-1], False)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    delta: Tensor
+    step: int
+    toward_zero: bool
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        scaled = self.delta[rows] / (self.step * _UNIT)
+        # What is a whole number of steps but for float32 is not one less.
+        rounded = (scaled.sign() * (scaled.abs() + 1e-3).floor()) if self.toward_zero else scaled
+        bound = round(1 / (self.step * _UNIT))
+        return rounded.round().clamp(-bound, bound).to(torch.int16)
+
+
+def _holds(subject: Subject, x: Tensor, y: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:
+    """Where points (k, *shape) break the model within the threat, and clearly: bool (k,)."""
+    return torch.cat(
+        [
+            _clear(subject, p, label) & (threat.distance(p, image) <= threat.eps)
+            for p, image, label in zip(
+                points.split(_AT_ONCE), x.split(_AT_ONCE), y.split(_AT_ONCE), strict=True
+            )
+        ]
+    )
+
+
+def _clear(subject: Subject, points: Tensor, y: Tensor) -> Tensor:
+    points, y = points.to(subject.device), y.to(subject.device)
+    _, wrong = subject.judge(points, y)
+    with torch.no_grad():
+        logits = subject.model(points.to(subject.dtype))
+    own = logits.gather(1, y[:, None])[:, 0]
+    lead = logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
+    clear: Tensor = wrong & (lead > _LEAD * logits.abs().amax(1))
+    return clear.cpu()
+
+
+def pack(report: Report, subject: Subject, samples: Samples) -> bytes:
+    """What a report was made from, as the content of an evidence file.
+
+    Of examples, those that broke a sample. `subject` judges them, so it must be of the model that
+    the report is on.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for place, label in enumerate(report.keys):
+        blocks = list(report.cells[label].blocks())
+        index, predicted, forwards, backwards, broken, distance = (
+            np.concatenate([getattr(block, name) for block in blocks] or [np.empty(0)])
+            for name in ("index", "predicted", "forwards", "backwards", "broken", "distance")
+        )
+        order = np.argsort(index)
+        arrays[f"{place}/index"] = index[order].astype(np.int32)
+        arrays[f"{place}/predicted"] = predicted[order].astype(np.int16)
+        if label == CERTIFIED:
+            arrays[f"{place}/radius"] = distance[order].astype(np.float64)
+        elif label == NATURAL:
+            arrays[f"{place}/label"] = samples.y.numpy()[index[order].astype(int)].astype(np.int16)
+        else:
+            arrays[f"{place}/forwards"] = forwards[order].astype(np.int32)
+            arrays[f"{place}/backwards"] = backwards[order].astype(np.int32)
+            hit = broken.astype(bool)
+            arrays[f"{place}/broken"] = np.packbits(hit[order])
+            # Points beyond eps are no evidence of anything: nothing was found within it.
+            beyond = ~np.isnan(distance.astype(float)) & ~hit
+            own = samples.y.numpy()[index.astype(int)]
+            arrays[f"{place}/predicted"] = np.where(beyond, own, predicted)[order].astype(np.int16)
+            arrays |= _examples(place, blocks, subject, samples, report.threat)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    return content.getvalue()
+
+
+def _examples(
+    place: int, blocks: list[Block], subject: Subject, samples: Samples, threat: ThreatModel
+) -> dict[str, NDArray[Any]]:
+    hits = [block.broken[block.found] for block in blocks]
+    rows = [block.index[block.broken] for block in blocks]
+    points = [block.adversarial[hit] for block, hit in zip(blocks, hits, strict=True)]
+    if not sum(map(len, rows)):
+        return {}
+    unordered = np.concatenate(rows)
+    order = np.argsort(unordered)
+    at = torch.from_numpy(unordered[order])
+    found = torch.from_numpy(np.concatenate(points)[order])
+    coded = _encode(subject, samples.x[at], samples.y[at], found, threat)
+    # Signs in the lowest bit, and bytes apart: most high bytes are then 0.
+    folded = np.where(
+        coded.codes < 0, -2 * coded.codes.astype(int) - 1, 2 * coded.codes.astype(int)
+    )
+    return {
+        f"{place}/steps": coded.steps,
+        f"{place}/low": (folded & 255).astype(np.uint8),
+        f"{place}/high": (folded >> 8).astype(np.uint8),
+        f"{place}/loose": coded.loose.astype(np.int32),
+        f"{place}/exact": coded.exact,
+    }
+
+
+def unpack(
+    content: bytes, labels: Sequence[str], samples: Samples, threat: ThreatModel
+) -> dict[str, MemoryCell]:
+    """The cells in an evidence file, by label, in the order in which they were packed.
+
+    Distances are those of the examples in it. Raises UserError where the file is damaged or does
+    not fit the samples.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        return {
+            label: _cell(label, f"{place}/", arrays, samples, threat)
+            for place, label in enumerate(labels)
+        }
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # damaged files fail in more ways than numpy and zipfile list
+        raise UserError(f"the evidence is damaged: {' '.join(str(error).split())}") from error
+
+
+def _cell(
+    label: str,
+    at: str,
+    arrays: Mapping[str, NDArray[Any]],
+    samples: Samples,
+    threat: ThreatModel,
+) -> MemoryCell:
+    cell = MemoryCell()
+    index = arrays[f"{at}index"].astype(np.int64)
+    if not len(index):
+        return cell
+    if not (np.diff(index) > 0).all() or index[0] < 0 or index[-1] >= len(samples):
+        raise UserError(
+            f"the evidence is damaged: {label} has samples that there are not, or twice"
+        )
+    predicted = arrays[f"{at}predicted"].astype(np.int64)
+    own = samples.y.numpy()[index]
+    nothing = np.zeros_like(index)
+    forwards, backwards, points = nothing, nothing, np.empty(0, np.float32)
+    broken = predicted != own
+    distance = np.where(broken, 0.0, np.nan)
+    if label == CERTIFIED:
+        distance = arrays[f"{at}radius"].astype(np.float64)
+    elif label == NATURAL:
+        own = arrays[f"{at}label"].astype(np.int64)
+    else:
+        forwards, backwards = (
+            arrays[f"{at}{name}"].astype(np.int64) for name in ("forwards", "backwards")
+        )
+        broken = np.unpackbits(arrays[f"{at}broken"], count=len(index)).astype(bool)
+        distance = np.full(len(index), np.nan)
+        if broken.any():
+            x = samples.x[torch.from_numpy(index[broken])]
+            found = _coded(arrays, at).decode(x, threat)
+            distance[broken] = threat.distance(found, x).numpy()
+            points = found.numpy()
+    cell.add(Block(index, own, predicted, broken, distance, forwards, backwards, points, 0, 0.0))
+    return cell
+
+
+def _coded(arrays: Mapping[str, NDArray[Any]], at: str) -> _Coded:
+    folded = arrays[f"{at}low"].astype(int) + (arrays[f"{at}high"].astype(int) << 8)
+    codes = np.where(folded & 1, -((folded + 1) >> 1), folded >> 1).astype(np.int16)
+    loose = arrays[f"{at}loose"].astype(np.int64)
+    return _Coded(arrays[f"{at}steps"], codes, loose, arrays[f"{at}exact"])

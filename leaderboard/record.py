@@ -1,0 +1,183 @@
+"""What a submission says: record.json, whose schema is published as record.schema.json."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attacks.threat import Norm
+from benchmark.accuracy import work
+from benchmark.components import BEST, CERTIFIED, NATURAL
+from benchmark.errors import UserError
+from benchmark.report import Report
+
+RECORD, SPEC, EVIDENCE, CARD_TEXT = "record.json", "spec.yaml", "evidence.npz", "README.md"
+SCHEMA = "record.schema.json"
+
+# The local Lipschitz bound that the paper of fractal classifiers calls safe to assume (table 6).
+ASSUMED = 0.7
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Strict):
+    """The images and labels: the name of their set and a hash of all of them."""
+
+    name: str
+    sha256: Sha256
+
+
+class Threat(_Strict):
+    """As `attacks.ThreatModel`."""
+
+    norm: Norm
+    eps: Annotated[float, Field(gt=0)]
+    lower: float
+    upper: float
+
+
+class Weights(_Strict):
+    """The file of weights: in the submission, or `at` a path from its folder or an address."""
+
+    sha256: Sha256
+    at: str | None = None
+
+
+class Measured(_Strict):
+    """How one column came about.
+
+    key           a hash of `note["identity"]`: of all that determines the result.
+    note          what the run noted when it was done, its environment among it.
+    after         the attacks before it in its series.
+    inapplicable  why the attack does not apply to the model.
+    outside       samples for which the attack left the ball or the box.
+    """
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    note: dict[str, Any]
+    after: list[str] = []
+    inapplicable: str | None = None
+    outside: Count = 0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Work(_Strict):
+    """Of an attack: samples attacked and broken, and mean passes for each of those attacked."""
+
+    attacked: Count
+    broken: Count
+    forwards: Annotated[float, Field(ge=0)]
+    backwards: Annotated[float, Field(ge=0)]
+
+
+class Assumed(_Strict):
+    """What would be certified if no output changed by more than `bound` times the distance, and how
+    many of these samples are broken nevertheless."""
+
+    bound: float
+    certified: Share
+    broken: Count
+
+
+class Numbers(_Strict):
+    """The numbers of a row; shares are over all samples. None where there is none."""
+
+    natural: Share
+    per_attack: dict[str, Share | None]
+    best_attack: Share
+    interval: tuple[Share, Share]
+    certified: Share | None
+    assumed: Assumed | None
+    contradictions: list[Count]
+    work: dict[str, Work]
+
+
+class Record(_Strict):
+    """A row of the leaderboard.
+
+    task, row  where it belongs, and its name there.
+    about      what was scaled down or differs from the paper, for readers.
+    block      samples attacked at once.
+    cells      natural, the certificate and each attack, in the order of the evidence file.
+    files      the SHA-256 of the other files of the submission.
+    """
+
+    format: Literal[1]
+    task: str
+    row: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^|<>\n]+$")]
+    about: Annotated[str, Field(max_length=600, pattern=r"^[^|<>\n]*$")]
+    data: Data
+    samples: Annotated[int, Field(gt=0)]
+    threat: Threat
+    mode: Literal["table"]
+    block: Annotated[int, Field(gt=0)]
+    flags: list[str]
+    notes: list[str]
+    cells: dict[str, Measured]
+    numbers: Numbers
+    weights: Weights
+    files: dict[str, Sha256]
+
+
+def schema() -> str:
+    """The JSON schema of records, as it is published."""
+    return json.dumps(Record.model_json_schema(), indent=1) + "\n"
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a submission. Raises UserError where there is none, or it is not valid."""
+    path = folder / RECORD
+    try:
+        return Record.model_validate_json(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no submission: it has no {RECORD}") from error
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join(map(str, detail["loc"]))
+        raise UserError(f"{path} is not valid: {where or 'it'}: {detail['msg']}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid: it is no text") from error
+
+
+def numbers_of(report: Report) -> Numbers:
+    """The numbers of a report that has best-attack accuracy."""
+    best = report.accuracy(BEST)
+    assert best is not None
+    per_attack = {k: None if np.isnan(v) else v for k, v in report.per_attack.items()}
+    return Numbers(
+        natural=report.natural,
+        per_attack=per_attack,
+        best_attack=best.value,
+        interval=best.interval,
+        certified=None if np.isnan(report.certified) else report.certified,
+        assumed=_assumed(report),
+        contradictions=report.contradictions.tolist(),
+        work={label: _work(report, label) for label in report.measured},
+    )
+
+
+def _work(report: Report, label: str) -> Work:
+    done = work(report.frames[label])
+    if not done["attacked"]:
+        return Work(attacked=0, broken=0, forwards=0, backwards=0)
+    return Work.model_validate({name: done[name] for name in Work.model_fields})
+
+
+def _assumed(report: Report) -> Assumed | None:
+    predicted = report.certified_within(ASSUMED * report.threat.eps)
+    if predicted is None or report.threat.norm != "l2":
+        return None
+    kept = np.isin(np.flatnonzero(predicted), report.survivors())
+    return Assumed(bound=ASSUMED, certified=predicted.mean(), broken=int((~kept).sum()))
+
+
+# Not attacks: what the cells of a record hold besides them.
+OTHERS = (NATURAL, CERTIFIED)
