@@ -11,6 +11,8 @@ import importlib.util
 import inspect
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,22 @@ def describe_library(name: str) -> dict[str, str]:
         return {f"{name}:{attack}": about for attack, about in adapter.available().items()}
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+@contextmanager
+def only_plugins(paths: Sequence[Path]) -> Iterator[None]:
+    """These local files alone in place of those that were loaded before, for a while. Raises
+    UserError as `load_plugin` does."""
+    before = {registry: registry._local for registry in (ATTACKS, DEFENSES, DATASETS)}
+    try:
+        for registry in before:
+            registry._local = {}
+        for path in paths:
+            load_plugin(path)
+        yield
+    finally:
+        for registry, local in before.items():
+            registry._local = local
 
 
 def load_plugin(path: Path) -> None:

@@ -167,14 +167,19 @@ def replay(
 
 
 def _differing(report: Report, again: Report) -> list[str]:
-    """Whether the clean records are what they are found to be now: no line, or one."""
-    columns = ["index", "label", "broken"]
+    """Whether the clean records are what they are found to be now: a line for what is not."""
     before, now = (
-        records.loc[records["attack"] == NATURAL, columns].to_numpy()
-        for records in (report.records, again.records)
+        records.loc[records["attack"] == NATURAL] for records in (report.records, again.records)
     )
-    count = int((before != now).any(1).sum())
-    return [f"{count} records are not as found now"] if count else []
+    lines = []
+    for column, what in (
+        ("index", "samples are not those of the data"),
+        ("label", "labels are not those of the data"),
+        ("broken", "records are not as found now"),
+    ):
+        if count := int((before[column].to_numpy() != now[column].to_numpy()).sum()):
+            lines.append(f"{count} {what}")
+    return lines
 
 
 def _replay_cell(

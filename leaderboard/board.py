@@ -58,16 +58,14 @@ def _check_free(board: Path, row: Row, home: Path) -> None:
 def build(board: Path, tasks: dict[str, Task]) -> None:
     """Write tables, page, pictures and schema from the rows as they are. Raises UserError where a
     row cannot be opened."""
-    rows = {
-        task.name: [open_row(folder, tasks) for folder in row_folders(board, task)]
-        for task in tasks.values()
-    }
-    tables = [make_table(task, rows[task.name]) for task in tasks.values()]
+    tables = []
+    for task in tasks.values():
+        rows = [open_row(folder, tasks) for folder in row_folders(board, task)]
+        tables.append(make_table(task, rows))
+        draw(task, rows, (board / SITE).parent / "pictures")
     write_text(board / README, render_readme(tables))
     write_text(board / SITE, render_site(tables))
     write_text(board / SCHEMA, schema())
-    for task in tasks.values():
-        draw(task, rows[task.name], (board / SITE).parent / "pictures")
 
 
 def verify(

@@ -21,7 +21,7 @@ from benchmark.errors import UserError
 from benchmark.identity import identify_object
 from benchmark.models import Trained, load_saved
 from benchmark.records import MemoryCell
-from benchmark.registry import load_plugin
+from benchmark.registry import only_plugins
 from benchmark.report import Report
 from benchmark.runner import relabelled
 from benchmark.spec import RunSpec, make_spec
@@ -73,18 +73,17 @@ def replay_row(row: Row, run_code: bool = False) -> Report:
     where anything differs from the record. Code of the submission's own is run only if `run_code`.
     """
     folder, record, task = row.folder, row.record, row.task
-    spec = _read_spec(folder)
-    _check_code(folder, record, spec, run_code)
-    with _model(folder, record) as saved:
+    plugins = _code(folder, record, _read_spec(folder), run_code)
+    with only_plugins(plugins), _model(folder, record) as saved:
         _check_attacks(row, saved)
-        problems = replay(
+        replayed = replay(
             row.report, (), saved, relabelled(task.samples, saved.model, task.spec),
             record.data.model_dump(), record.block, "cpu",
         )  # fmt: skip
-    if problems.problems:
-        raise UserError(f"{folder}: {'; '.join(problems.problems)}")
-    _check_numbers(folder, record, problems.report)
-    return problems.report
+    if replayed.problems:
+        raise UserError(f"{folder}: {'; '.join(replayed.problems)}")
+    _check_numbers(folder, record, replayed.report)
+    return replayed.report
 
 
 def _check_files(folder: Path, record: Record) -> None:
@@ -174,8 +173,9 @@ def _read_spec(folder: Path) -> RunSpec:
         raise UserError(f"{folder / SPEC} is not a spec") from error
 
 
-def _check_code(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> None:
-    """Load the submission's own code, or refuse where there is some and it is not to be run."""
+def _code(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> list[Path]:
+    """The submission's own plugins. Raises UserError where there is code of its own and it is not
+    to be run."""
     own = [name for name in record.files if name not in NEEDED]
     named = [str(model) for model in _foreign(_card(folder))]
     if (own or named or spec.plugins) and not run_code:
@@ -186,7 +186,7 @@ def _check_code(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> 
     for plugin in spec.plugins:
         if plugin.name not in own:
             raise UserError(f"{folder / SPEC} names {plugin.name}, which is not in the submission")
-        load_plugin(folder / plugin.name)
+    return [folder / plugin.name for plugin in spec.plugins]
 
 
 def _foreign(card: dict[str, Any]) -> Iterator[str]:

@@ -132,7 +132,7 @@ def _reported(reported: Sequence[Reported], sources: list[str]) -> dict[str, str
         text = ", ".join(
             f"{name} {value:g}" for name, value in figures.items() if value is not None
         )
-        shown.append(f"{text} [{sources.index(one.source) + 1}]")
+        shown.append(f"{one.named}: {text} [{sources.index(one.source) + 1}]")
     return {"reported by papers": "; ".join(shown) or NONE}
 
 

@@ -21,7 +21,7 @@ class Reported(BaseModel):
     """What a paper reports of a defense on a task, in %.
 
     row      the board's row that it is shown beside.
-    source   paper, table and row.
+    source   paper and table; named, what the row is called there.
     attacks  by the paper's names; best_attack is the worst case over them, where it is given.
     """
 
@@ -29,6 +29,7 @@ class Reported(BaseModel):
 
     row: str
     source: str
+    named: str
     natural: float | None = None
     best_attack: float | None = None
     certified: float | None = None

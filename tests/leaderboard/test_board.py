@@ -1,0 +1,213 @@
+"""The board is built from what holds, and every digit of it is verified."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from defenses.saved import WEIGHTS
+from leaderboard.board import check
+from leaderboard.record import RECORD, SPEC
+from leaderboard.submit import slug
+from tests.benchmark.conftest import Cli, refused
+from tests.leaderboard.conftest import Small, change_record, list_again, refusal
+
+PLUGIN = '''
+from dataclasses import dataclass
+from defenses import Vanilla
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Vanilla):
+    """Vanilla training, by another name."""
+
+DEFENSES = {"mine": Mine}
+'''
+
+
+def _verify(cli: Cli, small: Small, *words: object) -> object:
+    return cli("leaderboard", "verify", "--board", small.board, *words)
+
+
+def test_a_board_holds(small: Small, cli: Cli) -> None:
+    ended = _verify(cli, small)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.endswith(f"The tables of {small.board} hold.\n")
+    assert len(ended.out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", ["README.md", "site/index.html"])
+def test_one_digit_that_differs_fails(small: Small, cli: Cli, name: str) -> None:
+    path = small.board / name
+    text = path.read_text()
+    number = json.loads((small.rows / "nbr" / RECORD).read_text())["numbers"]["best_attack"]
+    digits = f"{100 * number:.1f} ["
+    assert digits in text
+    other = f"{100 * number:.1f}"[:-1] + ("1" if digits[-3] != "1" else "2") + " ["
+    path.write_text(text.replace(digits, other))
+    ended = _verify(cli, small)
+    assert ended.status == 1
+    assert f"{path} is not what weights and evidence give: line" in ended.err
+    assert ended.err.endswith(f"bestattack: the tables of {small.board} do not hold\n")
+
+
+def test_a_row_that_does_not_hold_fails_and_is_named(small: Small, cli: Cli) -> None:
+    change_record(small.rows / "nbr", lambda record: record["numbers"].update(natural=1.0))
+    ended = _verify(cli, small)
+    assert ended.status == 1
+    assert f"{small.rows / 'nbr' / RECORD}: natural is 1.0" in ended.err
+
+
+def test_a_row_that_is_gone_fails(small: Small, cli: Cli) -> None:
+    shutil.rmtree(small.rows / "nbr")
+    assert _verify(cli, small).status == 1
+
+
+def test_one_task_alone_is_replayed(small: Small, cli: Cli) -> None:
+    assert _verify(cli, small, "--task", "digits").status == 0
+    line = "unknown task 'digit': did you mean 'digits'?"
+    refused(_verify(cli, small, "--task", "digit"), line)
+
+
+def test_building_again_changes_nothing(small: Small, cli: Cli) -> None:
+    before = {path: path.read_bytes() for path in small.board.rglob("*") if path.is_file()}
+    assert cli("leaderboard", "build", "--board", small.board).status == 0
+    assert {path: path.read_bytes() for path in small.board.rglob("*") if path.is_file()} == before
+
+
+def test_what_holds_is_merged_and_what_does_not_is_refused(
+    small: Small, cli: Cli, tmp_path: Path
+) -> None:
+    for row in ("nbr", "vanilla"):
+        shutil.move(small.rows / row, tmp_path / row)
+    change_record(tmp_path / "nbr", lambda record: record["numbers"].update(natural=1.0))
+    submissions = [tmp_path / "nbr", tmp_path / "vanilla"]
+    ended = cli("leaderboard", "build", *submissions, "--board", small.board)
+    assert ended.status == 1
+    assert "digits vanilla: merged" in ended.out
+    assert f"refused: {tmp_path / 'nbr' / RECORD}: natural is 1.0" in ended.err
+    assert ended.err.endswith("bestattack: 1 of 2 submissions do not hold\n")
+    assert (small.rows / "vanilla" / WEIGHTS).is_file()
+    assert not (small.rows / "nbr").exists()
+    assert _verify(cli, small).status == 0
+
+
+def test_a_second_row_of_a_name_is_refused(small: Small, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(small.rows / "vanilla", tmp_path / "copy")
+    ended = cli("leaderboard", "build", tmp_path / "copy", "--board", small.board)
+    assert "task digits has a row vanilla already" in ended.err
+
+
+def test_a_folder_that_is_no_board_is_refused(cli: Cli, tmp_path: Path) -> None:
+    line = f"{tmp_path} is no leaderboard (it has no tasks.yaml): name its folder with --board"
+    refused(cli("leaderboard", "verify", "--board", tmp_path), line)
+
+
+def test_a_run_makes_submissions(small: Small, cli: Cli, tmp_path: Path) -> None:
+    words = ["--board", small.board, "--out", tmp_path / "out"]
+    ended = cli("leaderboard", "submit", small.run, "--row", "NBR", *words)
+    assert ended.status == 0
+    assert [path.name for path in (tmp_path / "out" / "digits").iterdir()] == ["nbr"]
+    again = cli("leaderboard", "check", tmp_path / "out" / "digits" / "nbr", "--board", small.board)
+    assert again.status == 0
+    assert "NBR on digits holds" in again.out
+    # The same but for where it lies: a submission is determined by its run.
+    for path in (small.rows / "nbr").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / "digits" / "nbr" / path.name).read_bytes()
+
+
+def test_a_specification_of_one_row_is_whole(made: Small) -> None:
+    spec = yaml.safe_load((made.rows / "nbr" / SPEC).read_text())
+    assert [defense["given_label"] for defense in spec["defenses"]] == ["NBR"]
+    assert spec["eps"] == 0.5
+    assert len(spec["attacks"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--row", "NBA"], "has no row 'NBA': did you mean 'NBR'?"),
+        (["--row", "x"], "has no row 'x': there are vanilla, L2NNN, NBR"),
+    ],
+)
+def test_a_row_that_there_is_not(
+    made: Small, cli: Cli, words: list[str], line: str, tmp_path: Path
+) -> None:
+    words += ["--board", str(made.board), "--out", str(tmp_path)]
+    ended = cli("leaderboard", "submit", made.run, *words)
+    assert (ended.status, ended.err) == (1, f"bestattack: {made.run} {line}\n")
+
+
+def test_a_run_of_no_task_is_refused(made: Small, cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--samples", "10", "--defense", "vanilla/epochs=1", "--attack", "pgd/steps=1"]
+    assert cli("run", "--eps", "0.5", *words, "--out", run, "--quiet").status == 0
+    line = f"{run} is of no task: 10 images of digits within l2 0.5; the tasks are digits"
+    refused(cli("leaderboard", "submit", run, "--board", made.board), line)
+    words[1] = "60"
+    assert cli("run", "--eps", "0.5", *words, "--out", run, "--quiet").status == 0
+    line = f"{run}: vanilla/epochs=1: task digits needs the attack PGD"
+    refused(cli("leaderboard", "submit", run, "--board", made.board), line)
+
+
+def test_code_of_a_submission_runs_only_when_the_user_says_so(
+    small: Small, cli: Cli, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    spec = small.board / "specs" / "digits.yaml"
+    run = ["run", spec, "--defense", "mine/epochs=1", "--plugin", plugin, "--quiet"]
+    assert cli(*run, "--out", tmp_path / "run").status == 0
+    board = ["--board", small.board]
+    out = tmp_path / "submissions"
+    assert cli("leaderboard", "submit", tmp_path / "run", "--out", out, *board).status == 0
+    folder = out / "digits" / slug("mine/epochs=1")
+    plugin.unlink()
+    line = f"{folder} brings code of its own (mine.py): read it, and give --run-code to run it"
+    refused(cli("leaderboard", "check", folder, *board), line)
+    assert cli("leaderboard", "check", folder, "--run-code", *board).status == 0
+    # Code that is not what its author listed.
+    (folder / "mine.py").write_text(PLUGIN + "print('other')\n")
+    ended = cli("leaderboard", "check", folder, "--run-code", *board)
+    assert (ended.status, ended.out) == (1, "")
+    assert "mine.py is not the file that record.json lists" in ended.err
+
+
+def test_a_card_cannot_name_code_without_leave(small: Small) -> None:
+    folder = small.rows / "vanilla"
+    card = json.loads((folder / "card.json").read_text())
+    card["component"] = {"name": "external", "options": {"model": "os:getcwd"}}
+    (folder / "card.json").write_text(json.dumps(card))
+    list_again(folder, "card.json")
+    assert "brings code of its own (os:getcwd)" in refusal(small, folder)
+
+
+def test_weights_may_be_elsewhere(small: Small, cli: Cli, tmp_path: Path) -> None:
+    at = "../../elsewhere/model.safetensors"
+    out = small.board / "rows"
+    shutil.rmtree(small.rows / "nbr")
+    board = ["--board", small.board]
+    words = ["--row", "NBR", "--out", out, "--weights-at", at, *board]
+    assert cli("leaderboard", "submit", small.run, *words).status == 0
+    assert not (small.rows / "nbr" / WEIGHTS).exists()
+    assert "is missing, though" in refusal(small, small.rows / "nbr")
+    elsewhere = (small.rows / "nbr" / at).resolve()
+    elsewhere.parent.mkdir()
+    (model,) = (small.run / "defenses").glob("nbr-*")
+    shutil.copy(model / WEIGHTS, elsewhere)
+    assert _verify(cli, small).status == 0
+    elsewhere.write_bytes(b"other")
+    assert "holds other weights than" in refusal(small, small.rows / "nbr")
+
+
+def test_weights_at_an_address_are_to_be_fetched(small: Small) -> None:
+    folder = small.rows / "nbr"
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).unlink()
+    address = "https://example.org/nbr.safetensors"
+    change_record(folder, lambda record: record["weights"].update(at=address))
+    line = f"{folder}: its weights are at {address}: download them to {folder / WEIGHTS}"
+    assert refusal(small, folder) == line
+    (folder / WEIGHTS).write_bytes(weights)
+    assert check(folder, small.tasks, False).record.row == "NBR"

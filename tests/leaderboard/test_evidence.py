@@ -1,0 +1,148 @@
+"""Evidence is small, and what it holds breaks the model within the threat, without tolerance."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import ThreatModel
+from attacks.threat import Norm
+from benchmark import Report
+from benchmark.components import NATURAL
+from benchmark.errors import UserError
+from benchmark.evaluator import Samples
+from benchmark.records import Block, MemoryCell
+from benchmark.verify import examine_twice
+from leaderboard.evidence import pack, unpack
+
+N, SHAPE = 40, (1, 28, 28)
+
+
+class Mean(nn.Module):
+    """Class 1 where the mean pixel is above a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        over = x.flatten(1).mean(1) - self.limit
+        return torch.stack([-over, over], 1)
+
+
+def _samples() -> Samples:
+    """Images on the grid of 8 bits, whose mean is about 0.25."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 128, (N, *SHAPE), generator=generator) / 255
+    return Samples(x, torch.zeros(N, dtype=torch.int64), np.arange(N))
+
+
+def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
+    """As if an attack had found these points, which break every sample."""
+    report = Report("model", threat, "table", N)
+    own, nothing = samples.y.numpy(), np.zeros(N, dtype=np.int64)
+    no, yes = np.zeros(N, dtype=bool), np.ones(N, dtype=bool)
+    cells = {NATURAL: MemoryCell(), "attack": MemoryCell()}
+    empty = points.numpy()[:0]
+    cells[NATURAL].add(
+        Block(np.arange(N), own, own, no, np.full(N, np.nan), nothing, nothing, empty, 0, 0.0)
+    )
+    distance = threat.distance(points, samples.x).numpy()
+    # Two blocks, the later samples first: order is the evidence's own.
+    for part in (np.arange(N // 2, N), np.arange(N // 2)):
+        cells["attack"].add(
+            Block(
+                part, own[part], own[part] + 1, yes[part], distance[part], nothing[part] + 7,
+                nothing[part] + 3, points.numpy()[part], 0, 0.0,
+            )
+        )  # fmt: skip
+    for label, cell in cells.items():
+        report.add(label, "0" * 16, cell, None)
+    return report
+
+
+def _packed(model: nn.Module, points: Callable[[Samples], Tensor], threat: ThreatModel) -> bytes:
+    samples = _samples()
+    found = points(samples)
+    subject = examine_twice(model, "cpu")
+    assert bool(subject.judge(found, samples.y)[1].all())
+    return pack(_report(samples, found, threat), subject, samples)
+
+
+def _unpacked(content: bytes, threat: ThreatModel) -> Block:
+    samples = _samples()
+    (block,) = unpack(content, [NATURAL, "attack"], samples, threat)["attack"].blocks()
+    assert block.index.tolist() == list(range(N))
+    assert (block.forwards == 7).all()
+    assert (block.backwards == 3).all()
+    return block
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 3.0), ("linf", 0.1)])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_examples_break_the_model_within_the_threat(norm: Norm, eps: float, noise: float) -> None:
+    """Perturbations that use all of the budget, smooth and noisy ones."""
+    threat = ThreatModel(norm, eps)
+
+    def points(samples: Samples) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        push = 1 + noise * torch.randn(samples.x.shape, generator=generator)
+        return threat.enforce(samples.x + eps * threat.ascent(push), samples.x)
+
+    samples = _samples()
+    limit = float(samples.x.flatten(1).mean(1).max()) + 1e-3
+    model = Mean(limit)
+    reached = points(samples).flatten(1).mean(1)
+    assert bool((reached > limit).all())
+    content = _packed(model, points, threat)
+    block = _unpacked(content, threat)
+    found = torch.from_numpy(block.adversarial)
+    assert bool(examine_twice(model, "cpu").judge(found, samples.y)[1].all())
+    assert bool((threat.distance(found, samples.x) <= eps).all())
+    assert torch.equal(found, threat.clamp(found))
+    assert block.distance == pytest.approx(threat.distance(found, samples.x).numpy(), rel=0, abs=0)
+    # A byte a pixel would be 784 an example.
+    assert len(content) < 784 * N / 2
+
+
+def test_an_example_that_no_rounding_keeps_is_kept_as_it_is() -> None:
+    """A judge that sees an error in exactly the points that were found, and nowhere else."""
+    threat, samples = ThreatModel("l2", 3.0), _samples()
+    points = threat.enforce(samples.x + 0.1001, samples.x)
+    known = {point.numpy().tobytes() for point in points}
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            same = torch.tensor([float(one.numpy().tobytes() in known) for one in x.float()])
+            return torch.stack([1 - same, same], 1)
+
+    content = pack(_report(samples, points, threat), examine_twice(Model(), "cpu"), samples)
+    assert np.array_equal(_unpacked(content, threat).adversarial, points.numpy())
+
+
+def test_the_finest_and_the_largest_perturbations_come_back() -> None:
+    threat = ThreatModel("linf", 1.0)
+    x = torch.tensor([0.0, 1.0, 0.5]).view(1, 1, 1, 3).expand(N, 1, 1, 3).contiguous()
+    target = torch.tensor([1.0, 0.0, 0.5 + 1 / (255 * 128)])
+    samples = Samples(x, torch.zeros(N, dtype=torch.int64), np.arange(N))
+
+    class Needle(nn.Module):
+        """Class 1 near one point alone."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            near = (x.flatten(1) - target.to(x)).abs().amax(1) < 0.4 / (255 * 128)
+            return torch.stack([~near, near], 1).to(x.dtype)
+
+    points = target.view(1, 1, 1, 3).expand(N, 1, 1, 3).contiguous()
+    report = _report(samples, points, threat)
+    content = pack(report, examine_twice(Needle(), "cpu"), samples)
+    (block,) = unpack(content, [NATURAL, "attack"], samples, threat)["attack"].blocks()
+    assert np.abs(block.adversarial - points.numpy()).max() < 1e-7
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
+def test_what_is_no_archive_is_damaged(content: bytes) -> None:
+    with pytest.raises(UserError, match="the evidence is damaged"):
+        unpack(content, [NATURAL], _samples(), ThreatModel("l2", 1.0))

@@ -1,0 +1,82 @@
+"""The page: whole by itself, and it sorts in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from leaderboard.record import read_record
+from leaderboard.render import SITE
+from tests.leaderboard.conftest import Small
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def test_the_page_asks_for_nothing_from_outside(made: Small) -> None:
+    page = made.board / SITE
+    text = page.read_text()
+    for address in re.findall(r'(?:src|href)="([^"]*)"', text):
+        assert not re.match(r"\w+:|//", address), address
+        if not address.startswith("#"):
+            assert (page.parent / address).is_file(), address
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_the_page_has_the_numbers_of_the_tables(made: Small) -> None:
+    text = (made.board / SITE).read_text()
+    rows = re.findall(r"^\|\s+\d+ \|.*$", (made.board / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        for number in re.findall(r"\d+\.\d(?: \[\d+\.\d, \d+\.\d\])?", row):
+            assert number in text
+
+
+def _shown(page: Path, tmp_path: Path, script: str) -> str:
+    """The page, as a browser has it after a script has run."""
+    copy = page.parent / "scripted.html"
+    copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--dump-dom", copy.as_uri(),
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return ended.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser: install Debian's chromium to run it")
+def test_a_click_on_a_heading_sorts(small: Small, tmp_path: Path) -> None:
+    click = """
+        const by = name => [...document.querySelectorAll("th button")]
+            .find(button => button.textContent === name).click();
+        const state = () => [...document.querySelectorAll("tbody tr")]
+            .map(row => row.cells[1].textContent.trim()).join(",");
+        const seen = [state()];
+        for (const name of ["natural", "natural", "defense", "certified", "certified"]) {
+            by(name);
+            seen.push(state());
+        }
+        window.addEventListener("load", () => {
+            const widths = [...document.images].map(image => image.naturalWidth);
+            document.title = JSON.stringify([seen, widths]);
+        });
+    """
+    found = re.search(r"<title>(.*?)</title>", _shown(small.board / SITE, tmp_path, click))
+    assert found
+    seen, widths = json.loads(found[1])
+    records = [read_record(folder) for folder in small.rows.iterdir()]
+    natural = {record.row: record.numbers.natural for record in records}
+    for order, falls in ((seen[1], True), (seen[2], False)):
+        shares = [natural[row] for row in order.split(",")]
+        assert shares == sorted(natural.values(), reverse=falls)
+    assert seen[3].split(",") == ["vanilla", "NBR", "L2NNN"]
+    # Up or down, what has no number comes last.
+    assert seen[4].split(",")[-1] == seen[5].split(",")[-1] == "vanilla"
+    assert seen[4].split(",")[:2] == seen[5].split(",")[1::-1]
+    assert len(widths) == 2
+    assert min(widths) > 100

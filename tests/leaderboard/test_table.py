@@ -1,0 +1,96 @@
+"""Ranks by a paired test, and what a table shows."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from leaderboard.board import check
+from leaderboard.pictures import closest_example, curve, shown
+from leaderboard.rows import open_row
+from leaderboard.table import better, columns, make_table, ranked, robust
+from tests.leaderboard.conftest import Small
+
+
+def _verdicts(first: int, second: int, both: int = 50) -> tuple[NDArray[np.bool_], ...]:
+    """Two rows of which the first alone withstands `first` samples, and the second `second`."""
+    one = np.repeat([True, True, False, False], [both, first, second, 20])
+    other = np.repeat([True, False, True, False], [both, first, second, 20])
+    return one, other
+
+
+@pytest.mark.parametrize(("first", "second"), [(9, 1), (8, 2), (5, 0), (6, 0), (30, 15), (3, 9)])
+def test_better_is_mcnemars_exact_test(first: int, second: int) -> None:
+    """Under equality, of the samples that one row alone withstands each is either's by a coin."""
+    one, other = _verdicts(first, second)
+    tail = binom.cdf(min(first, second), first + second, 0.5)
+    assert better(one, other) == (first > second and 2 * tail < 0.05)
+    assert not (better(one, other) and better(other, one))
+
+
+def test_rows_that_agree_where_they_differ_share_a_rank() -> None:
+    best, second = _verdicts(8, 2)
+    assert ranked([best, second]) == [1, 1]
+    worst = np.zeros_like(best)
+    assert ranked([best, second, worst]) == [1, 1, 3]
+    assert ranked([best, best, best]) == [1, 1, 1]
+
+
+def test_a_pairing_tells_more_apart_than_intervals_do() -> None:
+    """6 samples of 1000 more, none less: intervals overlap nearly whole, and the test is sure."""
+    other = np.arange(1000) < 700
+    one = np.arange(1000) < 706
+    assert better(one, other)
+
+
+def test_a_table_is_ordered_and_complete(made: Small) -> None:
+    (task,) = made.tasks.values()
+    rows = [open_row(folder, made.tasks) for folder in sorted(made.rows.iterdir())]
+    table = make_table(task, rows)
+    best = [line.record.numbers.best_attack for line in table.lines]
+    assert best == sorted(best, reverse=True)
+    for line in table.lines:
+        assert list(line.cells) == columns(task)
+        numbers = line.record.numbers
+        assert line.cells["best-attack [95%]"].startswith(f"{100 * numbers.best_attack:.1f} [")
+        assert (line.cells["SCW"] == "-") == (line.record.row != "NBR")
+        assert (line.cells["certified"] == "-") == (line.record.row == "vanilla")
+        expected = "Plain: natural 99.5 [1]" if line.record.row == "vanilla" else "-"
+        assert line.reported == {"reported by papers": expected}
+    assert table.sources == ["A paper, table 1"]
+
+
+def test_certificates_bound_from_below(made: Small) -> None:
+    for name in ("l2nnn", "nbr"):
+        report = check(made.rows / name, made.tasks, False).report
+        proven = report.certified_within(report.threat.eps)
+        assert proven is not None
+        assert not (proven & ~robust(report)).any()
+        assert not len(report.contradictions)
+
+
+def test_a_curve_ends_at_best_attack_and_begins_at_natural(made: Small) -> None:
+    for folder in made.rows.iterdir():
+        report = open_row(folder, made.tasks).report
+        eps, left = curve(report)
+        assert left[0] <= report.natural
+        assert left[-1] == pytest.approx(report.best_attack)
+        assert (np.diff(left) <= 0).all()
+        assert eps[-1] == report.threat.eps
+
+
+def test_examples_that_are_shown_are_of_several_labels_and_broken(made: Small) -> None:
+    (task,) = made.tasks.values()
+    rows = [open_row(folder, made.tasks) for folder in made.rows.iterdir()]
+    samples = shown(task, rows)
+    assert len({int(task.samples.y[i]) for i in samples}) == len(samples) == 3
+    for i in samples:
+        for row in rows:
+            natural = row.report.frames["natural"]
+            correct = not natural.set_index("index")["broken"][i]
+            found = closest_example(row.report, i)
+            assert (found is not None) == (correct and not robust(row.report)[i])
+            if found is not None:
+                point, distance, predicted = found
+                assert distance == pytest.approx(float((point - task.samples.x[i]).norm()))
+                assert predicted != int(task.samples.y[i])
