@@ -1,16 +1,17 @@
 """The tables of the board: rows in order, with ranks, as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.components import BEST, NATURAL
 from benchmark.report import Report
 from benchmark.tables import NORMS
 from leaderboard.record import ASSUMED, Numbers, Record
 from leaderboard.rows import Row
-from leaderboard.tasks import Reported, Task
+from leaderboard.tasks import Claim, Reported, Task
 
 # Two rows differ where the chance of as uneven a split of the samples that only one of them
 # withstands is below this.
@@ -32,12 +33,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A task's table: its lines, the best first, and what it is over."""
+    """A task's table: its lines, the best first, what it is over, what its figures from papers are
+    from, and what became of the papers' claims."""
 
     task: Task
     lines: list[Line]
     caption: str
     sources: list[str]
+    claims: list[str]
 
 
 def make_table(task: Task, rows: Sequence[Row]) -> Table:
@@ -56,7 +59,9 @@ def make_table(task: Task, rows: Sequence[Row]) -> Table:
                 _reported(reported, sources),
             )
         )
-    return Table(task, lines, _caption(task, rows), sources)
+    records = {row.record.row: row.record for row in rows}
+    claims = [_tested(claim, records) for claim in task.claims]
+    return Table(task, lines, _caption(task, rows), sources, claims)
 
 
 def robust(report: Report) -> NDArray[np.bool_]:
@@ -134,6 +139,28 @@ def _reported(reported: Sequence[Reported], sources: list[str]) -> dict[str, str
         )
         shown.append(f"{one.named}: {text} [{sources.index(one.source) + 1}]")
     return {"reported by papers": "; ".join(shown) or NONE}
+
+
+def _tested(claim: Claim, records: Mapping[str, Record]) -> str:
+    """A claim and what came of it here, in a line."""
+    text = (
+        f"{' '.join(claim.above)} is above {' '.join(claim.below)} by {claim.by:g} points or more "
+        f"(in the paper by {claim.paper:g})"
+    )
+    high, low = (_share(records.get(row), column) for row, column in (claim.above, claim.below))
+    if high is None or low is None:
+        return f"{text}: not measured here"
+    points = 100 * (high - low)
+    verdict = "holds" if points >= claim.by else "does not hold"
+    return f"{text}: {verdict} here, {100 * high:.1f} and {100 * low:.1f} ({points:+.1f})"
+
+
+def _share(record: Record | None, column: str) -> float | None:
+    if record is None:
+        return None
+    numbers = record.numbers
+    shares = {NATURAL: numbers.natural, BEST: numbers.best_attack} | numbers.per_attack
+    return shares.get(column)
 
 
 def _caption(task: Task, rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""What the board asks for: tasks, each a spec of data, threat and attacks; what papers report."""
+"""What the board asks for: tasks, each a spec of data, threat and attacks; what papers say."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,13 +36,28 @@ class Reported(BaseModel):
     attacks: dict[str, float] = {}
 
 
+class Claim(BaseModel):
+    """An ordering that a paper claims: that one number of a task's table is above another.
+
+    above, below  (row, column); by, points between them from which on the claim holds; paper, the
+                  points between them there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    above: tuple[str, str]
+    below: tuple[str, str]
+    by: float
+    paper: float
+
+
 @dataclass(frozen=True)
 class Task:
     """One table of the board.
 
     name      of its folder; title, in words; about, what readers should know.
     spec      data, threat, samples, and the attacks that each row must withstand.
-    reported  by papers.
+    reported  by papers; claims, theirs on the order of rows and columns.
     """
 
     name: str
@@ -50,6 +65,7 @@ class Task:
     about: str
     spec: RunSpec
     reported: tuple[Reported, ...]
+    claims: tuple[Claim, ...]
     root: Path | None
 
     @cached_property
@@ -89,12 +105,13 @@ def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
                 str(value.get("about", "")),
                 make_spec(read_values(board / SPECS / f"{name}.yaml")),
                 tuple(reported.get(name, ())),
+                tuple(Claim.model_validate(claim) for claim in value.get("claims", ())),
                 root,
             )
             for name, value in values.items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{board / TASKS} is not valid: each task needs a title") from error
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise UserError(f"{board / TASKS} is not valid: title, about, claims of a task") from error
 
 
 def find_task(tasks: dict[str, Task], name: str) -> Task:

@@ -67,7 +67,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
     small = Small(home / "leaderboard", home / "run")
     (small.board / "specs").mkdir(parents=True)
     (small.board / "specs" / "digits.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
-    about = {"digits": {"title": "Digits, L2 0.5", "about": "Small images."}}
+    claims = [
+        {"above": ["NBR", "natural"], "below": ["NBR", "best-attack"], "by": 0, "paper": 1},
+        {"above": ["NBR", "best-attack"], "below": ["NBR", "PGD"], "by": 0.1, "paper": 2.5},
+        {"above": ["NBR", "PGD"], "below": ["fractal", "PGD"], "by": 5, "paper": 7},
+    ]
+    about = {"digits": {"title": "Digits, L2 0.5", "about": "Small images.", "claims": claims}}
     (small.board / "tasks.yaml").write_text(yaml.safe_dump(about))
     row = {"row": "vanilla", "source": "A paper, table 1", "named": "Plain", "natural": 99.5}
     (small.board / "reported.yaml").write_text(yaml.safe_dump({"digits": [row]}))

@@ -94,3 +94,17 @@ def test_examples_that_are_shown_are_of_several_labels_and_broken(made: Small) -
                 point, distance, predicted = found
                 assert distance == pytest.approx(float((point - task.samples.x[i]).norm()))
                 assert predicted != int(task.samples.y[i])
+
+
+def test_claims_of_papers_are_put_to_the_test(made: Small) -> None:
+    (task,) = made.tasks.values()
+    rows = [open_row(folder, made.tasks) for folder in made.rows.iterdir()]
+    holds, fails, unknown = make_table(task, rows).claims
+    (nbr,) = [row.record.numbers for row in rows if row.record.row == "NBR"]
+    natural, best = 100 * nbr.natural, 100 * nbr.best_attack
+    assert holds == (
+        "NBR natural is above NBR best-attack by 0 points or more (in the paper by 1): holds here, "
+        f"{natural:.1f} and {best:.1f} (+{natural - best:.1f})"
+    )
+    assert "(in the paper by 2.5): does not hold here" in fails
+    assert unknown.endswith("(in the paper by 7): not measured here")
