@@ -90,10 +90,7 @@ def assess(
     subject.flags |= probe(
         subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
     )
-    if report.natural <= 1 / columns:
-        subject.flags.add("chance")
-    if settings.threat.norm == "linf" and settings.threat.eps >= 1:
-        subject.flags.add("whole-range")
+    subject.flags |= plain_flags(report, columns)
     notify(report, NATURAL)
     if isinstance(subject.model, HasCertificate):
         full = identity | {"certificate": settings.threat.norm}
@@ -112,15 +109,7 @@ def assess(
         cell = cells(key)
         title = f"{name} {label}"
         ended = _attack(title, subject, samples, todo, attack, used, settings, cell)
-        minimises = attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True))
-        # A row may be its own source; only its surrogate is another model then.
-        itself = any(peer.model is model for peer in used.values())
-        elsewhere = not itself or isinstance(model, HasSurrogate)
-        _close(
-            cell, full, device, **dataclasses.asdict(ended), minimises=minimises,
-            passes=getattr(attack, "passes", None),
-            transfers=elsewhere and bool(getattr(attack, "transfers", False)),
-        )  # fmt: skip
+        _close(cell, full, device, **dataclasses.asdict(ended), **traits(attack, model, used))
         report.add(label, key, cell, ended.error, entry.after, ended.inapplicable)
         notify(report, label)
     return report
@@ -187,6 +176,27 @@ def suited(model: nn.Module, entry: Entry) -> Entry:
     """The attack that an entry's is on this model, which may be a simpler one."""
     on = getattr(entry.attack, "on", None)
     return entry if on is None else dataclasses.replace(entry, attack=on(model))
+
+
+def plain_flags(report: Report, columns: int) -> set[str]:
+    """The flags of a report that its natural accuracy and its threat tell, of a model with so many
+    logits."""
+    threat = report.threat
+    return ({"chance"} if report.natural <= 1 / columns else set()) | (
+        {"whole-range"} if threat.norm == "linf" and threat.eps >= 1 else set()
+    )
+
+
+def traits(attack: Attack, model: nn.Module, used: Mapping[str, Peer]) -> dict[str, Any]:
+    """What flags need to know of an attack on a model, where it crafts points on `used`."""
+    # A row may be its own source; only its surrogate is another model then.
+    itself = any(peer.model is model for peer in used.values())
+    elsewhere = not itself or isinstance(model, HasSurrogate)
+    return {
+        "minimises": attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True)),
+        "passes": getattr(attack, "passes", None),
+        "transfers": elsewhere and bool(getattr(attack, "transfers", False)),
+    }
 
 
 def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:

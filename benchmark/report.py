@@ -161,10 +161,16 @@ class Report:
             return None if proven is None else Accuracy(int(proven.sum()), self.total)
         if label == BEST:
             return Accuracy(len(self.survivors()), self.total) if self.measured else None
+        robust = self.robust_to(label)
+        return None if robust is None else Accuracy(int(robust.sum()), self.total)
+
+    def robust_to(self, label: str) -> NDArray[np.bool_] | None:
+        """The samples (n,) classified correctly and not broken by an attack, or by those before it
+        in its series; None where it was not measured, or only on what others left."""
         if label not in self.measured or self.mode == "cascade":
             return None
         series = [one for one in self.measured if one in self.after.get(label, ()) or one == label]
-        return Accuracy(len(self._unbroken(series)), self.total)
+        return np.isin(np.arange(self.total), self._unbroken(series))
 
     def _count(self, label: str) -> int:
         accuracy = self.accuracy(label)
@@ -251,9 +257,10 @@ class Report:
 
     @property
     def adversarial(self) -> dict[str, Examples]:
-        return {label: self._examples(label) for label in self.attacks}
+        return {label: self.examples(label) for label in self.attacks}
 
-    def _examples(self, label: str) -> Examples:
+    def examples(self, label: str) -> Examples:
+        """The judged misclassified points of an attack."""
         blocks = list(self.cells[label].blocks())
         if not blocks:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))

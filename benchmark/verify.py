@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from benchmark import tables
-from benchmark.assess import resolve_device
+from benchmark.assess import plain_flags, resolve_device
 from benchmark.components import CERTIFIED, NATURAL
 from benchmark.errors import UserError
 from benchmark.evaluator import Samples, measure_natural, measure_radii
@@ -132,15 +132,15 @@ def replay(
     Raises UserError where the model does not run on them.
     """
     verdicts = []
-    again = Report(
-        report.name, report.threat, report.mode, report.total, report.flags, report.notes
-    )
     subject = examine_twice(saved.model, device)
     # A model that cannot be run in float64 is judged, as in the run, without.
-    check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
+    columns = check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
+    flags = set(report.flags) | subject.flags
+    again = Report(report.name, report.threat, report.mode, report.total, flags, report.notes)
     natural = MemoryCell()
     measure_natural(subject, samples, natural, block)
     again.add(NATURAL, report.keys[NATURAL], natural, None)
+    flags |= plain_flags(again, columns)
     found = {NATURAL: _differing(report, again)}
     if CERTIFIED in report.keys:
         verdict, found[CERTIFIED] = _replay_radii(subject, samples, report, again, block)
@@ -176,6 +176,7 @@ def _differing(report: Report, again: Report) -> list[str]:
         ("index", "samples are not those of the data"),
         ("label", "labels are not those of the data"),
         ("broken", "records are not as found now"),
+        ("predicted", "predicted classes are not as found now"),
     ):
         if count := int((before[column].to_numpy() != now[column].to_numpy()).sum()):
             lines.append(f"{count} {what}")
@@ -188,7 +189,7 @@ def _replay_cell(
     """One cell as it is found now, its verdict, and a line for each thing that does not hold."""
     cell = report.cells[label]
     replayed, problems = MemoryCell(), []
-    claimed = holding = hidden = mislabelled = misplaced = 0
+    claimed = holding = hidden = mislabelled = mispredicted = misplaced = 0
     for block in cell.blocks():
         claimed += int(block.broken.sum())
         if not _is_sound(block, samples):
@@ -200,12 +201,14 @@ def _replay_cell(
         hidden += int((now.broken & ~block.broken).sum())
         same = np.isclose(now.distance, block.distance, _ROUNDING, 0, equal_nan=True)
         misplaced += int((~same & (now.broken == block.broken)).sum())
+        mispredicted += int((now.predicted != block.predicted).sum())
         mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
     replayed.close(cell.note)
     for count, what in (
         (claimed - holding, "examples do not hold"),
         (hidden, "samples recorded as unbroken are broken by their own examples"),
         (misplaced, "distances are not those of the examples"),
+        (mispredicted, "predicted classes are not those of the examples"),
         (mislabelled, "labels are not those of the data"),
     ):
         if count:
@@ -267,19 +270,24 @@ def _is_sound(block: Block, samples: Samples) -> bool:
 
 
 def _replay(subject: Subject, samples: Samples, block: Block, threat: ThreatModel) -> Block:
-    """The block with `broken` and `distance` as they are found now, whatever it claims."""
-    distance = np.full(len(block.index), np.nan)
+    """The block with `predicted`, `broken` and `distance` as they are found now, whatever it
+    claims."""
+    distance, predicted = np.full(len(block.index), np.nan), block.predicted.copy()
     if block.found.any():
         rows = torch.from_numpy(block.index[block.found])
         clean, y = samples.x[rows].to(subject.device), samples.y[rows].to(subject.device)
         points = torch.from_numpy(block.adversarial).to(subject.device)
         in_box = (points == threat.clamp(points)).flatten(1).all(1)
-        _, wrong = subject.judge(points, y)
+        classes, wrong = subject.judge(points, y)
+        predicted[block.found] = classes.cpu().numpy()
         found = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
         distance[block.found] = found.cpu().numpy()
     # Its images have done their work: keeping them would add up over the run.
     nothing = block.adversarial[:0]
-    return replace(block, broken=distance <= threat.eps, distance=distance, adversarial=nothing)
+    broken = distance <= threat.eps
+    return replace(
+        block, predicted=predicted, broken=broken, distance=distance, adversarial=nothing
+    )
 
 
 def _table(folder: Path) -> list[dict[str, Any]] | None:

@@ -1,22 +1,26 @@
 """The board as a whole: built from its rows, merged with submissions, and verified."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.records import write_text
+from defenses.saved import WEIGHTS
+from leaderboard.models import weights_of
 from leaderboard.pictures import draw
-from leaderboard.record import SCHEMA, schema
+from leaderboard.record import CARD_TEXT, RECORD, SCHEMA, schema, slug
 from leaderboard.render import README, SITE, render_readme, render_site
-from leaderboard.rows import Row, open_row, replay_row, row_folders
+from leaderboard.replay import replay_row
+from leaderboard.rows import Row, open_row, row_folders
 from leaderboard.table import Table, make_table
 from leaderboard.tasks import ROWS, Task
 
 Say = Callable[[str], None]
 
 
-def check(folder: Path, tasks: dict[str, Task], run_code: bool) -> Row:
+def check(folder: Path, tasks: Mapping[str, Task], run_code: bool) -> Row:
     """Replay a submission. Raises UserError, in one line, where something does not hold."""
     row = open_row(folder, tasks)
     replay_row(row, run_code)
@@ -24,52 +28,70 @@ def check(folder: Path, tasks: dict[str, Task], run_code: bool) -> Row:
 
 
 def merge(
-    board: Path, folders: Sequence[Path], tasks: dict[str, Task], run_code: bool, say: Say
+    board: Path, folders: Sequence[Path], tasks: Mapping[str, Task], run_code: bool, say: Say
 ) -> list[str]:
     """Copy the submissions that hold into a board; a line for each that does not."""
     refused = []
     for folder in folders:
         try:
             row = check(folder, tasks, run_code)
-            home = board / ROWS / row.task.name / folder.name
-            _check_free(board, row, home)
+            _copy(row, board / ROWS / row.task.name / slug(row.record.row))
         except UserError as error:
             refused.append(str(error))
-            continue
-        if home.resolve() != folder.resolve():
-            # Without what else lies in the folder.
-            names = [path.name for path in folder.iterdir() if path.is_file()]
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
-            for name in names:
-                shutil.copy(folder / name, home / name)
-        say(f"{row.task.name} {row.record.row}: merged")
+        else:
+            say(f"{row.task.name} {row.record.row}: merged")
     return refused
 
 
-def _check_free(board: Path, row: Row, home: Path) -> None:
-    for other in row_folders(board, row.task):
-        if other.resolve() != home.resolve():
-            named = open_row(other, {row.task.name: row.task}).record.row
-            if named == row.record.row:
-                raise UserError(f"{row.folder}: task {row.task.name} has a row {named} already")
+def _copy(row: Row, home: Path) -> None:
+    """Copy what a submission lists, whole or not at all. Raises UserError where there is a row of
+    that name, or its weights would not be found."""
+    record, folder = row.record, row.folder
+    if home.exists():
+        if home.resolve() == folder.resolve():
+            return
+        raise UserError(f"{folder}: task {row.task.name} has a row {home.name} already")
+    names = [RECORD, CARD_TEXT, *record.files, *([] if record.weights.at else [WEIGHTS])]
+    partial = home.with_name(f".{home.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name in names:
+            shutil.copyfile(folder / name, partial / name)
+        if record.weights.at and "://" not in record.weights.at:
+            weights_of(partial, record)
+        partial.rename(home)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def build(board: Path, tasks: dict[str, Task]) -> None:
+def build(board: Path, tasks: Mapping[str, Task]) -> None:
     """Write tables, page, pictures and schema from the rows as they are. Raises UserError where a
     row cannot be opened."""
     tables = []
     for task in tasks.values():
-        rows = [open_row(folder, tasks) for folder in row_folders(board, task)]
+        rows = [_own(folder, task, tasks) for folder in row_folders(board, task)]
         tables.append(make_table(task, rows))
         draw(task, rows, (board / SITE).parent / "pictures")
-    write_text(board / README, render_readme(tables))
-    write_text(board / SITE, render_site(tables))
-    write_text(board / SCHEMA, schema())
+    for name, text in _texts(tables).items():
+        write_text(board / name, text)
+
+
+def _texts(tables: Sequence[Table]) -> dict[str, str]:
+    """The files of the board that are text."""
+    return {README: render_readme(tables), SITE: render_site(tables), SCHEMA: schema()}
+
+
+def _own(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
+    """A row of a task, opened. Raises UserError where it is of another."""
+    row = open_row(folder, tasks)
+    if row.task.name != task.name:
+        raise UserError(f"{folder} is of task {row.task.name}, not {task.name}")
+    return row
 
 
 def verify(
-    board: Path, tasks: dict[str, Task], chosen: Sequence[str], run_code: bool, say: Say
+    board: Path, tasks: Mapping[str, Task], chosen: Sequence[str], run_code: bool, say: Say
 ) -> list[str]:
     """Replay the rows of the chosen tasks, or of all, from weights and evidence, and make their
     tables anew: a line for all that does not hold."""
@@ -79,16 +101,15 @@ def verify(
         rows: list[Row] = []
         for folder in row_folders(board, task):
             try:
-                row = open_row(folder, tasks)
+                row = _own(folder, task, tasks)
                 if not chosen or task.name in chosen:
-                    report = replay_row(row, run_code)
-                    row = Row(row.folder, row.task, row.record, report)
+                    row = replace(row, report=replay_row(row, run_code))
                     say(f"{task.name} {row.record.row}: {row.record.numbers.best_attack:.1%} holds")
                 rows.append(row)
             except UserError as error:
                 problems.append(str(error))
         tables.append(make_table(task, rows))
-    for name, text in ((README, render_readme(tables)), (SITE, render_site(tables))):
+    for name, text in _texts(tables).items():
         path = board / name
         if not path.is_file() or path.read_text() != text:
             problems.append(f"{path} is not what weights and evidence give: {_first(path, text)}")

@@ -32,7 +32,7 @@ def card_text(record: Record, card: dict[str, Any]) -> str:
 | made with | {versions} |
 
 Files: [what was measured]({RECORD}), [how to make it again]({SPEC}), [the model's card]({CARD}),
-and {EVIDENCE}, the adversarial examples. `bestattack leaderboard check FOLDER` replays them.
+and [the adversarial examples]({EVIDENCE}). `bestattack leaderboard check FOLDER` replays them.
 
 Hyperparameters of `{card["recipe"]}`:
 

@@ -95,7 +95,9 @@ def build(
 
 @leaderboard.command()
 def verify(
-    task: Annotated[list[str], typer.Option(help="Replay this task alone; repeat for more.")] = [],  # noqa: B006
+    task: Annotated[
+        list[str], typer.Option(help="Replay its rows alone; all tasks' data are needed.")
+    ] = [],  # noqa: B006
     run_code: RunCode = False,
     board: Board = Path("leaderboard"),
     data_root: Root = None,

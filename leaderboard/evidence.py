@@ -36,6 +36,9 @@ _STRETCHES = (1.001, 1.003, 1.01)
 # rounding of the network's, which differs from one machine to the next.
 _LEAD = 1e-4
 
+# Bytes of all arrays together, at most: 20 attacks on 10,000 images of CIFAR-10.
+_MOST = 1.3e9
+
 # Samples at once.
 _AT_ONCE = 256
 
@@ -60,6 +63,24 @@ class _Coded:
         points = _moved(x, torch.from_numpy(self.codes), scale, threat)
         points[torch.from_numpy(self.loose)] = torch.from_numpy(self.exact)
         return points
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is stored. Signs go into the lowest bit, and bytes apart: most high ones are 0."""
+        codes = self.codes.astype(int)
+        folded = np.where(codes < 0, -2 * codes - 1, 2 * codes)
+        low, high = (folded & 255).astype(np.uint8), (folded >> 8).astype(np.uint8)
+        loose = self.loose.astype(np.int32)
+        return {
+            "steps": self.steps, "low": low, "high": high, "loose": loose, "exact": self.exact
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], at: str) -> "_Coded":
+        """From what is stored, under names that begin with `at`."""
+        folded = arrays[f"{at}low"].astype(int) + (arrays[f"{at}high"].astype(int) << 8)
+        codes = np.where(folded & 1, -((folded + 1) >> 1), folded >> 1).astype(np.int16)
+        loose = arrays[f"{at}loose"].astype(np.int64)
+        return cls(arrays[f"{at}steps"], codes, loose, arrays[f"{at}exact"])
 
 
 def _moved(x: Tensor, codes: Tensor, scale: Tensor | float, threat: ThreatModel) -> Tensor:
@@ -138,57 +159,58 @@ def pack(report: Report, subject: Subject, samples: Samples) -> bytes:
     """
     arrays: dict[str, NDArray[Any]] = {}
     for place, label in enumerate(report.keys):
-        blocks = list(report.cells[label].blocks())
-        index, predicted, forwards, backwards, broken, distance = (
-            np.concatenate([getattr(block, name) for block in blocks] or [np.empty(0)])
-            for name in ("index", "predicted", "forwards", "backwards", "broken", "distance")
-        )
-        order = np.argsort(index)
-        arrays[f"{place}/index"] = index[order].astype(np.int32)
-        arrays[f"{place}/predicted"] = predicted[order].astype(np.int16)
-        if label == CERTIFIED:
-            arrays[f"{place}/radius"] = distance[order].astype(np.float64)
-        elif label == NATURAL:
-            arrays[f"{place}/label"] = samples.y.numpy()[index[order].astype(int)].astype(np.int16)
-        else:
-            arrays[f"{place}/forwards"] = forwards[order].astype(np.int32)
-            arrays[f"{place}/backwards"] = backwards[order].astype(np.int32)
-            hit = broken.astype(bool)
-            arrays[f"{place}/broken"] = np.packbits(hit[order])
-            # Points beyond eps are no evidence of anything: nothing was found within it.
-            beyond = ~np.isnan(distance.astype(float)) & ~hit
-            own = samples.y.numpy()[index.astype(int)]
-            arrays[f"{place}/predicted"] = np.where(beyond, own, predicted)[order].astype(np.int16)
-            arrays |= _examples(place, blocks, subject, samples, report.threat)
+        blocks = [block for block in report.cells[label].blocks() if len(block.index)]
+        found = _packed(label, _joined(blocks), subject, samples, report.threat) if blocks else {}
+        arrays |= {f"{place}/{name}": array for name, array in found.items()}
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
     return content.getvalue()
 
 
-def _examples(
-    place: int, blocks: list[Block], subject: Subject, samples: Samples, threat: ThreatModel
-) -> dict[str, NDArray[Any]]:
-    hits = [block.broken[block.found] for block in blocks]
-    rows = [block.index[block.broken] for block in blocks]
-    points = [block.adversarial[hit] for block, hit in zip(blocks, hits, strict=True)]
-    if not sum(map(len, rows)):
-        return {}
-    unordered = np.concatenate(rows)
-    order = np.argsort(unordered)
-    at = torch.from_numpy(unordered[order])
-    found = torch.from_numpy(np.concatenate(points)[order])
-    coded = _encode(subject, samples.x[at], samples.y[at], found, threat)
-    # Signs in the lowest bit, and bytes apart: most high bytes are then 0.
-    folded = np.where(
-        coded.codes < 0, -2 * coded.codes.astype(int) - 1, 2 * coded.codes.astype(int)
-    )
-    return {
-        f"{place}/steps": coded.steps,
-        f"{place}/low": (folded & 255).astype(np.uint8),
-        f"{place}/high": (folded >> 8).astype(np.uint8),
-        f"{place}/loose": coded.loose.astype(np.int32),
-        f"{place}/exact": coded.exact,
+def _joined(blocks: Sequence[Block]) -> Block:
+    """All samples of some blocks, in order, with the points of the broken ones alone."""
+    order = np.argsort(np.concatenate([block.index for block in blocks]))
+    names = ("index", "label", "predicted", "broken", "distance", "forwards", "backwards")
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(block, name) for block in blocks])[order] for name in names
     }
+    places = np.argsort(np.concatenate([block.index[block.broken] for block in blocks]))
+    points = [
+        block.adversarial[block.broken[block.found]] for block in blocks if len(block.adversarial)
+    ]
+    adversarial: NDArray[Any] = np.concatenate(points)[places] if points else np.empty(0)
+    return Block(**joined, adversarial=adversarial, outside=0, seconds=0.0)
+
+
+def _packed(
+    label: str, block: Block, subject: Subject, samples: Samples, threat: ThreatModel
+) -> dict[str, NDArray[Any]]:
+    """What is stored of a cell."""
+    arrays: dict[str, NDArray[Any]] = {"index": block.index.astype(np.int32)}
+    predicted = block.predicted
+    if label == CERTIFIED:
+        arrays["radius"] = block.distance
+    elif label == NATURAL:
+        arrays["label"] = block.label.astype(np.int16)
+    else:
+        arrays["forwards"] = block.forwards.astype(np.int32)
+        arrays["backwards"] = block.backwards.astype(np.int32)
+        arrays["broken"] = np.packbits(block.broken)
+        # Points beyond eps are no evidence of anything: nothing was found within it.
+        predicted = np.where(block.found & ~block.broken, block.label, predicted)
+    if label not in (NATURAL, CERTIFIED) and block.broken.any():
+        at = torch.from_numpy(block.index[block.broken])
+        x, y = samples.x[at], samples.y[at]
+        coded = _encode(subject, x, y, torch.from_numpy(block.adversarial), threat)
+        arrays |= coded.arrays()
+        predicted[block.broken] = _classes(subject, coded.decode(x, threat), y)
+    return arrays | {"predicted": predicted.astype(np.int16)}
+
+
+def _classes(subject: Subject, points: Tensor, y: Tensor) -> IntArray:
+    parts = zip(points.split(_AT_ONCE), y.split(_AT_ONCE), strict=True)
+    judged = [subject.judge(p.to(subject.device), label.to(subject.device)) for p, label in parts]
+    return torch.cat([predicted for predicted, _ in judged]).cpu().numpy()
 
 
 def unpack(
@@ -201,12 +223,14 @@ def unpack(
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            if sum(member.file_size for member in data.zip.infolist()) > _MOST:
+                raise UserError(f"the evidence is damaged: unpacked, it is above {_MOST:.0g} bytes")
             arrays = {name: data[name] for name in data.files}
         return {
             label: _cell(label, f"{place}/", arrays, samples, threat)
             for place, label in enumerate(labels)
         }
-    except (MemoryError, UserError):
+    except UserError:
         raise
     except Exception as error:  # damaged files fail in more ways than numpy and zipfile list
         raise UserError(f"the evidence is damaged: {' '.join(str(error).split())}") from error
@@ -220,19 +244,18 @@ def _cell(
     threat: ThreatModel,
 ) -> MemoryCell:
     cell = MemoryCell()
-    index = arrays[f"{at}index"].astype(np.int64)
-    if not len(index):
+    if not len(arrays.get(f"{at}index", ())):  # of an attack that does not apply
         return cell
+    index = arrays[f"{at}index"].astype(np.int64)
     if not (np.diff(index) > 0).all() or index[0] < 0 or index[-1] >= len(samples):
-        raise UserError(
-            f"the evidence is damaged: {label} has samples that there are not, or twice"
-        )
-    predicted = arrays[f"{at}predicted"].astype(np.int64)
+        raise UserError(f"the evidence is damaged: {label} has samples twice, or others")
     own = samples.y.numpy()[index]
+    predicted = arrays[f"{at}predicted"].astype(np.int64)
     nothing = np.zeros_like(index)
-    forwards, backwards, points = nothing, nothing, np.empty(0, np.float32)
+    forwards = backwards = nothing
     broken = predicted != own
     distance = np.where(broken, 0.0, np.nan)
+    points = np.empty((0, *samples.x.shape[1:]), np.float32)
     if label == CERTIFIED:
         distance = arrays[f"{at}radius"].astype(np.float64)
     elif label == NATURAL:
@@ -245,15 +268,20 @@ def _cell(
         distance = np.full(len(index), np.nan)
         if broken.any():
             x = samples.x[torch.from_numpy(index[broken])]
-            found = _coded(arrays, at).decode(x, threat)
+            found = _Coded.of(arrays, at).decode(x, threat)
             distance[broken] = threat.distance(found, x).numpy()
             points = found.numpy()
-    cell.add(Block(index, own, predicted, broken, distance, forwards, backwards, points, 0, 0.0))
+    lengths = {len(part) for part in (own, predicted, forwards, backwards, broken, distance)}
+    if lengths != {len(index)} or min(forwards.min(), backwards.min()) < 0:
+        raise UserError(f"the evidence is damaged: {label} has not one record for each sample")
+    ends = np.concatenate([[0], np.cumsum(broken)])
+    for start in range(0, len(index), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        mine = points[ends[start] : ends[min(part.stop, len(index))]] if len(points) else points
+        cell.add(
+            Block(
+                index[part], own[part], predicted[part], broken[part], distance[part],
+                forwards[part], backwards[part], mine, 0, 0.0,
+            )
+        )  # fmt: skip
     return cell
-
-
-def _coded(arrays: Mapping[str, NDArray[Any]], at: str) -> _Coded:
-    folded = arrays[f"{at}low"].astype(int) + (arrays[f"{at}high"].astype(int) << 8)
-    codes = np.where(folded & 1, -((folded + 1) >> 1), folded >> 1).astype(np.int16)
-    loose = arrays[f"{at}loose"].astype(np.int64)
-    return _Coded(arrays[f"{at}steps"], codes, loose, arrays[f"{at}exact"])

@@ -161,10 +161,11 @@ def closest_example(report: Report, sample: int) -> tuple[torch.Tensor, float, i
     it; None where no attack broke it."""
     best: tuple[torch.Tensor, float, int] | None = None
     for label in report.measured:
-        frame, examples = report.frames[label], report.adversarial[label]
+        frame = report.frames[label]
         row = frame[(frame["index"] == sample) & frame["broken"]]
         if row.empty or (best is not None and row["distance"].item() >= best[1]):
             continue
+        examples = report.examples(label)
         (place,) = np.flatnonzero(examples.index == sample)
         point = torch.from_numpy(examples.points[place])
         best = (point, row["distance"].item(), int(row["predicted"].item()))

@@ -9,17 +9,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attacks.threat import Norm
 from benchmark.accuracy import work
-from benchmark.components import BEST, CERTIFIED, NATURAL
+from benchmark.components import BEST
 from benchmark.errors import UserError
+from benchmark.flags import FLAGS
 from benchmark.report import Report
+from defenses.saved import CARD
 
 RECORD, SPEC, EVIDENCE, CARD_TEXT = "record.json", "spec.yaml", "evidence.npz", "README.md"
+# What each submission lists; whatever else it lists is code of its own.
+NEEDED = (SPEC, CARD, EVIDENCE)
 SCHEMA = "record.schema.json"
 
 # The local Lipschitz bound that the paper of fractal classifiers calls safe to assume (table 6).
 ASSUMED = 0.7
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# What is shown in tables and on the page can hold no markup, and files lie in the folder itself.
+Label = Annotated[str, Field(pattern=r"^[\w .:+=/,()%@-]+$", max_length=120)]
+Text = Annotated[str, Field(pattern=r"^[^\[\]<>|\\`*\n]*$", max_length=600)]
+FileName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=120)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -39,9 +48,9 @@ class Threat(_Strict):
     """As `attacks.ThreatModel`."""
 
     norm: Norm
-    eps: Annotated[float, Field(gt=0)]
-    lower: float
-    upper: float
+    eps: Annotated[Finite, Field(gt=0)]
+    lower: Finite
+    upper: Finite
 
 
 class Weights(_Strict):
@@ -51,19 +60,27 @@ class Weights(_Strict):
     at: str | None = None
 
 
+class Note(BaseModel):
+    """What a run noted when a column was done: `identity`, all that determines the result; the
+    environment; and what flags need to know of the attack."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    identity: dict[str, Any]
+
+
 class Measured(_Strict):
     """How one column came about.
 
-    key           a hash of `note["identity"]`: of all that determines the result.
-    note          what the run noted when it was done, its environment among it.
+    key           a hash of `note.identity`.
     after         the attacks before it in its series.
     inapplicable  why the attack does not apply to the model.
     outside       samples for which the attack left the ball or the box.
     """
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    note: dict[str, Any]
-    after: list[str] = []
+    note: Note
+    after: list[Label] = []
     inapplicable: str | None = None
     outside: Count = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
@@ -91,13 +108,13 @@ class Numbers(_Strict):
     """The numbers of a row; shares are over all samples. None where there is none."""
 
     natural: Share
-    per_attack: dict[str, Share | None]
+    per_attack: dict[Label, Share | None]
     best_attack: Share
     interval: tuple[Share, Share]
     certified: Share | None
     assumed: Assumed | None
     contradictions: list[Count]
-    work: dict[str, Work]
+    work: dict[Label, Work]
 
 
 class Record(_Strict):
@@ -112,19 +129,27 @@ class Record(_Strict):
 
     format: Literal[1]
     task: str
-    row: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^|<>\n]+$")]
-    about: Annotated[str, Field(max_length=600, pattern=r"^[^|<>\n]*$")]
+    row: Label
+    about: Text
     data: Data
     samples: Annotated[int, Field(gt=0)]
     threat: Threat
     mode: Literal["table"]
     block: Annotated[int, Field(gt=0)]
-    flags: list[str]
+    flags: list[Literal[tuple(sorted(FLAGS))]]  # type: ignore[valid-type]
     notes: list[str]
-    cells: dict[str, Measured]
+    cells: dict[Label, Measured]
     numbers: Numbers
     weights: Weights
-    files: dict[str, Sha256]
+    files: dict[FileName, Sha256]
+
+
+def slug(row: str) -> str:
+    """The name of a row's folder. Raises UserError where nothing is left of its name."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in row.lower()).strip("-")
+    if not kept:
+        raise UserError(f"the row {row!r} needs a letter or a digit in its name")
+    return kept
 
 
 def schema() -> str:
@@ -140,11 +165,16 @@ def read_record(folder: Path) -> Record:
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no submission: it has no {RECORD}") from error
     except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
-        raise UserError(f"{path} is not valid: {where or 'it'}: {detail['msg']}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid: it is no text") from error
+        raise UserError(f"{path} is not valid: {first_error(error)}") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid: it cannot be read") from error
+
+
+def first_error(error: ValidationError) -> str:
+    """What pydantic found first in a record, in one line."""
+    detail = error.errors()[0]
+    where = ".".join(map(str, detail["loc"]))
+    return f"{where or 'it'}: {detail['msg']}"
 
 
 def numbers_of(report: Report) -> Numbers:
@@ -177,7 +207,3 @@ def _assumed(report: Report) -> Assumed | None:
         return None
     kept = np.isin(np.flatnonzero(predicted), report.survivors())
     return Assumed(bound=ASSUMED, certified=predicted.mean(), broken=int((~kept).sum()))
-
-
-# Not attacks: what the cells of a record hold besides them.
-OTHERS = (NATURAL, CERTIFIED)

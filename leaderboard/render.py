@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from leaderboard.record import EVIDENCE, RECORD, SPEC
 from leaderboard.table import Table, columns
 
 README, SITE = "README.md", "site/index.html"
+
+_FILES = {"spec": SPEC, "record": RECORD, "examples": EVIDENCE}
 
 _LEFT = ("defense", "flags", "reported by papers", "files")
 
@@ -43,7 +46,7 @@ def _markdown(table: Table) -> str:
         [
             *(_linked(column, text, line.folder) for column, text in line.cells.items()),
             *(text if text == "-" else f"*{text}*" for text in line.reported.values()),
-            f"[spec]({line.folder}/spec.yaml), [record]({line.folder}/record.json)",
+            ", ".join(f"[{name}]({line.folder}/{file})" for name, file in _FILES.items()),
         ]
         for line in table.lines
     ]

@@ -1,27 +1,29 @@
 """From a run to submissions: a self-contained folder for each row."""
 
-import hashlib
+import json
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from attacks import ThreatModel
 from benchmark.components import CERTIFIED, SAVED, Component
 from benchmark.errors import UserError, did_you_mean
 from benchmark.models import Trained, load_saved
-from benchmark.records import write, write_json, write_text
+from benchmark.records import write
 from benchmark.registry import load_plugin
 from benchmark.report import Report
 from benchmark.runner import load_run
 from benchmark.spec import RunSpec
 from benchmark.subject import full_precision
 from benchmark.verify import examine_twice
-from defenses import read_card
 from defenses.saved import CARD, WEIGHTS
 from leaderboard.cards import card_text
 from leaderboard.evidence import pack
+from leaderboard.models import code_files, normalised
 from leaderboard.record import (
     CARD_TEXT,
     EVIDENCE,
@@ -29,31 +31,35 @@ from leaderboard.record import (
     SPEC,
     Data,
     Measured,
+    Note,
     Record,
     Threat,
     Weights,
+    first_error,
     numbers_of,
+    slug,
 )
-from leaderboard.rows import make_report
+from leaderboard.replay import replay_row
+from leaderboard.rows import make_report, open_row
 from leaderboard.tasks import Task
 
 
 def submit(
     run: Path,
-    tasks: dict[str, Task],
+    tasks: Mapping[str, Task],
     out: Path,
     rows: list[str],
     about: Mapping[str, str],
     weights_at: str | None,
 ) -> Iterator[Path]:
     """Make the folder of each row of a run, or of those named, under `out`/TASK; its path is given
-    when it is done.
+    when it is done, and holds.
 
     about       for readers, by row: what was scaled down or differs from the paper.
     weights_at  where the weights can be had, in place of a copy.
 
-    Raises UserError, before anything is written, where the run does not fit a task of the board or
-    is not whole.
+    Raises UserError where the run does not fit a task of the board or is not whole, and where what
+    was made of a row does not hold; nothing is left of that row then.
     """
     spec, manifest, reports = load_run(run)
     for plugin in spec.plugins:
@@ -68,32 +74,35 @@ def submit(
         for report, row in zip(reports, manifest["rows"], strict=True)
         if not rows or report.name in rows
     ]
+    folders: dict[str, str] = {}
     for report, _ in chosen:
+        other = folders.setdefault(slug(report.name), report.name)
+        if other != report.name:
+            raise UserError(f"{run}: rows {other!r} and {report.name!r} differ too little: rename")
         _check_whole(run, report, task)
     for report, row in chosen:
         saved = load_saved(run / row["model"])
+        line = " ".join(about.get(report.name, "").split())
+        files = _files(report, saved, spec, manifest, task, line, weights_at)
         folder = out / task.name / slug(report.name)
-        _write(folder, report, saved, spec, manifest, task, about.get(report.name, ""), weights_at)
+        _write(folder, files, tasks)
         yield folder
-
-
-def slug(row: str) -> str:
-    """The name of a row's folder."""
-    return "".join(c if c.isalnum() or c in "+-._" else "-" for c in row.lower())
 
 
 def _list(names: list[str]) -> str:
     return f"there are {', '.join(names)}"
 
 
-def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: dict[str, Task]) -> Task:
+def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[str, Task]) -> Task:
     if (spec.mode, spec.precision) != ("table", "float32"):
-        raise UserError(f"{run} was run in mode {spec.mode} and {spec.precision}: the board takes "
-                        "table and float32")  # fmt: skip
+        raise UserError(
+            f"{run} was run in mode {spec.mode} and {spec.precision}: the board takes table and "
+            "float32"
+        )
     threat = ThreatModel(**manifest["threat"])
     for task in tasks.values():
-        wanted = (task.spec.threat, task.data, len(task.samples))
-        if (threat, manifest["data"], manifest["samples"]) == wanted:
+        # The data last, because they have to be loaded.
+        if threat == task.spec.threat and manifest["data"] == task.data:
             return task
     raise UserError(
         f"{run} is of no task: {manifest['samples']} images of {manifest['data']['name']} within "
@@ -111,9 +120,23 @@ def _check_whole(run: Path, report: Report, task: Task) -> None:
         raise UserError(f"{run}: {report.name}: no attack applies to it")
 
 
+def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> None:
+    """Write a submission, and see that it holds. Weights elsewhere may not be there yet."""
+    for name, content in files.items():
+        write(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+    try:
+        row = open_row(folder, tasks)
+        if row.record.weights.at is None:
+            replay_row(row, run_code=True)
+    except UserError:
+        for name in files:
+            (folder / name).unlink()
+        folder.rmdir()
+        raise
+
+
 @full_precision()
-def _write(
-    folder: Path,
+def _files(
     report: Report,
     saved: Trained,
     spec: RunSpec,
@@ -121,50 +144,57 @@ def _write(
     task: Task,
     about: str,
     weights_at: str | None,
-) -> None:
-    content = pack(report, examine_twice(saved.model, "cpu"), task.samples)
+) -> dict[str, bytes]:
+    """The files of a submission. Raises UserError where its row or its text cannot be shown."""
+    evidence = pack(report, examine_twice(saved.model, "cpu"), task.samples)
     cells = {label: _measured(report, label) for label in report.keys}
-    flags = list(report.flags)
-    found = make_report(report.name, task, content, cells, flags, report.notes)
-    card = _portable(read_card(saved.folder))
-    spec_text = yaml.safe_dump(_spec_of(report.name, manifest["spec"], card), sort_keys=False)
-    write(folder / EVIDENCE, lambda file: file.write(content))
-    write_json(folder / CARD, card)
-    write_text(folder / SPEC, spec_text)
+    found = make_report(report.name, task, evidence, cells, report.flags, report.notes)
+    original = (saved.folder / CARD).read_bytes()
+    card = normalised(json.loads(original))
+    paths = code_files(card, spec)
+    code = {path.name: path.read_bytes() for path in paths}
+    if len(code) < len(paths):
+        raise UserError(f"{report.name}: two files of code have one name: rename one")
+    card = _portable(card)
+    row_spec = _spec_of(report.name, manifest["spec"], card)
+    files = {
+        SPEC: yaml.safe_dump(row_spec, sort_keys=False).encode(),
+        CARD: (json.dumps(card, indent=1) + "\n").encode(),
+        EVIDENCE: evidence,
+        **code,
+    }
     weights = (saved.folder / WEIGHTS).read_bytes()
+    try:
+        record = Record(
+            format=1,
+            task=task.name,
+            row=report.name,
+            about=about,
+            data=Data(**manifest["data"]),
+            samples=len(task.samples),
+            threat=Threat(**manifest["threat"]),
+            mode="table",
+            block=spec.block,
+            flags=list(found.flags),
+            notes=report.notes,
+            cells=cells,
+            numbers=numbers_of(found),
+            weights=Weights(sha256=sha256(weights).hexdigest(), at=weights_at),
+            files={name: sha256(content).hexdigest() for name, content in files.items()},
+        )
+    except ValidationError as error:
+        raise UserError(f"{report.name!r} cannot be a row: {first_error(error)}") from error
     if weights_at is None:
-        write(folder / WEIGHTS, lambda file: file.write(weights))
-    code = _copy_code(folder, spec, read_card(saved.folder))
-    record = Record(
-        format=1,
-        task=task.name,
-        row=report.name,
-        about=about,
-        data=Data(**manifest["data"]),
-        samples=len(task.samples),
-        threat=Threat(**manifest["threat"]),
-        mode="table",
-        block=spec.block,
-        flags=list(found.flags),
-        notes=report.notes,
-        cells=cells,
-        numbers=numbers_of(found),
-        weights=Weights(sha256=hashlib.sha256(weights).hexdigest(), at=weights_at),
-        files={
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in (SPEC, CARD, EVIDENCE, *code)
-        },
-    )
-    write_text(folder / CARD_TEXT, card_text(record, card))
+        files[WEIGHTS] = weights
+    files[CARD_TEXT] = card_text(record, card).encode()
     # Last: without it the folder is no submission.
-    write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    return files | {RECORD: (record.model_dump_json(indent=1) + "\n").encode()}
 
 
 def _measured(report: Report, label: str) -> Measured:
-    cell = report.cells[label]
     return Measured(
         key=report.keys[label],
-        note=cell.note,
+        note=Note(**report.cells[label].note),
         after=list(report.after.get(label, ())),
         inapplicable=report.inapplicable.get(label),
         outside=0 if label == CERTIFIED else report.outside[label],
@@ -190,8 +220,8 @@ def _spec_of(row: str, spec: dict[str, Any], card: dict[str, Any]) -> dict[str, 
     components = {
         Component.model_validate(defense).label: defense for defense in _portable(spec["defenses"])
     }
-    if components[row]["name"].startswith(SAVED):
-        components[row] = card["component"] | {"given_label": row}
+    # What made the model, also where the run took it as saved.
+    components[row] = card["component"] | {"given_label": row}
     needed, waiting = set(), [row, *_strings(spec["attacks"])]
     while waiting:
         name = waiting.pop()
@@ -208,13 +238,3 @@ def _strings(value: Any) -> list[str]:
         parts = value.values() if isinstance(value, dict) else value
         return [text for part in parts for text in _strings(part)]
     return [value] if isinstance(value, str) else []
-
-
-def _copy_code(folder: Path, spec: RunSpec, card: dict[str, Any]) -> list[str]:
-    """Copy the plugins of a run and the file that holds an external model; their names."""
-    model = str((card["component"].get("options") or {}).get("model", "")).partition(":")[0]
-    files = [*spec.plugins, *([Path(model)] if model.endswith(".py") else [])]
-    for path in files:
-        content = path.read_bytes()
-        write(folder / path.name, lambda file, content=content: file.write(content))  # type: ignore[misc]
-    return list(dict.fromkeys(path.name for path in files))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.components import BEST, NATURAL
+from benchmark.components import BEST
 from benchmark.report import Report
 from benchmark.tables import NORMS
 from leaderboard.record import ASSUMED, Numbers, Record
@@ -59,8 +59,8 @@ def make_table(task: Task, rows: Sequence[Row]) -> Table:
                 _reported(reported, sources),
             )
         )
-    records = {row.record.row: row.record for row in rows}
-    claims = [_tested(claim, records) for claim in task.claims]
+    named = {row.record.row: row for row in rows}
+    claims = [_tested(claim, named) for claim in task.claims]
     return Table(task, lines, _caption(task, rows), sources, claims)
 
 
@@ -141,26 +141,31 @@ def _reported(reported: Sequence[Reported], sources: list[str]) -> dict[str, str
     return {"reported by papers": "; ".join(shown) or NONE}
 
 
-def _tested(claim: Claim, records: Mapping[str, Record]) -> str:
-    """A claim and what came of it here, in a line."""
+def _tested(claim: Claim, rows: Mapping[str, Row]) -> str:
+    """What a paper has of an order and what came of it here, in a line."""
+    (high_row, high_column), (low_row, low_column) = claim.above, claim.below
     text = (
-        f"{' '.join(claim.above)} is above {' '.join(claim.below)} by {claim.by:g} points or more "
-        f"(in the paper by {claim.paper:g})"
+        f"{high_row} {high_column} above {low_row} {low_column}: by {claim.paper:g} points in the "
+        f"paper; {claim.by:g} or more were asked for here"
     )
-    high, low = (_share(records.get(row), column) for row, column in (claim.above, claim.below))
+    high, low = (_verdicts(rows.get(row), column) for row, column in (claim.above, claim.below))
     if high is None or low is None:
-        return f"{text}: not measured here"
-    points = 100 * (high - low)
-    verdict = "holds" if points >= claim.by else "does not hold"
-    return f"{text}: {verdict} here, {100 * high:.1f} and {100 * low:.1f} ({points:+.1f})"
+        return f"{text}, and it was not measured"
+    points = 100 * (high.mean() - low.mean())
+    holds = "found" if points >= claim.by else "not found"
+    sure = "" if better(high, low) or better(low, high) else ", which may be chance"
+    return (
+        f"{text}: {holds}, {100 * high.mean():.1f} and {100 * low.mean():.1f} ({points:+.1f}{sure})"
+    )
 
 
-def _share(record: Record | None, column: str) -> float | None:
-    if record is None:
+def _verdicts(row: Row | None, column: str) -> NDArray[np.bool_] | None:
+    """The samples (n,) that a column counts as robust; None where it is not measured."""
+    if row is None:
         return None
-    numbers = record.numbers
-    shares = {NATURAL: numbers.natural, BEST: numbers.best_attack} | numbers.per_attack
-    return shares.get(column)
+    if column == BEST:
+        return robust(row.report)
+    return row.report.robust_to(column)
 
 
 def _caption(task: Task, rows: Sequence[Row]) -> str:

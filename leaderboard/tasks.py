@@ -1,5 +1,6 @@
 """What the board asks for: tasks, each a spec of data, threat and attacks; what papers say."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +115,7 @@ def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
         raise UserError(f"{board / TASKS} is not valid: title, about, claims of a task") from error
 
 
-def find_task(tasks: dict[str, Task], name: str) -> Task:
+def find_task(tasks: Mapping[str, Task], name: str) -> Task:
     """Raises UserError where there is no such task."""
     if name not in tasks:
         hint = did_you_mean(name, tasks, f"there are {', '.join(tasks)}")

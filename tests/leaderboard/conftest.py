@@ -19,7 +19,9 @@ from benchmark import runner
 from benchmark.errors import UserError
 from benchmark.spec import make_spec
 from leaderboard.board import build, check
-from leaderboard.record import EVIDENCE, RECORD
+from leaderboard.cards import card_text
+from leaderboard.models import read_card
+from leaderboard.record import CARD_TEXT, EVIDENCE, RECORD, read_record
 from leaderboard.submit import submit
 from leaderboard.tasks import Task, load_tasks
 from tests.benchmark.conftest import _no_plugin_stays, cli  # noqa: F401 (fixtures)
@@ -68,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
     (small.board / "specs").mkdir(parents=True)
     (small.board / "specs" / "digits.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     claims = [
-        {"above": ["NBR", "natural"], "below": ["NBR", "best-attack"], "by": 0, "paper": 1},
+        {"above": ["NBR", "PGD"], "below": ["NBR", "best-attack"], "by": 0, "paper": 1},
         {"above": ["NBR", "best-attack"], "below": ["NBR", "PGD"], "by": 0.1, "paper": 2.5},
         {"above": ["NBR", "PGD"], "below": ["fractal", "PGD"], "by": 5, "paper": 7},
     ]
@@ -121,3 +123,8 @@ def change_evidence(folder: Path, change: Callable[[dict[str, np.ndarray]], obje
     np.savez_compressed(content, **arrays)
     (folder / EVIDENCE).write_bytes(content.getvalue())
     list_again(folder, EVIDENCE)
+
+
+def rewrite_card(folder: Path) -> None:
+    """Put the text of a submission's card in agreement with its record."""
+    (folder / CARD_TEXT).write_text(card_text(read_record(folder), read_card(folder)))

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmark.errors import UserError
 from defenses.saved import WEIGHTS
 from leaderboard.board import check
-from leaderboard.record import RECORD, SPEC
-from leaderboard.submit import slug
+from leaderboard.record import RECORD, SPEC, slug
 from tests.benchmark.conftest import Cli, refused
-from tests.leaderboard.conftest import Small, change_record, list_again, refusal
+from tests.leaderboard.conftest import (
+    Small,
+    change_record,
+    list_again,
+    refusal,
+    rewrite_card,
+)
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -117,6 +123,22 @@ def test_a_run_makes_submissions(small: Small, cli: Cli, tmp_path: Path) -> None
         assert path.read_bytes() == (tmp_path / "out" / "digits" / "nbr" / path.name).read_bytes()
 
 
+def test_a_row_without_a_proper_name_is_refused_and_nothing_left(
+    small: Small, cli: Cli, tmp_path: Path
+) -> None:
+    about = tmp_path / "about.yaml"
+    about.write_text("NBR: 'a [link](http://example.org)'\n")
+    words = ["--row", "NBR", "--about", about, "--board", small.board, "--out", tmp_path / "out"]
+    ended = cli("leaderboard", "submit", small.run, *words)
+    assert ended.err.startswith("bestattack: 'NBR' cannot be a row: about: ")
+    assert not (tmp_path / "out").exists()
+    assert [slug(name) for name in ("NBR-45", "pgd-at/epochs=3", "..a")] == [
+        "nbr-45", "pgd-at-epochs-3", "a"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="needs a letter or a digit"):
+        slug("..")
+
+
 def test_a_specification_of_one_row_is_whole(made: Small) -> None:
     spec = yaml.safe_load((made.rows / "nbr" / SPEC).read_text())
     assert [defense["given_label"] for defense in spec["defenses"]] == ["NBR"]
@@ -174,13 +196,83 @@ def test_code_of_a_submission_runs_only_when_the_user_says_so(
     assert "mine.py is not the file that record.json lists" in ended.err
 
 
-def test_a_card_cannot_name_code_without_leave(small: Small) -> None:
-    folder = small.rows / "vanilla"
-    card = json.loads((folder / "card.json").read_text())
-    card["component"] = {"name": "external", "options": {"model": "os:getcwd"}}
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_card_cannot_name_code_without_leave(small: Small, tmp_path: Path, flat: bool) -> None:
+    """However the card is written, and though the file is not listed."""
+    folder, ran = small.rows / "vanilla", tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nF = None\n")
+    options = {"model": f"{folder / 'evil.py'}:F"}
+    component = {"name": "external"} | (options if flat else {"options": options})
+    card = json.loads((folder / "card.json").read_text()) | {"component": component}
     (folder / "card.json").write_text(json.dumps(card))
-    list_again(folder, "card.json")
-    assert "brings code of its own (os:getcwd)" in refusal(small, folder)
+    spec = yaml.safe_load((folder / SPEC).read_text())
+    spec["defenses"] = [component | ({"label": "vanilla"} if flat else {"given_label": "vanilla"})]
+    (folder / SPEC).write_text(yaml.safe_dump(spec))
+    for name in ("card.json", SPEC):
+        list_again(folder, name)
+    assert f"brings code of its own ({folder / 'evil.py'}:F)" in refusal(small, folder)
+    # Nor code that its record does not list.
+    line = refusal(small, folder, run_code=True)
+    assert line.endswith("card.json names evil.py, which record.json does not")
+    assert not ran.exists()
+
+
+def test_a_row_of_another_task_is_not_this_ones(small: Small, cli: Cli) -> None:
+    tasks = yaml.safe_load((small.board / "tasks.yaml").read_text())
+    tasks["other"] = {"title": "Other", "about": "Another."}
+    (small.board / "tasks.yaml").write_text(yaml.safe_dump(tasks))
+    spec = (small.board / "specs" / "digits.yaml").read_text()
+    (small.board / "specs" / "other.yaml").write_text(spec.replace("eps: 0.5", "eps: 0.4"))
+    shutil.copytree(small.rows / "nbr", small.board / "rows" / "other" / "nbr")
+    ended = cli("leaderboard", "build", "--board", small.board)
+    line = f"{small.board / 'rows' / 'other' / 'nbr'} is of task digits, not other"
+    refused(ended, line)
+
+
+def test_a_submission_takes_no_other_rows_place(
+    small: Small, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever its folder lies and whatever it is called."""
+    names = sorted(path.name for path in small.rows.iterdir())
+    shutil.copytree(small.rows / "vanilla", tmp_path / "nbr")
+    monkeypatch.chdir(tmp_path / "nbr")
+    for folder in (tmp_path / "nbr", Path("."), Path("x/..")):
+        ended = cli("leaderboard", "build", folder, "--board", small.board)
+        assert "task digits has a row vanilla already" in ended.err or "no submission" in ended.err
+        assert sorted(path.name for path in small.rows.iterdir()) == names
+    shutil.rmtree(small.rows / "vanilla")
+    assert cli("leaderboard", "build", Path("."), "--board", small.board).status == 0
+    assert sorted(path.name for path in small.rows.iterdir()) == names
+
+
+def test_only_what_is_listed_is_merged(small: Small, cli: Cli, tmp_path: Path) -> None:
+    shutil.move(small.rows / "nbr", tmp_path / "nbr")
+    (tmp_path / "nbr" / "notes.txt").symlink_to("/etc/hostname")
+    assert cli("leaderboard", "build", tmp_path / "nbr", "--board", small.board).status == 0
+    names = {path.name for path in (small.rows / "nbr").iterdir()}
+    assert names == {
+        "README.md", "record.json", "spec.yaml", "card.json", "evidence.npz", WEIGHTS
+    }  # fmt: skip
+
+
+def test_a_broken_row_is_in_no_other_rows_way(small: Small, cli: Cli, tmp_path: Path) -> None:
+    shutil.move(small.rows / "nbr", tmp_path / "nbr")
+    (small.rows / "l2nnn" / "evidence.npz").write_bytes(b"")
+    ended = cli("leaderboard", "build", tmp_path / "nbr", "--board", small.board)
+    assert "digits NBR: merged" in ended.out
+
+
+def test_weights_that_would_not_be_found_are_not_merged(
+    small: Small, cli: Cli, tmp_path: Path
+) -> None:
+    shutil.move(small.rows / "nbr", tmp_path / "nbr")
+    shutil.move(tmp_path / "nbr" / WEIGHTS, tmp_path / "weights")
+    change_record(tmp_path / "nbr", lambda record: record["weights"].update(at="../weights"))
+    rewrite_card(tmp_path / "nbr")
+    assert check(tmp_path / "nbr", small.tasks, False).record.row == "NBR"
+    ended = cli("leaderboard", "build", tmp_path / "nbr", "--board", small.board)
+    assert "says that weights are there" in ended.err
+    assert not (small.rows / "nbr").exists()
 
 
 def test_weights_may_be_elsewhere(small: Small, cli: Cli, tmp_path: Path) -> None:
@@ -207,6 +299,7 @@ def test_weights_at_an_address_are_to_be_fetched(small: Small) -> None:
     (folder / WEIGHTS).unlink()
     address = "https://example.org/nbr.safetensors"
     change_record(folder, lambda record: record["weights"].update(at=address))
+    rewrite_card(folder)
     line = f"{folder}: its weights are at {address}: download them to {folder / WEIGHTS}"
     assert refusal(small, folder) == line
     (folder / WEIGHTS).write_bytes(weights)

@@ -1,5 +1,6 @@
 """A submission that was tampered with is refused, by one line that names what does not hold."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load, save
 
 from defenses.saved import CARD, WEIGHTS
 from leaderboard.board import check
-from leaderboard.record import EVIDENCE, RECORD, SPEC
+from leaderboard.record import CARD_TEXT, EVIDENCE, RECORD, SPEC
 from tests.leaderboard.conftest import (
     Small,
     change_evidence,
@@ -49,18 +51,46 @@ def _flip_byte(name: str) -> Spoil:
     return spoil
 
 
-def _unbreak(bits: np.ndarray) -> None:
-    bits[np.flatnonzero(bits)[0]] = 0
+def _change_broken(folder: Path, change: Callable[[np.ndarray], object]) -> None:
+    """Change which samples an attack is said to have broken, with examples that fit in number."""
+
+    def apply(arrays: dict[str, np.ndarray]) -> None:
+        count = len(arrays[f"{PGD}/index"])
+        broken = np.unpackbits(arrays[f"{PGD}/broken"], count=count).astype(bool)
+        before = np.flatnonzero(broken)
+        change(broken)
+        # The example of each, or that of some other sample.
+        source = np.searchsorted(before, np.flatnonzero(broken)).clip(max=len(before) - 1)
+        for name in ("steps", "low", "high"):
+            arrays[f"{PGD}/{name}"] = arrays[f"{PGD}/{name}"][source]
+        arrays[f"{PGD}/broken"] = np.packbits(broken)
+
+    change_evidence(folder, apply)
 
 
-def _break_all(bits: np.ndarray) -> None:
-    bits[:] = 255
+def _one_less(broken: np.ndarray) -> None:
+    broken[np.flatnonzero(broken)[-1]] = False
+
+
+def _one_more(broken: np.ndarray) -> None:
+    broken[np.flatnonzero(~broken)[-1]] = True
+
+
+def _beyond(arrays: dict[str, np.ndarray]) -> None:
+    """Twice the perturbation, which breaks what the half broke, further out than eps."""
+    steps = arrays[f"{CW}/steps"]
+    arrays[f"{CW}/steps"] = np.where(steps > 0, steps - 1, steps).astype(np.uint8)
+
+
+def _other_class(arrays: dict[str, np.ndarray]) -> None:
+    predicted = arrays[f"{CW}/predicted"]
+    labels = arrays[f"{NATURAL}/label"][arrays[f"{CW}/index"]]
+    wrong = predicted != labels
+    predicted[wrong] = (labels[wrong] + 1) % 10
 
 
 def _other_weights(folder: Path) -> None:
     """Other weights, with hashes that fit."""
-    import hashlib
-
     weights = load((folder / WEIGHTS).read_bytes())
     content = save({name: np.asarray(-value) for name, value in weights.items()})
     (folder / WEIGHTS).write_bytes(content)
@@ -86,16 +116,43 @@ def _inapplicable(record: dict[str, Any]) -> None:
 
 
 def _drop_sample(arrays: dict[str, np.ndarray]) -> None:
+    """The last sample that PGD did not break, from all of its records."""
+    count = len(arrays[f"{PGD}/index"])
+    broken = np.unpackbits(arrays[f"{PGD}/broken"], count=count).astype(bool)
+    place = np.flatnonzero(~broken)[-1]
     for name in ("index", "predicted", "forwards", "backwards"):
-        arrays[f"{PGD}/{name}"] = arrays[f"{PGD}/{name}"][1:]
+        arrays[f"{PGD}/{name}"] = np.delete(arrays[f"{PGD}/{name}"], place)
+    arrays[f"{PGD}/broken"] = np.packbits(np.delete(broken, place))
+
+
+def _after(record: dict[str, Any]) -> None:
+    record["cells"]["CW"]["after"] = ["PGD"]
 
 
 def _twice(index: np.ndarray) -> None:
     index[1] = index[0]
 
 
-def _grow(codes: np.ndarray) -> None:
-    codes[:] = 255
+def _spec(**changes: Any) -> Spoil:
+    def spoil(folder: Path) -> None:
+        spec = yaml.safe_load((folder / SPEC).read_text()) | changes
+        (folder / SPEC).write_text(yaml.safe_dump(spec))
+        list_again(folder, SPEC)
+
+    return spoil
+
+
+def _card(**changes: Any) -> Spoil:
+    def spoil(folder: Path) -> None:
+        card = json.loads((folder / CARD).read_text()) | changes
+        (folder / CARD).write_text(json.dumps(card))
+        list_again(folder, CARD)
+
+    return spoil
+
+
+def _cell(record: dict[str, Any], label: str) -> None:
+    record["cells"][label] = record["cells"]["CW"]
 
 
 SPOILED: dict[str, tuple[Spoil, str]] = {
@@ -128,9 +185,66 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
         lambda folder: change_record(folder, _inapplicable),
         "CW: found on some samples only that it does not apply",
     ),
+    "what others left": (
+        lambda folder: change_record(folder, _after),
+        "CW was run on what other attacks left",
+    ),
+    "what flags go by": (
+        _number("cells", "CW", "note", "minimises", value=False),
+        "CW: its minimises is False, not True",
+    ),
     "file outside": (
         _number("files", "../../../tasks.yaml", value="0" * 64),
-        "../../../tasks.yaml, which is outside of the submission",
+        "record.json is not valid: files",
+    ),
+    "link": (
+        lambda folder: (
+            (folder / SPEC).rename(folder.parent / "spec.yaml"),
+            (folder / SPEC).symlink_to(folder.parent / "spec.yaml"),
+        ),
+        f"{SPEC} is missing",
+    ),
+    "markup in a flag": (
+        _number("flags", value=["ok | 99.9 |\n\n# Owned"]),
+        "record.json is not valid: flags.0",
+    ),
+    "markup in a name": (
+        _number("row", value="x](http://example.org) [y"),
+        "record.json is not valid: row",
+    ),
+    "markup in a label": (
+        lambda folder: change_record(folder, lambda record: _cell(record, "<img src=x>")),
+        "record.json is not valid: cells.<img src=x>",
+    ),
+    "infinite eps": (_number("threat", "eps", value=float("inf")), "record.json is not valid: thr"),
+    "other identity": (
+        _number("cells", "CW", "note", "identity", value=[]),
+        "record.json is not valid: cells.CW.note.identity",
+    ),
+    "another row's spec": (_spec(eps=0.4), f"{SPEC} does not make the row: its threat are"),
+    "spec's data": (_spec(data="digits/pair=4-9"), f"{SPEC} does not make the row: its data are"),
+    "spec's defense": (
+        _spec(defenses=[{"name": "mart", "label": "L2NNN"}]),
+        f"{SPEC} does not make the row: its defense are others",
+    ),
+    "spec's attacks": (
+        _spec(attacks=[{"label": "PGD", "name": "pgd", "steps": 1}]),
+        f"{SPEC} has other settings of PGD than the task's",
+    ),
+    "no spec": (_spec(defenses=7), "the spec is not valid"),
+    "card's parameters": (_card(parameters=5), f"{CARD}: parameters is 5, of the model "),
+    "card's options": (_card(hyperparameters={}), f"{CARD}: its hyperparameters are not those"),
+    "card's text": (
+        lambda folder: (folder / CARD_TEXT).write_text("best-attack 99.9 %"),
+        f"{CARD_TEXT} is not what record and card say",
+    ),
+    "no card": (_card(component=None), f"{CARD} is no card of a model"),
+    "endless card": (
+        lambda folder: (
+            (folder / CARD).write_text("[" * 100000),
+            list_again(folder, CARD),
+        ),
+        "",
     ),
     "file missing": (lambda folder: (folder / SPEC).unlink(), f"{SPEC} is missing"),
     "no record": (lambda folder: (folder / RECORD).unlink(), "holds no submission"),
@@ -140,7 +254,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     ),
     "evidence file": (_flip_byte(EVIDENCE), f"{EVIDENCE} is not the file that record.json lists"),
     "weights file": (_flip_byte(WEIGHTS), f"{WEIGHTS} holds other weights than"),
-    "weights": (_other_weights, "made with other weights"),
+    "weights": (_other_weights, f"{CARD}: fingerprint is "),
     "card": (_other_card, f"{CARD} is of other weights than record.json"),
     "label": (
         _array(f"{NATURAL}/label", lambda labels: labels.__setitem__(3, 5 - labels[3])),
@@ -156,18 +270,31 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     ),
     "example that was moved": (
         _array(f"{CW}/low", lambda codes: codes.__imul__(0)),
-        "CW: ",
+        " examples do not hold",
     ),
-    "example beyond eps": (_array(f"{CW}/low", _grow), "CW: "),
-    "broken that is not": (_array(f"{PGD}/broken", _break_all), "the evidence is damaged"),
-    "unbroken that is": (_array(f"{PGD}/broken", _unbreak), "the evidence is damaged"),
+    "example beyond eps": (
+        lambda folder: change_evidence(folder, _beyond),
+        " examples do not hold",
+    ),
+    "class of an example": (
+        lambda folder: change_evidence(folder, _other_class),
+        "predicted classes are not those of the examples",
+    ),
+    "broken that is not": (
+        lambda folder: _change_broken(folder, _one_more),
+        "PGD: 1 examples do not hold",
+    ),
+    "unbroken that is": (
+        lambda folder: _change_broken(folder, _one_less),
+        "per_attack is",
+    ),
     "sample left out": (
         lambda folder: change_evidence(folder, _drop_sample),
-        "PGD: ",
+        f"{EVIDENCE}: PGD: incomplete: ",
     ),
     "sample twice": (
         _array(f"{PGD}/index", _twice),
-        "PGD has samples that there are not",
+        "PGD has samples twice, or others",
     ),
     "no archive": (
         lambda folder: ((folder / EVIDENCE).write_bytes(b"no"), list_again(folder, EVIDENCE)),
