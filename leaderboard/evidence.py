@@ -6,7 +6,7 @@ what breaks the model. Numbers about examples, such as distances, are those of t
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ _UNIT = 1 / (255 * 128)
 
 # Steps in units, from the coarsest: 32/255, ..., 1/255, and fractions of that.
 _STEPS = (4096, 2048, 1024, 512, 256, 128, 32, 8, 1)
+
+# How much further than the example that was found a rounded one may lie: curves go by distances.
+_FURTHER = 1.02
 
 # How much longer an example is tried, at the finest step, where rounding alone loses it.
 _STRETCHES = (1.001, 1.003, 1.01)
@@ -90,65 +93,50 @@ def _moved(x: Tensor, codes: Tensor, scale: Tensor | float, threat: ThreatModel)
 def _encode(subject: Subject, x: Tensor, y: Tensor, points: Tensor, threat: ThreatModel) -> _Coded:
     """Examples (k, *shape) of images x (k, *shape) with labels y (k,), all of which break the
     model, rounded as far as they still do."""
-    steps = torch.full((len(x),), len(_STEPS) - 1, dtype=torch.uint8)
+    last = len(_STEPS) - 1
+    steps = torch.full((len(x),), last, dtype=torch.uint8)
     codes = torch.zeros(x.shape, dtype=torch.int16)
     delta, left = points.double() - x.double(), torch.arange(len(x))
-    for place, moved in _candidates(delta):
+    reach = (_FURTHER * threat.length(delta)).clamp_max(threat.eps)
+    # To the nearest step, or toward zero, which stays in the ball; then a little longer.
+    tries = [
+        (place, 1.0, toward_zero) for place in range(last + 1) for toward_zero in (False, True)
+    ]
+    for place, stretch, toward_zero in [*tries, *((last, s, False) for s in _STRETCHES)]:
         if not len(left):
             break
-        tried = moved(left)
+        tried = _rounded(stretch * delta[left], _STEPS[place] * _UNIT, toward_zero)
         some = _moved(x[left], tried, _STEPS[place] * _UNIT, threat)
-        held = _holds(subject, x[left], y[left], some, threat)
+        near = threat.distance(some, x[left]) <= reach[left]
+        held = near.clone()
+        held[near] = _clear(subject, some[near], y[left][near])
         codes[left[held]], steps[left[held]] = tried[held], place
         left = left[~held]
-    exact = points[left].float().numpy()
-    return _Coded(steps.numpy(), codes.numpy(), left.numpy(), exact)
+    return _Coded(steps.numpy(), codes.numpy(), left.numpy(), points[left].float().numpy())
 
 
-def _candidates(delta: Tensor) -> Iterator[tuple[int, "_Rounded"]]:
-    """From the coarsest: to the nearest step, and toward zero, which stays in the ball."""
-    for place, step in enumerate(_STEPS):
-        for toward_zero in (False, True):
-            yield place, _Rounded(delta, step, toward_zero)
-    for stretch in _STRETCHES:
-        yield len(_STEPS) - 1, _Rounded(stretch * delta, _STEPS[-1], False)
-
-
-@dataclass(frozen=True)
-class _Rounded:
-    delta: Tensor
-    step: int
-    toward_zero: bool
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        scaled = self.delta[rows] / (self.step * _UNIT)
+def _rounded(delta: Tensor, step: float, toward_zero: bool) -> Tensor:
+    """Perturbations in whole steps, int16."""
+    scaled = delta / step
+    if toward_zero:
         # What is a whole number of steps but for float32 is not one less.
-        rounded = (scaled.sign() * (scaled.abs() + 1e-3).floor()) if self.toward_zero else scaled
-        bound = round(1 / (self.step * _UNIT))
-        return rounded.round().clamp(-bound, bound).to(torch.int16)
-
-
-def _holds(subject: Subject, x: Tensor, y: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:
-    """Where points (k, *shape) break the model within the threat, and clearly: bool (k,)."""
-    return torch.cat(
-        [
-            _clear(subject, p, label) & (threat.distance(p, image) <= threat.eps)
-            for p, image, label in zip(
-                points.split(_AT_ONCE), x.split(_AT_ONCE), y.split(_AT_ONCE), strict=True
-            )
-        ]
-    )
+        scaled = scaled.sign() * (scaled.abs() + 1e-3).floor()
+    bound = round(1 / step)
+    return scaled.round().clamp(-bound, bound).to(torch.int16)
 
 
 def _clear(subject: Subject, points: Tensor, y: Tensor) -> Tensor:
-    points, y = points.to(subject.device), y.to(subject.device)
-    _, wrong = subject.judge(points, y)
-    with torch.no_grad():
-        logits = subject.model(points.to(subject.dtype))
-    own = logits.gather(1, y[:, None])[:, 0]
-    lead = logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
-    clear: Tensor = wrong & (lead > _LEAD * logits.abs().amax(1))
-    return clear.cpu()
+    """Where the model misclassifies points (k, *shape), and clearly: bool (k,)."""
+    clear = [torch.zeros(0, dtype=torch.bool)]
+    for x, own in zip(points.split(_AT_ONCE), y.split(_AT_ONCE), strict=True):
+        x, own = x.to(subject.device), own.to(subject.device)
+        _, wrong = subject.judge(x, own)
+        with torch.no_grad():
+            logits = subject.model(x.to(subject.dtype))
+        most = logits.scatter(1, own[:, None], -torch.inf).amax(1)
+        lead = most - logits.gather(1, own[:, None])[:, 0]
+        clear.append((wrong & (lead > _LEAD * logits.abs().amax(1))).cpu())
+    return torch.cat(clear)
 
 
 def pack(report: Report, subject: Subject, samples: Samples) -> bytes:

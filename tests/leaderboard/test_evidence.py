@@ -100,7 +100,9 @@ def test_examples_break_the_model_within_the_threat(norm: Norm, eps: float, nois
     block = _unpacked(content, threat)
     found = torch.from_numpy(block.adversarial)
     assert bool(examine_twice(model, "cpu").judge(found, samples.y)[1].all())
-    assert bool((threat.distance(found, samples.x) <= eps).all())
+    distance = threat.distance(found, samples.x)
+    assert bool((distance <= eps).all())
+    assert bool((distance <= 1.02 * threat.distance(points(samples), samples.x)).all())
     assert torch.equal(found, threat.clamp(found))
     assert block.distance == pytest.approx(threat.distance(found, samples.x).numpy(), rel=0, abs=0)
     # A byte a pixel would be 784 an example.
