@@ -14,6 +14,7 @@ from defenses import (
     fingerprint,
     load,
     read_card,
+    round_to_half,
     save,
 )
 
@@ -166,3 +167,38 @@ def test_the_card_tells_all_that_made_the_model(tmp_path: Path) -> None:
     assert read["versions"]["torch"] == torch.__version__
     assert json.loads(json.dumps(card)) == {key: read[key] for key in card}
     assert {"parameters", "fingerprint", "sha256"} == read.keys() - card.keys()
+
+
+@pytest.mark.parametrize("build", [lambda: MLP(SHAPE, 10), Tied])
+def test_half_precision_loses_nothing_after_rounding(
+    build: type[nn.Module], tmp_path: Path
+) -> None:
+    model, other = build(), build()
+    x = torch.rand(4, *SHAPE)
+    save(tmp_path / "whole", model, {})
+    before = model(x)
+    round_to_half(model)
+    assert not torch.equal(model(x), before)
+    assert torch.allclose(model(x), before, atol=1e-2)
+    save(tmp_path / "half", model, {}, half=True)
+    load(tmp_path / "half", other)
+    assert fingerprint(other) == fingerprint(model)
+    assert torch.equal(other(x), model(x))
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_weights_beyond_half_precision_are_refused() -> None:
+    model = MLP(SHAPE, 10)
+    with torch.no_grad():
+        model[1].bias[0] = 1e5
+    with pytest.raises(ValueError, match=r"^1\.bias is beyond the range of half precision$"):
+        round_to_half(model)
+
+
+def test_infinite_weights_stay_infinite() -> None:
+    model = MLP(SHAPE, 10)
+    with torch.no_grad():
+        model[1].bias[0] = torch.inf
+    round_to_half(model)
+    assert model[1].bias[0] == torch.inf

@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load as load_weights
 
 from benchmark.errors import UserError
+from benchmark.models import load_saved
 from defenses.saved import WEIGHTS
 from leaderboard.board import check
 from leaderboard.record import RECORD, SPEC, slug
@@ -137,6 +140,15 @@ def test_a_row_without_a_proper_name_is_refused_and_nothing_left(
     ]  # fmt: skip
     with pytest.raises(UserError, match="needs a letter or a digit"):
         slug("..")
+
+
+def test_weights_in_half_precision_are_those_that_are_attacked(made: Small) -> None:
+    weights = load_weights((made.rows / "l2nnn" / WEIGHTS).read_bytes())
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    (folder,) = (made.run / "defenses").glob("l2nnn-*")
+    model = load_saved(folder).model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name].float())
 
 
 def test_a_specification_of_one_row_is_whole(made: Small) -> None:
