@@ -290,7 +290,7 @@ def test_a_clean_verdict_that_was_changed_is_found(run: Path, cli: Cli, value: b
 
     _change(run, "natural", forge)
     _report(cli, run)
-    _assert_refused(cli("verify", run), "natural: 1 labels are not those of the data")
+    _assert_refused(cli("verify", run), "natural: 1 records are not as found now")
 
 
 def test_two_changes_that_leave_the_column_as_it_was_are_found(run: Path, cli: Cli) -> None:
