@@ -126,7 +126,7 @@ def make_spec(values: dict[str, Any]) -> RunSpec:
 def read_values(path: Path) -> dict[str, Any]:
     """A spec file's values, not yet validated. Raises UserError where it is missing or no YAML."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the spec {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

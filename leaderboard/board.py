@@ -51,7 +51,7 @@ def _copy(row: Row, home: Path) -> None:
         if home.resolve() == folder.resolve():
             return
         raise UserError(f"{folder}: task {row.task.name} has a row {home.name} already")
-    names = [RECORD, CARD_TEXT, *record.files, *([] if record.weights.at else [WEIGHTS])]
+    names = [*record.files, *([] if record.weights.at else [WEIGHTS]), CARD_TEXT, RECORD]
     partial = home.with_name(f".{home.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -111,14 +111,14 @@ def verify(
         tables.append(make_table(task, rows))
     for name, text in _texts(tables).items():
         path = board / name
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             problems.append(f"{path} is not what weights and evidence give: {_first(path, text)}")
     return problems
 
 
 def _first(path: Path, text: str) -> str:
     """The first line in which a file differs from a text."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     wanted = text.splitlines()
     for number, (one, other) in enumerate(zip(lines, wanted, strict=False), 1):
         if one != other:

@@ -31,7 +31,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The card of a submission, with its components, and those of its parts, in one form. Raises
     UserError where it is none."""
     try:
-        return normalised(json.loads((folder / CARD).read_text()))
+        return normalised(json.loads((folder / CARD).read_text(encoding="utf-8")))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{folder / CARD} is no card of a model") from error
 

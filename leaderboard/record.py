@@ -161,7 +161,7 @@ def read_record(folder: Path) -> Record:
     """The record of a submission. Raises UserError where there is none, or it is not valid."""
     path = folder / RECORD
     try:
-        return Record.model_validate_json(path.read_text())
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no submission: it has no {RECORD}") from error
     except ValidationError as error:

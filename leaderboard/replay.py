@@ -101,5 +101,5 @@ def _check_numbers(row: Row, report: Report) -> None:
 def _check_text(row: Row) -> None:
     path = row.folder / CARD_TEXT
     wanted = card_text(row.record, read_card(row.folder))
-    if not path.is_file() or path.read_text() != wanted:
+    if not path.is_file() or path.read_text(encoding="utf-8") != wanted:
         raise UserError(f"{path} is not what record and card say")

@@ -108,7 +108,7 @@ def _read_spec(folder: Path, record: Record, task: Task) -> RunSpec:
     """The spec of a submission. Raises UserError where it does not make the row."""
     path = folder / SPEC
     try:
-        spec = make_spec(yaml.safe_load(path.read_text()))
+        spec = make_spec(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a spec") from error
     wanted = task.spec
