@@ -76,9 +76,7 @@ def round_to_half(model: nn.Module) -> None:
             value.copy_(rounded)
 
 
-def save(
-    folder: str | Path, model: nn.Module, card: Mapping[str, Any], half: bool = False
-) -> None:
+def save(folder: str | Path, model: nn.Module, card: Mapping[str, Any], half: bool = False) -> None:
     """Write the weights and then the card, each whole or not at all. The card gains "parameters"
     (their number), "fingerprint" and "sha256" (of the weights file).
 
