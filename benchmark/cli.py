@@ -85,6 +85,13 @@ def run(
     from benchmark.spec import make_spec, read_values
 
     values: dict[str, Any] = read_values(spec) if spec else {}
+    if spec and isinstance(values.get("plugins"), list):
+        # Beside the spec, where there is such a file: a row of the leaderboard has them there.
+        beside = [spec.parent / str(name) for name in values["plugins"]]
+        values["plugins"] = [
+            str(path) if path.is_file() else name
+            for path, name in zip(beside, values["plugins"], strict=True)
+        ]
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,

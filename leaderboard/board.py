@@ -12,7 +12,7 @@ from leaderboard.models import weights_of
 from leaderboard.pictures import draw
 from leaderboard.record import CARD_TEXT, RECORD, SCHEMA, schema, slug
 from leaderboard.render import README, SITE, render_readme, render_site
-from leaderboard.replay import replay_row
+from leaderboard.replay import check_numbers, replay_row
 from leaderboard.rows import Row, open_row, row_folders
 from leaderboard.table import Table, make_table
 from leaderboard.tasks import ROWS, Task
@@ -50,7 +50,9 @@ def _copy(row: Row, home: Path) -> None:
     if home.exists():
         if home.resolve() == folder.resolve():
             return
-        raise UserError(f"{folder}: task {row.task.name} has a row {home.name} already")
+        raise UserError(
+            f"{folder}: task {row.task.name} has a row {home.name} already: label it otherwise"
+        )
     names = [*record.files, *([] if record.weights.at else [WEIGHTS]), CARD_TEXT, RECORD]
     partial = home.with_name(f".{home.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -83,10 +85,12 @@ def _texts(tables: Sequence[Table]) -> dict[str, str]:
 
 
 def _own(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
-    """A row of a task, opened. Raises UserError where it is of another."""
+    """A row of a task, opened. Raises UserError where it is of another, or its numbers are not those
+    of its evidence."""
     row = open_row(folder, tasks)
     if row.task.name != task.name:
         raise UserError(f"{folder} is of task {row.task.name}, not {task.name}")
+    check_numbers(row, row.report)
     return row
 
 

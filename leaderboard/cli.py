@@ -42,13 +42,19 @@ def submit(
 ) -> None:
     """Make self-contained folders of a run's rows: record, spec, card, weights, evidence."""
     from benchmark.spec import read_values
+    from leaderboard.record import read_record
     from leaderboard.submit import submit as make
     from leaderboard.tasks import load_tasks
 
-    lines = {name: str(line) for name, line in read_values(about).items()} if about else {}
+    lines = read_values(about) if about else {}
+    for name, line in lines.items():
+        if not isinstance(line, str):
+            raise UserError(f"{about}: {name} must have a line of text")
     for folder in make(run, load_tasks(board, data_root), out, row, lines, weights_at):
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         typer.echo(f"{folder}: {size:.1f} MB")
+        if not read_record(folder).about:
+            say(f"{folder}: nothing is said of what the row is: give a line with --about")
 
 
 @leaderboard.command()
@@ -85,10 +91,11 @@ def build(
 
     tasks = load_tasks(board, data_root)
     refused = merge(board, folders, tasks, run_code, typer.echo)
-    make(board, tasks)
-    typer.echo(f"{board / 'README.md'} and {board / 'site' / 'index.html'} are written")
     for line in refused:
         say(f"refused: {line}")
+    if len(refused) < len(folders) or not folders:
+        make(board, tasks)
+        typer.echo(f"{board / 'README.md'} and {board / 'site' / 'index.html'} are written")
     if refused:
         raise UserError(f"{len(refused)} of {len(folders)} submissions do not hold")
 
@@ -114,7 +121,8 @@ def verify(
         say(line)
     if problems:
         raise UserError(f"the tables of {board} do not hold")
-    typer.echo(f"The tables of {board} hold.")
+    others = f"; the rows of tasks other than {', '.join(task)} as recorded" if task else ""
+    typer.echo(f"The tables of {board} hold{others}.")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def replay_row(row: Row, run_code: bool = False) -> Report:
             )  # fmt: skip
         if replayed.problems:
             raise UserError(f"{row.folder}: {'; '.join(replayed.problems)}")
-        _check_numbers(row, replayed.report)
+        check_numbers(row, replayed.report)
         _check_text(row)
     except UserError:
         raise
@@ -88,7 +88,8 @@ def _applies(attack: Attack, row: Row, saved: Trained) -> bool:
     return True
 
 
-def _check_numbers(row: Row, report: Report) -> None:
+def check_numbers(row: Row, report: Report) -> None:
+    """Raises UserError where the numbers of a row's record are not those of a report."""
     where = row.folder / RECORD
     found, said = numbers_of(report).model_dump(), row.record.numbers.model_dump()
     for name, value in found.items():
@@ -102,4 +103,4 @@ def _check_text(row: Row) -> None:
     path = row.folder / CARD_TEXT
     wanted = card_text(row.record, read_card(row.folder))
     if not path.is_file() or path.read_text(encoding="utf-8") != wanted:
-        raise UserError(f"{path} is not what record and card say")
+        raise UserError(f"{path} is missing, or not what record and card say")

@@ -115,13 +115,17 @@ def _check_whole(run: Path, report: Report, task: Task) -> None:
         raise UserError(f"{run}: {report.name}: {label} failed ({error}): mend it and run it again")
     for label in task.lineup.entries:
         if label not in report.keys:
-            raise UserError(f"{run}: {report.name}: task {task.name} needs the attack {label}")
+            raise UserError(
+                f"{run}: {report.name}: task {task.name} needs the attack {label}: run the task's "
+                "specification to its end"
+            )
     if not report.measured:
         raise UserError(f"{run}: {report.name}: no attack applies to it")
 
 
 def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> None:
     """Write a submission, and see that it holds. Weights elsewhere may not be there yet."""
+    (folder / WEIGHTS).unlink(missing_ok=True)  # of an earlier one, if they are elsewhere now
     for name, content in files.items():
         write(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
     try:

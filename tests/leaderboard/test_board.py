@@ -181,7 +181,7 @@ def test_a_run_of_no_task_is_refused(made: Small, cli: Cli, tmp_path: Path) -> N
     refused(cli("leaderboard", "submit", run, "--board", made.board), line)
     words[1] = "60"
     assert cli("run", "--eps", "0.5", *words, "--out", run, "--quiet").status == 0
-    line = f"{run}: vanilla/epochs=1: task digits needs the attack PGD"
+    line = f"{run}: vanilla/epochs=1: task digits needs the attack PGD: run the task's specification to its end"
     refused(cli("leaderboard", "submit", run, "--board", made.board), line)
 
 

@@ -236,7 +236,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "card's options": (_card(hyperparameters={}), f"{CARD}: its hyperparameters are not those"),
     "card's text": (
         lambda folder: (folder / CARD_TEXT).write_text("best-attack 99.9 %"),
-        f"{CARD_TEXT} is not what record and card say",
+        f"{CARD_TEXT} is missing, or not what record and card say",
     ),
     "no card": (_card(component=None), f"{CARD} is no card of a model"),
     "endless card": (
