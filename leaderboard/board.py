@@ -85,8 +85,8 @@ def _texts(tables: Sequence[Table]) -> dict[str, str]:
 
 
 def _own(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
-    """A row of a task, opened. Raises UserError where it is of another, or its numbers are not those
-    of its evidence."""
+    """A row of a task, opened. Raises UserError where it is of another, or where its numbers are
+    not those of its evidence."""
     row = open_row(folder, tasks)
     if row.task.name != task.name:
         raise UserError(f"{folder} is of task {row.task.name}, not {task.name}")

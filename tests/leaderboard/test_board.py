@@ -181,7 +181,10 @@ def test_a_run_of_no_task_is_refused(made: Small, cli: Cli, tmp_path: Path) -> N
     refused(cli("leaderboard", "submit", run, "--board", made.board), line)
     words[1] = "60"
     assert cli("run", "--eps", "0.5", *words, "--out", run, "--quiet").status == 0
-    line = f"{run}: vanilla/epochs=1: task digits needs the attack PGD: run the task's specification to its end"
+    line = (
+        f"{run}: vanilla/epochs=1: task digits needs the attack PGD: run the task's specification "
+        "to its end"
+    )
     refused(cli("leaderboard", "submit", run, "--board", made.board), line)
 
 
@@ -206,6 +209,43 @@ def test_code_of_a_submission_runs_only_when_the_user_says_so(
     ended = cli("leaderboard", "check", folder, "--run-code", *board)
     assert (ended.status, ended.out) == (1, "")
     assert "mine.py is not the file that record.json lists" in ended.err
+
+
+def test_a_row_with_code_can_be_made_again_from_its_specification(
+    small: Small, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin lies beside the specification, wherever the command is called."""
+    (tmp_path / "row").mkdir()
+    (tmp_path / "row" / "mine.py").write_text(PLUGIN)
+    spec = yaml.safe_load((small.board / "specs" / "digits.yaml").read_text())
+    spec |= {"defenses": ["mine/epochs=1"], "plugins": ["mine.py"], "samples": 5}
+    (tmp_path / "row" / SPEC).write_text(yaml.safe_dump(spec))
+    monkeypatch.chdir(tmp_path)
+    ended = cli("run", Path("row") / SPEC, "--out", tmp_path / "run", "--quiet")
+    assert ended.status == 0, ended.err
+
+
+def test_nothing_is_built_where_all_is_refused(small: Small, cli: Cli) -> None:
+    before = (small.board / "README.md").stat().st_mtime_ns
+    ended = cli("leaderboard", "build", small.board / "nothing", "--board", small.board)
+    assert (ended.status, ended.out) == (1, "")
+    assert (small.board / "README.md").stat().st_mtime_ns == before
+
+
+def test_a_number_that_evidence_does_not_bear_is_never_built(small: Small, cli: Cli) -> None:
+    change_record(small.rows / "nbr", lambda record: record["numbers"].update(best_attack=0.99))
+    ended = cli("leaderboard", "build", "--board", small.board)
+    assert ended.err.startswith(f"bestattack: {small.rows / 'nbr' / RECORD}: best_attack is 0.99")
+
+
+def test_what_is_said_of_a_row_is_text(small: Small, cli: Cli, tmp_path: Path) -> None:
+    words = ["--row", "NBR", "--board", small.board, "--out", tmp_path / "out"]
+    ended = cli("leaderboard", "submit", small.run, *words)
+    assert "nothing is said of what the row is: give a line with --about" in ended.err
+    about = tmp_path / "about.yaml"
+    about.write_text("NBR: {text: hello}\n")
+    ended = cli("leaderboard", "submit", small.run, "--about", about, *words)
+    refused(ended, f"{about}: NBR must have a line of text")
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -293,6 +333,10 @@ def test_weights_may_be_elsewhere(small: Small, cli: Cli, tmp_path: Path) -> Non
     shutil.rmtree(small.rows / "nbr")
     board = ["--board", small.board]
     words = ["--row", "NBR", "--out", out, "--weights-at", at, *board]
+    assert cli("leaderboard", "submit", small.run, *words).status == 0
+    assert not (small.rows / "nbr" / WEIGHTS).exists()
+    # Nor where there were weights before.
+    assert cli("leaderboard", "submit", small.run, "--row", "NBR", "--out", out, *board).status == 0
     assert cli("leaderboard", "submit", small.run, *words).status == 0
     assert not (small.rows / "nbr" / WEIGHTS).exists()
     assert "is missing, though" in refusal(small, small.rows / "nbr")
