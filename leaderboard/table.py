@@ -64,9 +64,11 @@ def make_table(task: Task, rows: Sequence[Row]) -> Table:
     return Table(task, lines, _caption(task, rows), sources, claims)
 
 
-def robust(report: Report) -> NDArray[np.bool_]:
-    """The samples (n,) that are classified correctly and that no attack broke."""
-    return np.isin(np.arange(report.total), report.survivors())
+def robust(report: Report, label: str = BEST) -> NDArray[np.bool_]:
+    """The samples (n,) that count under a label that was measured: see `Report.robust_to`."""
+    found = report.robust_to(label)
+    assert found is not None
+    return found
 
 
 def ranked(verdicts: Sequence[NDArray[np.bool_]]) -> list[int]:
@@ -161,11 +163,7 @@ def _tested(claim: Claim, rows: Mapping[str, Row]) -> str:
 
 def _verdicts(row: Row | None, column: str) -> NDArray[np.bool_] | None:
     """The samples (n,) that a column counts as robust; None where it is not measured."""
-    if row is None:
-        return None
-    if column == BEST:
-        return robust(row.report)
-    return row.report.robust_to(column)
+    return None if row is None else row.report.robust_to(column)
 
 
 def _caption(task: Task, rows: Sequence[Row]) -> str:

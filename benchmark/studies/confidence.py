@@ -64,19 +64,12 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     return Study("confidence", records, _table(records), caption, _draw(records))
 
 
-def _robust(report: Report) -> NDArray[np.bool_] | None:
-    """The samples (n,) that count in best-attack; None where that was not measured."""
-    if report.accuracy(BEST) is None:
-        return None
-    return np.isin(np.arange(report.total), report.survivors())
-
-
 def _area(report: Report, gap: NDArray[np.float64]) -> float:
     """The area under the ROC curve of gaps (n,) as predictors of robustness; NaN where there is
     nothing to tell apart."""
     from sklearn.metrics import roc_auc_score
 
-    robust = _robust(report)
+    robust = report.robust_to(BEST)
     if robust is None or robust.all() or not robust.any():
         return np.nan
     return float(roc_auc_score(robust, gap))
@@ -84,7 +77,7 @@ def _area(report: Report, gap: NDArray[np.float64]) -> float:
 
 def _binned(report: Report, gap: NDArray[np.float64], bins: int) -> pd.DataFrame:
     """A row per bin, from the largest gaps (n,) to the smallest."""
-    robust = _robust(report)
+    robust = report.robust_to(BEST)
     columns = {
         "gap": gap,
         "natural": ~report.frames[NATURAL]["broken"].to_numpy(),

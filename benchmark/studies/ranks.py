@@ -61,11 +61,10 @@ def ranks(folder: Path) -> Study:
 
 
 def _robust(report: Report) -> NDArray[np.bool_]:
-    if report.failed or not report.measured:
+    robust = report.robust_to(BEST)
+    if report.failed or robust is None:
         why = f"{report.failed[0]} failed" if report.failed else "it was not attacked"
         raise UserError(f"{report.name} has no rank by {BEST}: {why}")
-    robust = np.zeros(report.total, dtype=bool)
-    robust[report.survivors()] = True
     return robust
 
 

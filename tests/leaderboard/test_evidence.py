@@ -42,12 +42,14 @@ def _samples() -> Samples:
 def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
     """As if an attack had found these points, which break every sample."""
     report = Report("model", threat, "table", N)
-    own, nothing = samples.y.numpy(), np.zeros(N, dtype=np.int64)
+    own, nothing = samples.y.numpy().copy(), np.zeros(N, dtype=np.int64)
     no, yes = np.zeros(N, dtype=bool), np.ones(N, dtype=bool)
     cells = {NATURAL: MemoryCell(), "attack": MemoryCell()}
     empty = points.numpy()[:0]
     cells[NATURAL].add(
-        Block(np.arange(N), own, own, no, np.full(N, np.nan), nothing, nothing, empty, 0, 0.0)
+        Block(
+            np.arange(N), own, own.copy(), no, np.full(N, np.nan), nothing, nothing, empty, 0, 0.0
+        )
     )
     distance = threat.distance(points, samples.x).numpy()
     # Two blocks, the later samples first: order is the evidence's own.
@@ -142,6 +144,17 @@ def test_the_finest_and_the_largest_perturbations_come_back() -> None:
     content = pack(report, examine_twice(Needle(), "cpu"), samples)
     (block,) = unpack(content, [NATURAL, "attack"], samples, threat)["attack"].blocks()
     assert np.abs(block.adversarial - points.numpy()).max() < 1e-7
+
+
+def test_a_clean_sample_that_one_precision_misclassifies_is_no_error() -> None:
+    """Its class in float32 is another, and its verdict, in both precisions, right."""
+    threat, samples = ThreatModel("l2", 3.0), _samples()
+    report = _report(samples, samples.x, threat)
+    (block,) = report.cells[NATURAL].blocks()
+    block.predicted[3] = 1
+    content = pack(report, examine_twice(Mean(-1.0), "cpu"), samples)
+    (found,) = unpack(content, [NATURAL], samples, threat)[NATURAL].blocks()
+    assert not found.broken.any()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
