@@ -1,17 +1,17 @@
 """How a perturbation is found: one attack per file, each from a Problem to points."""
 
-from attacks.aggregation import HasArms
-from attacks.apgd import APGD
-from attacks.boundary import Boundary
-from attacks.carlini_wagner import CarliniWagner
-from attacks.hierarchical import HasStages
-from attacks.pgd import PGD
 from attacks.problem import Attack, NotApplicableError, Problem
-from attacks.square import Square
-from attacks.strong import Strong
-from attacks.targeted import Targeted
+from attacks.searches.apgd import APGD
+from attacks.searches.boundary import Boundary
+from attacks.searches.carlini_wagner import CarliniWagner
+from attacks.searches.pgd import PGD
+from attacks.searches.square import Square
+from attacks.searches.strong import Strong
 from attacks.threat import ThreatModel
-from attacks.transfer import HasSurrogate, Seeded, Transfer
+from attacks.wrappers.arms import HasArms
+from attacks.wrappers.stages import HasStages
+from attacks.wrappers.targeted import Targeted
+from attacks.wrappers.transfer import HasSurrogate, Seeded, Transfer
 
 __all__ = [
     "APGD",

@@ -6,8 +6,8 @@ import os
 # small networks tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from benchmark.api import evaluate
 from benchmark.errors import UserError
-from benchmark.report import Report
+from benchmark.report.report import Report
+from benchmark.run.evaluate import evaluate
 
 __all__ = ["Report", "UserError", "evaluate"]

@@ -1,29 +1,22 @@
 """What is attacked: architectures, how they are trained, and models that are saved or foreign."""
 
-from defenses.adversarial import MART, TRADES, AdversarialTraining
-from defenses.aggregations import GNB, MRF, Belief, QuadraticEnsemble
-from defenses.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
-from defenses.best import BestFractal
-from defenses.decomposition import Decomposed, Decomposition
-from defenses.decompositions import Ensemble, OneVsOne, RoBin, TwoStage
-from defenses.derived import Derived
-from defenses.ensembles import BeliefEnsemble
-from defenses.external import External, Normalised
-from defenses.fractal import Fractal
-from defenses.hybrid import Hybrid, HybridClassifier
-from defenses.l2nnn import L2NNN, L2NonexpansiveClassifier
-from defenses.recipe import Batch, Recipe, Vanilla
-from defenses.saved import (
-    SavedModelError,
-    describe,
-    fingerprint,
-    load,
-    read_card,
-    round_to_half,
-    save,
-)
-from defenses.subtasks import NBR
-from defenses.training import Progress, TrainingError, initialise, train
+from defenses.decomposed.classifiers import Ensemble, OneVsOne, RoBin, TwoStage
+from defenses.decomposed.decomposition import Decomposed, Decomposition
+from defenses.foreign.external import External, Normalised
+from defenses.fractal.aggregations import GNB, MRF, Belief, QuadraticEnsemble
+from defenses.fractal.best import BestFractal
+from defenses.fractal.ensemble import BeliefEnsemble
+from defenses.fractal.fractal_recipe import Fractal
+from defenses.fractal.nbr import NBR
+from defenses.networks.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
+from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
+from defenses.nonexpansive.l2nnn import L2NNN, L2NonexpansiveClassifier
+from defenses.recipes.adversarial import MART, TRADES, AdversarialTraining
+from defenses.recipes.derived import Derived
+from defenses.recipes.recipe import Batch, Recipe, Vanilla
+from defenses.training.loop import Progress, TrainingError, initialise, train
+from defenses.training.saved import SavedModelError, describe, load, read_card, save
+from defenses.weights import fingerprint, round_to_half
 
 __all__ = [
     "ARCHITECTURES",

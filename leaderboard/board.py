@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmark.errors import UserError
-from benchmark.records import write_text
-from defenses.saved import WEIGHTS
-from leaderboard.models import weights_of
-from leaderboard.pictures import draw
-from leaderboard.record import CARD_TEXT, RECORD, SCHEMA, schema, slug
-from leaderboard.render import README, SITE, render_readme, render_site
-from leaderboard.replay import check_numbers, replay_row
-from leaderboard.rows import Row, open_row, row_folders
-from leaderboard.table import Table, make_table
+from benchmark.judge.records import write_text
+from defenses.training.saved import WEIGHTS
+from leaderboard.show.pictures import draw
+from leaderboard.show.render import README, SITE, render_readme, render_site
+from leaderboard.show.table import Table, make_table
+from leaderboard.submission.record import CARD_TEXT, RECORD, SCHEMA, schema, slug
+from leaderboard.submission.replay import check_numbers, replay_row
+from leaderboard.submission.submission import Row, open_row, row_folders
+from leaderboard.submission.submitted_model import weights_of
 from leaderboard.tasks import ROWS, Task
 
 Say = Callable[[str], None]

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli import app
-from benchmark.cli import main as run
-from benchmark.cli_options import Root, RunFolder, say
+from benchmark.cli.main import app
+from benchmark.cli.main import main as run
+from benchmark.cli.options import Root, RunFolder, say
 from benchmark.errors import UserError
 
 leaderboard = typer.Typer(
@@ -41,9 +41,9 @@ def submit(
     data_root: Root = None,
 ) -> None:
     """Make self-contained folders of a run's rows: record, spec, card, weights, evidence."""
-    from benchmark.spec import read_values
-    from leaderboard.record import read_record
-    from leaderboard.submit import submit as make
+    from benchmark.spec.run_spec import read_values
+    from leaderboard.submission.record import read_record
+    from leaderboard.submission.submit import submit as make
     from leaderboard.tasks import load_tasks
 
     lines = read_values(about) if about else {}
@@ -126,5 +126,5 @@ def verify(
 
 
 def main() -> None:
-    """Run the command line, as `benchmark.cli.main` does."""
+    """Run the command line, as `benchmark.cli.main.main` does."""
     run()

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from benchmark.data import Dataset, load_dataset
+from benchmark.data.sets import Dataset, load_dataset
 from benchmark.errors import UserError, did_you_mean
-from benchmark.evaluator import Samples
-from benchmark.lineup import Lineup, choose
-from benchmark.runner import identify, samples_of
-from benchmark.spec import RunSpec, make_spec, read_values
+from benchmark.judge.evaluator import Samples
+from benchmark.run.runner import identify, samples_of
+from benchmark.spec.lineup import Lineup, choose
+from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 TASKS, REPORTED, SPECS, ROWS = "tasks.yaml", "reported.yaml", "specs", "rows"
 

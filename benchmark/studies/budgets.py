@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 
 from attacks import HasArms
-from benchmark.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.errors import UserError, did_you_mean
-from benchmark.lineup import choose
-from benchmark.models import load_saved
-from benchmark.registry import load_plugin
-from benchmark.report import Report
-from benchmark.runner import Say, load_run, run
-from benchmark.spec import Device, RunSpec, make_spec, read_budgets
+from benchmark.models.obtain import load_saved
+from benchmark.report.report import Report
+from benchmark.report.tables import NORMS, on_order, on_settings
+from benchmark.run.runner import Say, load_run, run
+from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
+from benchmark.spec.lineup import choose
+from benchmark.spec.registry import load_plugin
+from benchmark.spec.run_spec import Device, RunSpec, make_spec, read_budgets
 from benchmark.studies.study import Study, axes, flagged, percent
-from benchmark.tables import NORMS, on_order, on_settings
 
 # The lines of the attacks in the picture; best-attack has a broad one behind them.
 _STYLES = ("o-", "s--", "^-.", "D:", "v-", "X--", "P-.", "*:")

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from attacks import HasArms
 from attacks.objectives import cross_entropy
 from attacks.problem import differentiate
-from benchmark.assess import resolve_device
-from benchmark.data import load_dataset
-from benchmark.data_files import Part
+from benchmark.data.files import Part
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.models import load_saved
-from benchmark.registry import load_plugin
-from benchmark.runner import load_run
-from benchmark.spec import Device
+from benchmark.judge.subject import freeze, full_precision
+from benchmark.models.obtain import load_saved
+from benchmark.run.assess import resolve_device
+from benchmark.run.runner import load_run
+from benchmark.spec.registry import load_plugin
+from benchmark.spec.run_spec import Device
 from benchmark.studies.study import Study, axes
-from benchmark.subject import freeze, full_precision
 
 _BINS = np.linspace(-1, 1, 51)
 

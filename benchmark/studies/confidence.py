@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from benchmark.assess import resolve_device
-from benchmark.components import BEST, NATURAL
-from benchmark.confidence import FIRST, gaps, mean_jacobian_norm
 from benchmark.errors import UserError
-from benchmark.models import load_saved
-from benchmark.report import Report
-from benchmark.runner import load_run, samples_again
-from benchmark.spec import Device
+from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
+from benchmark.models.obtain import load_saved
+from benchmark.report.report import Report
+from benchmark.report.tables import NORMS, on_settings
+from benchmark.run.assess import resolve_device
+from benchmark.run.runner import load_run, samples_again
+from benchmark.spec.components import BEST, NATURAL
+from benchmark.spec.run_spec import Device
 from benchmark.studies.study import Study, pairs, percent
-from benchmark.tables import NORMS, on_settings
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
 _OF_ALL = {"jacobian_norm": "Jacobian norm", "area": "area under ROC"}

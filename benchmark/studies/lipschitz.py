@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.components import BEST
 from benchmark.errors import UserError
-from benchmark.report import Report
-from benchmark.runner import load_run
+from benchmark.report.report import Report
+from benchmark.report.tables import NORMS, contradictions, on_settings
+from benchmark.run.runner import load_run
+from benchmark.spec.components import BEST
 from benchmark.studies.study import Study, pairs, percent
-from benchmark.tables import NORMS, contradictions, on_settings
 
 # The assumed bounds of table 6.
 BOUNDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

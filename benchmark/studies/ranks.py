@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.components import BEST, NATURAL
 from benchmark.errors import UserError
-from benchmark.report import Report
+from benchmark.report.report import Report
+from benchmark.spec.components import BEST, NATURAL
 from benchmark.studies.study import Study, axes, flagged, percent
-from benchmark.studies.sweep import load_sweep
-from benchmark.studies.sweep_spec import ORIGINAL, VARIANT
+from benchmark.studies.sweep.sweep_runs import load_sweep
+from benchmark.studies.sweep.sweep_spec import ORIGINAL, VARIANT
 
 # Resamples of the images, drawn from this seed.
 _DRAWS, _SEED = 1000, 0

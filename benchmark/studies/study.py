@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.records import write, write_text
-from benchmark.report import Report
+from benchmark.judge.records import write, write_text
+from benchmark.report.report import Report
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import Attack, Problem, ThreatModel, foolbox_adapter, torchattacks_adapter
-from attacks.foolbox_adapter import Foolbox
+from attacks import Attack, Problem, ThreatModel
+from attacks.libraries import foolbox as foolbox_adapter
+from attacks.libraries import torchattacks as torchattacks_adapter
+from attacks.libraries.foolbox import Foolbox
+from attacks.libraries.torchattacks import TorchAttacks
 from attacks.objectives import decided, margin
-from attacks.torchattacks_adapter import TorchAttacks
 from tests.attacks.linear import Linear, mid_grey
 
 # The least that shows how an attack behaves.
@@ -384,7 +386,8 @@ def test_a_missing_library_is_named(
 def test_libraries_load_when_used_without_git_or_torchvision() -> None:
     script = """
 import os, sys
-from attacks import foolbox_adapter, torchattacks_adapter
+from attacks.libraries import foolbox as foolbox_adapter
+from attacks.libraries import torchattacks as torchattacks_adapter
 assert not {"foolbox", "torchattacks"} & set(sys.modules)
 sys.modules["torchvision"] = None
 foolbox_adapter.Foolbox("PGD"), torchattacks_adapter.TorchAttacks("PGD")

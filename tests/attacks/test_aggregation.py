@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.aggregation import (
+from attacks.objectives import decided
+from attacks.problem import NotApplicableError
+from attacks.wrappers.arms import (
     AverageGradient,
     BestArm,
     HighestArm,
@@ -15,10 +17,8 @@ from attacks.aggregation import (
     SoftmaxTop2,
     Top2,
 )
-from attacks.objectives import decided
-from attacks.problem import NotApplicableError
-from attacks.robin import RoBinEvaluation
-from attacks.wrapper import Wrapper
+from attacks.wrappers.robin import RoBinEvaluation
+from attacks.wrappers.wrapper import Wrapper
 from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
 from tests.attacks.linear import Linear, mid_grey
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attacks import APGD, Problem, ThreatModel
-from attacks.apgd import _checkpoints, _State
 from attacks.objectives import decided, margin
+from attacks.searches.apgd import _checkpoints, _State
 from tests.attacks.linear import Linear, mid_grey
 
 SHAPES = [(50,), (1, 8, 8), (3, 5, 4)]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attacks import Problem, ThreatModel
-from attacks.boundary import Boundary
 from attacks.objectives import decided
+from attacks.searches.boundary import Boundary
 from tests.attacks.linear import Linear, metered, mid_grey
 
 SHAPES = [(50,), (1, 8, 8), (3, 5, 4)]

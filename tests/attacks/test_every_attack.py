@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Attack, Problem, ThreatModel
-from benchmark.components import Component, configure
-from benchmark.registry import ATTACKS
+from benchmark.spec.components import Component, configure
+from benchmark.spec.registry import ATTACKS
 
 # Each registered attack, as a user writes it: few steps, but every part of it is reached.
 ROWS: dict[str, list[str]] = {

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.hierarchical import Hierarchical
 from attacks.objectives import decided
 from attacks.problem import NotApplicableError
-from attacks.robin import RoBinEvaluation
+from attacks.wrappers.robin import RoBinEvaluation
+from attacks.wrappers.stages import Hierarchical
 from tests.attacks.linear import Linear, mid_grey
 
 BASES: list[Attack] = [PGD(steps=10, random_start=False), CarliniWagner(steps=50, searches=4)]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.boundary import Boundary
 from attacks.objectives import decided
+from attacks.searches.boundary import Boundary
 from tests.attacks.linear import Linear, mid_grey
 
 SHAPES = [(50,), (1, 8, 8), (3, 5, 4)]

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.aggregation import BestArm, SoftmaxAttack, Top2
 from attacks.objectives import decided
-from attacks.robin import RoBinEvaluation
-from attacks.targeted import Targeted
-from attacks.wrapper import Wrapper
+from attacks.wrappers.arms import BestArm, SoftmaxAttack, Top2
+from attacks.wrappers.robin import RoBinEvaluation
+from attacks.wrappers.targeted import Targeted
+from attacks.wrappers.wrapper import Wrapper
 from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
 from tests.attacks.linear import Linear, metered, mid_grey
 

@@ -5,7 +5,7 @@ import torch
 
 from attacks import Problem, ThreatModel
 from attacks.objectives import decided, margin
-from attacks.square import Square, _eta, _sides
+from attacks.searches.square import Square, _eta, _sides
 from tests.attacks.linear import Linear, metered, mid_grey
 
 SHAPES = [(50,), (1, 9, 5), (3, 5, 8)]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks import APGD, Problem, ThreatModel
-from attacks.strong import Strong
-from attacks.targeted import Targeted
-from benchmark.data import load_dataset
+from attacks.searches.strong import Strong
+from attacks.wrappers.targeted import Targeted
+from benchmark.data.sets import load_dataset
 from defenses import AdversarialTraining, Recipe, Vanilla, initialise, train
-from defenses.exact import exact
+from defenses.verification.milp import exact
 
 RECIPES: dict[str, Recipe] = {
     "plain": Vanilla(arch="mlp", widen=0.2, epochs=60),

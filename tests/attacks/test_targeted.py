@@ -6,7 +6,7 @@ from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.objectives import decided
-from attacks.targeted import Targeted, ranked_others, targeted_dlr
+from attacks.wrappers.targeted import Targeted, ranked_others, targeted_dlr
 from tests.attacks.linear import Linear, mid_grey
 
 SHAPES = [(50,), (1, 8, 8)]

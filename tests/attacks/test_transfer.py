@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.aggregation import BestArm
 from attacks.objectives import decided
 from attacks.problem import NotApplicableError
-from attacks.square import Square
-from attacks.targeted import Targeted
-from attacks.transfer import Seeded, Transfer
+from attacks.searches.square import Square
+from attacks.wrappers.arms import BestArm
+from attacks.wrappers.targeted import Targeted
+from attacks.wrappers.transfer import Seeded, Transfer
 from tests.attacks.linear import Linear, mid_grey
 
 CW = CarliniWagner(steps=100, searches=4, minimize=True)

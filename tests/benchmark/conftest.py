@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
-from benchmark.cli import main
-from benchmark.registry import ATTACKS, DATASETS, DEFENSES
+from benchmark.cli.main import main
+from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES
 
 
 class Ended(NamedTuple):

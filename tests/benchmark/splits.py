@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.data import DataError, Split
+from benchmark.data.sets import DataError, Split
 
 
 def refusal(load: Callable[[], object]) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Problem, ThreatModel
-from attacks.boundary import Boundary
 from attacks.problem import Family
+from attacks.searches.boundary import Boundary
 from benchmark import UserError
 from tests.benchmark.small import Dropping, N, Returning, X, Y, attacked, evaluate_small
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks import Problem
 from benchmark import UserError, evaluate
-from benchmark.data import load_dataset
+from benchmark.data.sets import load_dataset
 from tests.benchmark.small import (
     Dropping,
     Linear,

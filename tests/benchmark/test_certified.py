@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from attacks import PGD, CarliniWagner, Problem
-from benchmark import Report, tables
-from benchmark.spec import make_spec
+from benchmark import Report
+from benchmark.report import tables
+from benchmark.spec.run_spec import make_spec
 from tests.benchmark.small import Linear, Returning, evaluate_small, refusal
 
 # Class 0 up to 0.6: the distances to the boundary are 0.6, 0.35, 0.2, 0.1, 0.05; the rest is wrong.

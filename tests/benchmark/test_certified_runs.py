@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from benchmark.records import Block, FolderCell
-from benchmark.subject import Subject
+from benchmark.judge.records import Block, FolderCell
+from benchmark.judge.subject import Subject
 from tests.benchmark.conftest import Cli, Ended
 
 # Linear classifiers, whose margin over the next class is its distance, which may be overstated.

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from defenses.exact import ExactResult, exact
+from defenses.verification.milp import ExactResult, exact
 from tests.benchmark.conftest import Cli
 
 
@@ -64,7 +64,7 @@ def test_an_interruption_keeps_what_is_decided(
         yield from itertools.islice(exact(*args), 7)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmark.certify.exact", interrupted)
+    monkeypatch.setattr("benchmark.run.certify.exact", interrupted)
     out = tmp_path / "exact.csv"
     ended = cli("certify", folder, "--exact", "--eps", "0.01", "--out", out)
     assert len(pd.read_csv(out)) == 7

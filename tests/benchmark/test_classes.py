@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import defenses
 from attacks import PGD, CarliniWagner
 from benchmark import evaluate
-from benchmark.data import load_dataset
-from benchmark.models import load_saved
-from benchmark.registry import ATTACKS, DEFENSES
-from benchmark.spec import make_spec
-from benchmark.studies.classes_shown import caption
-from benchmark.studies.first_against_rest import FirstAgainstRest
+from benchmark.data.sets import load_dataset
+from benchmark.models.obtain import load_saved
+from benchmark.spec.registry import ATTACKS, DEFENSES
+from benchmark.spec.run_spec import make_spec
+from benchmark.studies.classes.classes_shown import caption
+from benchmark.studies.classes.first_against_rest import FirstAgainstRest
 from defenses import Vanilla, read_card
 from tests.benchmark.conftest import Cli, assert_written, refused
 

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
-from benchmark.data import load_dataset
+from benchmark.data.sets import load_dataset
 from benchmark.studies.coherence import of_arms, of_members
 from tests.benchmark.conftest import Cli, assert_written, refused
 

@@ -9,12 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from attacks import APGD, PGD, Attack, CarliniWagner
-from attacks.aggregation import BestArm
-from attacks.targeted import Targeted
-from attacks.transfer import Transfer
-from benchmark.components import Component, configure
+from attacks.wrappers.arms import BestArm
+from attacks.wrappers.targeted import Targeted
+from attacks.wrappers.transfer import Transfer
 from benchmark.errors import UserError
-from benchmark.registry import ATTACKS, DEFENSES, Registry
+from benchmark.spec.components import Component, configure
+from benchmark.spec.registry import ATTACKS, DEFENSES, Registry
 
 
 def _read(value: object) -> Component:

@@ -12,10 +12,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmark.confidence import gaps, jacobian_norms
-from benchmark.data import load_dataset
-from benchmark.models import load_saved
-from benchmark.runner import load_run
+from benchmark.data.sets import load_dataset
+from benchmark.judge.outputs import gaps, jacobian_norms
+from benchmark.models.obtain import load_saved
+from benchmark.run.runner import load_run
 from defenses import L2NonexpansiveClassifier
 from tests.benchmark.conftest import Cli, assert_written, refused
 

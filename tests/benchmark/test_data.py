@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark import data_files
-from benchmark.data import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
+from benchmark.data import files as data_files
+from benchmark.data.sets import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
 from benchmark.errors import UserError
 from tests.benchmark.splits import refusal, rows, same
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmark import data_files
-from benchmark.data import load_dataset
+from benchmark.data import files as data_files
+from benchmark.data.sets import load_dataset
 from tests.benchmark.splits import refusal, same
 
 REAL = os.environ.get("BESTATTACK_DATA")

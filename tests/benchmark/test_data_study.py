@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from attacks.threat import ThreatModel
-from benchmark.data import load_dataset
-from benchmark.separation import inter_class_distance, log_volumes, oracle_radii
+from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
+from benchmark.data.sets import load_dataset
 from tests.benchmark.conftest import Cli, assert_written, refused
 
 PLUGIN = """
 import torch
-from benchmark.data import Dataset, Split
+from benchmark.data.sets import Dataset, Split
 
 x = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1, 1)
 DATASETS = {

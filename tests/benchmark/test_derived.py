@@ -10,11 +10,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmark.components import Component
-from benchmark.data import Dataset, Split, digits, load_dataset
-from benchmark.models import load_saved
-from benchmark.registry import DATASETS, load_plugin
-from benchmark.spec import make_spec
+from benchmark.data.sets import Dataset, Split, digits, load_dataset
+from benchmark.models.obtain import load_saved
+from benchmark.spec.components import Component
+from benchmark.spec.registry import DATASETS, load_plugin
+from benchmark.spec.run_spec import make_spec
 from defenses import CNN2, Derived, Recipe
 from tests.benchmark.conftest import Cli
 

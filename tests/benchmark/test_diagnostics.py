@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from attacks import PGD, ThreatModel
 from benchmark import evaluate
-from benchmark.components import NATURAL
-from benchmark.data import load_dataset
-from benchmark.evaluator import Samples
-from benchmark.flags import FLAGS
-from benchmark.probes import probe
-from benchmark.records import Block, MemoryCell
-from benchmark.report import Report
-from benchmark.spec import Mode
-from benchmark.subject import examine
+from benchmark.data.sets import load_dataset
+from benchmark.judge.evaluator import Samples
+from benchmark.judge.probes import probe
+from benchmark.judge.records import Block, MemoryCell
+from benchmark.judge.subject import examine
+from benchmark.report.flags import FLAGS
+from benchmark.report.report import Report
+from benchmark.spec.components import NATURAL
+from benchmark.spec.run_spec import Mode
 from defenses import AdversarialTraining, Vanilla, initialise, train
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Linear, Returning, Wrapped, evaluate_small

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from attacks import ThreatModel
-from benchmark.components import Component
-from benchmark.lineup import choose
-from benchmark.registry import SUITES
-from benchmark.studies.sweep import check_point
-from benchmark.studies.sweep_spec import make_sweep
+from benchmark.spec.components import Component
+from benchmark.spec.lineup import choose
+from benchmark.spec.registry import SUITES
+from benchmark.studies.sweep.sweep_runs import check_point
+from benchmark.studies.sweep.sweep_spec import make_sweep
 from tests.benchmark.conftest import Cli
 
 ROOT = Path(__file__).parents[2]

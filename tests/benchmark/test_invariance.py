@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Attack, CarliniWagner, ThreatModel
-from benchmark import Report, assess, evaluate
-from benchmark.assess import resolve_device
-from benchmark.data import load_dataset
-from benchmark.evaluator import Samples, measure_attack
-from benchmark.records import FolderCell
-from benchmark.subject import examine
+from benchmark import Report, evaluate
+from benchmark.data.sets import load_dataset
+from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.records import FolderCell
+from benchmark.judge.subject import examine
+from benchmark.run import assess
+from benchmark.run.assess import resolve_device
 
 N = 60
 ATTACKS: dict[str, list[Attack]] = {

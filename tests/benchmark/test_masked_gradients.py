@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.threat import Norm
 from benchmark import Report, evaluate
-from benchmark.data import load_dataset
+from benchmark.data.sets import load_dataset
 from defenses import Vanilla, initialise, train
 
 Change = Callable[[Tensor], Tensor]

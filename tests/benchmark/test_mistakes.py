@@ -8,7 +8,7 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from benchmark import records
+from benchmark.judge import records
 from tests.benchmark.conftest import Cli
 
 # The command line.
@@ -22,7 +22,7 @@ ATTACKED = (*WORDS, "--defense", "vanilla/epochs=0", "--attack", "pgd/steps=2")
 PLUGIN = """
 import torch
 
-from benchmark.data import Dataset, Split, digits
+from benchmark.data.sets import Dataset, Split, digits
 
 ten = digits(None)
 

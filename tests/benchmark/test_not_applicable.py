@@ -14,10 +14,10 @@ from torch import Tensor
 from attacks import PGD, Problem
 from attacks.problem import Family, NotApplicableError
 from attacks.threat import Norm
-from attacks.wrapper import Wrapper
-from benchmark import tables
-from benchmark.registry import ATTACKS
-from benchmark.report import BEST
+from attacks.wrappers.wrapper import Wrapper
+from benchmark.report import tables
+from benchmark.report.report import BEST
+from benchmark.spec.registry import ATTACKS
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Linear, N, Returning, evaluate_small
 

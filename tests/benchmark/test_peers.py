@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from attacks import PGD, Problem
 from attacks.problem import Family
 from attacks.threat import Norm
-from attacks.transfer import Transfer
-from attacks.wrapper import Wrapper
+from attacks.wrappers.transfer import Transfer
+from attacks.wrappers.wrapper import Wrapper
 from benchmark import evaluate
-from benchmark.data import load_dataset
-from benchmark.lineup import choose, sources
-from benchmark.models import load_saved
-from benchmark.registry import ATTACKS
-from benchmark.spec import make_spec
+from benchmark.data.sets import load_dataset
+from benchmark.models.obtain import load_saved
+from benchmark.spec.lineup import choose, sources
+from benchmark.spec.registry import ATTACKS
+from benchmark.spec.run_spec import make_spec
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Dropping, Linear, Returning, evaluate_small, refusal
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from attacks import ThreatModel
 from benchmark.errors import UserError
-from benchmark.records import Block, MemoryCell
-from benchmark.report import Report
-from benchmark.runner import load_run
+from benchmark.judge.records import Block, MemoryCell
+from benchmark.report.report import Report
+from benchmark.run.runner import load_run
 from benchmark.studies import ranks as module
 from benchmark.studies.ranks import ranks
-from benchmark.studies.sweep_spec import make_sweep
+from benchmark.studies.sweep.sweep_spec import make_sweep
 from tests.benchmark.conftest import Cli, assert_written, refused
 
 IMAGES = 200

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Problem, ThreatModel
-from benchmark import runner
 from benchmark.errors import UserError
-from benchmark.evaluator import Samples, measure_attack
-from benchmark.records import Block, FolderCell, cell_key, write, write_json, write_text
-from benchmark.spec import make_spec
-from benchmark.subject import examine
+from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.records import Block, FolderCell, cell_key, write, write_json, write_text
+from benchmark.judge.subject import examine
+from benchmark.run import runner
+from benchmark.spec.run_spec import make_spec
 
 
 def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:
@@ -183,7 +183,7 @@ PLUGIN = """
 from dataclasses import dataclass, replace
 
 from attacks import PGD
-from benchmark.data import Dataset, Split, digits
+from benchmark.data.sets import Dataset, Split, digits
 
 
 @dataclass(frozen=True)

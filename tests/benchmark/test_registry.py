@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import registry
 from benchmark.errors import UserError
-from benchmark.identity import identify_object
-from benchmark.registry import ATTACKS, DATASETS, DEFENSES, SUITES, Registry, load_plugin
+from benchmark.keys import identify_object
+from benchmark.spec import registry
+from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES, SUITES, Registry, load_plugin
 from tests.benchmark.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ PLUGIN = '''
 from dataclasses import dataclass
 
 from attacks import PGD
-from benchmark.data import digits
+from benchmark.data.sets import digits
 from defenses import Vanilla
 
 

@@ -13,10 +13,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from attacks import ThreatModel
-from benchmark import tables
-from benchmark.records import Block, IntArray, MemoryCell
-from benchmark.report import BEST, NATURAL, Accuracy, Report
-from benchmark.spec import Mode, make_spec
+from benchmark.judge.records import Block, IntArray, MemoryCell
+from benchmark.report import tables
+from benchmark.report.report import BEST, NATURAL, Accuracy, Report
+from benchmark.spec.run_spec import Mode, make_spec
 
 SPEC = make_spec({"data": "mnist", "eps": 0.5, "defenses": ["d"], "suite": "none"})
 

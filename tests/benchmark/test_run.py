@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attacks import PGD, CarliniWagner, Problem
-from benchmark.cli import main
-from benchmark.records import Block, FolderCell
-from defenses import training
+from benchmark.cli.main import main
+from benchmark.judge.records import Block, FolderCell
+from defenses.training import loop as training
 from tests.benchmark.conftest import Cli
 
 CW = "cw/steps=20/searches=2/minimize"
@@ -306,7 +306,7 @@ import time
 from dataclasses import dataclass
 
 from attacks import PGD
-from defenses import training
+from defenses.training import loop as training
 
 training.CHECKPOINT_SECONDS = 0.0
 

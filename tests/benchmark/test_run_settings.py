@@ -11,11 +11,11 @@ import yaml
 
 from attacks import ThreatModel
 from attacks.threat import Norm
-from benchmark.data import load_dataset
-from benchmark.models import load_saved
-from benchmark.records import FolderCell
-from benchmark.runner import load_run
-from benchmark.spec import make_spec
+from benchmark.data.sets import load_dataset
+from benchmark.judge.records import FolderCell
+from benchmark.models.obtain import load_saved
+from benchmark.run.runner import load_run
+from benchmark.spec.run_spec import make_spec
 from tests.benchmark.conftest import Cli, refused
 
 # Image i = 1, 2, ... has one pixel of 0.5 - i/100 and three of 1, and the model says 1 where the
@@ -24,7 +24,7 @@ from tests.benchmark.conftest import Cli, refused
 PLUGIN = """
 import torch
 
-from benchmark.data import Dataset, Split
+from benchmark.data.sets import Dataset, Split
 
 
 class Line(torch.nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attacks.threat import ThreatModel
-from benchmark import separation
-from benchmark.separation import inter_class_distance, log_volumes, oracle_radii
+from benchmark.data import separation
+from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
 
 LINF = ThreatModel("linf", 0.3)
 

@@ -14,8 +14,8 @@ from attacks import PGD, Problem
 from attacks.problem import Family
 from attacks.threat import Norm
 from benchmark import Report, UserError
-from benchmark.records import FolderCell
-from benchmark.registry import ATTACKS
+from benchmark.judge.records import FolderCell
+from benchmark.spec.registry import ATTACKS
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import X, Y, evaluate_small
 

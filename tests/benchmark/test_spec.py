@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from attacks import ThreatModel
-from benchmark.components import Component
 from benchmark.errors import UserError
-from benchmark.lineup import choose
-from benchmark.spec import RunSpec, make_spec, make_threat, read_budgets, read_values
+from benchmark.spec.components import Component
+from benchmark.spec.lineup import choose
+from benchmark.spec.run_spec import RunSpec, make_spec, make_threat, read_budgets, read_values
 from tests.benchmark.conftest import Cli
 
 LEAST: dict[str, Any] = {"eps": 0.5, "defenses": ["vanilla"], "attacks": ["pgd"]}

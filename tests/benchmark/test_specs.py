@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from attacks import PGD, Problem
-from attacks.robin import RoBinEvaluation
-from benchmark.lineup import choose
-from benchmark.models import recipe_of
-from benchmark.spec import make_spec, read_values
+from attacks.wrappers.robin import RoBinEvaluation
+from benchmark.models.obtain import recipe_of
+from benchmark.spec.lineup import choose
+from benchmark.spec.run_spec import make_spec, read_values
 from defenses import initialise, train
 
 SPECS = sorted(Path(__file__).parents[2].glob("[!.]*.yaml"))

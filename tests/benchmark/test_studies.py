@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.data import load_dataset
-from benchmark.models import load_saved
-from benchmark.runner import load_run
+from benchmark.data.sets import load_dataset
+from benchmark.models.obtain import load_saved
+from benchmark.run.runner import load_run
 from defenses import BeliefEnsemble
 from tests.benchmark.conftest import Cli, assert_written, refused
 

@@ -9,9 +9,9 @@ import pytest
 from attacks import PGD, ThreatModel
 from attacks.threat import Norm
 from benchmark import UserError
-from benchmark.lineup import choose
-from benchmark.registry import ATTACKS, SUITES
-from benchmark.suites import Suite
+from benchmark.spec.lineup import choose
+from benchmark.spec.registry import ATTACKS, SUITES
+from benchmark.spec.suites import Suite
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import evaluate_small
 
@@ -33,7 +33,7 @@ def _mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SUITES, "_builtin", SUITES._builtin | added)
 
 
-@pytest.mark.parametrize("suite", SUITES._builtin.keys() - {"none"})
+@pytest.mark.parametrize("suite", sorted(SUITES._builtin.keys() - {"none"}))
 def test_every_suite_is_whole_under_l2(suite: str) -> None:
     lineup = choose(suite, [], L2, ["multiclass"])
     assert lineup.entries

@@ -12,12 +12,12 @@ import yaml
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from benchmark.data import load_dataset
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.models import load_saved
-from benchmark.runner import load_run
-from benchmark.studies.sweep import POINTS, load_sweep
-from benchmark.studies.sweep_spec import read_sweep
+from benchmark.models.obtain import load_saved
+from benchmark.run.runner import load_run
+from benchmark.studies.sweep.sweep_runs import POINTS, load_sweep
+from benchmark.studies.sweep.sweep_spec import read_sweep
 from tests.benchmark.conftest import Cli, assert_written, refused
 
 LEAST: dict[str, Any] = {"eps": 0.1, "defenses": ["vanilla"], "over": {"epochs": [1]}}

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from benchmark.data import load_dataset
-from benchmark.models import recipe_of
-from benchmark.spec import RunSpec
-from benchmark.studies.sweep import check_point
-from benchmark.studies.sweep_shown import caption, table
-from benchmark.studies.sweep_spec import SweepSpec, make_sweep, read_sweep, ready_made
+from benchmark.data.sets import load_dataset
+from benchmark.models.obtain import recipe_of
+from benchmark.spec.run_spec import RunSpec
+from benchmark.studies.sweep.sweep_runs import check_point
+from benchmark.studies.sweep.sweep_shown import caption, table
+from benchmark.studies.sweep.sweep_spec import SweepSpec, make_sweep, read_sweep, ready_made
 from tests.benchmark.conftest import Cli, refused
 
 LEAST: dict[str, Any] = {"eps": 0.1, "defenses": ["vanilla"], "over": {"epochs": [1]}}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.data import Dataset, Split, load_dataset
-from benchmark.data_transforms import TRANSFORMS, binarize, edge, gamma, saturate, scale, smooth
-from benchmark.data_variants import VARIANTS
+from benchmark.data.sets import Dataset, Split, load_dataset
+from benchmark.data.transforms import TRANSFORMS, binarize, edge, gamma, saturate, scale, smooth
+from benchmark.data.variants import VARIANTS
 from tests.benchmark.splits import refusal, same
 
 GREY = (torch.arange(256) / 255).view(1, 1, 16, 16)
@@ -133,7 +133,7 @@ def test_greys_stay_in_range(name: str) -> None:
 
 def test_as_many_images_as_there_are_blocks_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_dataset("digits/smooth=3").test
-    monkeypatch.setattr("benchmark.data_transforms._BLOCK", 17)
+    monkeypatch.setattr("benchmark.data.transforms._BLOCK", 17)
     assert same(load_dataset("digits/smooth=3").test, whole)
 
 

@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attacks import PGD, Problem
-from benchmark.data import load_dataset
-from benchmark.records import Block, FolderCell, cell_key
-from benchmark.registry import load_plugin
+from benchmark.data.sets import load_dataset
+from benchmark.judge.records import Block, FolderCell, cell_key
+from benchmark.spec.registry import load_plugin
 from tests.benchmark.conftest import Cli, Ended
 
 PGD5, CW = "pgd/steps=5", "cw/steps=20/searches=2/minimize"
 PLUGIN = """
 from pathlib import Path
 
-from benchmark.data import Dataset, Split, digits
+from benchmark.data.sets import Dataset, Split, digits
 
 
 def photos(root):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses import training
+from defenses.training import loop as training
 
 
 @pytest.fixture(scope="session")

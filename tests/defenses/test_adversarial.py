@@ -16,8 +16,8 @@ from defenses import (
     initialise,
     train,
 )
-from defenses.adversarial import evaluating
-from defenses.losses import divergence, mart, trades
+from defenses.recipes.adversarial import evaluating
+from defenses.recipes.losses import divergence, mart, trades
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from defenses import GNB, MRF, NBR, Belief, BeliefEnsemble, Fractal, initialise, train
-from defenses.aggregations import Aggregation, QuadraticEnsemble
-from defenses.offsets import OutputEnsemble
-from defenses.tuning import RELIABILITIES, SLOPES
+from defenses.fractal.aggregations import Aggregation, QuadraticEnsemble
+from defenses.fractal.output_ensemble import OutputEnsemble
+from defenses.fractal.tuning import RELIABILITIES, SLOPES
 from tests.defenses.certified import assert_not_contradicted
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]

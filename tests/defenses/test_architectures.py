@@ -6,8 +6,8 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from defenses import ARCHITECTURES, LeNet5, build_architecture
-from defenses.architectures import Shape
-from defenses.residual import BasicBlock, Bottleneck, PreActivated, WideResNet
+from defenses.networks.architectures import Shape
+from defenses.networks.residual import BasicBlock, Bottleneck, PreActivated, WideResNet
 
 SHAPES = [(1, 8, 8), (3, 9, 14), (1, 28, 28), (3, 32, 20), (3, 64, 64)]
 PLAIN = ["lenet5", "cnn2", "mlp"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses.belief import (
+from defenses.fractal.belief import (
     Frame,
     beliefs,
     evidence,
@@ -16,8 +16,8 @@ from defenses.belief import (
     split_first,
     split_second,
 )
-from defenses.division import parts
-from defenses.dont_care import dont_care
+from defenses.fractal.division import parts
+from defenses.fractal.dont_care import dont_care
 
 
 def doubles(*values: object) -> Tensor:

@@ -8,19 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses import (
-    BeliefEnsemble,
-    BestFractal,
-    Fractal,
-    Progress,
-    fingerprint,
-    initialise,
-    train,
-    training,
-)
-from defenses.best import BestEnsemble
-from defenses.division import OUT, depth_of
-from defenses.saved import load, save
+from defenses import BeliefEnsemble, BestFractal, Fractal, Progress, fingerprint, initialise, train
+from defenses.fractal.best import BestEnsemble
+from defenses.fractal.division import OUT, depth_of
+from defenses.training import loop as training
+from defenses.training.saved import load, save
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 Data = tuple[Tensor, Tensor]

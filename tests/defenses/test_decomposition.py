@@ -22,8 +22,8 @@ from defenses import (
     fingerprint,
     initialise,
     train,
-    training,
 )
+from defenses.training import loop as training
 
 SHAPE = (1, 8, 8)
 LINF = ThreatModel("linf", 0.1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Problem, ThreatModel
-from attacks.aggregation import HasArms, SoftmaxAttack
-from attacks.hierarchical import HasStages
 from attacks.objectives import margin
+from attacks.wrappers.arms import HasArms, SoftmaxAttack
+from attacks.wrappers.stages import HasStages
 from defenses import (
     Decomposed,
     Decomposition,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses.division import (
+from defenses.fractal.division import (
     HARD,
     IN,
     OUT,

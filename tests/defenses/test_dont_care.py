@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses.division import depths, nested
-from defenses.dont_care import dont_care
+from defenses.fractal.division import depths, nested
+from defenses.fractal.dont_care import dont_care
 
 THREE = (4, 4, 4)
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Problem, ThreatModel
-from attacks.strong import Strong
+from attacks.searches.strong import Strong
 from defenses import NBR, Fractal, Recipe, initialise, train
-from defenses.belief import Frame, Rule
-from defenses.division import HARD, IN, OUT
-from defenses.ensembles import BeliefEnsemble
+from defenses.fractal.belief import Frame, Rule
+from defenses.fractal.division import HARD, IN, OUT
+from defenses.fractal.ensemble import BeliefEnsemble
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

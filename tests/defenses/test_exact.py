@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from attacks import PGD, Problem, ThreatModel
 from attacks.objectives import decided
 from defenses import MLP
-from defenses.exact import ExactResult, exact
-from defenses.piecewise import read_network
+from defenses.verification.milp import ExactResult, exact
+from defenses.verification.piecewise import read_network
 from tests.defenses.networks import NETWORKS, SHAPE, mlp
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from defenses import MLP, External, Normalised, build_architecture, initialise
-from defenses.layers import parse_layers
+from defenses.networks.text import parse_layers
 
 SHAPE = (1, 8, 8)
 

@@ -20,12 +20,12 @@ from defenses import (
     fingerprint,
     initialise,
     train,
-    training,
 )
-from defenses.belief import Frame
-from defenses.division import OUT, depth_of
-from defenses.nonexpansive import cayley
-from defenses.subtasks import parse_frames
+from defenses.fractal.belief import Frame
+from defenses.fractal.division import OUT, depth_of
+from defenses.fractal.nbr import parse_frames
+from defenses.nonexpansive.scalings import cayley
+from defenses.training import loop as training
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 Report = Callable[[Progress], None]

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Problem, ThreatModel
-from attacks.strong import Strong
+from attacks.searches.strong import Strong
 from defenses import Vanilla, initialise, train
-from defenses.hybrid import Hybrid, HybridClassifier
-from defenses.l2nnn import L2NNN, L2NonexpansiveClassifier, confidence_gap
+from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
+from defenses.nonexpansive.l2nnn import L2NNN, L2NonexpansiveClassifier, confidence_gap
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

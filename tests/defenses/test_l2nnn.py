@@ -8,11 +8,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import Problem, ThreatModel
-from attacks.strong import Strong
-from defenses import Progress, fingerprint, initialise, train, training
-from defenses.l2nnn import L2NNN, L2NonexpansiveClassifier, confidence_gap, gap_loss, l2nnn_loss
-from defenses.recipe import Batch
-from defenses.stacked import penalties, weighted
+from attacks.searches.strong import Strong
+from defenses import Progress, fingerprint, initialise, train
+from defenses.nonexpansive.l2nnn import (
+    L2NNN,
+    L2NonexpansiveClassifier,
+    confidence_gap,
+    gap_loss,
+    l2nnn_loss,
+)
+from defenses.nonexpansive.layers import penalties, weighted
+from defenses.recipes.recipe import Batch
+from defenses.training import loop as training
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from defenses import build_architecture
-from defenses.architectures import Shape
-from defenses.networks import Networks
+from defenses.decomposed.side_by_side import Networks
+from defenses.networks.architectures import Shape
 
 COUNT, IMAGES = 3, 5
 KINDS: dict[str, tuple[Shape, float]] = {

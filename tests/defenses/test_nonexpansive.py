@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses.nonexpansive import SCALINGS, almost_orthogonal, by_bound, cayley, norm_bound, penalty
+from defenses.nonexpansive.scalings import (
+    SCALINGS,
+    almost_orthogonal,
+    by_bound,
+    cayley,
+    norm_bound,
+    penalty,
+)
 
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 5), (4, 9), (9, 4), (30, 50)]
 

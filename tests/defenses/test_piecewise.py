@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses.piecewise import PiecewiseLinear, read_network
-from defenses.relaxation import bound_units
+from defenses.verification.piecewise import PiecewiseLinear, read_network
+from defenses.verification.relaxation import bound_units
 from tests.defenses.networks import NETWORKS, SHAPE
 
 

@@ -19,7 +19,7 @@ from defenses import (
     initialise,
     train,
 )
-from defenses.recipe import random_crop
+from defenses.recipes.recipe import random_crop
 
 
 def rates(recipe: Recipe, parts: int = 1000) -> list[float]:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses.nonexpansive import SCALINGS
-from defenses.stacked import (
+from defenses.nonexpansive.layers import (
     BoundedScale,
     Conv,
     Flatten,
@@ -23,7 +22,8 @@ from defenses.stacked import (
     set_strict,
     weighted,
 )
-from defenses.stacked_networks import build_stack
+from defenses.nonexpansive.scalings import SCALINGS
+from defenses.nonexpansive.stacks import build_stack
 
 STACK = 3
 PAIRS = 1000

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from defenses.nonexpansive import SCALINGS
-from defenses.stacked import Linear, ScaledSigmoid
-from defenses.stacked_networks import STACKS, Stack, build_stack
+from defenses.nonexpansive.layers import Linear, ScaledSigmoid
+from defenses.nonexpansive.scalings import SCALINGS
+from defenses.nonexpansive.stacks import STACKS, Stack, build_stack
 
 STACK = 3
 

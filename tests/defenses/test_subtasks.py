@@ -9,20 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses import (
-    NBR,
-    Batch,
-    BeliefEnsemble,
-    Fractal,
-    Progress,
-    fingerprint,
-    initialise,
-    train,
-    training,
-)
-from defenses.division import OUT
-from defenses.memory import Memory, distances
-from defenses.tuning import train_each
+from defenses import NBR, Batch, BeliefEnsemble, Fractal, Progress, fingerprint, initialise, train
+from defenses.fractal.division import OUT
+from defenses.fractal.memory import Memory, distances
+from defenses.fractal.tuning import train_each
+from defenses.training import loop as training
 from tests.defenses.certified import assert_not_contradicted
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -18,8 +18,8 @@ from defenses import (
     fingerprint,
     initialise,
     train,
-    training,
 )
+from defenses.training import loop as training
 from tests.defenses.trainings import SHAPE, interrupt_at, trained
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]

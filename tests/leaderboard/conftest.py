@@ -15,14 +15,14 @@ import torch
 import yaml
 
 import leaderboard.cli  # noqa: F401 (adds the command)
-from benchmark import runner
 from benchmark.errors import UserError
-from benchmark.spec import make_spec
+from benchmark.run import runner
+from benchmark.spec.run_spec import make_spec
 from leaderboard.board import build, check
-from leaderboard.cards import card_text
-from leaderboard.models import read_card
-from leaderboard.record import CARD_TEXT, EVIDENCE, RECORD, read_record
-from leaderboard.submit import submit
+from leaderboard.submission.card import card_text
+from leaderboard.submission.record import CARD_TEXT, EVIDENCE, RECORD, read_record
+from leaderboard.submission.submit import submit
+from leaderboard.submission.submitted_model import read_card
 from leaderboard.tasks import Task, load_tasks
 from tests.benchmark.conftest import _no_plugin_stays, cli  # noqa: F401 (fixtures)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from defenses.saved import WEIGHTS
+from defenses.training.saved import WEIGHTS
 from leaderboard.board import check
-from leaderboard.record import RECORD
+from leaderboard.submission.record import RECORD
 from tests.benchmark.conftest import Cli, Ended, refused
 from tests.leaderboard.conftest import (
     Small,

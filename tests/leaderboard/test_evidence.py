@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from attacks import ThreatModel
 from attacks.threat import Norm
 from benchmark import Report
-from benchmark.components import NATURAL
 from benchmark.errors import UserError
-from benchmark.evaluator import Samples
-from benchmark.records import Block, MemoryCell
-from benchmark.verify import examine_twice
-from leaderboard.evidence import pack, unpack
+from benchmark.judge.evaluator import Samples
+from benchmark.judge.records import Block, MemoryCell
+from benchmark.run.verify import examine_twice
+from benchmark.spec.components import NATURAL
+from leaderboard.submission.evidence import pack, unpack
 
 N, SHAPE = 40, (1, 28, 28)
 

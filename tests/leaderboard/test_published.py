@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import leaderboard
-from defenses.saved import WEIGHTS
+from defenses.training.saved import WEIGHTS
 from leaderboard.board import check
-from leaderboard.record import EVIDENCE, RECORD, SCHEMA, Record, read_record, schema
-from leaderboard.rows import open_row
-from leaderboard.table import robust
+from leaderboard.show.table import robust
+from leaderboard.submission.record import EVIDENCE, RECORD, SCHEMA, Record, read_record, schema
+from leaderboard.submission.submission import open_row
 from leaderboard.tasks import ROWS, load_tasks
 
 BOARD = Path(leaderboard.__file__).parent

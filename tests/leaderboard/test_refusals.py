@@ -11,9 +11,9 @@ import pytest
 import yaml
 from safetensors.numpy import load, save
 
-from defenses.saved import CARD, WEIGHTS
+from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.board import check
-from leaderboard.record import CARD_TEXT, EVIDENCE, RECORD, SPEC
+from leaderboard.submission.record import CARD_TEXT, EVIDENCE, RECORD, SPEC
 from tests.leaderboard.conftest import (
     Small,
     change_evidence,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.record import read_record
-from leaderboard.render import SITE
+from leaderboard.show.render import SITE
+from leaderboard.submission.record import read_record
 from tests.leaderboard.conftest import Small
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -10,10 +10,10 @@ import yaml
 from safetensors.torch import load as load_weights
 
 from benchmark.errors import UserError
-from benchmark.models import load_saved
-from defenses.saved import WEIGHTS
+from benchmark.models.obtain import load_saved
+from defenses.training.saved import WEIGHTS
 from leaderboard.board import check
-from leaderboard.record import SPEC, slug
+from leaderboard.submission.record import SPEC, slug
 from tests.benchmark.conftest import Cli, Ended, refused
 from tests.leaderboard.conftest import (
     Small,

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from leaderboard.board import check
-from leaderboard.pictures import closest_example, curve, shown
-from leaderboard.rows import open_row
-from leaderboard.table import better, columns, make_table, ranked, robust
+from leaderboard.show.pictures import closest_example, curve, shown
+from leaderboard.show.table import better, columns, make_table, ranked, robust
+from leaderboard.submission.submission import open_row
 from tests.leaderboard.conftest import Small
 
 

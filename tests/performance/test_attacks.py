@@ -17,12 +17,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from attacks import PGD, Attack, CarliniWagner, Problem
-from attacks.boundary import Boundary
-from attacks.foolbox_adapter import Foolbox
-from attacks.torchattacks_adapter import TorchAttacks
-from benchmark import evaluate, models
-from benchmark.data import load_dataset
-from benchmark.spec import RunSpec, make_spec, read_values
+from attacks.libraries.foolbox import Foolbox
+from attacks.libraries.torchattacks import TorchAttacks
+from attacks.searches.boundary import Boundary
+from benchmark import evaluate
+from benchmark.data.sets import load_dataset
+from benchmark.models import obtain as models
+from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 ROOT = os.environ.get("BESTATTACK_DATA")
 REPOSITORY = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from attacks import PGD, ThreatModel
-from benchmark.evaluator import Samples, measure_attack
-from benchmark.records import FolderCell
-from benchmark.subject import examine
+from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.records import FolderCell
+from benchmark.judge.subject import examine
 from defenses import LeNet5
 
 ROUNDS = 3

@@ -13,7 +13,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from defenses.stacked_networks import build_stack
+from defenses.nonexpansive.stacks import build_stack
 
 SUBTASKS = 104
 SHAPE = (1, 28, 28)

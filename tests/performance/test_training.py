@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from attacks import ThreatModel
 from attacks.threat import Norm
 from defenses import MART, TRADES, AdversarialTraining, Batch, initialise
-from defenses.adversarial import Method
+from defenses.recipes.adversarial import Method
 
 SHAPE, STEPS = (1, 28, 28), 10
 RECIPES = {"pgd-at": AdversarialTraining, "trades": TRADES, "mart": MART}

@@ -1,0 +1,1 @@
+"""The attacks of foolbox and torchattacks, with their known faults contained."""

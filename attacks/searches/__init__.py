@@ -1,0 +1,1 @@
+"""Attacks that search for a point themselves, one per file."""

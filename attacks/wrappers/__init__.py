@@ -1,0 +1,1 @@
+"""Attacks that run another attack: toward each class, on arms or stages, from another model."""

@@ -1,0 +1,100 @@
+"""Targeted runs of an attack, one class after another."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attacks.objectives import cross_entropy
+from attacks.problem import Problem
+from attacks.views import View
+from attacks.wrappers.wrapper import Wrapper, base_passes, in_turn, outermost
+
+TargetedObjective = Literal["margin", "cross-entropy", "dlr"]
+
+
+def _of(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's logit minus the label's (n,)."""
+    return _of(logits, target) - _of(logits, y)
+
+
+def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """log(p / (1 - p)) for the target's softmax probability p (n,)."""
+    return -cross_entropy(logits, target)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (n,) (Croce and Hein 2020, equation 7).
+
+    Differs from the source: of fewer than four classes, where there is no ratio, it is the margin.
+    """
+    lead = targeted_margin(logits, y, target)
+    if logits.shape[1] < 4:
+        return lead
+    top = logits.topk(4, dim=1).values
+    spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return lead / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+_OBJECTIVES = {
+    "margin": targeted_margin,
+    "cross-entropy": targeted_cross_entropy,
+    "dlr": targeted_dlr,
+}
+
+
+@dataclass(frozen=True)
+class Targeted(Wrapper):
+    """The base toward each of several other classes in turn (Croce and Hein 2020, section 4).
+
+    classes    how many: those with the highest logits at the clean image; all others where there
+               are fewer.
+    objective  what rises: the target's lead over the label ("margin"), the log-odds of the target
+               ("cross-entropy"), or the targeted difference of logits ratio ("dlr").
+
+    Whatever the base's own objective, that is what it sees. A sample counts as broken when it is
+    misclassified in any way. A sample leaves once it is broken within the budget; where the base
+    minimises, its closest point counts. Points (n, *shape) as the base's. Raises ValueError for
+    options out of range.
+    """
+
+    classes: int = 9
+    objective: TargetedObjective = "margin"
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ValueError("targeted: classes must be at least 1")
+        if self.objective not in _OBJECTIVES:
+            known = ", ".join(get_args(TargetedObjective))
+            raise ValueError(f"targeted: unknown objective {self.objective!r}: use one of {known}")
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return 1 + self.classes * (1 + base_passes(self))
+
+    def __call__(self, problem: Problem) -> Tensor:
+        outermost(problem)
+        return in_turn(self.base, problem, self._runs(problem))
+
+    def _runs(self, problem: Problem) -> Iterator[tuple[Problem, Tensor]]:
+        push = _OBJECTIVES[self.objective]
+        everyone = torch.ones_like(problem.y, dtype=torch.bool)
+        for target in ranked_others(problem)[:, : self.classes].unbind(1):
+            # Above 0 only where the target beats the label, it is its own progress.
+            yield problem.seen(View(problem.y, target, push, push)), everyone
+
+
+def ranked_others(problem: Problem) -> Tensor:
+    """The classes other than the label (n, classes - 1), the highest logit at the clean image
+    first. Costs a forward."""
+    with torch.no_grad():
+        logits = problem.logits(problem.x)
+    others = logits.scatter(1, problem.y[:, None], -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]

@@ -1,0 +1,147 @@
+"""Attacks that craft points on one model and bring them to another."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from attacks.objectives import decided, margin
+from attacks.problem import Model, NotApplicableError, Problem
+from attacks.threat import per_sample
+from attacks.views import View
+from attacks.wrappers.targeted import ranked_others
+from attacks.wrappers.wrapper import Wrapper, base_passes, minimising, outermost
+
+
+@runtime_checkable
+class HasSurrogate(Protocol):
+    """A model that offers another, easier to differentiate, to craft points on."""
+
+    def surrogate(self) -> Model:
+        """A model from the same images to the same classes, in eval mode: of a fractal classifier,
+        the same network with the slopes of its sigmoids lowered to about 5 (fractal classifiers,
+        section 4.1)."""
+        ...
+
+
+def _source(problem: Problem, name: str | None) -> Model:
+    """The model to craft points on: a peer's surrogate, the peer itself where it has none, or the
+    target's own surrogate."""
+    model = problem.model
+    if name is not None:
+        if name not in problem.peers:
+            known = f"use one of {', '.join(problem.peers)}" if problem.peers else "there is none"
+            raise ValueError(f"no other model {name!r} to craft points on: {known}")
+        model = problem.peers[name]
+    if isinstance(model, HasSurrogate):
+        return model.surrogate()
+    if name is None:
+        raise NotApplicableError(
+            "the model offers no surrogate: name a source, e.g. transfer:pgd/source=..."
+        )
+    return model
+
+
+def _lead(logits: Tensor, target: Tensor) -> Tensor:
+    return -margin(logits, target)
+
+
+def _toward(problem: Problem, source: Model, target: Tensor) -> Problem:
+    """The problem of having the source predict the target."""
+    view = View(target, target, lambda logits, y, _: _lead(logits, y), margin=_lead)
+    return problem.seen(view, source)
+
+
+def _closest(problem: Problem, candidates: list[Tensor], otherwise: Tensor) -> Tensor:
+    """Per sample the closest candidate that the model misclassifies, at a forward each."""
+    answer, reach = otherwise, problem.threat.distance(otherwise, problem.x).fill_(torch.inf)
+    for points in candidates:
+        with torch.no_grad():
+            broken = decided(problem.logits(points), problem.y)
+        distance = problem.threat.distance(points, problem.x)
+        closer = broken & (distance < reach)
+        answer = torch.where(per_sample(closer, points), points, answer)
+        reach = torch.where(closer, distance, reach)
+    return answer
+
+
+def _stretched(problem: Problem, points: Tensor) -> Tensor:
+    """The points moved along their direction to the edge of the ball, clipped to the box."""
+    threat, x = problem.threat, problem.x
+    delta = points - x
+    unit = delta / per_sample(threat.length(delta).clamp_min(torch.finfo(x.dtype).tiny), x)
+    # Twice as far as the ball: the projection fills what the box takes from the budget.
+    return threat.project(x + 2 * threat.eps * unit, x)
+
+
+@dataclass(frozen=True)
+class Transfer(Wrapper):
+    """The base on a source model; the points are for the target (RoBin, section B.2).
+
+    source    the name of another model under evaluation: its surrogate where it has one, else
+              itself; default: the target's own surrogate.
+    targeted  on the source, go for the class that is the target's highest other at the clean image
+              (in RoBin its second-highest arm).
+
+    A base that can climb on beyond the source's boundary, as PGD does, does so, in one run whatever
+    its restarts, and where that ends is the answer. Other bases' points are also tried stretched to
+    the edge of the ball; the closest that the target misclassifies counts. Passes on the source
+    count as work too.
+
+    Points (n, *shape) as the base's. Raises NotApplicableError where no source is named and the
+    target has no surrogate, ValueError where there is no model of that name.
+    """
+
+    source: str | None = None
+    targeted: bool = False
+
+    transfers: ClassVar[bool] = True
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return base_passes(self) + 2 + self.targeted
+
+    def __call__(self, problem: Problem) -> Tensor:
+        outermost(problem)
+        crafting = replace(problem, model=_source(problem, self.source))
+        if self.targeted:
+            crafting = _toward(problem, crafting.model, ranked_others(problem)[:, 0])
+        maximise = getattr(self.base, "maximise", None)
+        if maximise is not None:
+            points: Tensor = maximise(crafting)
+            return points.detach()
+        points = self.base(crafting).detach()
+        stretched = _stretched(problem, points)
+        otherwise = stretched if self.family == "fixed-budget" else problem.x
+        return _closest(problem, [points, stretched], otherwise)
+
+
+@dataclass(frozen=True)
+class Seeded(Wrapper):
+    """The base on the target, started from what it finds on a source model (seeded CW, "SCW", of
+    fractal classifiers, section 4.1).
+
+    source  as in `Transfer`.
+
+    On the source, a base that can minimise does; what it leaves there unbroken starts at the clean
+    image, or where a fixed-budget base ended. Where the target misclassifies the start and the
+    base finds nothing closer, the start is the answer; so also for a base that ignores starts.
+    Passes on the source count as work too. Points (n, *shape) as the base's; raises as `Transfer`.
+    """
+
+    source: str | None = None
+
+    @property
+    def passes(self) -> int:
+        """The most forward passes that a sample can take."""
+        return 2 * base_passes(self) + 2
+
+    def __call__(self, problem: Problem) -> Tensor:
+        outermost(problem)
+        source = _source(problem, self.source)
+        start = minimising(self.base)(replace(problem, model=source)).detach()
+        points = self.base(replace(problem, start=start)).detach()
+        otherwise = points if self.family == "fixed-budget" else problem.x
+        return _closest(problem, [points, start], otherwise)

@@ -1,5 +1,0 @@
-"""`python -m benchmark`: the same as the `bestattack` command."""
-
-from benchmark.cli import main
-
-main()

@@ -1,0 +1,278 @@
+"""The command line: bestattack run, train, list, report, verify, certify, study."""
+
+import sys
+import textwrap
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from attacks.threat import Norm
+from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
+from benchmark.cli.studies_commands import study
+from benchmark.data.files import Part
+from benchmark.errors import UserError
+from benchmark.spec.run_spec import Device, Labels, Mode, Precision
+
+if TYPE_CHECKING:
+    from benchmark.report.report import Report
+
+app = typer.Typer(
+    help="Best-attack accuracy: attack defenses with everything, count a sample as robust only if "
+    "nothing broke it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.add_typer(study, name="study")
+
+# Typer does not name it, and some versions bring a click of their own.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    attacks = "attacks"
+    defenses = "defenses"
+    datasets = "datasets"
+    suites = "suites"
+    studies = "studies"
+    foolbox = "foolbox"
+    torchattacks = "torchattacks"
+
+
+@app.command()
+def run(
+    spec: Annotated[Path | None, typer.Argument(help="A YAML spec; flags override it.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set, e.g. mnist or mnist/pair=4-9.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    split: Annotated[Part | None, typer.Option(help="Which images to attack.")] = None,
+    labels: Annotated[
+        Labels | None, typer.Option(help="predictions: what the model says of clean images.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="l2 or linf.")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")
+    ] = None,
+    bounded: Annotated[
+        bool | None, typer.Option(help="Whether perturbed images must stay in [0, 1].")
+    ] = None,
+    defense: Annotated[
+        list[str], typer.Option(help="vanilla, pgd-at/epochs=5, saved:FOLDER; repeat for more.")
+    ] = [],  # noqa: B006 - typer copies it
+    attack: Annotated[
+        list[str], typer.Option(help="pgd, cw/steps=100,1000, best-arm:pgd; repeat for more.")
+    ] = [],  # noqa: B006
+    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
+    device: Annotated[Device | None, typer.Option()] = None,
+    precision: Annotated[Precision | None, typer.Option()] = None,
+    block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train defenses, attack them, print the best-attack table. Running again resumes."""
+    from benchmark.report import tables
+    from benchmark.run import runner
+    from benchmark.spec.run_spec import make_spec, read_values
+
+    values: dict[str, Any] = read_values(spec) if spec else {}
+    if spec and isinstance(values.get("plugins"), list):
+        # Beside the spec, where there is such a file: a row of the leaderboard has them there.
+        beside = [spec.parent / str(name) for name in values["plugins"]]
+        values["plugins"] = [
+            str(path) if path.is_file() else name
+            for path, name in zip(beside, values["plugins"], strict=True)
+        ]
+    flags = {
+        "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
+        "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,
+        "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
+        "plugins": [str(path) for path in plugin],
+    }  # fmt: skip
+    values |= {key: value for key, value in flags.items() if value not in (None, [])}
+    made = make_spec(values)
+    name = f"{made.data.replace('/', '_')}-{made.norm}-{made.eps:g}"
+    folder = out or Path("runs") / (spec.stem if spec else name)
+    reports = runner.run(made, folder, data_root, not quiet, speaker(quiet))
+    typer.echo("\n" + tables.render(reports, made))
+    _warn_of_contradictions(reports, err=True)
+    typer.echo(f"Records, tables and models: {folder}")
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="Data set, e.g. mnist.")],
+    defense: Annotated[str, typer.Argument(help="Defense, e.g. pgd-at/epochs=10.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its card and its log.")],
+    norm: Annotated[Norm, typer.Option(help="Of the threat to train against.")] = "l2",
+    eps: Annotated[
+        str | None, typer.Option(help="Its radius, where the defense needs one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    device: Device = "auto",
+    plugin: Plugins = [],  # noqa: B006
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one defense into a folder, to be attacked as saved:FOLDER. Running again resumes."""
+    from benchmark.data.sets import load_dataset
+    from benchmark.models import obtain as models
+    from benchmark.models import parts
+    from benchmark.run.assess import resolve_device
+    from benchmark.spec.components import read_component
+    from benchmark.spec.registry import load_plugin
+    from benchmark.spec.run_spec import make_threat
+    from defenses import read_card
+
+    for path in plugin:
+        load_plugin(path)
+    component = read_component(defense, "the defense").absolute()
+    parts.check([component])
+    dataset = load_dataset(data, data_root)
+    parts.check_fit([component], dataset)
+    threat = make_threat(norm, eps) if eps else None
+    models.train(
+        component, dataset, threat, seed, out, resolve_device(device), not quiet,
+        parts.gather(component, {}),
+    )  # fmt: skip
+    natural = read_card(out)["natural_accuracy"]
+    typer.echo(f"{component.label} on {dataset.name}: natural accuracy {natural:.2%}, in {out}")
+
+
+@app.command("list")
+def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
+    """List attacks, defenses, datasets, suites or ready studies, or the attacks of a library."""
+    from benchmark.spec import registry
+    from benchmark.studies.sweep.sweep_spec import describe_studies
+
+    for path in plugin:
+        registry.load_plugin(path)
+    if kind in (Kind.foolbox, Kind.torchattacks):
+        lines = registry.describe_library(kind.value)
+    elif kind is Kind.studies:
+        lines = describe_studies()
+    else:
+        names: registry.Registry = getattr(registry, kind.value.upper())
+        lines = names.describe()
+    width = max(16, *(len(name) + 2 for name in lines))
+    for name, about in lines.items():
+        line = f"{name:{width}}{about}"
+        if kind in (Kind.suites, Kind.studies):  # which are long
+            line = textwrap.fill(line, 100, subsequent_indent=" " * width, break_on_hyphens=False)
+        typer.echo(line)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Print a run's tables from its records, finished or not, and write them anew."""
+    from benchmark.report import tables
+    from benchmark.run import runner
+
+    spec, manifest, reports = runner.load_run(folder)
+    spec = runner.named(spec, manifest)
+    tables.write(folder, reports, spec, {"run": manifest})
+    typer.echo(tables.render(reports, spec))
+
+
+@app.command()
+def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
+    """Replay every stored adversarial example and recompute the table from what holds."""
+    from benchmark.report import tables
+    from benchmark.run.verify import verify as replay
+
+    replayed = replay(folder, data_root, device)
+    for verdict in replayed.verdicts:
+        typer.echo(
+            f"{verdict.defense} {verdict.attack}: "
+            f"{verdict.holding} of {verdict.claimed} {verdict.what}"
+        )
+    typer.echo("\n" + tables.render(replayed.reports, replayed.spec))
+    _warn_of_contradictions(replayed.reports, err=False)
+    if replayed.problems:
+        raise UserError(
+            f"the table of {folder} does not hold, the one above is what does: "
+            + "; ".join(replayed.problems)
+        )
+    typer.echo(f"The table of {folder} holds.")
+
+
+def _warn_of_contradictions(reports: list["Report"], err: bool) -> None:
+    from benchmark.report import tables
+
+    for line in tables.contradictions(reports):
+        typer.echo(f"CONTRADICTION: {line}: its certificate or its model is wrong", err=err)
+
+
+@app.command()
+def certify(
+    folder: Annotated[Path, typer.Argument(help="A model's folder, as `train` fills it.")],
+    eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 0.1 or 8/255.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="By mixed-integer programming; small ReLU networks.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; default: what the model was made for.")
+    ] = None,
+    norm: Annotated[Norm, typer.Option(help="Only linf for now.")] = "linf",
+    samples: Annotated[int | None, typer.Option(min=1, help="Only the first test images.")] = None,
+    limit: Annotated[float, typer.Option(min=0, help="Seconds per image at most.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for the result per image.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Prove, per test image, that no perturbation changes the label, or find one that does."""
+    from benchmark.run.certify import certify_exactly
+    from benchmark.spec.registry import load_plugin
+    from benchmark.spec.run_spec import make_threat
+
+    if not exact:
+        raise UserError("give --exact: what defenses certify themselves is in the table of a run")
+    if norm != "linf":
+        raise UserError(f"--exact works under linf only, not {norm}")
+    for path in plugin:
+        load_plugin(path)
+    threat = make_threat(norm, eps)
+    found = certify_exactly(folder, data, threat, samples, limit, data_root, not quiet)
+    typer.echo(found.table())
+    if out is not None:
+        found.write(out)
+        typer.echo(f"Per image: {out}")
+    if len(found.records) < found.total:
+        raise UserError(f"interrupted after {len(found.records)} of {found.total} images")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
+    from defenses import SavedModelError, TrainingError
+
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    try:
+        # Not standalone: typer would end an interruption in silence and a mistyped flag in a box.
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except _UsageError as error:
+        _fail(" ".join(error.format_message().split()), 2)
+    except (UserError, SavedModelError, TrainingError) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    if status == 130:
+        _fail("interrupted; what was measured is kept: run the same command to go on", 130)
+    sys.exit(status)
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    print(f"bestattack: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""The data sets to measure on, their files and their variants."""

@@ -1,0 +1,76 @@
+"""What a data set is: named classes, and images with labels in two splits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from benchmark.data.files import DataError, Part
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images `x`, float32 (n, C, H, W) in [0, 1], and labels `y`, int64 (n,), on the CPU."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set, whose splits are loaded when first asked for, each on its own.
+
+    `labels` are the names of the classes and `shape` is (C, H, W). `load` gives either split;
+    `train` and `test` keep what it gave, and raise DataError where that is not what `Split` says.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    shape: tuple[int, int, int]
+    load: Callable[[Part], Split]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.labels)
+
+    @cached_property
+    def train(self) -> Split:
+        """The split to train on."""
+        return self._checked("train")
+
+    @cached_property
+    def test(self) -> Split:
+        """The split to measure on."""
+        return self._checked("test")
+
+    def first(self, part: Part, count: int | None = None) -> Split:
+        """The first `count` images of a split, by default all. Raises DataError where there are
+        fewer."""
+        split = self.train if part == "train" else self.test
+        if count is not None and count > len(split.y):
+            raise DataError(
+                f"{self.name} has {len(split.y)} {part} images, not {count}: lower samples"
+            )
+        return Split(split.x[:count], split.y[:count])
+
+    def _checked(self, part: Part) -> Split:
+        try:
+            split = self.load(part)
+        except DataError:
+            raise
+        except Exception as error:  # a plugin's own
+            raise DataError(f"{self.name}: {type(error).__name__}: {error}") from error
+        x, y, n = split.x, split.y, len(split.y)
+        if n == 0 or x.shape != (n, *self.shape) or y.shape != (n,):
+            got = f"images {tuple(x.shape)} and labels {tuple(y.shape)}"
+            raise DataError(f"{self.name}: the {part} split has {got}, not (n, *{self.shape})")
+        if x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
+            raise DataError(f"{self.name}: the {part} images are not float32 in [0, 1]")
+        if y.dtype != torch.int64 or not (y.min() >= 0 and y.max() < self.classes):
+            raise DataError(
+                f"{self.name}: the {part} labels are not int64 from 0 to {self.classes - 1}"
+            )
+        return split

@@ -1,0 +1,138 @@
+"""The data sets to measure on, by name: `base/key=value/...`, read from left to right.
+
+Bases: digits, mnist, fashion-mnist and cifar10, besides what others register. Variants:
+
+    pair=A-B    keeps two labels, given by name or number, and relabels them 0 and 1 in that order:
+                mnist/pair=4-9, fashion-mnist/pair=pullover-coat, cifar10/pair=cat-dog
+    order=SEED  puts the classes into the random order that a number from 0 on names
+    other=J     merges the classes from the J-th on, counted from 1, into one, called other:
+                cifar10/other=2 is airplane against all else, and cifar10/order=3/other=4 has the
+                first three classes of that order, and other; other=10 leaves cifar10 as it is
+    binarize    rounds each value to 0 or 1
+    smooth=K    takes, at each pixel, the larger of the image and its mean over K x K pixels;
+                smooth=KxL that over K rows and L columns
+    saturate=P  pushes values to 0 and 1 for P above 2, to 1/2 below; saturate=inf leaves 0 and 1
+    gamma=G     raises each value to the power G
+    scale=A     moves values to 1/2: what is left of their distance from it is the part A
+    edge        leaves Canny's edges
+    scramble=P  draws P percent of the training labels at random
+    train=N     keeps the first N training images
+
+All of them act on both splits, but scramble and train: mnist/binarize/scale=0.809/train=1000.
+
+Labels of fashion-mnist: t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag,
+ankle-boot. Labels of cifar10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.files import DataError, Part, read_cifar10, read_idx
+from benchmark.data.variants import VARIANTS, hint
+from benchmark.spec.registry import DATASETS
+
+__all__ = [
+    "VARIANTS",
+    "DataError",
+    "Dataset",
+    "Part",
+    "Split",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "fingerprint",
+    "load_dataset",
+    "mnist",
+]
+
+_TEN = tuple("0123456789")
+_FASHION = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+
+
+def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
+    """The data set of that name; its files are sought in `root` first.
+
+    Raises DataError, in one line, for an unknown variant or label. Files are read, and missing
+    ones downloaded, when a split is first asked for.
+    """
+    base, *variants = name.split("/")
+    make: Callable[[Path | None], Dataset] = DATASETS.get(base)
+    dataset = make(None if root is None else Path(root))
+    for variant in variants:
+        key, _, value = variant.partition("=")
+        if key not in VARIANTS:
+            raise DataError(f"{name}: unknown variant {key!r}{hint(key, VARIANTS)}")
+        dataset = VARIANTS[key](dataset, value)
+    return dataset
+
+
+def fingerprint(x: Tensor, y: Tensor) -> str:
+    """The sha256, in hex, of shape, dtype and bytes of images and labels."""
+    digest = hashlib.sha256()
+    for tensor in (x, y):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def digits(root: Path | None) -> Dataset:
+    """Scikit-learn's 1797 handwritten digits of 8 x 8 pixels, without files (`root` is not used).
+
+    Every fifth image of each class is in the test split: 355 images, and 1442 to train on.
+    """
+    return Dataset("digits", _TEN, (1, 8, 8), _load_digits)
+
+
+def mnist(root: Path | None) -> Dataset:
+    """MNIST: 60000 and 10000 handwritten digits of 28 x 28 pixels."""
+    return Dataset("mnist", _TEN, (1, 28, 28), partial(_load_idx, "mnist", root))
+
+
+def fashion_mnist(root: Path | None) -> Dataset:
+    """Fashion-MNIST: 60000 and 10000 pieces of clothing of 28 x 28 pixels."""
+    load = partial(_load_idx, "fashion-mnist", root)
+    return Dataset("fashion-mnist", tuple(_FASHION.split()), (1, 28, 28), load)
+
+
+def cifar10(root: Path | None) -> Dataset:
+    """CIFAR-10: 50000 and 10000 colour photographs of 32 x 32 pixels."""
+    load = partial(_load_cifar10, root)
+    return Dataset("cifar10", tuple(_CIFAR10.split()), (3, 32, 32), load)
+
+
+def _load_digits(part: Part) -> Split:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits needs scikit-learn: pip install scikit-learn") from error
+    images, labels = load_digits(return_X_y=True)
+    split = _split(images.reshape(-1, 1, 8, 8), 16, labels)
+    # A rule, not a random draw: it cannot change with a library's version.
+    nth = (split.y[:, None] == torch.arange(10)).cumsum(0).gather(1, split.y[:, None])[:, 0]
+    keep = (nth % 5 == 0) == (part == "test")
+    return Split(split.x[keep], split.y[keep])
+
+
+def _load_idx(base: str, root: Path | None, part: Part) -> Split:
+    images, labels = read_idx(base, part, root)
+    return _split(images, 255, labels)
+
+
+def _load_cifar10(root: Path | None, part: Part) -> Split:
+    images, labels = read_cifar10(part, root)
+    return _split(images, 255, labels)
+
+
+def _split(images: NDArray[Any], white: int, labels: NDArray[Any]) -> Split:
+    x = np.divide(images, white, dtype=np.float32)
+    return Split(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)))

@@ -1,0 +1,64 @@
+"""What the outputs of a model say of its robustness, image by image.
+
+Source: "L2-nonexpansive neural networks" (Qian and Wegman 2019), sections 3.1 and 3.2.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attacks.problem import NoGradientError, differentiate
+from benchmark.judge.subject import freeze, full_precision
+from defenses.nonexpansive.l2nnn import confidence_gap
+
+# How many images the mean norm of the Jacobian is over.
+FIRST = 1000
+
+# Images at once: ten classes of 3 x 32 x 32 pixels then take 60 MB in float64.
+_BLOCK = 256
+
+
+@torch.no_grad()
+@full_precision()
+def gaps(model: nn.Module, x: Tensor, device: torch.device, block: int = _BLOCK) -> Tensor:
+    """The confidence gap (n,) of each image x (n, *shape): its largest logit less the second
+    largest, in eval mode and of the images' dtype; on the CPU, whatever the device.
+
+    The model stays as it is. Raises UserError where it cannot be copied.
+    """
+    frozen = freeze(model, device, x.dtype)
+    return torch.cat([confidence_gap(frozen(part.to(device))).cpu() for part in x.split(block)])
+
+
+@full_precision()
+def jacobian_norms(
+    model: nn.Module, x: Tensor, device: torch.device, block: int = _BLOCK
+) -> Tensor:
+    """The spectral norm (n,), float64, of the Jacobian of the logits at each image x (n, *shape),
+    in logits per L2 distance; otherwise as `gaps`.
+
+    It is the local Lipschitz constant of the vector of logits. Raises also NoGradientError (a
+    ValueError) where the model gives no gradients.
+    """
+    frozen = freeze(model, device, x.dtype)
+    return torch.cat([_spectral_norms(frozen, part.to(device)).cpu() for part in x.split(block)])
+
+
+def mean_jacobian_norm(model: nn.Module, x: Tensor, device: torch.device) -> float:
+    """The mean of the norms of Jacobians over the first FIRST images (section 3.1); NaN where the
+    model gives no gradients."""
+    try:
+        return float(jacobian_norms(model, x[:FIRST], device).mean())
+    except NoGradientError:
+        return math.nan
+
+
+def _spectral_norms(model: nn.Module, x: Tensor) -> Tensor:
+    points = x.detach().requires_grad_()
+    logits = model(points)
+    each = [differentiate(logit, points, retain=True) for logit in logits.T]
+    # By (classes, classes) products, which are cheaper than the singular values themselves.
+    jacobian = torch.stack(each, 1).flatten(2).double()
+    largest: Tensor = torch.linalg.eigvalsh(jacobian @ jacobian.mT)[:, -1]
+    return largest.clamp_min(0).sqrt()

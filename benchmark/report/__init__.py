@@ -1,0 +1,1 @@
+"""From records to accuracies, flags, tables and pictures."""

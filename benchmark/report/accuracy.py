@@ -1,0 +1,61 @@
+"""Numbers and examples that reports are made of."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmark.judge.records import IntArray
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Adversarial examples: index (k,) of the samples, and points (k, *shape)."""
+
+    index: IntArray
+    points: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of n samples with its Wilson 95% interval."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.count / self.n
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.count, self.n).proportion_ci(0.95, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def work(frame: pd.DataFrame) -> dict[str, object]:
+    """What an attack did, from its records: counts, distances of the broken samples, mean passes
+    per attacked sample."""
+    distance = frame["distance"][frame["broken"]]
+    return {
+        "attacked": len(frame),
+        "broken": int(frame["broken"].sum()),
+        "unbroken, left out of distance": int((~frame["broken"]).sum()),
+        "median distance": distance.median(),
+        "mean distance": distance.mean(),
+        "forwards": frame["forwards"].mean(),
+        "backwards": frame["backwards"].mean(),
+    }
+
+
+def doubtful(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Samples that the judge saw misclassified in one precision and not in the other."""
+    return (frame["predicted"] != frame["label"]) & frame["distance"].isna()

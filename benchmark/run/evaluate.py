@@ -1,0 +1,146 @@
+"""`evaluate`: the benchmark on any torch module, no files needed."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from attacks import Attack, ThreatModel
+from attacks.threat import Norm
+from benchmark.errors import UserError
+from benchmark.judge.evaluator import Samples
+from benchmark.judge.records import MemoryCell
+from benchmark.models.peers import Peer, gather
+from benchmark.report.report import Report
+from benchmark.run.assess import Settings, assess
+from benchmark.spec.components import read_component
+from benchmark.spec.lineup import Entry, Lineup, check_norm, choose
+from benchmark.spec.run_spec import Device, Mode, Precision, make_threat
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor | NDArray[Any],
+    y: Tensor | NDArray[Any],
+    *,
+    norm: Norm = "l2",
+    eps: float | str,
+    attacks: Sequence[str | dict[str, Any] | Attack] = (),
+    suite: str | None = None,
+    peers: Mapping[str, nn.Module] | None = None,
+    mode: Mode = "table",
+    seed: int = 0,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    block: int = 256,
+    index: ArrayLike | None = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
+
+    norm, eps   the threat: "l2" or "linf", radius in the units of x, also as "8/255".
+    attacks     registered names ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}), around
+                others ("best-arm:pgd"), in series ("cw/steps=100,1000"), or configured Attack
+                objects; `suite` names a set of them ("quick" where neither is given).
+    peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
+    mode        "table": every attack on every clean-correct sample. "cascade": each attack,
+                cheapest first, on what the ones before it left: the best-attack number alone,
+                sooner.
+    seed        of all noise. index (n,): each sample's number in its data set, which names its
+                noise, so that a subset or another order draws the same (default 0, 1, 2, ...).
+    block       samples worked on at once.
+
+    Raises UserError, in one line, for input that cannot be evaluated. The model is copied, and
+    stays as it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    threat = make_threat(norm, eps)
+    if isinstance(attacks, str):
+        raise UserError(f"attacks must be a list: [{attacks!r}]")
+    for option, value, known in (
+        ("mode", mode, get_args(Mode)),
+        ("device", device, get_args(Device)),
+        ("precision", precision, get_args(Precision)),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
+    for option, number, least in (("block", block, 1), ("seed", seed, 0)):
+        if not isinstance(number, int) or not least <= number < 2**63:
+            raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
+    for peer, module in (peers or {}).items():
+        if not isinstance(module, nn.Module):
+            raise UserError(f"peer {peer!r} must be a torch.nn.Module, not {type(module).__name__}")
+    samples = _samples(x, y, index)
+    if not attacks and suite is None:
+        suite = "quick"
+    lineup = _lineup(attacks, suite, threat, peers or {})
+    settings = Settings(threat, mode, seed, device, precision, block, progress)
+    return assess(
+        name or type(model).__name__,
+        model,
+        samples,
+        lineup,
+        gather(lineup, {peer: Peer(module, {}) for peer, module in (peers or {}).items()}),
+        settings,
+        lambda key: MemoryCell(),
+        {},
+    )
+
+
+def _lineup(
+    attacks: Sequence[str | dict[str, Any] | Attack],
+    suite: str | None,
+    threat: ThreatModel,
+    models: Collection[str],
+) -> Lineup:
+    named = [read_component(a, "an attack") for a in attacks if isinstance(a, str | dict)]
+    lineup = choose(suite, named, threat, models)
+    entries = dict(lineup.entries)
+    for attack in attacks:
+        if isinstance(attack, str | dict):
+            continue
+        if isinstance(attack, type) or not isinstance(attack, Attack):
+            raise UserError(f"{attack!r} is not an attack: give a name or a configured Attack")
+        name = type(attack).__name__
+        check_norm(name, attack, threat)
+        entries[_unused(name, entries)] = Entry(attack)
+    return Lineup(entries, lineup.notes)
+
+
+def _unused(label: str, taken: Collection[str]) -> str:
+    number = 2
+    unused = label
+    while unused in taken:
+        unused, number = f"{label}-{number}", number + 1
+    return unused
+
+
+def _samples(
+    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], index: ArrayLike | None
+) -> Samples:
+    try:
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"x and y must be tensors or arrays of numbers: {error}") from error
+    if not x.is_floating_point():
+        raise UserError(f"x must hold floats in [0, 1], not {x.dtype}: divide images by 255")
+    if y.dim() != 1 or len(x) != len(y) or not len(x):
+        raise UserError(f"y must hold one label per image: x {tuple(x.shape)}, y {tuple(y.shape)}")
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"y must hold integer labels, not {y.dtype}")
+    if int(y.min()) < 0:
+        raise UserError(f"labels must be at least 0, not {int(y.min())}")
+    if not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise UserError(
+            f"images must lie in [0, 1], not [{float(x.min()):g}, {float(x.max()):g}]: "
+            "scale them, and put any normalisation inside the model"
+        )
+    number = np.arange(len(x)) if index is None else np.asarray(index, dtype=np.int64)
+    if number.shape != (len(x),):
+        raise UserError(f"index must hold one number per image, not shape {number.shape}")
+    return Samples(x.detach(), y.detach().long(), number)

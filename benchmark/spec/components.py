@@ -1,0 +1,196 @@
+"""From what a user writes, "pgd/steps=40" or a mapping, to a configured attack or defense.
+
+Names may be composed: "best-arm:pgd/steps=40" is the attack best-arm with pgd as its base, where
+each option goes to the first of the two that has it, and "foolbox:NAME/steps=40" is an attack of
+that library with its own options.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from benchmark.errors import UserError, did_you_mean
+from benchmark.spec.registry import BASE, NAME, Registry, rest_of
+
+# The columns of a table that are no attack's.
+NATURAL = "natural"
+CERTIFIED = "certified"
+BEST = "best-attack"
+
+# "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
+SAVED = "saved:"
+
+# The option that names another model. In text it comes last and takes all that follows, because
+# labels and folders hold slashes.
+SOURCE = "source"
+
+
+class Component(BaseModel):
+    """A registered name with options: "name/key=value/flag", or a mapping with `name` in it.
+
+    An option may have several values, separated by commas or in a list: see
+    `benchmark.spec.lineup`. A mapping may give a `label` for the tables; by default it is the name
+    with its options.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, Any] = {}
+    given_label: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value.startswith(SAVED):
+                return {"name": value}
+            value, named, source = value.partition(f"/{SOURCE}=")
+            name, *parts = value.split("/")
+            pairs = [part.partition("=") for part in parts]
+            options: dict[str, Any] = {k: v if eq else True for k, eq, v in pairs}
+            if len(options) < len(pairs):
+                raise ValueError(f"{value!r} gives an option twice")
+            return {"name": name, "options": options | ({SOURCE: source} if named else {})}
+        if isinstance(value, dict) and "options" not in value:
+            options = {key: value[key] for key in value if key not in ("name", "label")}
+            return {
+                "name": value.get("name"),
+                "options": options,
+                "given_label": value.get("label"),
+            }
+        return value
+
+    @field_validator("given_label")
+    @classmethod
+    def _not_a_column(cls, label: str | None) -> str | None:
+        if label in (NATURAL, CERTIFIED, BEST):
+            raise ValueError(f"{label!r} is a column of the table: choose another label")
+        return label
+
+    @property
+    def label(self) -> str:
+        """How tables name it."""
+        if self.given_label is not None:
+            return self.given_label
+        options = [k if v is True else f"{k}={_text(v)}" for k, v in self.options.items()]
+        return "/".join([self.name, *options])
+
+    def with_option(self, key: str, value: Any) -> "Component":
+        """The same with one option changed, which its label says."""
+        label, written = self.given_label, f"{key}={_text(self.options.get(key))}"
+        if label is not None:
+            changed = f"{key}={value}"
+            label = label.replace(written, changed) if written in label else f"{label} {changed}"
+        return Component(name=self.name, options=self.options | {key: value}, given_label=label)
+
+    def absolute(self) -> "Component":
+        """The same with the paths in it absolute, and the label that it had."""
+        name, options = self.name, dict(self.options)
+        if name.startswith(SAVED):
+            name = SAVED + str(Path(name.removeprefix(SAVED)).absolute())
+        for key in ("model", "weights"):
+            path, colon, attribute = str(options.get(key, "")).partition(":")
+            if Path(path).is_file():
+                options[key] = f"{Path(path).absolute()}{colon}{attribute}"
+        for key, value in options.items():
+            if isinstance(value, str) and value.startswith(SAVED):
+                options[key] = SAVED + str(Path(value.removeprefix(SAVED)).absolute())
+        if (name, options) == (self.name, self.options):
+            return self
+        return Component(name=name, options=options, given_label=self.label)
+
+
+def read_component(value: Any, what: str) -> Component:
+    """The component that a user wrote. Raises UserError, naming `what` it is, where it is none."""
+    try:
+        return Component.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{what} is not valid: {first_line(error)}") from error
+
+
+def configure(registry: Registry, component: Component) -> Any:
+    """The dataclass behind a name with its options set and checked.
+
+    Raises UserError for an unknown name or option and for a value of the wrong kind or range.
+    """
+    return _build(registry, component, component.name, component.options, [])
+
+
+def _build(
+    registry: Registry, whole: Component, name: str, options: dict[str, Any], outer: list[str]
+) -> Any:
+    """The dataclass of the last parts of a composed name; those before have the options `outer`."""
+    head, colon, rest = name.partition(":")
+    cls = registry.get(head)
+    kind = f"{registry.kind} {head!r}"
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"{kind} is not a dataclass")
+    form = rest_of(cls)
+    if colon and not form:
+        raise UserError(f"{kind} takes nothing after a colon: write {head!r}")
+    if form and not rest:
+        what, such = "a library", ""
+        if form == BASE:
+            what, such = "around another", f", such as '{head}:pgd'"
+        raise UserError(f"{kind} is {what}: write '{head}:{form}'{such}")
+    if form == NAME:
+        return _make(registry, whole, cls, {"attack": rest, "options": options})
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    if form == BASE:
+        fields.remove("base")
+    own = {key: value for key, value in options.items() if key in fields}
+    others = {key: value for key, value in options.items() if key not in fields}
+    known = [*outer, *fields]
+    if form == BASE:
+        own["base"] = _build(registry, whole, rest, others, known)
+    for key in others if not form else ():
+        hint = did_you_mean(key, known, f"it has {', '.join(known)}")
+        raise UserError(f"{registry.kind} {whole.name!r} has no option {key!r}: {hint}")
+    return _make(registry, whole, cls, own)
+
+
+def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
+    try:
+        made: Any = TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        wrong = first_line(error)
+        if detail["type"] == "missing":
+            wrong = f"give {detail['loc'][0]}=..."
+        raise UserError(f"{registry.kind} {whole.label!r}: {wrong}") from error
+    except PydanticUserError as error:
+        raise UserError(
+            f"{registry.kind} {whole.name!r} has fields of types that cannot be checked: give it "
+            "the __pydantic_config__ of attacks.wrapper.Wrapper"
+        ) from error
+    for key, value in values.items():
+        # A number forgotten, as in "pgd/steps", would be taken as 1.
+        if isinstance(value, bool) and getattr(made, key) is not value:
+            raise UserError(f"{registry.kind} {whole.label!r}: give {key} a value: {key}=...")
+    return made
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def first_line(error: ValidationError) -> str:
+    """What pydantic found first, in one line."""
+    detail = error.errors()[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        flag = {"defenses": "defense", "attacks": "attack"}.get(where, where)
+        return f"give {where}, in the spec or as --{flag}"
+    return f"{where}: {message}" if where else message

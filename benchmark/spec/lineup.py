@@ -1,0 +1,124 @@
+"""Which attacks a run carries out: those of a suite and others, with their series."""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from attacks import Attack, ThreatModel
+from benchmark.errors import UserError
+from benchmark.spec.components import SOURCE, Component, configure
+from benchmark.spec.registry import ATTACKS, SUITES
+
+Member = tuple[Component, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configured attack, and the labels of the attacks before it in its series: it works only on
+    what they left."""
+
+    attack: Attack
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Label to attack, in order, and what is to be said of attacks that were left out."""
+
+    entries: dict[str, Entry]
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    suite: str | None,
+    named: list[Component],
+    threat: ThreatModel,
+    models: Collection[str] = (),
+) -> Lineup:
+    """The attacks of a suite that run under the threat's norm and craft their points on the known
+    `models` alone, and those named, each once.
+
+    An option of an attack may have several values: that is a series of attacks, of which each works
+    only on what the ones before it left.
+
+    Raises UserError for what is unknown, for two attacks of one label, and for a named attack that
+    does not run under the norm.
+    """
+    of_suite = [] if suite is None else SUITES.get(suite).attacks
+    of_suite = list(_members(Component.model_validate(attack) for attack in of_suite))
+    of_spec = list(_members(named))
+    members: dict[str, Member] = {}
+    for member in of_suite + of_spec:
+        label = member[0].label
+        if members.setdefault(label, member) != member:
+            raise UserError(f"two attacks are labelled {label!r}: rename one")
+    entries, left_out = {}, []
+    for label, member in members.items():
+        attack = _configured(member[0])
+        if member in of_spec:
+            check_norm(label, attack, threat)
+        missing = sorted(sources(attack) - set(models))
+        if threat.norm not in attack.norms:
+            left_out.append(f"{label} ({_norms(attack)})")
+        elif missing and member not in of_spec:
+            left_out.append(f"{label} (no row {', '.join(missing)})")
+        else:
+            entries[label] = Entry(attack, member[1])
+    if of_suite and not entries:
+        raise UserError(f"no attack of suite {suite!r} runs under {threat.norm}")
+    return Lineup(
+        entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()
+    )
+
+
+def sources(attack: Attack) -> set[str]:
+    """The names of the models that an attack, or one that it wraps, crafts points on."""
+    source, base = getattr(attack, "source", None), getattr(attack, "base", None)
+    own = {source} if isinstance(source, str) else set()
+    return own if base is None else own | sources(base)
+
+
+def check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:
+    """Raises UserError for an attack that does not run under the threat's norm."""
+    if threat.norm not in attack.norms:
+        raise UserError(f"attack {label!r} {_norms(attack)}")
+
+
+def _norms(attack: Attack) -> str:
+    return f"runs under {', '.join(attack.norms)} only"
+
+
+def _configured(component: Component) -> Attack:
+    attack = configure(ATTACKS, component)
+    if not isinstance(attack, Attack):
+        raise UserError(f"attack {component.name!r} lacks family, norms or a call")
+    return attack
+
+
+def _members(components: Iterable[Component]) -> Iterator[Member]:
+    """Each component, those that are a series one by one, with the labels before it in its series.
+    Raises UserError where a series is not clear."""
+    for component in components:
+        several = {
+            key: values for key, v in component.options.items() if (values := _values(key, v))
+        }
+        if len(several) > 1:
+            raise UserError(
+                f"attack {component.label!r}: one option may have several values, not "
+                f"{' and '.join(several)}"
+            )
+        series = [component]
+        for key, values in several.items():
+            series = [component.with_option(key, value) for value in values]
+        labels = tuple(one.label for one in series)
+        yield from ((one, labels[:place]) for place, one in enumerate(series))
+
+
+def _values(key: str, value: Any) -> list[Any]:
+    """The values of an option that has several, none otherwise."""
+    if isinstance(value, list):
+        return value
+    # Commas within brackets are of one value, as libraries' attacks take them.
+    if isinstance(value, str) and "," in value and value[0] not in "([{" and key != SOURCE:
+        return value.split(",")
+    return []

@@ -1,0 +1,1 @@
+"""Robustness against the number of classes that a model is trained on."""

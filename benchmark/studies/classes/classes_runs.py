@@ -1,0 +1,274 @@
+"""Robustness against the number of classes that a model is trained on (RoBin, section 3)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from attacks import ThreatModel
+from benchmark.data.sets import Dataset, fingerprint, load_dataset
+from benchmark.data.variants import order, other
+from benchmark.errors import UserError
+from benchmark.judge.evaluator import Samples
+from benchmark.judge.records import FolderCell
+from benchmark.keys import identify_object
+from benchmark.models.obtain import Trained, obtain, recipe_of
+from benchmark.report.report import Report
+from benchmark.run.assess import Settings, assess, resolve_device
+from benchmark.run.runner import Say, samples_of
+from benchmark.spec.components import BEST, NATURAL, SAVED, Component
+from benchmark.spec.lineup import Entry, Lineup, choose, sources
+from benchmark.spec.registry import load_plugin
+from benchmark.spec.run_spec import RunSpec, read_budgets
+from benchmark.studies.classes.classes_shown import caption, draw, table
+from benchmark.studies.classes.first_against_rest import FirstAgainstRest
+from benchmark.studies.study import Study
+from defenses import Derived
+
+Distances = NDArray[np.float64]
+Side = NDArray[np.bool_]
+
+# With many classes, the first is rare enough for a model to ignore it.
+_LEAST = 0.1
+_ONE_SIDED = {
+    "one-sided": f"right on under {_LEAST:.0%} of one side's clean images: it hardly ever answers "
+    "that side, and its accuracies say little"
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What became of the n samples of one model.
+
+    rows     of the records: `accuracy` over all, and on each side apart, `first` and `rest`.
+    closest  (n,) the distance of the closest misclassified point: 0 where a sample is misclassified
+             clean, infinite where none is known.
+    rest     the share of samples that are not of the first class.
+    flags    code to explanation.
+    """
+
+    defense: str
+    classes: int
+    rows: list[dict[str, Any]]
+    closest: Distances
+    rest: float
+    flags: dict[str, str]
+
+
+def classes(
+    spec: RunSpec,
+    counts: str,
+    orders: int,
+    budgets: str,
+    folder: Path,
+    root: Path | None,
+    progress: bool,
+    say: Say,
+) -> Study:
+    """Robust accuracy, at each of `budgets`, of models that are trained to tell more and more of
+    the classes of the same data apart (figures 1, 3 and 4).
+
+    For each J of `counts`, such as "2,4,10", MODEL[J] is trained on the classes 1, ..., J - 1 and
+    OTHER[J], which holds all from the J-th on. What all these models can tell is measured: the
+    first class against the rest. That is repeated for `orders` random orders of the classes.
+
+    The first defense of the spec is trained against its threat, and attacked. A second one is only
+    measured clean, as the models without adversarial examples of figure 4. Models and records are
+    in `folder`, and what it holds is not made again: orders, numbers and budgets can be added.
+
+    Raises UserError for what cannot be studied, and where an attack fails or does not apply;
+    SavedModelError and TrainingError as `obtain` does.
+
+    Differs from the source: best-attack at an eps is over all points found, at any budget, so that
+    it never rises with eps.
+    """
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+    texts = read_budgets(spec.norm, budgets)
+    lineup = choose(spec.suite, spec.attacks, spec.threat)
+    _check(spec, lineup)
+    base = load_dataset(spec.data, root)
+    numbers = _numbers(counts, base.classes)
+    data = [
+        (number, other(order(base, str(number)), str(count)))
+        for number in range(1, orders + 1)
+        for count in numbers
+    ]
+    job = _Job(spec, texts, folder, resolve_device(spec.device), progress, say)
+    attacked = spec.defenses[0]
+    found = [
+        job.study(number, dataset, one, lineup if one is attacked else Lineup({}))
+        for number, dataset in data
+        for one in spec.defenses
+    ]
+    records = pd.DataFrame([row for one in found for row in one.rows])
+    rest = float(np.mean([one.rest for one in found]))
+    distances = {}
+    if any(map(_minimises, lineup.entries.values())):
+        of_attacked = [one for one in found if one.defense == attacked.label]
+        distances = {
+            end: np.concatenate([one.closest for one in of_attacked if one.classes == end])
+            for end in (numbers[0], numbers[-1])
+        }
+    about = caption(
+        spec, base.name, len(found[0].closest), orders, rest, distances,
+        [one.flags for one in found],
+    )  # fmt: skip
+    figure = draw(records, spec, texts, rest, distances)
+    return Study("classes", records, table(records, texts), about, figure)
+
+
+def _numbers(counts: str, most: int) -> list[int]:
+    known = {str(count): count for count in range(2, most + 1)}
+    try:
+        return sorted({known[count.strip()] for count in counts.split(",")})
+    except KeyError as error:
+        raise UserError(f"classes are 2 to {most}, as in 2,{most}, not {counts!r}") from error
+
+
+def _check(spec: RunSpec, lineup: Lineup) -> None:
+    """Raises UserError where a defense or an attack is tied to models of a fixed set of classes."""
+    for component in spec.defenses:
+        if component.name.startswith(SAVED) or isinstance(recipe_of(component), Derived):
+            raise UserError(
+                f"defense {component.label!r}: a model is trained for each number of classes, so "
+                "name one that is neither saved nor made of others"
+            )
+    for label, entry in lineup.entries.items():
+        if sources(entry.attack):
+            raise UserError(f"attack {label!r}: its other model does not know the binary task")
+
+
+def _minimises(entry: Entry) -> bool:
+    attack = entry.attack
+    return attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How models are trained and measured; `budgets` are eps, ascending, as they were written."""
+
+    spec: RunSpec
+    budgets: Mapping[float, str]
+    folder: Path
+    device: torch.device
+    progress: bool
+    say: Say
+
+    def study(
+        self, number: int, dataset: Dataset, component: Component, lineup: Lineup
+    ) -> _Measured:
+        """Raises UserError where a model cannot be measured, and where an attack fails."""
+        name = f"order {number}, {dataset.classes} classes, {component.label}"
+        self.say(f"{name}: getting the model, which is trained unless it was before")
+        model = obtain(
+            component, dataset, self.spec.training_threat, self.spec.seed, self.folder / "defenses",
+            self.device, self.progress,
+        )  # fmt: skip
+        samples = samples_of(dataset, self.spec)
+        first = samples.y.numpy() == 0
+        reached: dict[tuple[str, float], Distances] = {}
+        flags: dict[str, str] = {}
+        for part, eps, budgets in self._rounds(lineup):
+            for side in (first, ~first):
+                if not side.any():
+                    continue
+                report = self._assess(name, model, dataset, samples, side, part, eps)
+                flags |= report.flags
+                for label in (NATURAL, *report.attacks):
+                    distance = _reach(report, [NATURAL, *report.after.get(label, ()), label])
+                    for budget in [0.0] if label == NATURAL else budgets:
+                        reached.setdefault((label, budget), np.zeros(len(first)))[side] = distance
+        closest = np.min(list(reached.values()), axis=0)
+        if lineup.entries:
+            reached |= {(BEST, budget): closest for budget in self.budgets}
+        rows: list[dict[str, Any]] = [
+            {
+                "order": number, "classes": dataset.classes, "defense": component.label,
+                "attack": label, "eps": eps, "accuracy": _share(distance > eps),
+                "first": _share(distance[first] > eps), "rest": _share(distance[~first] > eps),
+            }
+            for wanted in (NATURAL, *lineup.entries, BEST)
+            for (label, eps), distance in reached.items()
+            if label == wanted
+        ]  # fmt: skip
+        said = [
+            f"{row['attack']} {row['accuracy']:.2%}"
+            + (f" at eps {self.budgets[row['eps']]}" if row["eps"] else "")
+            for row in rows
+            if row["attack"] in (NATURAL, BEST)
+        ]
+        self.say(f"{name}: {', '.join(said)}")
+        # On one side alone, being right less often than by chance says little.
+        flags.pop("chance", None)
+        if rows[0]["first"] < _LEAST or rows[0]["rest"] < _LEAST:
+            flags |= _ONE_SIDED
+            # What always gives one answer withstands every eps, without hiding a gradient.
+            flags.pop("large-eps", None)
+        return _Measured(
+            component.label, dataset.classes, rows, closest, 1 - float(first.mean()), flags
+        )
+
+    def _rounds(self, lineup: Lineup) -> Iterator[tuple[Lineup, float, Sequence[float]]]:
+        """Attacks, the eps that they run within, and the budgets that their points speak of: once
+        for those that minimise, and for the others at each budget."""
+        entries, budgets = lineup.entries, list(self.budgets)
+        once = {label: entry for label, entry in entries.items() if _minimises(entry)}
+        each = {label: entry for label, entry in entries.items() if label not in once}
+        if once or not entries:
+            yield Lineup(once), self.spec.eps, budgets
+        if each:
+            yield from ((Lineup(each), budget, [budget]) for budget in budgets)
+
+    def _assess(
+        self,
+        name: str,
+        model: Trained,
+        dataset: Dataset,
+        samples: Samples,
+        side: Side,
+        lineup: Lineup,
+        eps: float,
+    ) -> Report:
+        """Attack the samples on one side of the task. Those of the first class may become any other
+        (untargeted, in the paper), and are attacked on the model as it is, because two logits would
+        hide which of the others is near. The rest must become the first class (targeted)."""
+        spec, task = self.spec, model.model
+        part = Samples(samples.x[side], samples.y[side], samples.number[side])
+        identity: dict[str, Any] = {
+            "defense": model.identity,
+            "data": {"name": dataset.name, "sha256": fingerprint(part.x, part.y)},
+        }
+        if part.y.any():
+            task = FirstAgainstRest(task).eval()
+            part = replace(part, y=torch.ones_like(part.y))
+            identity["task"] = identify_object(task)
+        settings = Settings(
+            ThreatModel(spec.norm, eps), "table", spec.seed, spec.device, spec.precision,
+            spec.block, self.progress,
+        )  # fmt: skip
+        report = assess(
+            name, task, part, lineup, {}, settings,
+            lambda key: FolderCell(self.folder / "cells" / key), identity,
+        )  # fmt: skip
+        for label in [*report.errors, *report.inapplicable]:
+            raise UserError(f"{name}: {report.summary(label)}")
+        return report
+
+
+def _share(which: Side) -> float:
+    return float(which.mean()) if len(which) else np.nan
+
+
+def _reach(report: Report, labels: Sequence[str]) -> Distances:
+    """The distances (n,) of the closest misclassified points under some labels."""
+    closest = np.full(report.total, np.inf)
+    for label in labels:
+        at = report.frames[label]["index"].to_numpy()
+        closest[at] = np.fmin(closest[at], report.frames[label]["distance"].to_numpy())
+    return closest

@@ -1,0 +1,151 @@
+"""What a data set allows: how far apart its classes are, and how much room a threat leaves.
+
+Sources: "Robustness via fractal divide and fractal aggregation" (Qian 2021), section 2; "On the
+Sensitivity of Adversarial Robustness to Input Data Distributions" (Ding et al. 2019), sections 5.1
+and 5.2, appendix D, table 6.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from attacks.threat import ThreatModel
+from benchmark.data.files import Part
+from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
+from benchmark.data.sets import load_dataset
+from benchmark.errors import UserError
+from benchmark.run.assess import resolve_device
+from benchmark.run.runner import Say
+from benchmark.spec.run_spec import Device, make_threat
+from benchmark.studies.study import Study, axes, percent
+
+# Images from which on it is said what is measured.
+_MANY = 20000
+
+_ABOVE, _LEAST, _MEDIAN = "oracle radius above", "smallest oracle radius", "median oracle radius"
+_BETWEEN, _VOLUME = "inter-class distance", "log volume"
+_CORNER, _INSIDE = "log volume in a corner", "log volume inside"
+
+
+def data(
+    names: Sequence[str],
+    split: Part,
+    radii: str,
+    eps: str | None,
+    samples: int | None,
+    device: Device,
+    root: Path | None,
+    say: Say,
+) -> Study:
+    """For each data set of `names`: the share of images whose oracle radius is above each of
+    `radii`, "2,2.5,3", the smallest and the median one, the inter-class distance and, where eps is
+    given, the mean log volume of what L-infinity eps leaves, with its least and largest value.
+
+    Records have one row for each number: data, split, images, measure, at (radius or eps), value.
+    Raises UserError for radii or eps that are none, or data that cannot be had.
+    """
+    levels, where = _read(radii), resolve_device(device)
+    threat = None if eps is None else make_threat("linf", eps)
+    # All before work starts, once each, however they were written.
+    given = {load_dataset(name, root).name: name for name in names}
+    for name in given:
+        load_dataset(name, root).first(split, samples)
+    rows: list[dict[str, object]] = []
+    curves: dict[str, NDArray[np.float64]] = {}
+    for name, written in given.items():
+        images = load_dataset(written, root).first(split, samples)
+        count = len(images.y)
+        if count > _MANY:
+            say(f"{name}: measuring {count} {split} images, which takes minutes")
+        x, y = images.x.to(where), images.y.to(where)
+        curves[name] = oracle_radii(x, y).cpu().numpy()
+        found = [*_of_radii(curves[name], levels), (_BETWEEN, math.nan, inter_class_distance(x, y))]
+        if threat:
+            found += _of_volumes(log_volumes(x, threat).mean().item(), x[0].numel(), threat)
+        columns = {"data": name, "split": split, "images": count}
+        rows += [columns | {"measure": m, "at": at, "value": value} for m, at, value in found]
+    records = pd.DataFrame(rows)
+    return Study("data", records, _table(records), _caption(split, threat), _draw(curves))
+
+
+def _read(text: str) -> list[float]:
+    try:
+        radii = sorted({float(one) for one in text.split(",")})
+    except ValueError:
+        radii = [math.nan]
+    if not all(0 <= radius < math.inf for radius in radii):
+        raise UserError(f"radii are numbers from 0 on, as in 2,2.5,3, not {text!r}")
+    return radii
+
+
+Found = Iterator[tuple[str, float, float]]
+
+
+def _of_radii(radii: NDArray[np.float64], levels: Sequence[float]) -> Found:
+    for level in levels:
+        yield _ABOVE, level, float((radii > level).mean())
+    yield _LEAST, math.nan, float(radii.min())
+    yield _MEDIAN, math.nan, float(np.median(radii))
+
+
+def _of_volumes(mean: float, pixels: int, threat: ThreatModel) -> Found:
+    yield _VOLUME, threat.eps, mean
+    # A grey and a black image: all pixels as far from 0 and 1, and as near, as they can be.
+    for measure, value in ((_CORNER, threat.lower), (_INSIDE, (threat.lower + threat.upper) / 2)):
+        image = torch.full((1, pixels), value, dtype=torch.float64)
+        yield measure, threat.eps, float(log_volumes(image, threat))
+
+
+def _caption(split: Part, threat: ThreatModel | None) -> str:
+    text = (
+        f"Of {split} images. Oracle radius: half the L2 distance of an image from the nearest of "
+        "these images with another label; > r: % of images where it is above r. Inter-class "
+        "distance: an image is as far from the other classes as the mean of its L2 distances from "
+        "the nearest 10% of their images, a class as the mean of the least 10% of this over its "
+        "images; the mean over classes."
+    )
+    if threat:
+        text += (
+            f" Log volume: of what Linf eps {threat.eps:g} lets an image in [0, 1] become, in "
+            "bits, the mean over images; range: from all pixels at 0 or 1 to all pixels grey."
+        )
+    return text
+
+
+def _table(records: pd.DataFrame) -> pd.DataFrame:
+    each = records.groupby("data", sort=False)
+    return pd.DataFrame([_shown(str(name), rows) for name, rows in each])
+
+
+def _shown(name: str, rows: pd.DataFrame) -> dict[str, str]:
+    values = rows.set_index("measure")["value"]
+    above = rows[rows["measure"] == _ABOVE]
+    row = {"data": name, "images": str(rows["images"].iloc[0])}
+    row |= {f"> {r:g}": percent(v) for r, v in zip(above["at"], above["value"], strict=True)}
+    row |= {
+        "smallest": f"{values[_LEAST]:.3f}",
+        "median": f"{values[_MEDIAN]:.3f}",
+        _BETWEEN: f"{values[_BETWEEN]:.3f}",
+    }
+    if _VOLUME in values:
+        row[_VOLUME] = f"{values[_VOLUME]:.1f}"
+        row["range"] = f"{values[_CORNER]:.1f} to {values[_INSIDE]:.1f}"
+    return row
+
+
+def _draw(curves: Mapping[str, NDArray[np.float64]]) -> Any:
+    figure, plot = axes(4.5)
+    for name, radii in curves.items():
+        known = np.sort(radii[np.isfinite(radii)])
+        left = len(radii) - np.arange(len(known) + 1)
+        plot.step([0, *known], 100 * left / len(radii), where="post", label=name)
+    plot.set(xlabel="L2 radius", ylabel="images whose oracle radius is above (%)", ylim=(0, 103))
+    plot.set_xlim(left=0)
+    plot.legend()
+    return figure

@@ -1,0 +1,1 @@
+"""Studies that are specs: a run at each point of a grid."""

@@ -1,0 +1,200 @@
+"""Carries out a study that is a spec: a run at each point of its grid, one table, one picture.
+
+SPEC          study.yaml
+the runs      points/AXIS=VALUE,.../, and within each: train, predictions, unbounded
+the table     sweep.csv (one row per number), sweep.md, sweep.png
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from benchmark.data.separation import inter_class_distance, log_volumes
+from benchmark.data.sets import load_dataset
+from benchmark.errors import UserError
+from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
+from benchmark.judge.records import write_text
+from benchmark.models.obtain import load_saved, recipe_of
+from benchmark.models.parts import check, check_fit
+from benchmark.report.report import Report
+from benchmark.run.assess import resolve_device
+from benchmark.run.runner import Say, load_run, run, samples_of
+from benchmark.spec.components import BEST, NATURAL, SAVED, Component
+from benchmark.spec.lineup import choose
+from benchmark.spec.registry import load_plugin
+from benchmark.spec.run_spec import Device, RunSpec, read_values
+from benchmark.studies.study import Study
+from benchmark.studies.sweep.sweep_shown import TEST, TRAIN, caption, draw, table
+from benchmark.studies.sweep.sweep_spec import SweepSpec, make_sweep
+
+SPEC = "study.yaml"
+NAME = "sweep"
+POINTS = "points"
+
+# Other ways to attack the models of a point, and what each changes of its run.
+_AGAIN: dict[str, dict[str, object]] = {
+    TRAIN: {"split": TRAIN},
+    "predictions": {"labels": "predictions"},
+    "unbounded": {"bounded": False},
+}
+
+
+@dataclass(frozen=True)
+class How:
+    """How the runs of a study are carried out."""
+
+    device: Device | None = None
+    root: Path | None = None
+    progress: bool = False
+    say: Say = lambda line: None
+
+
+def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
+    """Carry out a study in a folder. What its runs hold already is not measured again; gaps,
+    Jacobians, distances and volumes are.
+
+    Records have one row per number: a column per axis, `defense` (empty where it is of the data),
+    `setting` (test, or what was changed), `measure`, `value` (NaN for an attack that failed), for
+    shares of images `low` and `high` of their 95% interval, and `images`.
+
+    Raises UserError, SavedModelError or TrainingError, each in one line; for what is wrong with the
+    spec of any point before any work.
+    """
+    if how.device:
+        spec = spec.model_copy(update={"run": spec.run | {"device": how.device}})
+    if (folder / "run.json").exists():
+        raise UserError(f"{folder} holds a run: name another folder")
+    points = spec.points()
+    for at, one in points.items():
+        try:
+            check_point(one, how.root)
+            if "log-volume" in spec.measures and one.norm != "linf":
+                raise UserError(f"log-volume is of linf alone, not of {one.norm}: leave it out")
+        except UserError as error:
+            raise UserError(f"at {spec.at(at)}: {error}") from error
+    for one in points.values():
+        _check_images(one, how.root, TRAIN in spec.measures)
+    # From here on the folder is this study's: what was found by an earlier one would not be.
+    for name in (NAME, "ranks"):
+        for ending in ("md", "csv", "png"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    write_text(folder / SPEC, yaml.safe_dump(spec.flat(), sort_keys=False))
+    rows: list[dict[str, object]] = []
+    reports: list[Report] = []
+    for at, one in points.items():
+        home = folder / POINTS / spec.at(at)
+        how.say(home.name)
+        axes = dict(zip(spec.over, at, strict=True))
+        found = _runs(spec, one, home, how)
+        reports += [report for of_setting in found.values() for report in of_setting]
+        numbers = [*_accuracies(found), *_others(spec, one, home, how.root)]
+        rows += [axes | number for number in numbers]
+    records = pd.DataFrame(rows)
+    about = caption(spec, records, reports)
+    return Study(NAME, records, table(spec, records), about, draw(spec, records))
+
+
+def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Report]]]:
+    """The study that was carried out in a folder, to its end, and the reports of each point. Raises
+    UserError where there is none."""
+    if not (folder / f"{NAME}.csv").exists():
+        raise UserError(
+            f"{folder} holds no finished study: name a folder that `study sweep` filled"
+        )
+    spec = make_sweep(read_values(folder / SPEC))
+    return spec, {at: load_run(folder / POINTS / spec.at(at))[2] for at in spec.points()}
+
+
+def check_point(one: RunSpec, root: Path | None) -> None:
+    """Find before any work what would fail later. Raises UserError."""
+    for plugin in one.plugins:
+        load_plugin(plugin)
+    choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
+    check(one.defenses)
+    check_fit(one.defenses, load_dataset(one.data, root))
+
+
+def _check_images(one: RunSpec, root: Path | None, train: bool) -> None:
+    """Find before any work whether there are enough images to measure on, those of the training
+    set too where `train`, and to train on. Raises UserError, also DataError."""
+    dataset = load_dataset(one.data, root)
+    dataset.first(TEST, one.samples)
+    dataset.first(TRAIN, one.samples if train else None)
+    for component in one.defenses:
+        if component.name.startswith(SAVED):
+            continue
+        if recipe_of(component).hold_out >= len(dataset.train.y):
+            raise UserError(
+                f"{component.label}: hold_out leaves nothing of the {len(dataset.train.y)} "
+                f"training images of {dataset.name}: lower it"
+            )
+
+
+def _runs(spec: SweepSpec, one: RunSpec, home: Path, how: How) -> dict[str, list[Report]]:
+    """The reports of a point: of its own run, which trains the models, and of those on them."""
+    found = {TEST: run(one, home, how.root, how.progress, how.say)}
+    saved = [
+        Component(name=f"{SAVED}{path.absolute()}", options={}, given_label=label)
+        for label, path in _models(home).items()
+    ]
+    for setting, changed in _AGAIN.items():
+        if setting in spec.measures:
+            how.say(setting)
+            again = one.model_copy(update={**changed, "defenses": saved})
+            found[setting] = run(again, home / setting, how.root, how.progress, how.say)
+    return found
+
+
+def _models(home: Path) -> dict[str, Path]:
+    """The folder of each row's model of a run."""
+    return {row["defense"]: home / row["model"] for row in load_run(home)[1]["rows"]}
+
+
+def _accuracies(found: Mapping[str, Iterable[Report]]) -> Iterator[dict[str, object]]:
+    for setting, report in ((one, report) for one, reports in found.items() for report in reports):
+        singles = [] if report.mode == "cascade" else report.measured
+        # In the other settings the clean images are the same, or right by definition.
+        clean = [NATURAL] if setting in (TEST, TRAIN) else []
+        for label in (*clean, *singles, *report.failed, *([BEST] if report.measured else [])):
+            accuracy = report.accuracy(label)
+            own: dict[str, object] = {
+                "defense": report.name, "setting": setting, "measure": label,
+                "value": math.nan, "images": report.total,
+            }  # fmt: skip
+            if accuracy is not None:
+                low, high = accuracy.interval
+                own |= {"value": accuracy.value, "low": low, "high": high}
+            yield own
+
+
+def _others(
+    spec: SweepSpec, one: RunSpec, home: Path, root: Path | None
+) -> Iterator[dict[str, object]]:
+    """What is measured of models and data themselves, on the images of each split."""
+    measures = set(spec.measures) & {"gap", "jacobian", "inter-class-distance", "log-volume"}
+    if not measures:
+        return
+    dataset, device = load_dataset(one.data, root), resolve_device(one.device)
+    for setting in (TEST, TRAIN) if TRAIN in spec.measures else (TEST,):
+        images = samples_of(dataset, one.model_copy(update={"split": setting}))
+        x, y, n = images.x, images.y, len(images)
+        for label, path in _models(home).items() if measures & {"gap", "jacobian"} else ():
+            model = load_saved(path).model
+            own: dict[str, object] = {"defense": label, "setting": setting}
+            if "gap" in measures:
+                mean = float(gaps(model, x, device).double().mean())
+                yield own | {"measure": "gap", "value": mean, "images": n}
+            if "jacobian" in measures:
+                mean = mean_jacobian_norm(model, x, device)
+                yield own | {"measure": "jacobian", "value": mean, "images": min(n, FIRST)}
+        own = {"defense": "", "setting": setting, "images": n}
+        if "inter-class-distance" in measures:
+            apart = inter_class_distance(x.to(device), y.to(device))
+            yield own | {"measure": "inter-class-distance", "value": apart}
+        if "log-volume" in measures:
+            volume = float(log_volumes(x.to(device), one.threat).mean())
+            yield own | {"measure": "log-volume", "value": volume}

@@ -1,0 +1,169 @@
+"""How a study that is a spec is shown: its table, what is said of it, its picture."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import pandas as pd
+
+from benchmark.judge.outputs import FIRST
+from benchmark.report.report import Report
+from benchmark.report.tables import NORMS, on_order
+from benchmark.spec.components import BEST, NATURAL, SAVED
+from benchmark.studies.study import flagged, percent
+from benchmark.studies.sweep.sweep_spec import SweepSpec
+
+TEST: Final = "test"
+TRAIN: Final = "train"
+
+_INTERVAL = " [95% interval]"
+_REPORTED = " (reported)"
+
+_SAID = {
+    TRAIN: "train: over as many training images, the first, with the labels trained on.",
+    "predictions": (
+        "predictions: correct is what the model says of the clean image (robustness with respect "
+        "to predictions)."
+    ),
+    "unbounded": "unbounded: perturbed images may leave [0, 1].",
+    "gap": "gap: mean confidence gap, the largest logit less the second largest.",
+    "jacobian": (
+        "jacobian: mean spectral norm of the Jacobian of the logits at the first images, at most "
+        f"{FIRST}."
+    ),
+    "inter-class-distance": (
+        "inter-class-distance: mean L2 distance of a class from the rest, by the nearest 10% of "
+        "either (Ding et al. 2019, appendix D.2.1)."
+    ),
+    "log-volume": (
+        "log-volume: log2 of the volume that the threat leaves around an image, mean over images."
+    ),
+}
+
+
+def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
+    """A line for each point and defense; a column for each measure and setting, and beside it what
+    a paper reported."""
+    axes = list(spec.over)
+    keys = [*axes, "defense"]
+    columns = [
+        measure if setting == TEST else f"{measure}, {setting}"
+        for measure, setting in zip(records["measure"], records["setting"], strict=True)
+    ]
+    shown = records.assign(column=columns, text=[_text(row) for row in records.itertuples()])
+    lines = shown.loc[shown["defense"] != "", keys].drop_duplicates()
+    reported = _reported(spec, keys)
+    named = [one for one in dict.fromkeys(columns) if one not in _repeated(records)]
+    for column in dict.fromkeys([*named, *reported.columns.drop(keys)]):
+        own = shown[shown["column"] == column]
+        if len(own):
+            on = keys if own["defense"].all() else axes
+            lines = lines.merge(own[[*on, "text"]], "left", on).rename(columns={"text": column})
+        if column in reported:
+            beside = reported[[*keys, column]].rename(columns={column: f"{column}{_REPORTED}"})
+            lines = lines.merge(beside, "left", keys)
+    return lines.fillna("-").rename(columns={BEST: f"{BEST}{_INTERVAL}"})
+
+
+def _text(row: Any) -> str:
+    """A number as the table has it: shares, which have an interval, in %."""
+    if pd.isna(row.value):
+        return "-" if row.measure == "jacobian" else "error"
+    if pd.isna(row.low):
+        return f"{row.value:.4g}"
+    if (row.measure, row.setting) == (BEST, TEST):
+        return f"{percent(row.value)} [{percent(row.low)}, {percent(row.high)}]"
+    return percent(row.value)
+
+
+def _repeated(records: pd.DataFrame) -> set[str]:
+    """The columns of the only attack, which say what those of best-attack do."""
+    attacks = set(records.loc[records["low"].notna(), "measure"]) - {NATURAL, BEST}
+    if len(attacks) != 1:
+        return set()
+    (only,) = attacks
+    return {only, *(f"{only}, {setting}" for setting in records["setting"])}
+
+
+def _reported(spec: SweepSpec, keys: list[str]) -> pd.DataFrame:
+    # Keys as text before pandas makes 1 beside 0.25 into 1.0.
+    rows = [
+        {column: str(value) if column in keys else value for column, value in row.items()}
+        for row in (spec.reported.rows if spec.reported else [])
+    ]
+    return pd.DataFrame(rows, columns=None if rows else keys).astype(str).replace("nan", "-")
+
+
+def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -> str:
+    """What the numbers are over."""
+    reports = list(reports)
+    of_test = (records["setting"] == TEST) & (records["measure"] == NATURAL)
+    images = sorted(set(records.loc[of_test, "images"]))
+    counts = " to ".join(str(int(count)) for count in dict.fromkeys((images[0], images[-1])))
+    attacks = dict.fromkeys(label for report in reports for label in report.measured)
+    points = spec.points().values()
+    balls = dict.fromkeys(f"{NORMS[one.norm]} eps {one.eps:g}" for one in points)
+    within = f" and within {' or '.join(balls)}" if attacks else ""
+    text = f"{spec.about}. " if spec.about else ""
+    text += f"Accuracy in % over {counts} test images of {spec.base}, natural{within}."
+    text += "".join(map(_explained, spec.over.items()))
+    if not any(one.name.startswith(SAVED) for point in points for one in point.defenses):
+        text += " Models are trained on the training images of the same data."
+    if attacks:
+        text += (
+            f" {BEST}: classified correctly and broken by no attack ({', '.join(attacks)})."
+            + on_order(reports[:1], "column")
+        )
+    text += "".join(f" {_SAID[measure]}" for measure in spec.measures)
+    if spec.reported:
+        text += f"{_REPORTED.replace('(', '').replace(')', '')}: {spec.reported.source}."
+    return text + flagged(reports)
+
+
+def _explained(axis: tuple[str, Any]) -> str:
+    """What the labels of an axis stand for, where it is a mapping."""
+    name, values = axis
+    if not isinstance(values, dict):
+        return ""
+    told = [
+        f"{label} is {', '.join(f'{k} {v}' for k, v in settings.items()) or 'as it is'}"
+        for label, settings in values.items()
+    ]
+    return f" {name}: {'; '.join(told)}."
+
+
+def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
+    """Natural accuracy (dashed) and best-attack along the first axis, a panel for the training
+    images where these were measured."""
+    from matplotlib.figure import Figure
+
+    first, *others = spec.over
+    panels = [one for one in (TEST, TRAIN) if one in set(records["setting"])]
+    balls = dict.fromkeys(f"{NORMS[one.norm]} {one.eps:.3g}" for one in spec.points().values())
+    figure = Figure(figsize=(7, 4.2 * len(panels) + 0.6), layout="constrained")
+    for plot, setting in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+    ):
+        own = records[(records["setting"] == setting) & (records["defense"] != "")]
+        for place, (name, rows) in enumerate(own.groupby(["defense", *others], sort=False)):
+            label = ", ".join(map(str, name))
+            for measure, style in ((BEST, "o-"), (NATURAL, "s--")):
+                line = rows[rows["measure"] == measure]
+                if len(line):
+                    drawn = f"{label}: {measure}" if setting == TEST else None
+                    shares = 100 * line["value"]
+                    plot.plot(
+                        _places(line[first]), shares, style, color=f"C{place % 10}", label=drawn,
+                        markersize=4,
+                    )  # fmt: skip
+        plot.set(xlabel=first, ylabel=f"accuracy on {setting} images (%)", ylim=(-2, 102))
+        plot.grid(alpha=0.3)
+    figure.suptitle(f"{spec.base}, {' or '.join(balls)}", fontsize="medium")
+    figure.legend(loc="outside lower center", fontsize="small", ncols=2)
+    return figure
+
+
+def _places(labels: "pd.Series[str]") -> list[Any]:
+    """Numbers where all labels are numbers, the labels themselves otherwise."""
+    numbers = pd.to_numeric(labels, errors="coerce")
+    finite = numbers.notna().all() and (numbers.abs() != float("inf")).all()
+    return list(numbers) if finite else list(labels)

@@ -1,0 +1,221 @@
+"""A study as a spec: a YAML file that names defenses, data, attacks, and what is varied."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from benchmark.errors import UserError, did_you_mean
+from benchmark.spec.components import BEST, NATURAL, SAVED, first_line, read_component
+from benchmark.spec.run_spec import RunSpec, make_spec, read_values
+
+Value = bool | int | float | str
+Measure = Literal[
+    "train", "predictions", "unbounded", "gap", "jacobian", "inter-class-distance", "log-volume"
+]
+
+# The value of the axis `variant` that changes nothing.
+ORIGINAL = "original"
+VARIANT = "variant"
+
+_EXAMPLE = "over: {variant: [original, binarize]}"
+
+# What an axis can vary of a run; all else are options of its defenses.
+_OF_RUN = ("samples", "norm", "eps", "seed")
+
+# Of records and tables.
+_COLUMNS = {
+    *("defense", "setting", "measure", "value", "low", "high", "images", "column", "text"),
+    *(NATURAL, BEST, *get_args(Measure)),
+}
+
+
+class Reported(BaseModel):
+    """What a paper says: where, and its numbers, each row by axes and defense, in the columns of
+    the study's table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    rows: list[dict[str, Value]]
+
+
+class SweepSpec(BaseModel):
+    """A study: a run at each point of a grid.
+
+    about     one line.
+    over      the axes. Each is the name of a setting with a list of its values, or a name with a
+              mapping from labels to several settings. Settings are variant (a part of the name of
+              the data set, "original" for none), samples, norm, eps, seed, or an option of all
+              defenses. The first axis is that of the picture.
+    measures  what is measured besides natural accuracy, attacks and best-attack.
+    reported  what a paper says of it.
+    run       all else: the settings of a run, with defenses and attacks; without attacks, natural
+              accuracy alone is measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    over: dict[str, list[Value] | dict[Value, dict[str, Value]]]
+    measures: list[Measure] = []
+    reported: Reported | None = None
+    run: dict[str, Any]
+
+    @field_validator("over", mode="before")
+    @classmethod
+    def _is_grid(cls, over: Any) -> Any:
+        if not isinstance(over, dict) or not over:
+            raise ValueError(f"axes are needed, as in {_EXAMPLE}")
+        for axis, values in over.items():
+            if axis in _COLUMNS:
+                raise ValueError(f"{axis!r} is a column of the table: name the axis otherwise")
+            mapped = isinstance(values, dict) and all(
+                isinstance(one, dict) for one in values.values()
+            )
+            listed = isinstance(values, list) and not any(
+                one is None or isinstance(one, list | dict) for one in values
+            )
+            if not values or not (mapped or listed):
+                raise ValueError(
+                    f"the axis {axis!r} needs a list of values, or a mapping from labels to "
+                    "settings, as in {half: {epochs: 5}, all: {epochs: 10}}"
+                )
+            labels = [_part(label) for label, _ in _settings(axis, values)]
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"the axis {axis!r} has {label} twice")
+        return over
+
+    @field_validator("run")
+    @classmethod
+    def _no_setting(cls, run: dict[str, Any]) -> dict[str, Any]:
+        for key in ("split", "labels", "bounded"):
+            if key in run:
+                raise ValueError(f"{key!r} is not for studies: use measures")
+        return run
+
+    @model_validator(mode="after")
+    def _places_reported(self) -> "SweepSpec":
+        places = set()
+        for row in self.reported.rows if self.reported else []:
+            for key in (*self.over, "defense"):
+                if key not in row:
+                    raise ValueError(f"a row of reported lacks {key!r}: {row}")
+            place = tuple(str(row[key]) for key in (*self.over, "defense"))
+            if place in places:
+                raise ValueError(f"reported has two rows for {', '.join(place)}")
+            places.add(place)
+        return self
+
+    @property
+    def base(self) -> str:
+        """The data set that variants are of."""
+        return str(self.run.get("data", RunSpec.model_fields["data"].default))
+
+    def flat(self) -> dict[str, Any]:
+        """The values that `make_sweep` makes it of."""
+        return self.model_dump(mode="json", exclude={"run"}) | self.run
+
+    def at(self, point: Sequence[str]) -> str:
+        """The name of a point, in messages and as a folder."""
+        pairs = zip(self.over, point, strict=True)
+        return ",".join(f"{_part(axis)}={_part(label)}" for axis, label in pairs)
+
+    def points(self) -> dict[tuple[str, ...], RunSpec]:
+        """The run at each point, by the labels of its values along the axes, in order. Raises
+        UserError where one of them is not valid."""
+        axes = [_settings(axis, values) for axis, values in self.over.items()]
+        return {
+            tuple(label for label, _ in point): self._spec([one for _, one in point])
+            for point in itertools.product(*axes)
+        }
+
+    def _spec(self, changes: list[Mapping[str, Value]]) -> RunSpec:
+        values = ({} if self.run.get("attacks") else {"suite": "none"}) | self.run
+        given = values.get("defenses")
+        if not isinstance(given, list):
+            return make_spec(values)  # which refuses them
+        defenses = [read_component(one, "a defense") for one in given]
+        for key, value in (item for change in changes for item in change.items()):
+            if key == VARIANT:
+                data = values.get("data", self.base)
+                values["data"] = data if value == ORIGINAL else f"{data}/{value}"
+            elif key in _OF_RUN:
+                values[key] = value
+            else:
+                for one in defenses:
+                    if one.name.startswith(SAVED):
+                        raise UserError(f"{one.label} is a saved model: {key} cannot vary")
+                    if key in one.options:
+                        raise UserError(f"{key} is of an axis and of {one.label}: say it once")
+                defenses = [
+                    one.model_copy(
+                        update={"options": one.options | {key: value}, "given_label": one.label}
+                    )
+                    for one in defenses
+                ]
+        return make_spec(values | {"defenses": defenses})
+
+
+def _part(label: str) -> str:
+    """A label as a part of a folder's name."""
+    return label.replace("/", "+")
+
+
+def _settings(
+    axis: str, values: list[Value] | dict[Value, dict[str, Value]]
+) -> list[tuple[str, dict[str, Value]]]:
+    if isinstance(values, dict):
+        return [(str(label), settings) for label, settings in values.items()]
+    return [(str(value), {axis: value}) for value in values]
+
+
+def read_sweep(name: str, reduced: bool) -> SweepSpec:
+    """The study in a YAML file, or the ready one of that name; `reduced`, with what its own block
+    of that name changes. Raises UserError, in one line, where there is none or it is not valid."""
+    path = Path(name)
+    if not path.is_file():
+        ready = ready_made()
+        if name not in ready:
+            hint = did_you_mean(name, ready, f"ready ones are {', '.join(ready)}")
+            raise UserError(f"there is no file and no ready study {name!r}: {hint}")
+        path = ready[name]
+    values = read_values(path)
+    changes = values.pop("reduced", None)
+    if reduced and not isinstance(changes, dict):
+        raise UserError(f"{name} has no reduced size")
+    spec = make_sweep(values | (changes if reduced else {}))
+    if reduced and spec.reported and "reported" not in changes:
+        source = f"{spec.reported.source}, whose networks and training are those of full size"
+        spec = spec.model_copy(
+            update={"reported": spec.reported.model_copy(update={"source": source})}
+        )
+    return spec
+
+
+def make_sweep(values: dict[str, Any]) -> SweepSpec:
+    """A study from plain values. Raises UserError, in one line, where they are not valid."""
+    if "over" not in values:
+        raise UserError(f"the study has no axes: give over, as in '{_EXAMPLE}'")
+    fields = SweepSpec.model_fields.keys() - {"run"}
+    own = {key: value for key, value in values.items() if key in fields}
+    run = {key: value for key, value in values.items() if key not in own}
+    try:
+        return SweepSpec.model_validate({"run": run} | own)
+    except ValidationError as error:
+        raise UserError(f"the study is not valid: {first_line(error)}") from error
+
+
+def ready_made() -> dict[str, Path]:
+    """The studies that come with the program, by name."""
+    folder = Path(str(resources.files("benchmark.studies"))) / "specs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def describe_studies() -> dict[str, str]:
+    """What each of them is about."""
+    return {name: read_sweep(str(path), False).about for name, path in ready_made().items()}

@@ -1,0 +1,1 @@
+"""Classifiers put together from networks for simpler tasks, trained side by side."""

@@ -1,0 +1,191 @@
+"""Models made elsewhere: any torch.nn.Module, with its own weights and normalisation."""
+
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defenses.networks.architectures import Shape, build_architecture
+from defenses.networks.text import parse_layers
+from defenses.recipes.adversarial import evaluating
+from defenses.recipes.recipe import Plain
+from defenses.weights import misfit
+
+# What names gain in DataParallel, in a module that holds a `model`, and behind a normalisation in
+# an nn.Sequential.
+_WRAPPERS = ("module.", "model.", "1.")
+
+
+class Normalised(nn.Module):
+    """A model behind (x - mean) / std, per channel, so that images stay in [0, 1] outside.
+
+    mean and std hold one number per channel, or one for all. Raises ValueError where their lengths
+    differ or std is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise ValueError("mean and std must be equally long, and std above 0")
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model((x - self.mean) / self.std)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class External(Plain):
+    """A model given by its code and weights; trained on (with cross-entropy on clean images) only
+    if `epochs` says so.
+
+    model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where
+               Factory(**kwargs) gives an nn.Module from images to logits. Its code is run.
+    layers     in place of model and kwargs, a plain sequential network as text: see parse_layers.
+    weights    a .safetensors file, or a torch file that holds a state dict and nothing that needs
+               code to load, possibly nested under "state_dict", "model_state_dict" or "model".
+               What DataParallel or a module around the network adds to names is taken off.
+    mean, std  of the input normalisation that the model expects: see Normalised. Where the weights
+               hold them too, they must be the same.
+
+    Raises ValueError for options that exclude each other, and `build`, in one line, for code,
+    layers or weights that cannot be used.
+    """
+
+    epochs: int = 0
+    model: str = "default"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    layers: str | None = None
+    weights: str | Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arch != "default":
+            raise ValueError(f"external: write model={self.arch!r} in place of arch")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("external: give both mean and std, or neither")
+        if self.model.endswith(".py"):
+            raise ValueError(f"external: name the class or the function: {self.model}:Network")
+        if ":" in self.model and self.widen != 1:
+            raise ValueError("external: widen is of named architectures: leave it out")
+        if self.layers is not None and (self.model != "default" or self.kwargs or self.widen != 1):
+            raise ValueError("external: layers say all: leave out model, kwargs and widen")
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        source = self.model if self.layers is None else "layers"
+        with _foreign(source):
+            model = self._network(shape, classes)
+        if self.weights is not None:
+            with _foreign(self.weights):
+                state = self._fitting(_read_state(Path(self.weights)), set(model.state_dict()))
+                if problem := misfit(model, state):
+                    raise ValueError(f"does not fit {source}: {problem}")
+                model.load_state_dict(state)
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) not in (1, shape[0]):
+                raise ValueError(f"external: {len(self.mean)} means for {shape[0]} channels")
+            model = Normalised(model, self.mean, self.std)
+        with _foreign(source), evaluating(model), torch.no_grad():
+            found = tuple(model.cpu()(torch.zeros(1, *shape)).shape)
+            if found != (1, classes):
+                raise ValueError(f"gives {found} for an image, not logits (1, {classes})")
+        return model
+
+    def _network(self, shape: Shape, classes: int) -> nn.Module:
+        if self.layers is not None:
+            return parse_layers(self.layers)
+        if ":" not in self.model:
+            options = {"widen": self.widen, **self.kwargs}
+            return build_architecture(self.model, shape, classes, **options)
+        model = _import(self.model)(**self.kwargs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
+        return model
+
+    def _fitting(self, state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+        """What of a state dict is for a model whose tensors are named `own`, named as there."""
+        state, held = _unwrapped(state, own), {}
+        for name in sorted(state.keys() - own):
+            if (part := name.split(".")[-1]) in ("mean", "std"):
+                held[part] = state.pop(name).float().flatten()
+        for part, value in held.items():
+            given = getattr(self, part)
+            if given is None or not torch.allclose(value, torch.tensor(given), atol=1e-4):
+                found = [f"{key}: {[round(v, 5) for v in held[key].tolist()]}" for key in held]
+                raise ValueError(f"holds a normalisation: give {' and '.join(found)}")
+        state = _unwrapped(state, own)
+        # The code of TRADES, and all after it, saves a block that no forward uses.
+        unused = {name for name in state if name.startswith("sub_block1.")} - own
+        return {name: value for name, value in state.items() if name not in unused}
+
+
+def _unwrapped(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """The same without the prefixes of modules around the network, where none is its own."""
+    for prefix in _WRAPPERS * 2:
+        if own.isdisjoint(state) and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without running code from it."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state: Any = load_file(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                "refused: it is damaged or holds more than tensors, and could run code; "
+                "save model.state_dict() alone"
+            ) from error
+    if isinstance(state, Mapping):
+        nested = (state.get(key) for key in ("state_dict", "model_state_dict", "model"))
+        state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
+    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors:
+        raise ValueError("holds no state dict: save model.state_dict()")
+    return dict(state)
+
+
+def _import(spec: str) -> Any:
+    """What "path/to/file.py:name" or "package.module:name" names."""
+    source, _, name = spec.rpartition(":")
+    if not source.endswith(".py"):
+        return getattr(importlib.import_module(source), name)
+    alias = f"external:{source}"
+    found = importlib.util.spec_from_file_location(alias, source)
+    assert found is not None  # because of the .py
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[alias] = module  # where the file's own dataclasses look
+    found.loader.exec_module(module)
+    return getattr(module, name)
+
+
+@contextmanager
+def _foreign(name: object) -> Iterator[None]:
+    """Whatever foreign code or files raise, as a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: {kind}{reason[:300]}") from error

@@ -1,0 +1,1 @@
+"""Neural belief reasoners and fractal classifiers, and how their subtasks are combined."""

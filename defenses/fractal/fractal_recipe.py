@@ -1,0 +1,109 @@
+"""Fractal classifiers: training sets formed by fractal divide (Qian 2021, "Robustness via fractal
+divide and fractal aggregation", section 3)."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from defenses.fractal.belief import Frame, Rule
+from defenses.fractal.division import OUT, by_clusters, depth_of, depths, nested, one_level
+from defenses.fractal.ensemble import BeliefEnsemble
+from defenses.fractal.nbr import NBR, parse_frames
+
+# The parts of the epochs until when the division by pixels stays, and in which each level is a
+# structure by itself.
+_FIRST, _ALONE = 0.1, 0.3
+
+# How many structures of three levels there are.
+VARIANTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fractal(NBR):
+    """NBR in which fractal structures take the place of some subtasks.
+
+    levels     how many subtasks each level of a structure has, as in "4+4+4".
+    replaced   the frames that become fractal structures, in the form of `frames`, as in "4-9,7-9";
+               default: all.
+    variant    0 to 7: which of the eight structures of three levels (figure 2): plus 1 if they
+               begin with the second group; plus 2 and plus 4 if the two parts of the data of the
+               first and of the second group are the other way round.
+    every      epochs from one re-partition to the next.
+
+    Raises as `NBR`.
+
+    Differs from the source: subtasks go on with the weights from when each level was a structure by
+    itself, the third level's too. Unstated there: how a partition begins (here by k-means on
+    pixels) and until when it changes (here until the last two fifths of the epochs).
+    """
+
+    rule: Rule = "minimum"
+    levels: str = "4+4+4"
+    replaced: str | None = None
+    variant: int = 0
+    every: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.variant < VARIANTS or self.every < 1:
+            raise ValueError("variant is from 0 to 7, every at least 1")
+        if self.epochs < 3:
+            raise ValueError("a fractal structure forms in 3 epochs or more: give epochs=3 or more")
+        self.sizes()
+
+    def sizes(self) -> tuple[int, ...]:
+        """The subtasks of each level, beginning with one that splits the first group."""
+        try:
+            sizes = tuple(int(size) for size in self.levels.split("+"))
+        except ValueError as error:
+            raise ValueError(f"levels are numbers as in 4+4+4, not {self.levels!r}") from error
+        if min(sizes) < 1:
+            raise ValueError(f"each level needs at least one subtask, not {self.levels!r}")
+        return (0, *sizes) if self.variant & 1 else sizes
+
+    def structure(self, classes: int) -> list[Frame]:
+        frames = super().structure(classes)
+        if self.replaced is None:
+            return [replace(frame, levels=self.sizes()) for frame in frames]
+        chosen = parse_frames(self.replaced, classes)
+        for frame in chosen:
+            if frame not in frames:
+                raise ValueError(f"replaced {frame.first}-{frame.second} is none of the frames")
+        return [
+            replace(frame, levels=self.sizes()) if frame in chosen else frame for frame in frames
+        ]
+
+    def variant_of(self, ensemble: BeliefEnsemble, rows: slice) -> int:
+        """The variant of the structure of some of an ensemble's subtasks."""
+        return self.variant
+
+    def roles(self, ensemble: BeliefEnsemble, x: Tensor, y: Tensor, epoch: int) -> Tensor | None:
+        found = super().roles(ensemble, x, y, epoch)
+        first, alone = round(_FIRST * self.epochs), round(_ALONE * self.epochs)
+        again = first <= epoch < self.settled and (epoch - alone) % self.every == 0
+        if not (epoch == 0 or epoch == alone or again):
+            return found
+        roles = ensemble.division.roles.clone() if found is None else found
+        for frame, rows in zip(ensemble.frames, ensemble.rows, strict=True):
+            levels = frame.levels
+            if sum(levels) == 1:
+                continue
+            signs = ensemble.signs(y)[rows.start].masked_fill(self.reserved(y), 0)
+            data = signs.nonzero().squeeze(1)
+            sides = (signs[data] < 0).long()
+            pixels = x[data].flatten(1)
+            if epoch == 0:
+                members = one_level(levels, sides, by_clusters(levels, sides, pixels))
+            elif epoch < alone:
+                members = one_level(levels, sides, ensemble.outputs_of(x[data], rows))
+            elif epoch == alone:
+                variant = self.variant_of(ensemble, rows)
+                swapped = (bool(variant & 2), bool(variant & 4))
+                depth = depths(levels, sides, ensemble.outputs_of(x[data], rows), swapped)
+                # The outputs would give all of a part to the subtask that stands for it.
+                members = nested(levels, sides, depth, by_clusters(levels, sides, pixels, depth))
+            else:
+                depth = depth_of(levels, sides, roles[rows][:, data] != OUT)
+                members = nested(levels, sides, depth, ensemble.outputs_of(x[data], rows))
+            roles[rows.start : rows.stop, data] = members.to(roles)
+        return roles

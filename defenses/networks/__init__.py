@@ -1,0 +1,1 @@
+"""Ordinary networks: named architectures, and networks written as text."""

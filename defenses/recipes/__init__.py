@@ -1,0 +1,1 @@
+"""Recipes: how a defense is built, and on which loss it is trained."""

@@ -1,0 +1,210 @@
+"""What a defense that can be named is: a network, a loss, and how the loss is minimised."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from attacks import ThreatModel
+from defenses.networks.architectures import Shape, build_architecture
+
+OptimizerName = Literal["adam", "sgd"]
+Schedule = Literal["constant", "step", "two-steps", "cosine", "one-cycle"]
+
+# The part of training in which the one-cycle schedule rises, and what it rises from.
+_RISE = 0.3
+_BOTTOM = 1 / 25
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is given at one training step.
+
+    x, y      images (n, *shape) in [0, 1]; labels (n,), int64.
+    index     (n,), int64: each sample's number in the training set.
+    threat    what `Recipe.trains_against` made of the threat of the run.
+    seed      of the training; step counts all its steps from 0. With index, they name the noise.
+    progress  t / T in epoch t of T, where t counts from 1.
+    networks  how many networks the samples are for: sample i for network i mod networks.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    threat: ThreatModel | None
+    seed: int
+    step: int
+    progress: float
+    networks: int = 1
+
+    def first(self, count: int) -> "Batch":
+        """The same batch, of its first `count` samples alone."""
+        return replace(self, x=self.x[:count], y=self.y[:count], index=self.index[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """Hyperparameters of a defense: its network and its training.
+
+    arch           a name in ARCHITECTURES or "default"; widen multiplies its widths.
+    epochs         passes over the training set; 0 for a defense that needs no training.
+    batch          the most samples in a batch; those of an epoch differ by at most one sample.
+    optimizer      "adam" or "sgd"; learning_rate and weight_decay are its, momentum is SGD's.
+    schedule       of the learning rate, per step: "constant"; "step" (a tenth in the second half)
+                   and "two-steps" (a tenth in the second third, a hundredth in the last), which
+                   are RoBin's (section 5), the latter of ResNet-50; "cosine" (down a half cosine
+                   to 0); "one-cycle" (linearly up from a 25th for 30%, then down a half cosine to
+                   0, as in fastai; Smith and Topin 2018 go down linearly).
+    crop           pad training images by so many zeros on each side, and cut them out again at
+                   random places.
+    half           round the weights to half precision after training, and store them so: half the
+                   size, and all figures are of the weights that are stored.
+
+    Raises ValueError for hyperparameters out of range.
+    """
+
+    arch: str = "default"
+    widen: float = 1.0
+    epochs: int = 20
+    batch: int = 128
+    optimizer: OptimizerName = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    crop: int = 0
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1 or self.crop < 0:
+            raise ValueError("epochs and crop must be at least 0, and batch at least 1")
+        if not (self.learning_rate > 0 and self.momentum >= 0 and self.weight_decay >= 0):
+            raise ValueError("learning_rate must be above 0, momentum and weight_decay at least 0")
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}: use adam or sgd")
+        if self.schedule not in get_args(Schedule):
+            choices = ", ".join(get_args(Schedule))
+            raise ValueError(f"unknown schedule {self.schedule!r}: use one of {choices}")
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """A fresh network for images of `shape` (channels, height, width), with weights drawn from
+        torch's global randomness: see `defenses.initialise`."""
+        return build_architecture(self.arch, shape, classes, widen=self.widen)
+
+    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
+        """The threat that training depends on, given that of the run; None where on none.
+
+        Raises ValueError where the recipe needs a threat and has none.
+        """
+        return threat
+
+    @property
+    def hold_out(self) -> int:
+        """How many of the training images, the last, are withheld to stop training by."""
+        return 0
+
+    def augment(self, x: Tensor) -> Tensor:
+        """Training images (n, *shape) changed at random, by torch's global randomness."""
+        return random_crop(x, self.crop) if self.crop else x
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar to descend on. `model` is in train mode."""
+
+    def begin_epoch(  # noqa: B027 (a hook: most recipes need none)
+        self, model: nn.Module, x: Tensor, y: Tensor, epoch: int
+    ) -> None:
+        """Called before each epoch, which counts from 0, with the whole training set: images x
+        (n, *shape) and labels y (n,), on the model's device; in eval mode, without gradients. What
+        is to last goes into parameters or buffers, so that a resumed training finds it."""
+
+    def finish(  # noqa: B027 (likewise)
+        self, model: nn.Module, x: Tensor, y: Tensor
+    ) -> None:
+        """Called once after the last epoch, or where there is none, as `begin_epoch` is."""
+
+    def rate(self, done: float) -> float:
+        """The learning rate when a part `done`, in [0, 1), of all steps has been taken."""
+        if self.schedule == "step":
+            return self.learning_rate * (0.1 if done >= 1 / 2 else 1)
+        if self.schedule == "two-steps":
+            return self.learning_rate * (0.01 if done >= 2 / 3 else 0.1 if done >= 1 / 3 else 1)
+        if self.schedule == "one-cycle" and done < _RISE:
+            return self.learning_rate * (_BOTTOM + (1 - _BOTTOM) * done / _RISE)
+        if self.schedule == "constant":
+            return self.learning_rate
+        down = (done - _RISE) / (1 - _RISE) if self.schedule == "one-cycle" else done
+        return self.learning_rate * (1 + math.cos(math.pi * down)) / 2
+
+
+def random_crop(x: Tensor, padding: int) -> Tensor:
+    """Images (n, channels, height, width), each moved at random by at most `padding` pixels along
+    both sides; zeros come in."""
+    n, _, *sides = x.shape
+    padded = nn.functional.pad(x, [padding] * 4)
+    starts = torch.randint(2 * padding + 1, (2, n, 1), device=x.device)
+    down, across = (
+        start + torch.arange(side, device=x.device)
+        for start, side in zip(starts, sides, strict=True)
+    )
+    each = torch.arange(n, device=x.device)[:, None, None]
+    return padded[each, :, down[:, :, None], across[:, None]].permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Recipe):
+    """Cross-entropy on clean images."""
+
+    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
+        return None
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(model(batch.x), batch.y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vanilla(Plain):
+    """Cross-entropy on clean images: the undefended model.
+
+    dropout   the probability, in training, with which each input of the last fully connected layer
+              is zeroed (Srivastava et al. 2014); the others are scaled up.
+    hold_out  early stopping: so many training images, the last, are withheld, and training stops
+              after the first epoch in which the mean loss on them is not below that of the epoch
+              before; the weights of that one are kept. 0: all images are trained on, to the end.
+
+    Both are as Qian and Wegman (2019), "L2-nonexpansive neural networks", section 3.3 and appendix
+    C, have them for ordinary networks. Raises ValueError for hyperparameters out of range.
+
+    Differs from the source: the withheld images are the last, not random ones.
+
+    Unstated there: where dropout is, and of which epoch the weights are kept.
+    """
+
+    dropout: float = 0.0
+    hold_out: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.hold_out < 0:
+            raise ValueError(f"hold_out must be at least 0, not {self.hold_out}")
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        model = super().build(shape, classes)
+        if self.dropout:
+            _drop_before_last(model, self.dropout)
+        return model
+
+
+def _drop_before_last(model: nn.Module, probability: float) -> None:
+    """Put dropout before the last fully connected layer, in the order of the network's modules.
+    Raises ValueError where there is none."""
+    layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    if not layers:
+        raise ValueError("dropout needs a fully connected layer, and this network has none")
+    last = model.get_submodule(layers[-1])
+    model.set_submodule(layers[-1], nn.Sequential(nn.Dropout(probability), last))

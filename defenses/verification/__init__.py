@@ -1,0 +1,1 @@
+"""Exact robustness of small piecewise-linear networks."""

@@ -1,0 +1,1 @@
+"""The board as tables, pictures and a page."""

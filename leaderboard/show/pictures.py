@@ -1,0 +1,168 @@
+"""The pictures of a task: curves and trade-off, and examples of each defense."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from benchmark.judge.records import write
+from benchmark.report.report import Report
+from benchmark.report.tables import NORMS
+from benchmark.spec.components import NATURAL
+from leaderboard.show.table import robust
+from leaderboard.submission.submission import Row
+from leaderboard.tasks import Task
+
+# Of a task's images, how many are shown.
+_SHOWN = 3
+
+# Lines of rows beyond the colours.
+_STYLES = ("-", "--", "-.")
+
+
+def draw(task: Task, rows: Sequence[Row], folder: Path) -> None:
+    """Draw a task's pictures into a folder: TASK.png and TASK-examples.png, none without rows.
+
+    Raises UserError where they cannot be written.
+    """
+    if not rows:
+        return
+    rows = sorted(rows, key=lambda row: (-row.report.best_attack, row.record.row))
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curves(left, task, rows)
+    _trade_off(right, task, rows)
+    _save(figure, folder / f"{task.name}.png")
+    _save(_examples(task, rows), folder / f"{task.name}-examples.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Without the version of matplotlib, which would change the file and not the picture.
+    write(path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": ""}))
+
+
+def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
+    threat = task.spec.threat
+    for place, row in enumerate(rows):
+        eps, left = curve(row.report)
+        style = _STYLES[place // 10 % len(_STYLES)]
+        axes.plot(eps, 100 * left, style, color=f"C{place % 10}", label=row.record.row)
+        if row.report.radii is not None:
+            proven = [row.report.certified_within(e) for e in eps]
+            shares = [100 * p.mean() for p in proven if p is not None]
+            axes.plot(eps, shares, ":", color=f"C{place % 10}", linewidth=0.9)
+    axes.set(
+        xlim=(0, threat.eps),
+        ylim=(0, 100),
+        xlabel=f"eps ({NORMS[threat.norm]})",
+        ylabel="%",
+        title="Left by the closest examples of all attacks; dotted: certified",
+    )
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def curve(report: Report) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Robust accuracy, a share, over eps up to the report's, by the closest example of each sample:
+    an upper bound, as attacks that do not minimise leave theirs further out than need be."""
+    closest = np.where(robust(report, NATURAL), np.inf, 0.0)
+    for label in report.measured:
+        frame = report.frames[label]
+        broken = frame[frame["broken"]]
+        at = broken["index"].to_numpy()
+        closest[at] = np.fmin(closest[at], broken["distance"].to_numpy())
+    eps = np.linspace(0, report.threat.eps, 101)
+    # A sample is lost at its distance, and before it not.
+    return eps, (closest[None] > eps[:, None]).mean(1)
+
+
+def _trade_off(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
+    for place, row in enumerate(rows):
+        numbers = row.record.numbers
+        natural, best = 100 * numbers.natural, 100 * numbers.best_attack
+        low, high = (100 * share for share in numbers.interval)
+        axes.errorbar(
+            natural, best, yerr=[[best - low], [high - best]], fmt="o", color=f"C{place % 10}",
+            capsize=3,
+        )  # fmt: skip
+        axes.annotate(
+            row.record.row, (natural, best), xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
+    axes.set(
+        xlabel="natural accuracy (%)",
+        ylabel="best-attack accuracy (%)",
+        title="The trade-off, with 95% intervals",
+    )
+    axes.margins(x=0.12, y=0.1)
+    axes.grid(alpha=0.3)
+
+
+def shown(task: Task, rows: Sequence[Row]) -> list[int]:
+    """The samples that are shown: the first, each of another label, that most rows lose to an
+    attack."""
+    lost = sum((robust(row.report, NATURAL) & ~robust(row.report)).astype(int) for row in rows)
+    labels = task.samples.y.numpy()
+    order = sorted(range(len(labels)), key=lambda i: (-int(np.asarray(lost)[i]), i))
+    found: dict[int, int] = {}
+    for i in order:
+        found.setdefault(int(labels[i]), i)
+    return sorted(list(found.values())[:_SHOWN])
+
+
+def _examples(task: Task, rows: Sequence[Row]) -> Figure:
+    """For some samples, a line for each defense: original, perturbation, adversarial image (figure
+    5 of the paper of fractal classifiers)."""
+    samples, x = shown(task, rows), task.samples.x
+    figure = Figure(figsize=(2 + 4.2 * len(samples), 1.5 * len(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(rows), 3 * len(samples), squeeze=False)
+    labels = task.dataset.labels
+    for axes, row in zip(grid, rows, strict=True):
+        for one in axes:
+            one.set(xticks=[], yticks=[])
+            one.set_frame_on(False)
+        axes[0].set_ylabel(row.record.row, rotation=0, ha="right", va="center", fontsize=9)
+        for at, i in enumerate(samples):
+            first, second, third = axes[3 * at : 3 * at + 3]
+            clean = x[i]
+            _show(first, clean)
+            first.set_title(str(labels[int(task.samples.y[i])]), fontsize=8)
+            found = closest_example(row.report, i)
+            if found is None:
+                third.set_title("none found", fontsize=8)
+                continue
+            point, distance, predicted = found
+            # Gray where nothing changed.
+            _show(second, 0.5 + (point - clean) / 2)
+            second.set_title(f"{distance:.2f}", fontsize=8)
+            _show(third, point)
+            third.set_title(str(labels[predicted]), fontsize=8)
+    figure.suptitle(
+        "Label and original; perturbation and its length; adversarial image and its class",
+        fontsize=10,
+    )
+    return figure
+
+
+def _show(axes: Axes, image: torch.Tensor) -> None:
+    pixels = image.permute(1, 2, 0).numpy()
+    axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=1)
+
+
+def closest_example(report: Report, sample: int) -> tuple[torch.Tensor, float, int] | None:
+    """The closest example of a sample (*shape), its distance, and the class that the model gives
+    it; None where no attack broke it."""
+    best: tuple[torch.Tensor, float, int] | None = None
+    for label in report.measured:
+        frame = report.frames[label]
+        row = frame[(frame["index"] == sample) & frame["broken"]]
+        if row.empty or (best is not None and row["distance"].item() >= best[1]):
+            continue
+        examples = report.examples(label)
+        (place,) = np.flatnonzero(examples.index == sample)
+        point = torch.from_numpy(examples.points[place])
+        best = (point, row["distance"].item(), int(row["predicted"].item()))
+    return best

@@ -1,0 +1,1 @@
+"""Submissions: rows with their evidence, made, opened and replayed."""

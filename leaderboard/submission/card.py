@@ -1,0 +1,40 @@
+"""The model card of a row, for readers, as Markdown."""
+
+from typing import Any
+
+from defenses.training.saved import CARD, WEIGHTS
+from leaderboard.submission.record import EVIDENCE, RECORD, SPEC, Record
+
+
+def card_text(record: Record, card: dict[str, Any]) -> str:
+    """The card of a submission's model and how its numbers came about. `card` is its card.json."""
+    numbers = record.numbers
+    low, high = numbers.interval
+    versions = ", ".join(f"{name} {value}" for name, value in card["versions"].items())
+    options = "\n".join(f"- {key}: {value}" for key, value in card["hyperparameters"].items())
+    certified = "-" if numbers.certified is None else f"{100 * numbers.certified:.1f} %"
+    weights = record.weights.at or WEIGHTS
+    threat = card["threat"]
+    against = f"within {threat['norm']} {threat['eps']:g}" if threat else "no adversary named"
+    return f"""# {record.row} on {record.data.name}
+
+{record.about or "Trained as its specification says."}
+
+| | |
+|---|---|
+| task | {record.task}: {record.threat.norm} eps {record.threat.eps:g}, {record.samples} images |
+| natural | {100 * numbers.natural:.1f} % |
+| best-attack | {100 * numbers.best_attack:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |
+| certified | {certified} |
+| parameters | {card["parameters"]} |
+| weights | [{weights}]({weights}), SHA-256 {record.weights.sha256} |
+| training | {against}, seed {card["seed"]}, {card["seconds"]:g} s on {card["device"]} |
+| made with | {versions} |
+
+Files: [what was measured]({RECORD}), [how to make it again]({SPEC}), [the model's card]({CARD}),
+and [the adversarial examples]({EVIDENCE}). `bestattack leaderboard check FOLDER` replays them.
+
+Hyperparameters of `{card["recipe"]}`:
+
+{options}
+"""

@@ -1,0 +1,106 @@
+"""Submissions, replayed from weights and evidence alone."""
+
+from typing import Any
+
+import torch
+
+from attacks import Attack, Problem
+from attacks.problem import NotApplicableError
+from benchmark.errors import UserError
+from benchmark.keys import identify_object
+from benchmark.models.obtain import Trained
+from benchmark.report.report import Report
+from benchmark.run.assess import suited, traits
+from benchmark.run.verify import replay
+from benchmark.spec.lineup import choose
+from leaderboard.submission.card import card_text
+from leaderboard.submission.record import CARD_TEXT, RECORD, SPEC, numbers_of
+from leaderboard.submission.submission import Row, unreadable
+from leaderboard.submission.submitted_model import loaded, read_card
+
+
+def replay_row(row: Row, run_code: bool = False) -> Report:
+    """The report as it is found now, from weights and evidence. Raises UserError, in one line,
+    where anything differs from the record. Code of the submission's own is run only if `run_code`.
+    """
+    try:
+        with loaded(row.folder, row.record, row.spec, run_code) as saved:
+            _check_attacks(row, saved)
+            replayed = replay(
+                row.report, (), saved, row.task.samples, row.record.data.model_dump(),
+                row.record.block, "cpu",
+            )  # fmt: skip
+        if replayed.problems:
+            raise UserError(f"{row.folder}: {'; '.join(replayed.problems)}")
+        check_numbers(row, replayed.report)
+        _check_text(row)
+    except UserError:
+        raise
+    except Exception as error:  # what strangers write fails in more ways than can be listed
+        raise unreadable(row.folder, error) from error
+    return replayed.report
+
+
+def _check_attacks(row: Row, saved: Trained) -> None:
+    """Whether the task's attacks were run as the task has them, and those that are said not to
+    apply do not."""
+    where, spec = f"{row.folder / RECORD}", row.spec
+    named = choose(spec.suite, spec.attacks, spec.threat, [c.label for c in spec.defenses])
+    for label, entry in row.task.lineup.entries.items():
+        if named.entries.get(label) != entry:
+            raise UserError(f"{row.folder / SPEC} has other settings of {label} than the task's")
+        measured = row.record.cells[label]
+        attack, note = suited(saved.model, entry).attack, measured.note.model_dump()
+        if not _same(identify_object(attack), note["identity"].get("attack")):
+            raise UserError(f"{where}: {label} was run with other settings than the task's")
+        for name, value in traits(attack, saved.model, {}).items():
+            if note.get(name) != value:
+                raise UserError(f"{where}: {label}: its {name} is {note.get(name)}, not {value}")
+        if measured.inapplicable is not None and _applies(attack, row, saved):
+            raise UserError(f"{where}: {label} is said not to apply to the model, and does")
+
+
+def _same(wanted: dict[str, Any], found: Any) -> bool:
+    """Whether two attacks are of one class and options, whatever the version of their source."""
+    if not isinstance(found, dict) or wanted["class"] != found.get("class"):
+        return False
+    options = found.get("options")
+    return (
+        isinstance(options, dict)
+        and wanted["options"].keys() == options.keys()
+        and all(
+            _same(value, options[key]) if isinstance(value, dict) else value == options[key]
+            for key, value in wanted["options"].items()
+        )
+    )
+
+
+def _applies(attack: Attack, row: Row, saved: Trained) -> bool:
+    """Whether an attack finds something to do on a model; one that does not says so before any
+    work."""
+    samples = row.task.samples
+    number = torch.from_numpy(samples.number[:1])
+    problem = Problem(saved.model, samples.x[:1], samples.y[:1], row.task.spec.threat, index=number)
+    try:
+        attack(problem)
+    except NotApplicableError:
+        return False
+    return True
+
+
+def check_numbers(row: Row, report: Report) -> None:
+    """Raises UserError where the numbers of a row's record are not those of a report."""
+    where = row.folder / RECORD
+    found, said = numbers_of(report).model_dump(), row.record.numbers.model_dump()
+    for name, value in found.items():
+        if value != said[name]:
+            raise UserError(f"{where}: {name} is {said[name]}, and by weights and evidence {value}")
+    if missing := sorted(set(report.flags) - set(row.record.flags)):
+        raise UserError(f"{where} lacks the flags {', '.join(missing)}")
+
+
+def _check_text(row: Row) -> None:
+    path = row.folder / CARD_TEXT
+    wanted = card_text(row.record, read_card(row.folder))
+    if not path.is_file() or path.read_text(encoding="utf-8") != wanted:
+        raise UserError(f"{path} is missing, or not what record and card say")

@@ -1,0 +1,132 @@
+"""The model of a submission: its card, its weights, and code of its own, run only by leave."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError
+from benchmark.models.obtain import Trained, load_saved, recipe_of
+from benchmark.spec.components import Component
+from benchmark.spec.registry import only_plugins
+from benchmark.spec.run_spec import RunSpec
+from defenses import SavedModelError
+from defenses.training.saved import CARD, WEIGHTS
+from leaderboard.submission.record import NEEDED, RECORD, SPEC, Record
+
+# The option of an external defense that names code, "file.py:Factory" or "package.module:Factory".
+_MODEL = "model"
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a submission, with its components, and those of its parts, in one form. Raises
+    UserError where it is none."""
+    try:
+        return normalised(json.loads((folder / CARD).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{folder / CARD} is no card of a model") from error
+
+
+def normalised(card: dict[str, Any]) -> dict[str, Any]:
+    """A card with its components, and those of its parts, in one form: a component may be written
+    in several. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+    component = Component.model_validate(card["component"]).model_dump(mode="json")
+    parts = {name: normalised(part) for name, part in card.get("parts", {}).items()}
+    return card | {"component": component} | ({"parts": parts} if parts else {})
+
+
+def foreign(card: dict[str, Any]) -> Iterator[str]:
+    """The code that a card in the form of `read_card`, or one of its parts, names."""
+    model = card["component"]["options"].get(_MODEL)
+    if isinstance(model, str) and ":" in model:
+        yield model
+    for part in card.get("parts", {}).values():
+        yield from foreign(part)
+
+
+def code_files(card: dict[str, Any], spec: RunSpec) -> list[Path]:
+    """The files of code that a model needs: plugins, and those that its card names."""
+    named = [Path(model.partition(":")[0]) for model in foreign(card)]
+    return list(dict.fromkeys([*spec.plugins, *(path for path in named if path.suffix == ".py")]))
+
+
+def weights_of(folder: Path, record: Record) -> Path:
+    """The file of weights. Raises UserError where it is not at hand, or another."""
+    at = record.weights.at
+    path = folder / (at or WEIGHTS)
+    if at is not None and "://" in at:
+        path = folder / WEIGHTS
+        if not path.is_file():
+            raise UserError(f"{folder}: its weights are at {at}: download them to {path}")
+    if not path.is_file():
+        raise UserError(f"{path} is missing, though {folder / RECORD} says that weights are there")
+    if digest(path) != record.weights.sha256:
+        raise UserError(f"{path} holds other weights than {folder / RECORD} says: SHA-256 differs")
+    return path
+
+
+@contextmanager
+def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Iterator[Trained]:
+    """The model of a submission whose files are those that its record lists, while its plugins are
+    known. Raises UserError where it cannot be made, or has code of its own that is not to be run.
+    """
+    card, weights = read_card(folder), weights_of(folder, record)
+    if card.get("sha256") != record.weights.sha256:
+        raise UserError(f"{folder / CARD} is of other weights than {RECORD}: its SHA-256 differs")
+    own = [name for name in record.files if name not in NEEDED]
+    files = code_files(card, spec)
+    code = dict.fromkeys([*own, *(path.name for path in spec.plugins), *foreign(card)])
+    if code and not run_code:
+        raise UserError(
+            f"{folder} brings code of its own ({', '.join(code)}): read it, and give --run-code to "
+            "run it"
+        )
+    for path in files:
+        if path.name not in own:
+            raise UserError(f"{folder / SPEC} or {CARD} names {path.name}, which {RECORD} does not")
+    plugins = [folder / path.name for path in spec.plugins]
+    with tempfile.TemporaryDirectory() as home, only_plugins(plugins):
+        (Path(home) / WEIGHTS).write_bytes(weights.read_bytes())
+        (Path(home) / CARD).write_text(json.dumps(_at_home(card, folder)))
+        try:
+            saved = load_saved(Path(home))
+        except (UserError, SavedModelError) as error:
+            raise UserError(f"{folder}: {str(error).replace(home, str(folder))}") from error
+        _check_card(folder, card, saved)
+        yield saved
+
+
+def _at_home(card: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The card with the files of code that it names in the submission's folder."""
+    options = dict(card["component"]["options"])
+    file, colon, factory = str(options.get(_MODEL, "")).partition(":")
+    if colon and file.endswith(".py"):
+        options[_MODEL] = f"{(folder / Path(file).name).absolute()}:{factory}"
+    parts = {name: _at_home(part, folder) for name, part in card.get("parts", {}).items()}
+    card = card | {"component": card["component"] | {"options": options}}
+    return card | ({"parts": parts} if parts else {})
+
+
+def _check_card(folder: Path, card: dict[str, Any], saved: Trained) -> None:
+    """Whether what a card says of its model is so."""
+    parameters = sum(parameter.numel() for parameter in saved.model.parameters())
+    for name, found in (
+        ("fingerprint", saved.identity["weights"]),
+        ("parameters", parameters),
+    ):
+        if card.get(name) != found:
+            raise UserError(f"{folder / CARD}: {name} is {card.get(name)}, of the model {found}")
+    recipe = recipe_of(Component.model_validate(card["component"]))
+    given = card.get("hyperparameters")
+    made = json.loads(json.dumps(asdict(recipe), default=str))
+    if given != made:
+        raise UserError(f"{folder / CARD}: its hyperparameters are not those of its component")
