@@ -1,7 +1,8 @@
 """The one error that users see, and the hint in it."""
 
-import difflib
 from collections.abc import Iterable
+
+from attacks.messages import closest
 
 
 class UserError(Exception):
@@ -10,5 +11,5 @@ class UserError(Exception):
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A question where something close is known, else what is to be said otherwise."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else otherwise
+    close = closest(word, known)
+    return f"did you mean {close!r}?" if close else otherwise

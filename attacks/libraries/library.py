@@ -1,7 +1,6 @@
 """What the adapters of other attack libraries share: their names and options, and a safe run."""
 
 import ast
-import difflib
 import importlib
 import inspect
 import random
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import noise
+from attacks.messages import closest, reason
 from attacks.objectives import decided
 from attacks.problem import Family, Problem
 from attacks.threat import Norm, ThreatModel, per_sample
@@ -91,7 +91,7 @@ def load(library: str) -> ModuleType:
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == library:
             raise ValueError(f"{library} is not installed: pip install {library}") from error
-        raise ValueError(f"{library} cannot be imported: {_line(error)}") from error
+        raise ValueError(f"{library} cannot be imported: {reason(error)}") from error
 
 
 def find(library: str, attack: str, classes: Mapping[str, type]) -> type:
@@ -130,10 +130,8 @@ def parse(name: str, cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
-    folded = {one.casefold(): one for one in names}
-    close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
-    if close:
-        return f"did you mean {folded[close[0]]!r}?"
+    if close := closest(word, names):
+        return f"did you mean {close!r}?"
     if len(names) > _MANY:
         return "'bestattack list' shows all"
     return f"it has {', '.join(names) or 'none'}"
@@ -153,14 +151,7 @@ def build(name: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:
-        raise ValueError(f"{name}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if type(error) is ValueError and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise ValueError(f"{name}: {reason(error)}") from error
 
 
 class Target(nn.Module):
@@ -237,7 +228,7 @@ def run(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"{name}: {_line(error)}") from error
+        raise ValueError(f"{name}: {reason(error)}") from error
     points = _from_unit(points.detach(), part)
     points = problem.threat.clamp(torch.where(points.isnan(), part.x, points))
     if family == "minimal-norm":

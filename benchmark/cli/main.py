@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
@@ -130,12 +131,11 @@ def train(
     from benchmark.models import parts
     from benchmark.run.assess import resolve_device
     from benchmark.spec.components import read_component
-    from benchmark.spec.registry import load_plugin
+    from benchmark.spec.registry import load_plugins
     from benchmark.spec.run_spec import make_threat
     from defenses import read_card
 
-    for path in plugin:
-        load_plugin(path)
+    load_plugins(plugin)
     component = read_component(defense, "the defense").absolute()
     parts.check([component])
     dataset = load_dataset(data, data_root)
@@ -155,8 +155,7 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
     from benchmark.spec import registry
     from benchmark.studies.sweep.sweep_spec import describe_studies
 
-    for path in plugin:
-        registry.load_plugin(path)
+    registry.load_plugins(plugin)
     if kind in (Kind.foolbox, Kind.torchattacks):
         lines = registry.describe_library(kind.value)
     elif kind is Kind.studies:
@@ -233,15 +232,14 @@ def certify(
 ) -> None:
     """Prove, per test image, that no perturbation changes the label, or find one that does."""
     from benchmark.run.certify import certify_exactly
-    from benchmark.spec.registry import load_plugin
+    from benchmark.spec.registry import load_plugins
     from benchmark.spec.run_spec import make_threat
 
     if not exact:
         raise UserError("give --exact: what defenses certify themselves is in the table of a run")
     if norm != "linf":
         raise UserError(f"--exact works under linf only, not {norm}")
-    for path in plugin:
-        load_plugin(path)
+    load_plugins(plugin)
     threat = make_threat(norm, eps)
     found = certify_exactly(folder, data, threat, samples, limit, data_root, not quiet)
     typer.echo(found.table())
@@ -261,7 +259,7 @@ def main() -> None:
         # Not standalone: typer would end an interruption in silence and a mistyped flag in a box.
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _UsageError as error:
-        _fail(" ".join(error.format_message().split()), 2)
+        _fail(one_line(error.format_message()), 2)
     except (UserError, SavedModelError, TrainingError) as error:
         _fail(str(error), 1)
     except OSError as error:

@@ -41,11 +41,10 @@ def dont_care(
     data_root: Root = None,
 ) -> None:
     """Which don't-care conditions hold for images, and which explain robustness."""
-    from benchmark.spec.registry import load_plugin
+    from benchmark.spec.registry import load_plugins
     from benchmark.studies.conditions import dont_care_conditions
 
-    for path in plugin:
-        load_plugin(path)
+    load_plugins(plugin)
     _show(dont_care_conditions(folder, split, samples, offset, data_root), folder)
 
 
@@ -177,11 +176,10 @@ def data(
     quiet: Quiet = False,
 ) -> None:
     """How far apart the classes of data sets are, and how much room a threat leaves."""
-    from benchmark.spec.registry import load_plugin
+    from benchmark.spec.registry import load_plugins
     from benchmark.studies import limits as data
 
-    for path in plugin:
-        load_plugin(path)
+    load_plugins(plugin)
     _show(data.data(names, split, radii, eps, samples, device, data_root, speaker(quiet)), out)
 
 

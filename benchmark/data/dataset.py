@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attacks.messages import described
 from benchmark.data.files import DataError, Part
 
 
@@ -62,7 +63,7 @@ class Dataset:
         except DataError:
             raise
         except Exception as error:  # a plugin's own
-            raise DataError(f"{self.name}: {type(error).__name__}: {error}") from error
+            raise DataError(f"{self.name}: {described(error)}") from error
         x, y, n = split.x, split.y, len(split.y)
         if n == 0 or x.shape != (n, *self.shape) or y.shape != (n,):
             got = f"images {tuple(x.shape)} and labels {tuple(y.shape)}"

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from attacks.messages import one_line
 from benchmark.errors import UserError
 
 Part = Literal["train", "test"]
@@ -197,7 +198,7 @@ def _parse(parser: Callable[[bytes], T], path: Path, content: bytes) -> T:
     try:
         return parser(content)
     except Exception as error:  # a pickle can raise anything
-        raise DataError(f"cannot parse {path}: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot parse {path}: {one_line(error)}") from error
 
 
 def _parse_idx(content: bytes) -> Bytes:

@@ -1,9 +1,8 @@
 """Variants of data sets: classes kept, in another order or merged; training labels scrambled, and
 training images left out. Those that change images are in `benchmark.data.transforms`."""
 
-import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +13,7 @@ from attacks import noise
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import DataError, Part
 from benchmark.data.transforms import TRANSFORMS, Variant, to_number
+from benchmark.errors import did_you_mean
 
 # What `other` calls the class that it makes.
 OTHER = "other"
@@ -184,6 +184,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f": did you mean {close[0]!r}?" if close else f": there are {', '.join(known)}"
+def hint(word: str, known: Collection[str]) -> str:
+    """How the line on an unknown word goes on."""
+    there_are = f"there are {', '.join(known)}"
+    return f": {did_you_mean(word, known, there_are)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from attacks.messages import described
 from benchmark.errors import UserError
 from defenses.certificates import HasCertificate
 
@@ -94,8 +95,7 @@ def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
             frozen = copy.deepcopy(model).to(device, dtype).eval()
     except Exception as error:
         raise UserError(
-            f"the model cannot be copied to {device} as {dtype}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            f"the model cannot be copied to {device} as {dtype}: {described(error)}"
         ) from error
     for parameter in frozen.parameters():  # one by one, as a ScriptModule wants it
         parameter.requires_grad_(False)
@@ -131,8 +131,7 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
             logits, again = subject.model(x), subject.model(x)
     except Exception as error:
         raise UserError(
-            f"the model does not run on images of shape {tuple(x.shape)}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            f"the model does not run on images of shape {tuple(x.shape)}: {described(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

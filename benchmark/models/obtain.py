@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import defenses
+from attacks.messages import described
 from attacks import ThreatModel
 from benchmark.spec.components import SAVED, Component, configure
 from benchmark.data.sets import Dataset, fingerprint
@@ -258,7 +259,7 @@ def _naming(component: Component) -> Iterator[None]:
         raise UserError(f"defense {component.label!r}: {error}") from error
     except (TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"defense {component.label!r} fails: {type(error).__name__}: {error}"
+            f"defense {component.label!r} fails: {described(error)}"
         ) from error
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from attacks import Attack, ThreatModel
+from attacks.messages import described, one_line
 from attacks.problem import NotApplicableError
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.errors import UserError
@@ -84,7 +85,7 @@ def assess(
     try:
         measure_natural(subject, samples, cell, settings.block)
     except (RuntimeError, ValueError, TypeError, IndexError) as failure:
-        raise UserError(f"the model fails on some clean images: {_line(failure)}") from failure
+        raise UserError(f"the model fails on some clean images: {described(failure)}") from failure
     _close(cell, identity, device)
     report.add(NATURAL, key, cell, None)
     subject.flags |= probe(
@@ -147,9 +148,9 @@ def _attack(
         except UserError:
             raise
         except NotApplicableError as error:
-            return _Ended(inapplicable=" ".join(str(error).split()))
+            return _Ended(inapplicable=one_line(error))
         except Exception as error:
-            return _Ended(error=_line(error))
+            return _Ended(error=described(error))
     return _Ended()
 
 
@@ -164,12 +165,8 @@ def _certify(
         except UserError:
             raise
         except Exception as error:
-            return _line(error)
+            return described(error)
     return None
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def suited(model: nn.Module, entry: Entry) -> Entry:

@@ -34,7 +34,7 @@ from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess, environment, resolve_device
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import choose
-from benchmark.spec.registry import load_plugin
+from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import RunSpec, make_spec
 
 Say = Callable[[str], None]
@@ -46,8 +46,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     Raises UserError, SavedModelError or TrainingError, each in one line; what was measured before
     stays in the folder.
     """
-    for plugin in spec.plugins:
-        load_plugin(plugin)
+    load_plugins(spec.plugins)
     labels = [component.label for component in spec.defenses]
     lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
     check_sources(lineup, labels)
@@ -136,8 +135,7 @@ def samples_again(
 ) -> Samples:
     """The samples that the run in a folder was measured on, its plugins loaded. Raises UserError
     where its data are other ones now."""
-    for plugin in spec.plugins:
-        load_plugin(plugin)
+    load_plugins(spec.plugins)
     dataset = load_dataset(spec.data, root)
     samples = samples_of(dataset, spec)
     if identify(dataset, samples, spec) != manifest["data"]:

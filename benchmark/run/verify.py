@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ThreatModel
+from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
 from benchmark.judge.records import Block, MemoryCell, cell_key
@@ -233,8 +234,7 @@ def _replay_radii(
     try:
         measure_radii(subject, samples, report.threat, now, block)
     except Exception as error:
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        again.certify(key, now, f"fails now: {failure}")
+        again.certify(key, now, f"fails now: {described(error)}")
         return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
     for part in now.blocks():
         before, right = recorded.radius[part.index], recorded.right[part.index]

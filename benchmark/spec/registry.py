@@ -11,12 +11,13 @@ import importlib.util
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from attacks.messages import described
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import suites
 
@@ -64,7 +65,7 @@ class Registry:
             return entry.load() if isinstance(entry, EntryPoint) else _load(entry)
         except Exception as error:
             raise UserError(
-                f"{self.kind} {name!r} from {source} does not load: {_said(error)}"
+                f"{self.kind} {name!r} from {source} does not load: {described(error)}"
             ) from error
 
     def add(self, name: str, entry: Any, source: str) -> None:
@@ -105,10 +106,6 @@ def _load(entry: Any) -> Any:
         return entry
     module, _, attribute = entry.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _about(entry: Any) -> str:
@@ -198,12 +195,17 @@ def only_plugins(paths: Sequence[Path]) -> Iterator[None]:
     try:
         for registry in before:
             registry._local = {}
-        for path in paths:
-            load_plugin(path)
+        load_plugins(paths)
         yield
     finally:
         for registry, local in before.items():
             registry._local = local
+
+
+def load_plugins(paths: Iterable[Path]) -> None:
+    """`load_plugin` for each of some files, in their order."""
+    for path in paths:
+        load_plugin(path)
 
 
 def load_plugin(path: Path) -> None:
@@ -226,7 +228,7 @@ def load_plugin(path: Path) -> None:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"plugin {path} fails: {_said(error)}") from error
+        raise UserError(f"plugin {path} fails: {described(error)}") from error
     found = False
     for registry in (ATTACKS, DEFENSES, DATASETS):
         table = registry.plural.upper()

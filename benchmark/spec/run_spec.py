@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
 from benchmark.data.files import Part
 from benchmark.errors import UserError
@@ -130,7 +131,7 @@ def read_values(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the spec {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of settings such as 'data: mnist'")
     return values

@@ -20,7 +20,7 @@ from benchmark.report.tables import NORMS, on_order, on_settings
 from benchmark.run.runner import Say, load_run, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
-from benchmark.spec.registry import load_plugin
+from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, RunSpec, make_spec, read_budgets
 from benchmark.studies.study import Study, axes, flagged, percent
 
@@ -78,8 +78,7 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
     values |= {"attacks": [base], "suite": None, "mode": "table"}
     plain = make_spec(values)
     (inner,) = plain.attacks
-    for plugin in plain.plugins:
-        load_plugin(plugin)
+    load_plugins(plain.plugins)
     entries = choose(None, plain.attacks, plain.threat).entries.values()
     if any(hasattr(entry.attack, "base") for entry in entries):
         raise UserError(f"base {base!r} wraps another attack: name one that does not, such as pgd")

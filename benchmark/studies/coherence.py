@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import HasArms
+from attacks.messages import described, one_line
 from attacks.objectives import cross_entropy
 from attacks.problem import differentiate
 from benchmark.data.files import Part
@@ -23,7 +24,7 @@ from benchmark.judge.subject import freeze, full_precision
 from benchmark.models.obtain import load_saved
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import load_run
-from benchmark.spec.registry import load_plugin
+from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device
 from benchmark.studies.study import Study, axes
 
@@ -53,8 +54,7 @@ def coherence(
     will not do.
     """
     spec, manifest, _ = load_run(folder)
-    for plugin in spec.plugins:
-        load_plugin(plugin)
+    load_plugins(spec.plugins)
     where, dtype = resolve_device(device or spec.device), getattr(torch, spec.precision)
     rows = {row["defense"]: load_saved(folder / row["model"]).model for row in manifest["rows"]}
     rows = {label: model for label, model in rows.items() if _kind(model)}
@@ -69,9 +69,8 @@ def coherence(
         try:
             values = [_measured(frozen, x.to(where, dtype), y.to(where)).cpu() for x, y in blocks]
         except _FAILURES as error:
-            why = " ".join(str(error).split())
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            left_out.append(f"{label}: {kind}{why}")
+            why = one_line(error) if isinstance(error, ValueError) else described(error)
+            left_out.append(f"{label}: {why}")
             continue
         columns = {"defense": label, "kind": _kind(model), "index": range(count)}
         frames.append(pd.DataFrame(columns | {"coherence": torch.cat(values).numpy()}))

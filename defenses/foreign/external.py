@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.messages import reason
 from defenses.networks.architectures import Shape, build_architecture
 from defenses.networks.text import parse_layers
 from defenses.recipes.adversarial import evaluating
 from defenses.recipes.recipe import Plain
 from defenses.weights import misfit
+
+# Characters of an error of foreign code that are shown at most.
+_LONGEST = 300
 
 # What names gain in DataParallel, in a module that holds a `model`, and behind a normalisation in
 # an nn.Sequential.
@@ -186,6 +190,4 @@ def _foreign(name: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: {kind}{reason[:300]}") from error
+        raise ValueError(f"{name}: {reason(error)[:_LONGEST]}") from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attacks import ThreatModel
+from attacks.messages import one_line
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, IntArray, MemoryCell
@@ -228,7 +229,7 @@ def unpack(
     except UserError:
         raise
     except Exception as error:  # damaged files fail in more ways than numpy and zipfile list
-        raise UserError(f"the evidence is damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"the evidence is damaged: {one_line(error)}") from error
 
 
 def _cell(

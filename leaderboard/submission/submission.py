@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from attacks.messages import described
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import MemoryCell
@@ -63,9 +64,7 @@ def open_row(folder: Path, tasks: Mapping[str, Task]) -> Row:
 
 def unreadable(folder: Path, error: Exception) -> UserError:
     """A line for what is not foreseen of a submission's files."""
-    return UserError(
-        f"{folder} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    )
+    return UserError(f"{folder} cannot be read: {described(error)[:200]}")
 
 
 def _check_files(folder: Path, record: Record) -> None:

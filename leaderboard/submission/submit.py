@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from attacks import ThreatModel
+from attacks.messages import one_line
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import write
 from benchmark.judge.subject import full_precision
@@ -19,7 +20,7 @@ from benchmark.report.report import Report
 from benchmark.run.runner import load_run
 from benchmark.run.verify import examine_twice
 from benchmark.spec.components import CERTIFIED, SAVED, Component
-from benchmark.spec.registry import load_plugin
+from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import RunSpec
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.card import card_text
@@ -63,8 +64,7 @@ def submit(
     was made of a row does not hold; nothing is left of that row then.
     """
     spec, manifest, reports = load_run(run)
-    for plugin in spec.plugins:
-        load_plugin(plugin)
+    load_plugins(spec.plugins)
     task = _task_of(run, spec, manifest, tasks)
     names = [report.name for report in reports]
     for row in rows:
@@ -83,7 +83,7 @@ def submit(
         _check_whole(run, report, task)
     for report, row in chosen:
         saved = load_saved(run / row["model"])
-        line = " ".join(about.get(report.name, "").split())
+        line = one_line(about.get(report.name, ""))
         files = _files(report, saved, spec, manifest, task, line, weights_at)
         folder = out / task.name / slug(report.name)
         _write(folder, files, tasks)

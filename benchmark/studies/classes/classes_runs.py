@@ -23,7 +23,7 @@ from benchmark.run.assess import Settings, assess, resolve_device
 from benchmark.run.runner import Say, samples_of
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
 from benchmark.spec.lineup import Entry, Lineup, choose, sources
-from benchmark.spec.registry import load_plugin
+from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import RunSpec, read_budgets
 from benchmark.studies.classes.classes_shown import caption, draw, table
 from benchmark.studies.classes.first_against_rest import FirstAgainstRest
@@ -87,8 +87,7 @@ def classes(
     Differs from the source: best-attack at an eps is over all points found, at any budget, so that
     it never rises with eps.
     """
-    for plugin in spec.plugins:
-        load_plugin(plugin)
+    load_plugins(spec.plugins)
     texts = read_budgets(spec.norm, budgets)
     lineup = choose(spec.suite, spec.attacks, spec.threat)
     _check(spec, lineup)

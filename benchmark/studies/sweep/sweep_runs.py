@@ -25,7 +25,7 @@ from benchmark.run.assess import resolve_device
 from benchmark.run.runner import Say, load_run, run, samples_of
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
 from benchmark.spec.lineup import choose
-from benchmark.spec.registry import load_plugin
+from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, RunSpec, read_values
 from benchmark.studies.study import Study
 from benchmark.studies.sweep.sweep_shown import TEST, TRAIN, caption, draw, table
@@ -111,8 +111,7 @@ def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Repo
 
 def check_point(one: RunSpec, root: Path | None) -> None:
     """Find before any work what would fail later. Raises UserError."""
-    for plugin in one.plugins:
-        load_plugin(plugin)
+    load_plugins(one.plugins)
     choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
     check(one.defenses)
     check_fit(one.defenses, load_dataset(one.data, root))
