@@ -1,4 +1,4 @@
-"""The command line: bestattack leaderboard submit, check, build, verify; and all of benchmark's."""
+"""The command line: `bestattack leaderboard`, beside all commands of `benchmark`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -98,6 +98,27 @@ def build(
         typer.echo(f"{board / 'README.md'} and {board / 'site' / 'index.html'} are written")
     if refused:
         raise UserError(f"{len(refused)} of {len(folders)} submissions do not hold")
+
+
+@leaderboard.command()
+def migrate(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of submissions; default: all rows of the board.")
+    ] = [],  # noqa: B006
+    run_code: RunCode = False,
+    board: Board = Path("leaderboard"),
+    data_root: Root = None,
+) -> None:
+    """Bring submissions of an earlier format up to the present one. No figure changes."""
+    from leaderboard.submission.migrate import migrate as bring_up
+    from leaderboard.submission.submission import row_folders
+    from leaderboard.tasks import load_tasks
+
+    tasks = load_tasks(board, data_root)
+    rows = [folder for task in tasks.values() for folder in row_folders(board, task)]
+    for folder in folders or rows:
+        done = bring_up(folder, tasks, run_code)
+        typer.echo(f"{folder}: {'brought up' if done else 'is of the present format already'}")
 
 
 @leaderboard.command()

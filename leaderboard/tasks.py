@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from benchmark.data.sets import Dataset, load_dataset
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
-from benchmark.run.runner import identify, samples_of
+from benchmark.keys import identify_data
+from benchmark.run.runner import samples_of
 from benchmark.spec.lineup import Lineup, choose
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
@@ -80,7 +81,7 @@ class Task:
     @cached_property
     def data(self) -> dict[str, str]:
         """What tells the task's images and labels from others."""
-        return identify(self.dataset, self.samples, self.spec)
+        return identify_data(self.dataset, self.spec.split, self.spec.labels)
 
     @cached_property
     def lineup(self) -> Lineup:

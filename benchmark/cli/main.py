@@ -13,12 +13,12 @@ from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
-from benchmark.data.files import Part
 from benchmark.errors import UserError
-from benchmark.spec.run_spec import Device, Labels, Mode, Precision
+from benchmark.spec.run_spec import Device, Labels, Mode, Part, Precision
 
 if TYPE_CHECKING:
     from benchmark.report.report import Report
+    from benchmark.spec.run_spec import RunSpec
 
 app = typer.Typer(
     help="Best-attack accuracy: attack defenses with everything, count a sample as robust only if "
@@ -84,30 +84,37 @@ def run(
     """Train defenses, attack them, print the best-attack table. Running again resumes."""
     from benchmark.report import tables
     from benchmark.run import runner
-    from benchmark.spec.run_spec import make_spec, read_values
 
-    values: dict[str, Any] = read_values(spec) if spec else {}
-    if spec and isinstance(values.get("plugins"), list):
-        # Beside the spec, where there is such a file: a row of the leaderboard has them there.
-        beside = [spec.parent / str(name) for name in values["plugins"]]
-        values["plugins"] = [
-            str(path) if path.is_file() else name
-            for path, name in zip(beside, values["plugins"], strict=True)
-        ]
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,
         "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
         "plugins": [str(path) for path in plugin],
     }  # fmt: skip
-    values |= {key: value for key, value in flags.items() if value not in (None, [])}
-    made = make_spec(values)
+    made = _spec_of(spec, flags)
     name = f"{made.data.replace('/', '_')}-{made.norm}-{made.eps:g}"
     folder = out or Path("runs") / (spec.stem if spec else name)
     reports = runner.run(made, folder, data_root, not quiet, speaker(quiet))
     typer.echo("\n" + tables.render(reports, made))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
+
+
+def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
+    """The spec in a file, if one is given, with what flags say in place of what it says."""
+    from benchmark.spec.run_spec import make_spec, read_values
+
+    values: dict[str, Any] = read_values(path) if path else {}
+    if path and isinstance(values.get("plugins"), list):
+        # Beside the spec, where there is such a file: a row of the leaderboard has them there.
+        beside = [path.parent / str(name) for name in values["plugins"]]
+        values["plugins"] = [
+            str(file) if file.is_file() else name
+            for file, name in zip(beside, values["plugins"], strict=True)
+        ]
+    return make_spec(
+        values | {key: value for key, value in flags.items() if value not in (None, [])}
+    )
 
 
 @app.command()
@@ -127,24 +134,25 @@ def train(
 ) -> None:
     """Train one defense into a folder, to be attacked as saved:FOLDER. Running again resumes."""
     from benchmark.data.sets import load_dataset
-    from benchmark.models import obtain as models
-    from benchmark.models import parts
+    from benchmark.models.obtain import train as train_into
+    from benchmark.models.others import check_fit, parts_of
     from benchmark.run.assess import resolve_device
     from benchmark.spec.components import read_component
     from benchmark.spec.registry import load_plugins
+    from benchmark.spec.roster import enrol
     from benchmark.spec.run_spec import make_threat
     from defenses import read_card
 
     load_plugins(plugin)
     component = read_component(defense, "the defense").absolute()
-    parts.check([component])
+    roster = enrol([component])
+    (member,) = roster.values()
     dataset = load_dataset(data, data_root)
-    parts.check_fit([component], dataset)
+    check_fit(roster, dataset)
     threat = make_threat(norm, eps) if eps else None
-    models.train(
-        component, dataset, threat, seed, out, resolve_device(device), not quiet,
-        parts.gather(component, {}),
-    )  # fmt: skip
+    train_into(
+        member, dataset, threat, seed, out, resolve_device(device), not quiet, parts_of(member, {})
+    )
     natural = read_card(out)["natural_accuracy"]
     typer.echo(f"{component.label} on {dataset.name}: natural accuracy {natural:.2%}, in {out}")
 

@@ -1,5 +1,6 @@
 """What a data set is: named classes, and images with labels in two splits."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,17 @@ import torch
 from torch import Tensor
 
 from attacks.messages import described
-from benchmark.data.files import DataError, Part
+from benchmark.data.files import DataError
+from benchmark.spec.run_spec import Part
+
+
+def fingerprint(x: Tensor, y: Tensor) -> str:
+    """The SHA-256, in hexadecimal, of shape, dtype and bytes of images and labels."""
+    digest = hashlib.sha256()
+    for tensor in (x, y):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +58,26 @@ class Dataset:
         """The split to measure on."""
         return self._checked("test")
 
+    def split(self, part: Part) -> Split:
+        """One of the two splits."""
+        return self.train if part == "train" else self.test
+
+    def fingerprint(self, part: Part) -> str:
+        """A hash of the content of a split: see `fingerprint`."""
+        return self._train_fingerprint if part == "train" else self._test_fingerprint
+
+    @cached_property
+    def _train_fingerprint(self) -> str:
+        return fingerprint(self.train.x, self.train.y)
+
+    @cached_property
+    def _test_fingerprint(self) -> str:
+        return fingerprint(self.test.x, self.test.y)
+
     def first(self, part: Part, count: int | None = None) -> Split:
         """The first `count` images of a split, by default all. Raises DataError where there are
         fewer."""
-        split = self.train if part == "train" else self.test
+        split = self.split(part)
         if count is not None and count > len(split.y):
             raise DataError(
                 f"{self.name} has {len(split.y)} {part} images, not {count}: lower samples"

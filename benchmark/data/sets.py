@@ -24,7 +24,6 @@ Labels of fashion-mnist: t-shirt, trouser, pullover, dress, coat, sandal, shirt,
 ankle-boot. Labels of cifar10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,12 +32,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
-from benchmark.data.files import DataError, Part, read_cifar10, read_idx
+from benchmark.data.files import DataError, read_cifar10, read_idx
 from benchmark.data.variants import VARIANTS, hint
 from benchmark.spec.registry import DATASETS
+from benchmark.spec.run_spec import Part
 
 __all__ = [
     "VARIANTS",
@@ -49,7 +48,6 @@ __all__ = [
     "cifar10",
     "digits",
     "fashion_mnist",
-    "fingerprint",
     "load_dataset",
     "mnist",
 ]
@@ -74,15 +72,6 @@ def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
             raise DataError(f"{name}: unknown variant {key!r}{hint(key, VARIANTS)}")
         dataset = VARIANTS[key](dataset, value)
     return dataset
-
-
-def fingerprint(x: Tensor, y: Tensor) -> str:
-    """The sha256, in hex, of shape, dtype and bytes of images and labels."""
-    digest = hashlib.sha256()
-    for tensor in (x, y):
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def digits(root: Path | None) -> Dataset:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from attacks import noise
 from benchmark.data.dataset import Dataset, Split
-from benchmark.data.files import DataError, Part
+from benchmark.data.files import DataError
 from benchmark.data.transforms import TRANSFORMS, Variant, to_number
 from benchmark.errors import did_you_mean
+from benchmark.spec.run_spec import Part
 
 # What `other` calls the class that it makes.
 OTHER = "other"
@@ -113,7 +114,7 @@ def _renumbered(
 
 def _load_renumbered(dataset: Dataset, places: Tensor, part: Part) -> Split:
     # Its own splits, which are checked, and kept for other variants of it.
-    split = dataset.train if part == "train" else dataset.test
+    split = dataset.split(part)
     return Split(split.x, places[split.y])
 
 

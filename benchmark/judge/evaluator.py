@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Attack, Problem, ThreatModel
-from benchmark.judge.records import Block, Cell, IntArray
+from benchmark.judge.records import Block, Cell, IntArray, blocks_of
 from benchmark.judge.subject import Subject
+
+# In the keys of all that is judged here. Raised when the verdict on a point, or what is recorded
+# of it, changes; `tests/test_versions.py` notices where it was not.
+VERSION = 1
 
 # How far, as a part of eps, a returned point may lie outside before the attack is flagged for it.
 # It decides a flag only: every point is projected without tolerance before it is judged.
@@ -63,11 +67,8 @@ def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) 
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, part)
         predicted, wrong = subject.judge(clean, labels)
-        nothing = torch.zeros_like(labels)
         distance = torch.where(wrong, 0.0, torch.nan).double()
-        cell.add(
-            _block(part, labels, predicted, wrong, distance, nothing, nothing, clean[:0], 0, began)
-        )
+        cell.add(_block(part, labels, predicted, wrong, distance, began))
 
 
 def measure_radii(
@@ -91,13 +92,7 @@ def measure_radii(
         predicted, radius = subject.certify(clean)
         if threat.norm == "linf":
             radius = radius / math.sqrt(clean[0].numel())
-        nothing = torch.zeros_like(labels)
-        cell.add(
-            _block(
-                part, labels, predicted, predicted != labels, radius, nothing, nothing,
-                clean[:0], 0, began,
-            )
-        )  # fmt: skip
+        cell.add(_block(part, labels, predicted, predicted != labels, radius, began))
         advance(len(part))
 
 
@@ -141,19 +136,15 @@ def measure_attack(
         distance = threat.distance(points, clean)
         broken = wrong & (distance <= threat.eps)
         distance = torch.where(wrong, distance, torch.nan)
-        cell.add(
-            _block(
-                part, labels, predicted, broken, distance, meter.forwards, meter.backwards,
-                points[wrong], outside, began,
-            )
-        )  # fmt: skip
+        attacked = _Attacked(meter.forwards, meter.backwards, outside, points[wrong])
+        cell.add(_block(part, labels, predicted, broken, distance, began, attacked))
         advance(len(part), int(broken.sum()))
 
 
 def _enforce(
     points: Tensor, clean: Tensor, attack: Attack, threat: ThreatModel
-) -> tuple[Tensor, int]:
-    """Points in the box, and in the ball where they should be; how many were clearly outside."""
+) -> tuple[Tensor, Tensor]:
+    """Points in the box, and in the ball where they should be; which were clearly outside (n,)."""
     undefined = points.isnan()
     points = torch.where(undefined, clean, points)
     slack = _ROUNDING * threat.eps
@@ -165,17 +156,18 @@ def _enforce(
         near = torch.ones_like(near)
     inside = threat.enforce(points, clean)
     shape = (-1, *[1] * (clean.dim() - 1))
-    return torch.where(near.view(shape), inside, threat.clamp(points)), int(outside.sum())
+    return torch.where(near.view(shape), inside, threat.clamp(points)), outside
 
 
 def _remaining(
     cell: Cell, index: IntArray, advance: Callable[[int, int], None] = lambda samples, broken: None
 ) -> IntArray:
-    """The places that no block holds yet; `advance` is told of those that do."""
-    for block in cell.blocks(images=False):
-        index = np.setdiff1d(index, block.index)
+    """Those of some places that no block holds yet; `advance` is told of those that one does."""
+    held = [np.empty(0, np.int64)]
+    for block in blocks_of(cell, index, images=False):
+        held.append(block.index)
         advance(len(block.index), int(block.broken.sum()))
-    return index
+    return np.setdiff1d(index, np.concatenate(held))
 
 
 def _parts(index: IntArray, block: int) -> list[IntArray]:
@@ -188,27 +180,40 @@ def _fetch(subject: Subject, samples: Samples, part: IntArray) -> tuple[Tensor, 
     return x.to(subject.device, subject.dtype), y.to(subject.device)
 
 
+@dataclass(frozen=True)
+class _Attacked:
+    """What an attack did to a block: passes (n,), which points it left outside (n,), and the judged
+    points of the misclassified samples."""
+
+    forwards: Tensor
+    backwards: Tensor
+    outside: Tensor
+    adversarial: Tensor
+
+
 def _block(
     index: IntArray,
     label: Tensor,
     predicted: Tensor,
     broken: Tensor,
     distance: Tensor,
-    forwards: Tensor,
-    backwards: Tensor,
-    adversarial: Tensor,
-    outside: int,
     began: float,
+    attacked: _Attacked | None = None,
 ) -> Block:
+    """The records of a block that was begun at a time; without an attack, it took no passes."""
+    if attacked is None:
+        nothing = torch.zeros_like(label)
+        attacked = _Attacked(nothing, nothing, nothing.bool(), torch.empty(0))
     return Block(
-        index,
-        label.cpu().numpy(),
-        predicted.cpu().numpy(),
-        broken.cpu().numpy(),
-        distance.cpu().numpy(),
-        forwards.cpu().numpy(),
-        backwards.cpu().numpy(),
-        adversarial.cpu().numpy(),
-        outside,
-        time.perf_counter() - began,
+        index=index,
+        label=label.cpu().numpy(),
+        predicted=predicted.cpu().numpy(),
+        broken=broken.cpu().numpy(),
+        distance=distance.cpu().numpy(),
+        forwards=attacked.forwards.cpu().numpy(),
+        backwards=attacked.backwards.cpu().numpy(),
+        outside=attacked.outside.cpu().numpy(),
+        # After all that waits for the device.
+        seconds=np.full(len(index), (time.perf_counter() - began) / len(index)),
+        adversarial=attacked.adversarial.cpu().numpy(),
     )

@@ -1,15 +1,14 @@
-"""What was measured: blocks of per-sample records, in memory or on disk.
+"""What was measured: records by sample, in blocks, in memory or on disk.
 
 A cell is one (defense, data, threat, attack, seed). It is a set of blocks, each written whole or
 not at all, and a closing note. A run that is killed keeps every block that it finished; running
-again works on the samples that no block holds.
+again, also for more or for fewer samples, works on those alone that no block holds.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +20,7 @@ from benchmark.errors import UserError
 from defenses.weights import write_atomically
 
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,42 @@ class Block:
     distance      float64, of the judged point where misclassified, NaN where not; in the cell of a
                   certificate, the radius within which `predicted` holds.
     forwards, backwards   model passes spent on the sample by the attack.
+    outside       whether the attack left the sample outside the ball or the box.
+    seconds       float64, the time of the block that a sample was measured in, shared equally.
     adversarial   (k, *shape) the judged points of the k misclassified samples, in order.
-    outside       how many samples the attack left outside the ball or box.
-    seconds       for the whole block.
     """
 
     index: IntArray
     label: IntArray
     predicted: IntArray
-    broken: NDArray[np.bool_]
+    broken: BoolArray
     distance: NDArray[np.float64]
     forwards: IntArray
     backwards: IntArray
+    outside: BoolArray
+    seconds: NDArray[np.float64]
     adversarial: NDArray[np.float32] | NDArray[np.float64]
-    outside: int
-    seconds: float
 
     @property
-    def found(self) -> NDArray[np.bool_]:
+    def found(self) -> BoolArray:
         """The samples that `adversarial` holds a point for."""
         return ~np.isnan(self.distance)
+
+    def select(self, keep: BoolArray) -> "Block":
+        """The block of some samples alone. Points that were not loaded stay so."""
+        values = {name: getattr(self, name)[keep] for name in BY_SAMPLE}
+        if len(self.adversarial):
+            values["adversarial"] = self.adversarial[keep[self.found]]
+        return replace(self, **values)
 
     def frame(self) -> pd.DataFrame:
         """One row per sample, without the images."""
         columns = ("index", "label", "predicted", "broken", "distance", "forwards", "backwards")
         return pd.DataFrame({name: getattr(self, name) for name in columns})
+
+
+# All fields of a block but the last have one value for each sample.
+BY_SAMPLE = tuple(field.name for field in fields(Block))[:-1]
 
 
 class Cell(Protocol):
@@ -125,17 +136,25 @@ class FolderCell:
         return note
 
 
+def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Block]:
+    """A cell's records of some samples: what it holds of others is left out, and of a sample that
+    two blocks hold, the first counts."""
+    for block in cell.blocks(images):
+        wanted = np.isin(block.index, samples)
+        samples = np.setdiff1d(samples, block.index)
+        if wanted.any():
+            yield block if wanted.all() else block.select(wanted)
+
+
 def _decode(content: bytes, images: bool) -> Block | None:
     """The block in a file; None where it is damaged."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            names = [field.name for field in fields(Block)[:-2] if field.name != "adversarial"]
-            return Block(
-                **{name: data[name] for name in names},
-                adversarial=data["adversarial"] if images else np.empty(0, np.float32),
-                outside=int(data["outside"]),
-                seconds=float(data["seconds"]),
-            )
+            values = {name: data[name] for name in BY_SAMPLE}
+            if len({len(value) for value in values.values()}) != 1:
+                return None
+            images_or_none = data["adversarial"] if images else np.empty(0, np.float32)
+            return Block(**values, adversarial=images_or_none)
     except MemoryError:
         raise
     except Exception:  # a damaged file fails in more ways than numpy, zipfile and zlib list
@@ -162,9 +181,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all. Raises UserError."""
     write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def cell_key(identity: dict[str, Any]) -> str:
-    """The name of a cell: a hash of all that determines its result."""
-    text = json.dumps(identity, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.judge.records import Cell, IntArray
+from benchmark.judge.records import Block, IntArray
 
 # How much nearer than a radius a misclassified point must be to contradict it: less is rounding, of
 # the radius or of the model.
@@ -26,9 +26,9 @@ class Radii:
     right: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, cell: Cell, total: int) -> "Radii":
-        """Those in a cell. Raises ValueError where it lacks some of `total` samples."""
-        blocks = list(cell.blocks(images=False))
+    def of(cls, blocks: Iterable[Block], total: int) -> "Radii":
+        """Those in some records. Raises ValueError where they lack some of `total` samples."""
+        blocks = list(blocks)
         index = np.concatenate([np.empty(0, np.int64), *(block.index for block in blocks)])
         # A sample without a record must never count as certified.
         if not np.array_equal(np.sort(index), np.arange(total)):

@@ -1,13 +1,13 @@
 """From per-sample records to accuracies: aggregation, and how a report reads."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from attacks import ThreatModel
-from benchmark.judge.records import Cell, IntArray
+from benchmark.judge.records import Block, Cell, IntArray, blocks_of
 from benchmark.judge.subject import UNDEFINED
 from benchmark.report.accuracy import Accuracy, Examples, doubtful
 from benchmark.report.diagnostics import Trace, compare, unconverged
@@ -37,6 +37,7 @@ class Report:
                   is a certificate, `radius` is the sample's certified radius, in the run's norm.
     adversarial   for each attack, its judged misclassified points.
     cells         what it is made from: natural, the certificate and each attack, by label.
+    places        which of the samples count under each label.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Report:
         self.radii: Radii | None = None
         self._flags = flags
         self.cells: dict[str, Cell] = {}
+        self.places: dict[str, IntArray] = {}
         self.frames: dict[str, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
         self.outside: dict[str, int] = {}
@@ -75,13 +77,14 @@ class Report:
     ) -> None:
         """Take in a cell. One that failed, lacks samples or does not apply counts for nothing."""
         expected = np.arange(self.total) if label == NATURAL else self.remaining(after)
-        frames, seconds, outside = [], 0.0, 0
-        for block in cell.blocks(images=False):
-            frames.append(block.frame())
-            seconds += block.seconds
-            outside += block.outside
         self.cells[label] = cell
         self.keys[label] = key
+        self.places[label] = expected
+        frames, seconds, outside = [], 0.0, 0
+        for block in self.blocks(label, images=False):
+            frames.append(block.frame())
+            seconds += float(block.seconds.sum())
+            outside += int(block.outside.sum())
         self.seconds[label] = seconds
         self.outside[label] = outside
         if after:
@@ -102,13 +105,21 @@ class Report:
         if error is not None:
             self.errors[label] = error
 
+    def blocks(self, label: str, images: bool = True) -> Iterator[Block]:
+        """The records under a label, of the samples that count there alone: the cell may hold more,
+        of runs on other numbers of samples."""
+        return blocks_of(self.cells[label], self.places[label], images)
+
     def certify(self, key: str, cell: Cell, error: str | None) -> None:
         """Take in the cell of the model's certificate. One that failed certifies nothing."""
         self.cells[CERTIFIED] = cell
         self.keys[CERTIFIED] = key
-        self.seconds[CERTIFIED] = sum(block.seconds for block in cell.blocks(images=False))
+        self.places[CERTIFIED] = np.arange(self.total)
+        seconds = (block.seconds.sum() for block in self.blocks(CERTIFIED, images=False))
+        self.seconds[CERTIFIED] = float(sum(seconds))
         try:
-            self.radii = Radii.of(cell, self.total) if error is None else None
+            blocks = self.blocks(CERTIFIED, images=False)
+            self.radii = Radii.of(blocks, self.total) if error is None else None
         except ValueError as incomplete:
             error = str(incomplete)
         if error is not None:
@@ -261,7 +272,7 @@ class Report:
 
     def examples(self, label: str) -> Examples:
         """The judged misclassified points of an attack."""
-        blocks = list(self.cells[label].blocks())
+        blocks = list(self.blocks(label))
         if not blocks:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         index = np.concatenate([block.index[block.found] for block in blocks])

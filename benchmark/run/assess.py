@@ -1,7 +1,6 @@
 """One model, many attacks: from a model and samples to a report. Shared by `evaluate` and runs."""
 
 import dataclasses
-import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping
@@ -19,10 +18,16 @@ from attacks.wrappers.transfer import HasSurrogate
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
 from benchmark.judge.probes import probe
-from benchmark.judge.records import Cell, IntArray, cell_key
+from benchmark.judge.records import Cell, IntArray
 from benchmark.judge.subject import Subject, check_model, examine, freeze, full_precision
-from benchmark.keys import JUDGE, identify_object
-from benchmark.models.peers import Peer
+from benchmark.keys import (
+    Identity,
+    identify_attacked,
+    identify_certificate,
+    identify_natural,
+    key_of,
+)
+from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
@@ -53,15 +58,15 @@ def assess(
     model: nn.Module,
     samples: Samples,
     lineup: Lineup,
-    peers: Mapping[str, Peer],
+    peers: Mapping[str, Trained],
     settings: Settings,
     cells: Cells,
-    subject_identity: dict[str, Any],
+    about: Identity,
     classes: int | None = None,
     notify: Notify = lambda report, label: None,
 ) -> Report:
     """Attack a model and report. `peers` are the models that attacks craft points on, by name;
-    `cells` gives the cell of a key; `subject_identity` names model and data in each key; `notify`
+    `cells` gives the cell of a key; `about` identifies model and data in each key; `notify`
     is told of the natural cell, of the certificate and of each attack when it is done.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
@@ -69,18 +74,12 @@ def assess(
     the model cannot be evaluated at all.
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
-    identity = {
-        "judge": JUDGE,
-        "torch": torch.__version__,
-        "device": device.type,
-        "precision": settings.precision,
-        **subject_identity,
-    }
+    identity = identify_natural(about, device, settings.precision)
     subject = examine(model, device, dtype)
     first = slice(0, settings.block)
     columns = check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
     report = Report(name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes)
-    key = cell_key(identity)
+    key = key_of(identity)
     cell = cells(key)
     try:
         measure_natural(subject, samples, cell, settings.block)
@@ -94,8 +93,8 @@ def assess(
     subject.flags |= plain_flags(report, columns)
     notify(report, NATURAL)
     if isinstance(subject.model, HasCertificate):
-        full = identity | {"certificate": settings.threat.norm}
-        key = cell_key(full)
+        full = identify_certificate(identity, settings.threat)
+        key = key_of(full)
         cell = cells(key)
         error = _certify(name, subject, samples, settings, cell)
         _close(cell, full, device, error=error)
@@ -105,8 +104,11 @@ def assess(
     for label, entry in _ordered(entries, settings.mode):
         attack, todo = entry.attack, report.remaining(entry.after)
         used = {name: peers[name] for name in sorted(sources(attack))}
-        full = identity | _identify(attack, used, settings, todo)
-        key = cell_key(full)
+        full = identify_attacked(
+            identity, attack, {name: peer.identity for name, peer in used.items()},
+            settings.threat, settings.seed, todo, settings.block,
+        )  # fmt: skip
+        key = key_of(full)
         cell = cells(key)
         title = f"{name} {label}"
         ended = _attack(title, subject, samples, todo, attack, used, settings, cell)
@@ -130,7 +132,7 @@ def _attack(
     samples: Samples,
     todo: IntArray,
     attack: Attack,
-    peers: Mapping[str, Peer],
+    peers: Mapping[str, Trained],
     settings: Settings,
     cell: Cell,
 ) -> _Ended:
@@ -184,7 +186,7 @@ def plain_flags(report: Report, columns: int) -> set[str]:
     )
 
 
-def traits(attack: Attack, model: nn.Module, used: Mapping[str, Peer]) -> dict[str, Any]:
+def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dict[str, Any]:
     """What flags need to know of an attack on a model, where it crafts points on `used`."""
     # A row may be its own source; only its surrogate is another model then.
     itself = any(peer.model is model for peer in used.values())
@@ -201,19 +203,6 @@ def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:
     if mode == "table":
         return list(entries.items())
     return sorted(entries.items(), key=lambda item: getattr(item[1].attack, "passes", math.inf))
-
-
-def _identify(
-    attack: Attack, peers: Mapping[str, Peer], settings: Settings, todo: IntArray
-) -> dict[str, Any]:
-    threat = settings.threat
-    return {
-        "threat": dataclasses.asdict(threat),
-        "attack": identify_object(attack),
-        "peers": {name: peer.identity for name, peer in peers.items()},
-        "seed": settings.seed,
-        "samples": hashlib.sha256(todo.astype("<i8").tobytes()).hexdigest()[:16],
-    } | ({"block": settings.block} if getattr(attack, "by_block", False) else {})
 
 
 def _close(cell: Cell, identity: dict[str, Any], device: torch.device, **facts: Any) -> None:

@@ -1,6 +1,7 @@
 """What is proven of a saved model, rather than measured: exact robust accuracy."""
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from attacks import ThreatModel
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import write_text
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from defenses import read_card
 from defenses.training.saved import CARD
-from defenses.verification.milp import Status, exact
+from defenses.verification.milp import ExactResult, Status, exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +106,26 @@ def certify_exactly(
         raise UserError(f"{folder}: {error}") from error
     with torch.no_grad():
         correct = (model.cpu()(x).argmax(1) == y).numpy()
+    records = _records(results, x, y, correct, threat, progress)
+    if records.empty:
+        raise KeyboardInterrupt
+    return Certified(defense, dataset.name, threat, records, count)
+
+
+def _records(
+    results: Iterator[ExactResult],
+    x: Tensor,
+    y: Tensor,
+    correct: NDArray[np.bool_],
+    threat: ThreatModel,
+    progress: bool,
+) -> pd.DataFrame:
+    """A row for each image that is decided before the end, or before an interruption."""
     rows: list[dict[str, object]] = []
     tally: Counter[str] = Counter()
-    with (
-        suppress(KeyboardInterrupt),  # what is decided by then holds
-        tqdm(
-            results, total=count, unit="img", disable=None if progress else True, leave=False
-        ) as bar,
-    ):
+    shown = tqdm(results, total=len(y), unit="img", disable=None if progress else True, leave=False)
+    # What is decided before an interruption holds.
+    with suppress(KeyboardInterrupt), shown as bar:
         for i, result in enumerate(bar):
             distance = np.nan
             if result.point is not None:
@@ -127,6 +142,4 @@ def certify_exactly(
             )
             tally[result.status] += 1
             bar.set_postfix(tally, refresh=False)
-    if not rows:
-        raise KeyboardInterrupt
-    return Certified(defense, dataset.name, threat, pd.DataFrame(rows), count)
+    return pd.DataFrame(rows)

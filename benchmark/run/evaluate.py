@@ -13,7 +13,8 @@ from attacks.threat import Norm
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import MemoryCell
-from benchmark.models.peers import Peer, gather
+from benchmark.models.others import check_sources, fetch, sources_of
+from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.spec.components import read_component
@@ -78,14 +79,16 @@ def evaluate(
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
-    lineup = _lineup(attacks, suite, threat, peers or {})
+    given = {name: Trained(module, {}) for name, module in (peers or {}).items()}
+    lineup = _lineup(attacks, suite, threat, given)
+    check_sources(lineup, given)
     settings = Settings(threat, mode, seed, device, precision, block, progress)
     return assess(
         name or type(model).__name__,
         model,
         samples,
         lineup,
-        gather(lineup, {peer: Peer(module, {}) for peer, module in (peers or {}).items()}),
+        fetch(sources_of(lineup), given),
         settings,
         lambda key: MemoryCell(),
         {},

@@ -25,16 +25,17 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
 from benchmark.judge.subject import check_model, examine, full_precision
-from benchmark.models.obtain import Trained, data_identity, obtain
-from benchmark.models.parts import check, check_fit
-from benchmark.models.parts import gather as gather_parts
-from benchmark.models.peers import Peer, check_sources, gather
+from benchmark.keys import Identity, identify_data
+from benchmark.models.obtain import obtain
+from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
+from benchmark.models.trained import Trained
 from benchmark.report import tables
 from benchmark.report.report import Report
-from benchmark.run.assess import Settings, assess, environment, resolve_device
+from benchmark.run.assess import Notify, Settings, assess, environment, resolve_device
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import load_plugins
+from benchmark.spec.roster import enrol
 from benchmark.spec.run_spec import RunSpec, make_spec
 
 Say = Callable[[str], None]
@@ -46,76 +47,95 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     Raises UserError, SavedModelError or TrainingError, each in one line; what was measured before
     stays in the folder.
     """
+    # All that can be refused is refused before any work.
     load_plugins(spec.plugins)
     labels = [component.label for component in spec.defenses]
     lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
     check_sources(lineup, labels)
-    check(spec.defenses)
+    roster = enrol(spec.defenses)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
-    check_fit(spec.defenses, dataset)
+    check_fit(roster, dataset)
     samples = samples_of(dataset, spec)
-    data = identify(dataset, samples, spec)
+    data = identify_data(dataset, spec.split, spec.labels)
+
+    trained: dict[str, Trained] = {}
+    for label, member in roster.items():
+        say(f"{label}: getting the model, which is trained unless it was before")
+        trained[label] = obtain(
+            member, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
+            progress, parts_of(member, trained),
+        )  # fmt: skip
+    peers = fetch(sources_of(lineup), trained)
+
+    manifest = _begin(folder, spec, data, len(samples), device)
     settings = Settings(
         spec.threat, spec.mode, spec.seed, spec.device, spec.precision, spec.block, progress
     )
-    manifest: dict[str, Any] = {
-        "spec": spec.model_dump(mode="json"),
+    reports = []
+    for label, target in trained.items():
+        notify = _recorder(folder, manifest, label, target, say)
+        try:
+            report = assess(
+                label,
+                target.model,
+                relabelled(samples, target.model, spec),
+                lineup,
+                peers,
+                settings,
+                lambda key: FolderCell(folder / "cells" / key),
+                {"defense": target.identity, "data": data},
+                dataset.classes,
+                notify,
+            )
+        except UserError as error:
+            raise UserError(f"{label}: {error}") from error
+        reports.append(report)
+    tables.write(folder, reports, named(spec, manifest), {"run": manifest})
+    return reports
+
+
+def _begin(
+    folder: Path, spec: RunSpec, data: Identity, samples: int, device: torch.device
+) -> dict[str, Any]:
+    """Make a folder this run's own, and give the run's manifest, without rows."""
+    # The tables of an earlier run would not be this one's.
+    for name in tables.FILES:
+        (folder / name).unlink(missing_ok=True)
+    plain = spec.model_dump(mode="json")
+    write_text(folder / "spec.yaml", yaml.safe_dump(plain, sort_keys=False))
+    return {
+        "spec": plain,
         "data": data,
-        "samples": len(samples),
+        "samples": samples,
         "mode": spec.mode,
         "threat": dataclasses.asdict(spec.threat),
         "environment": environment(device),
         "rows": [],
     }
-    trained: dict[str, Trained] = {}
-    for component in spec.defenses:
-        say(f"{component.label}: getting the model, which is trained unless it was before")
-        trained[component.label] = obtain(
-            component, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
-            progress, gather_parts(component, trained),
-        )  # fmt: skip
-    peers = gather(lineup, {label: Peer(one.model, one.identity) for label, one in trained.items()})
-    # From here on the folder is this run's: tables of an earlier one would not be.
-    for name in tables.FILES:
-        (folder / name).unlink(missing_ok=True)
-    write_text(folder / "spec.yaml", yaml.safe_dump(manifest["spec"], sort_keys=False))
-    reports = []
-    for label, one in trained.items():
-        row: dict[str, Any] = {"defense": label, "model": _relative(one.folder, folder)}
-        manifest["rows"].append(row)
 
-        def notify(report: Report, done: str, row: dict[str, Any] = row) -> None:
-            row |= {
-                "flags": sorted(report.flags),
-                "cells": report.keys,
-                "errors": report.errors,
-                "inapplicable": report.inapplicable,
-                "after": report.after,
-                "notes": report.notes,
-            }
-            write_json(folder / "run.json", manifest)
-            say(f"{report.name}: {report.summary(done)}")
 
-        try:
-            reports.append(
-                assess(
-                    label,
-                    one.model,
-                    relabelled(samples, one.model, spec),
-                    lineup,
-                    peers,
-                    settings,
-                    lambda key: FolderCell(folder / "cells" / key),
-                    {"defense": one.identity, "data": data},
-                    dataset.classes,
-                    notify,
-                )
-            )
-        except UserError as error:
-            raise UserError(f"{label}: {error}") from error
-    tables.write(folder, reports, named(spec, manifest), {"run": manifest})
-    return reports
+def _recorder(
+    folder: Path, manifest: dict[str, Any], label: str, target: Trained, say: Say
+) -> Notify:
+    """What writes a new row of the manifest whenever a part of its report is done, and says so."""
+    assert target.folder is not None
+    row: dict[str, Any] = {"defense": label, "model": _relative(target.folder, folder)}
+    manifest["rows"].append(row)
+
+    def notify(report: Report, done: str) -> None:
+        row.update(
+            flags=sorted(report.flags),
+            cells=report.keys,
+            errors=report.errors,
+            inapplicable=report.inapplicable,
+            after=report.after,
+            notes=report.notes,
+        )
+        write_json(folder / "run.json", manifest)
+        say(f"{report.name}: {report.summary(done)}")
+
+    return notify
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
@@ -138,15 +158,9 @@ def samples_again(
     load_plugins(spec.plugins)
     dataset = load_dataset(spec.data, root)
     samples = samples_of(dataset, spec)
-    if identify(dataset, samples, spec) != manifest["data"]:
+    if identify_data(dataset, spec.split, spec.labels) != manifest["data"]:
         raise UserError(f"{spec.data} is not the data that {folder} was measured on")
     return samples
-
-
-def identify(dataset: Dataset, samples: Samples, spec: RunSpec) -> dict[str, str]:
-    """What tells a run's images and labels apart from those of others."""
-    found = data_identity(dataset.name, samples.x, samples.y)
-    return found | ({} if spec.labels == "data" else {"labels": spec.labels})
 
 
 @full_precision()

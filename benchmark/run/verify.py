@@ -16,9 +16,10 @@ from attacks import ThreatModel
 from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
-from benchmark.judge.records import Block, MemoryCell, cell_key
+from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Subject, check_model, examine, full_precision
-from benchmark.models.obtain import Trained, load_saved
+from benchmark.keys import key_of
+from benchmark.models.trained import Trained, load_saved
 from benchmark.report import tables
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
@@ -192,10 +193,9 @@ def _replay_cell(
     subject: Subject, samples: Samples, report: Report, label: str
 ) -> tuple[MemoryCell, Verdict, list[str]]:
     """One cell as it is found now, its verdict, and a line for each thing that does not hold."""
-    cell = report.cells[label]
     replayed, problems = MemoryCell(), []
     claimed = holding = hidden = mislabelled = mispredicted = misplaced = 0
-    for block in cell.blocks():
+    for block in report.blocks(label):
         claimed += int(block.broken.sum())
         if not _is_sound(block, samples):
             problems.append("a block of records does not fit the data")
@@ -208,7 +208,7 @@ def _replay_cell(
         misplaced += int((~same & (now.broken == block.broken)).sum())
         mispredicted += int((now.predicted != block.predicted).sum())
         mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
-    replayed.close(cell.note)
+    replayed.close(report.cells[label].note)
     for count, what in (
         (claimed - holding, "examples do not hold"),
         (hidden, "samples recorded as unbroken are broken by their own examples"),
@@ -252,7 +252,7 @@ def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bo
     identity = report.cells[label].note.get("identity", {})
     threat = identity.get("threat")
     return (
-        cell_key(identity) == key
+        key_of(identity) == key
         and identity.get("data") == data
         and identity.get("defense", {}).get("weights") == weights
         and (

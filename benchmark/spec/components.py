@@ -30,6 +30,12 @@ BEST = "best-attack"
 # "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
 SAVED = "saved:"
 
+
+def saved_folder(name: str) -> Path | None:
+    """The folder of a name such as "saved:FOLDER"; None for other names."""
+    return Path(name.removeprefix(SAVED)) if name.startswith(SAVED) else None
+
+
 # The option that names another model. In text it comes last and takes all that follows, because
 # labels and folders hold slashes.
 SOURCE = "source"

@@ -68,6 +68,20 @@ class Registry:
                 f"{self.kind} {name!r} from {source} does not load: {described(error)}"
             ) from error
 
+    def name_of(self, cls: type) -> str | None:
+        """The name that a class is registered under; None where it has none."""
+        for name, (_, entry) in self._entries().items():
+            if isinstance(entry, EntryPoint):
+                registered = entry.value == f"{cls.__module__}:{cls.__qualname__}"
+            elif isinstance(entry, str):
+                # Only what ends in the name of the class is worth loading.
+                registered = entry.endswith(f":{cls.__name__}") and _load(entry) is cls
+            else:
+                registered = entry is cls
+            if registered:
+                return name
+        return None
+
     def add(self, name: str, entry: Any, source: str) -> None:
         """Add one entry of a local file. Raises UserError where the name is taken."""
         taken = self._entries().get(name)

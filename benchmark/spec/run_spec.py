@@ -18,10 +18,10 @@ from pydantic import (
 
 from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
-from benchmark.data.files import Part
 from benchmark.errors import UserError
 from benchmark.spec.components import Component, first_line
 
+Part = Literal["train", "test"]
 Mode = Literal["table", "cascade"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "float64"]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from attacks import HasArms
 from benchmark.errors import UserError, did_you_mean
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.report.tables import NORMS, on_order, on_settings
 from benchmark.run.runner import Say, load_run, run

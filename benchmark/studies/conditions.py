@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmark.data.sets import Dataset, Part, load_dataset
+from benchmark.data.sets import Dataset, load_dataset
 from benchmark.errors import UserError
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
+from benchmark.spec.run_spec import Part
 from benchmark.studies.study import Study, axes, percent
 from defenses import BeliefEnsemble, read_card
 from defenses.fractal.belief import evidence, fractal

@@ -6,9 +6,9 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,24 @@ class External(Plain):
         if self.layers is not None and (self.model != "default" or self.kwargs or self.widen != 1):
             raise ValueError("external: layers say all: leave out model, kwargs and widen")
 
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        # The weights are the network's, and the file of code is in `code`.
+        del settings["weights"]
+        return settings | {"model": self.model.rpartition(":")[2]}
+
+    def check_weights(self) -> None:
+        # A factory ("file.py:Factory") may load weights of its own; a named architecture has none.
+        if not (self.epochs or self.weights or ":" in self.model):
+            raise ValueError("give weights, or epochs to train")
+
+    def rebuilding(self) -> Self:
+        # The folder of a trained model has a copy of the weights; their own file may be gone.
+        return replace(self, weights=None)
+
+    def code(self) -> tuple[str, ...]:
+        return (_module_name(self.model),) if ":" in self.model else ()
+
     def build(self, shape: Shape, classes: int) -> nn.Module:
         source = self.model if self.layers is None else "layers"
         with _foreign(source):
@@ -169,12 +187,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def _module_name(spec: str) -> str:
+    """What sys.modules calls the module of "path/to/file.py:name" or "package.module:name"."""
+    source = spec.rpartition(":")[0]
+    return f"external:{source}" if source.endswith(".py") else source
+
+
 def _import(spec: str) -> Any:
     """What "path/to/file.py:name" or "package.module:name" names."""
     source, _, name = spec.rpartition(":")
+    alias = _module_name(spec)
     if not source.endswith(".py"):
-        return getattr(importlib.import_module(source), name)
-    alias = f"external:{source}"
+        return getattr(importlib.import_module(alias), name)
     found = importlib.util.spec_from_file_location(alias, source)
     assert found is not None  # because of the .py
     assert found.loader is not None

@@ -28,6 +28,9 @@ class Derived(Plain):
 
     parts: ClassVar[tuple[str, ...]]
 
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key, value in super().settings().items() if key not in self.parts}
+
     def build(self, shape: Shape, classes: int) -> nn.Module:
         raise ValueError(f"{type(self).__name__} is made from other models: call derive")
 

@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class Recipe(ABC):
     Raises ValueError for hyperparameters out of range.
     """
 
+    version: ClassVar[int] = 1
+
     arch: str = "default"
     widen: float = 1.0
     epochs: int = 20
@@ -88,6 +90,29 @@ class Recipe(ABC):
         if self.schedule not in get_args(Schedule):
             choices = ", ".join(get_args(Schedule))
             raise ValueError(f"unknown schedule {self.schedule!r}: use one of {choices}")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the training set is needed: for epochs, or for what comes after them."""
+        return self.epochs > 0 or type(self).finish is not Recipe.finish
+
+    def settings(self) -> dict[str, Any]:
+        """The options that determine what is made, but for the names of files and other models:
+        what these contain is known otherwise, and they may be moved or renamed."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def check_weights(self) -> None:  # noqa: B027 (a hook: most recipes need none)
+        """Raises ValueError where what is to be attacked would be a network with random weights."""
+
+    def rebuilding(self) -> Self:
+        """The recipe that builds the network of a trained model, whose own weights are loaded
+        afterwards."""
+        return self
+
+    def code(self) -> tuple[str, ...]:
+        """The names of modules, besides those of the recipe's class and of the network's, whose
+        source determines what the network computes."""
+        return ()
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """A fresh network for images of `shape` (channels, height, width), with weights drawn from

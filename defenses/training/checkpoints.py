@@ -2,56 +2,28 @@
 
 import hashlib
 import io
-import json
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attacks import ThreatModel
-from defenses.recipes.recipe import Recipe
-from defenses.weights import feed, fingerprint, write_atomically
+from defenses.weights import write_atomically
 
 # Of the log, one for each epoch that is done.
 Rows = list[list[float]]
 
-# Of what a checkpoint holds; one of another layout is of another training.
-_LAYOUT = 2
 
-
-def identify(
-    recipe: Recipe,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel | None,
-    seed: int,
-    device: torch.device,
-) -> str:
-    """A hash of all that determines the trained weights."""
-    facts = [
-        [type(recipe).__module__, type(recipe).__qualname__, asdict(recipe)],
-        [threat and asdict(threat), seed, fingerprint(model), device.type, torch.__version__],
-        _LAYOUT,
-    ]
-    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
-    feed(digest, "x", x)
-    feed(digest, "y", y)
-    return digest.hexdigest()
-
-
-def write(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """A line with the training's identity and the digest of the rest, then the state."""
+def write(path: Path, key: str, state: dict[str, Any]) -> None:
+    """A line with the training's key and the digest of the rest, then the state."""
     body = io.BytesIO()
     torch.save(state, body)
-    head = f"{identity} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
+    head = f"{key} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
     write_atomically(path, lambda file: file.write(head + body.getvalue()))
 
 
-def resume(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
+def resume(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
     """Restore model and optimizer, and give the log's rows of the epochs that are done: none, with
     a warning for the caller's caller, where the file is damaged or of another training."""
     if not path.exists():
@@ -61,7 +33,7 @@ def resume(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.O
     known, _, digest = head.decode(errors="replace").partition(" ")
     if hashlib.sha256(body).hexdigest() != digest:
         reason = "damaged"
-    elif known != identity:
+    elif known != key:
         reason = "of another training (hyperparameters, data, seed, device or torch)"
     else:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)

@@ -21,6 +21,10 @@ from defenses.training import checkpoints
 from defenses.training.checkpoints import Rows
 from defenses.weights import write_atomically
 
+# In the keys of all that is trained here. Raised when the same recipe, data and seed come to other
+# weights; `tests/test_versions.py` notices where it was not.
+VERSION = 1
+
 # An interruption loses at most this much work, and an epoch.
 CHECKPOINT_SECONDS = 10.0
 
@@ -77,6 +81,7 @@ def train(
     seed: int,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
+    key: str = "",
     log: Path | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> float:
@@ -86,6 +91,8 @@ def train(
     threat      of the run, for recipes that train against it.
     checkpoint  a file to resume from. It stays, finished, for the caller to remove once the model
                 is saved. One that is damaged, or of another training, only causes a warning.
+    key         names the training in its checkpoint: another for other hyperparameters, data, seeds
+                and all else that determines the weights.
     log         a CSV file with a row per epoch. validation_loss is on the withheld images: NaN
                 where there are none.
     report      called twice a second and at the end of each epoch.
@@ -109,10 +116,9 @@ def train(
         raise ValueError(f"hold_out must be below {len(x)}, the number of training images")
     threat = recipe.trains_against(threat)
     optimizer = _optimizer(recipe, model)
-    identity, rows = "", Rows()
+    rows = Rows()
     if checkpoint is not None:
-        identity = checkpoints.identify(recipe, model, x, y, threat, seed, device)
-        rows = checkpoints.resume(checkpoint, identity, model, optimizer)
+        rows = checkpoints.resume(checkpoint, key, model, optimizer)
     x, y = x.to(device), y.to(device)
     (x, y), withheld = (x[:kept], y[:kept]), (x[kept:], y[kept:])
     steps = math.ceil(len(x) / recipe.batch)
@@ -156,7 +162,7 @@ def train(
             late = time.monotonic() - written >= CHECKPOINT_SECONDS
             if checkpoint is not None and (late or epoch + 1 == recipe.epochs or _worse(rows)):
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                checkpoints.write(checkpoint, identity, {"rows": rows, **states})
+                checkpoints.write(checkpoint, key, {"rows": rows, **states})
                 written = time.monotonic()
         _finish(recipe, model, x, y, seed)
     return sum(row[-1] for row in rows)

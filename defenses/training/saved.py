@@ -50,7 +50,6 @@ def describe(
             versions[package] = metadata.version(package)
     return {
         "defense": recipe_name,
-        "recipe": f"{type(recipe).__module__}.{type(recipe).__qualname__}",
         "hyperparameters": asdict(recipe),
         "data": data,
         "shape": shape,

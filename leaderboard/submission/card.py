@@ -34,7 +34,7 @@ def card_text(record: Record, card: dict[str, Any]) -> str:
 Files: [what was measured]({RECORD}), [how to make it again]({SPEC}), [the model's card]({CARD}),
 and [the adversarial examples]({EVIDENCE}). `bestattack leaderboard check FOLDER` replays them.
 
-Hyperparameters of `{card["recipe"]}`:
+Hyperparameters of `{card["component"]["name"]}`:
 
 {options}
 """

@@ -20,7 +20,7 @@ from attacks import ThreatModel
 from attacks.messages import one_line
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
-from benchmark.judge.records import Block, IntArray, MemoryCell
+from benchmark.judge.records import BY_SAMPLE, Block, IntArray, MemoryCell
 from benchmark.judge.subject import Subject
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
@@ -149,7 +149,7 @@ def pack(report: Report, subject: Subject, samples: Samples) -> bytes:
     """
     arrays: dict[str, NDArray[Any]] = {}
     for place, label in enumerate(report.keys):
-        blocks = [block for block in report.cells[label].blocks() if len(block.index)]
+        blocks = list(report.blocks(label))
         found = _packed(label, _joined(blocks), subject, samples, report.threat) if blocks else {}
         arrays |= {f"{place}/{name}": array for name, array in found.items()}
     content = io.BytesIO()
@@ -164,16 +164,16 @@ def pack(report: Report, subject: Subject, samples: Samples) -> bytes:
 def _joined(blocks: Sequence[Block]) -> Block:
     """All samples of some blocks, in order, with the points of the broken ones alone."""
     order = np.argsort(np.concatenate([block.index for block in blocks]))
-    names = ("index", "label", "predicted", "broken", "distance", "forwards", "backwards")
     joined: dict[str, Any] = {
-        name: np.concatenate([getattr(block, name) for block in blocks])[order] for name in names
+        name: np.concatenate([getattr(block, name) for block in blocks])[order]
+        for name in BY_SAMPLE
     }
     places = np.argsort(np.concatenate([block.index[block.broken] for block in blocks]))
     points = [
         block.adversarial[block.broken[block.found]] for block in blocks if len(block.adversarial)
     ]
     adversarial: NDArray[Any] = np.concatenate(points)[places] if points else np.empty(0)
-    return Block(**joined, adversarial=adversarial, outside=0, seconds=0.0)
+    return Block(**joined, adversarial=adversarial)
 
 
 def _packed(
@@ -274,10 +274,13 @@ def _cell(
     for start in range(0, len(index), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         mine = points[ends[start] : ends[min(part.stop, len(index))]] if len(points) else points
+        # How long it took, and what was left outside, the record says for the whole cell.
+        zeros = np.zeros(len(index[part]))
         cell.add(
             Block(
                 index[part], own[part], predicted[part], broken[part], distance[part],
-                forwards[part], backwards[part], mine, 0, 0.0,
+                forwards[part], backwards[part], zeros.astype(bool), zeros,
+                mine,
             )
         )  # fmt: skip
     return cell

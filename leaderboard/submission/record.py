@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,9 @@ RECORD, SPEC, EVIDENCE, CARD_TEXT = "record.json", "spec.yaml", "evidence.npz", 
 # What each submission lists; whatever else it lists is code of its own.
 NEEDED = (SPEC, CARD, EVIDENCE)
 SCHEMA = "record.schema.json"
+# Of records and cards. Format 1 named attacks and recipes by where their code was, and data by the
+# images that were attacked alone: `bestattack leaderboard migrate` brings those up.
+FORMAT: Final = 2
 
 # The local Lipschitz bound that the paper of fractal classifiers calls safe to assume (table 6).
 ASSUMED = 0.7
@@ -127,7 +130,7 @@ class Record(_Strict):
     files      the SHA-256 of the other files of the submission.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     task: str
     row: Label
     about: Text
@@ -161,7 +164,13 @@ def read_record(folder: Path) -> Record:
     """The record of a submission. Raises UserError where there is none, or it is not valid."""
     path = folder / RECORD
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if '"format":1' in text[:40].replace(" ", "").replace("\n", ""):
+            raise UserError(
+                f"{path} is of format 1: `bestattack leaderboard migrate {folder}` brings it up to "
+                f"{FORMAT}"
+            )
+        return Record.model_validate_json(text)
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no submission: it has no {RECORD}") from error
     except ValidationError as error:

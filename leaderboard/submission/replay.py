@@ -7,11 +7,12 @@ import torch
 from attacks import Attack, Problem
 from attacks.problem import NotApplicableError
 from benchmark.errors import UserError
-from benchmark.keys import identify_object
-from benchmark.models.obtain import Trained
+from benchmark.keys import identify_attack
+from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import suited, traits
 from benchmark.run.verify import replay
+from benchmark.spec.components import SOURCE
 from benchmark.spec.lineup import choose
 from leaderboard.submission.card import card_text
 from leaderboard.submission.record import CARD_TEXT, RECORD, SPEC, numbers_of
@@ -51,7 +52,7 @@ def _check_attacks(row: Row, saved: Trained) -> None:
             raise UserError(f"{row.folder / SPEC} has other settings of {label} than the task's")
         measured = row.record.cells[label]
         attack, note = suited(saved.model, entry).attack, measured.note.model_dump()
-        if not _same(identify_object(attack), note["identity"].get("attack")):
+        if not _same(identify_attack(attack, {}), note["identity"].get("attack")):
             raise UserError(f"{where}: {label} was run with other settings than the task's")
         for name, value in traits(attack, saved.model, {}).items():
             if note.get(name) != value:
@@ -61,16 +62,17 @@ def _check_attacks(row: Row, saved: Trained) -> None:
 
 
 def _same(wanted: dict[str, Any], found: Any) -> bool:
-    """Whether two attacks are of one class and options, whatever the version of their source."""
-    if not isinstance(found, dict) or wanted["class"] != found.get("class"):
+    """Whether two attacks have one name and options, whatever their versions and sources are."""
+    if not isinstance(found, dict) or wanted["name"] != found.get("name"):
         return False
     options = found.get("options")
     return (
         isinstance(options, dict)
         and wanted["options"].keys() == options.keys()
         and all(
-            _same(value, options[key]) if isinstance(value, dict) else value == options[key]
+            _same(value, options[key]) if key == "base" else value == options[key]
             for key, value in wanted["options"].items()
+            if key != SOURCE
         )
     )
 

@@ -1,7 +1,7 @@
 """Submissions, opened: what their files say, as far as it can be told without their models."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -9,7 +9,6 @@ import yaml
 from attacks.messages import described
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.judge.records import MemoryCell
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec, make_spec
@@ -154,16 +153,14 @@ def make_report(
     found = unpack(content, list(cells), task.samples, task.spec.threat)
     report = Report(row, task.spec.threat, "table", len(task.samples), flags, notes)
     for label, measured in cells.items():
-        cell = MemoryCell()
-        outside, seconds = measured.outside, measured.seconds
-        for block in found[label].blocks():
-            cell.add(replace(block, outside=outside, seconds=seconds))
-            outside, seconds = 0, 0.0  # they are the cell's
+        cell = found[label]
         cell.close(measured.note.model_dump())
         if label == CERTIFIED:
             report.certify(measured.key, cell, None)
         else:
             report.add(label, measured.key, cell, None, measured.after, measured.inapplicable)
+            report.outside[label] = measured.outside
+        report.seconds[label] = measured.seconds
     for label, line in report.errors.items():
         raise UserError(f"{label}: {line}")
     return report

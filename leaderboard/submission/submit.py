@@ -15,7 +15,7 @@ from attacks.messages import one_line
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import write
 from benchmark.judge.subject import full_precision
-from benchmark.models.obtain import Trained, load_saved
+from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.runner import load_run
 from benchmark.run.verify import examine_twice
@@ -28,6 +28,7 @@ from leaderboard.submission.evidence import pack
 from leaderboard.submission.record import (
     CARD_TEXT,
     EVIDENCE,
+    FORMAT,
     RECORD,
     SPEC,
     Data,
@@ -82,9 +83,9 @@ def submit(
             raise UserError(f"{run}: rows {other!r} and {report.name!r} differ too little: rename")
         _check_whole(run, report, task)
     for report, row in chosen:
-        saved = load_saved(run / row["model"])
+        home = run / row["model"]
         line = one_line(about.get(report.name, ""))
-        files = _files(report, saved, spec, manifest, task, line, weights_at)
+        files = _files(report, home, spec, manifest, task, line, weights_at)
         folder = out / task.name / slug(report.name)
         _write(folder, files, tasks)
         yield folder
@@ -144,18 +145,19 @@ def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> 
 @full_precision()
 def _files(
     report: Report,
-    saved: Trained,
+    home: Path,
     spec: RunSpec,
     manifest: dict[str, Any],
     task: Task,
     about: str,
     weights_at: str | None,
 ) -> dict[str, bytes]:
-    """The files of a submission. Raises UserError where its row or its text cannot be shown."""
-    evidence = pack(report, examine_twice(saved.model, "cpu"), task.samples)
+    """The files of a submission of the model in a folder. Raises UserError where its row or its
+    text cannot be shown."""
+    evidence = pack(report, examine_twice(load_saved(home).model, "cpu"), task.samples)
     cells = {label: _measured(report, label) for label in report.keys}
     found = make_report(report.name, task, evidence, cells, report.flags, report.notes)
-    card = read_card(saved.folder)
+    card = read_card(home)
     paths = code_files(card, spec)
     code = {path.name: path.read_bytes() for path in paths}
     if len(code) < len(paths):
@@ -168,10 +170,10 @@ def _files(
         EVIDENCE: evidence,
         **code,
     }
-    weights = (saved.folder / WEIGHTS).read_bytes()
+    weights = (home / WEIGHTS).read_bytes()
     try:
         record = Record(
-            format=1,
+            format=FORMAT,
             task=task.name,
             row=report.name,
             about=about,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.models.obtain import Trained, load_saved, recipe_of
+from benchmark.models.trained import Trained, load_saved
 from benchmark.spec.components import Component
 from benchmark.spec.registry import only_plugins
+from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
 from defenses import SavedModelError
 from defenses.training.saved import CARD, WEIGHTS

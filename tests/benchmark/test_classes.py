@@ -15,7 +15,7 @@ import defenses
 from attacks import PGD, CarliniWagner
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from benchmark.spec.registry import ATTACKS, DEFENSES
 from benchmark.spec.run_spec import make_spec
 from benchmark.studies.classes.classes_shown import caption

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from benchmark.data.sets import Dataset, Split, digits, load_dataset
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from benchmark.spec.components import Component
 from benchmark.spec.registry import DATASETS, load_plugin
 from benchmark.spec.run_spec import make_spec

@@ -17,7 +17,7 @@ from attacks.wrappers.transfer import Transfer
 from attacks.wrappers.wrapper import Wrapper
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from benchmark.spec.lineup import choose, sources
 from benchmark.spec.registry import ATTACKS
 from benchmark.spec.run_spec import make_spec

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmark.data.sets import load_dataset
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from benchmark.run.runner import load_run
 from defenses import BeliefEnsemble
 from tests.benchmark.conftest import Cli, assert_written, refused

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load as load_weights
 
 from benchmark.errors import UserError
-from benchmark.models.obtain import load_saved
+from benchmark.models.trained import load_saved
 from defenses.training.saved import WEIGHTS
 from leaderboard.board import check
 from leaderboard.submission.record import SPEC, slug

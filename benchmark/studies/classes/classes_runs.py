@@ -11,19 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from attacks import ThreatModel
-from benchmark.data.sets import Dataset, fingerprint, load_dataset
+from benchmark.data.dataset import Dataset, fingerprint
+from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
-from benchmark.keys import identify_object
-from benchmark.models.obtain import Trained, obtain, recipe_of
+from benchmark.keys import Identity, identify_network
+from benchmark.models.obtain import obtain
+from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess, resolve_device
 from benchmark.run.runner import Say, samples_of
-from benchmark.spec.components import BEST, NATURAL, SAVED, Component
+from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Entry, Lineup, choose, sources
 from benchmark.spec.registry import load_plugins
+from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import RunSpec, read_budgets
 from benchmark.studies.classes.classes_shown import caption, draw, table
 from benchmark.studies.classes.first_against_rest import FirstAgainstRest
@@ -133,7 +136,8 @@ def _numbers(counts: str, most: int) -> list[int]:
 def _check(spec: RunSpec, lineup: Lineup) -> None:
     """Raises UserError where a defense or an attack is tied to models of a fixed set of classes."""
     for component in spec.defenses:
-        if component.name.startswith(SAVED) or isinstance(recipe_of(component), Derived):
+        member = configured(component)
+        if member.recipe is None or isinstance(member.recipe, Derived):
             raise UserError(
                 f"defense {component.label!r}: a model is trained for each number of classes, so "
                 "name one that is neither saved nor made of others"
@@ -166,8 +170,8 @@ class _Job:
         name = f"order {number}, {dataset.classes} classes, {component.label}"
         self.say(f"{name}: getting the model, which is trained unless it was before")
         model = obtain(
-            component, dataset, self.spec.training_threat, self.spec.seed, self.folder / "defenses",
-            self.device, self.progress,
+            configured(component), dataset, self.spec.training_threat, self.spec.seed,
+            self.folder / "defenses", self.device, self.progress, {},
         )  # fmt: skip
         samples = samples_of(dataset, self.spec)
         first = samples.y.numpy() == 0
@@ -239,14 +243,14 @@ class _Job:
         hide which of the others is near. The rest must become the first class (targeted)."""
         spec, task = self.spec, model.model
         part = Samples(samples.x[side], samples.y[side], samples.number[side])
-        identity: dict[str, Any] = {
+        identity: Identity = {
             "defense": model.identity,
             "data": {"name": dataset.name, "sha256": fingerprint(part.x, part.y)},
         }
         if part.y.any():
             task = FirstAgainstRest(task).eval()
             part = replace(part, y=torch.ones_like(part.y))
-            identity["task"] = identify_object(task)
+            identity["task"] = identify_network(task)
         settings = Settings(
             ThreatModel(spec.norm, eps), "table", spec.seed, spec.device, spec.precision,
             spec.block, self.progress,

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.models.obtain import recipe_of
 from benchmark.report.tables import NORMS
 from benchmark.spec.components import BEST, NATURAL
+from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
 from benchmark.studies.study import percent
 

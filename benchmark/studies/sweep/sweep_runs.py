@@ -18,14 +18,15 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.judge.records import write_text
-from benchmark.models.obtain import load_saved, recipe_of
-from benchmark.models.parts import check, check_fit
+from benchmark.models.others import check_fit
+from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import Say, load_run, run, samples_of
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import load_plugins
+from benchmark.spec.roster import configured, enrol
 from benchmark.spec.run_spec import Device, RunSpec, read_values
 from benchmark.studies.study import Study
 from benchmark.studies.sweep.sweep_shown import TEST, TRAIN, caption, draw, table
@@ -113,8 +114,7 @@ def check_point(one: RunSpec, root: Path | None) -> None:
     """Find before any work what would fail later. Raises UserError."""
     load_plugins(one.plugins)
     choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
-    check(one.defenses)
-    check_fit(one.defenses, load_dataset(one.data, root))
+    check_fit(enrol(one.defenses), load_dataset(one.data, root))
 
 
 def _check_images(one: RunSpec, root: Path | None, train: bool) -> None:
@@ -124,9 +124,8 @@ def _check_images(one: RunSpec, root: Path | None, train: bool) -> None:
     dataset.first(TEST, one.samples)
     dataset.first(TRAIN, one.samples if train else None)
     for component in one.defenses:
-        if component.name.startswith(SAVED):
-            continue
-        if recipe_of(component).hold_out >= len(dataset.train.y):
+        recipe = configured(component).recipe
+        if recipe is not None and recipe.hold_out >= len(dataset.train.y):
             raise UserError(
                 f"{component.label}: hold_out leaves nothing of the {len(dataset.train.y)} "
                 f"training images of {dataset.name}: lower it"

@@ -1,0 +1,130 @@
+"""Submissions of format 1 brought up to the present one. No figure changes.
+
+Format 1 named attacks and recipes by where their code was, with hashes of whole source files, and
+data by a hash of the images that were attacked. Now they are named by registered names and declared
+versions, and data by a hash of the whole split.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from attacks import Attack
+from benchmark.errors import UserError
+from benchmark.judge import evaluator
+from benchmark.judge.records import write_json, write_text
+from benchmark.keys import Identity, identify_attack, key_of
+from benchmark.models.trained import Trained
+from benchmark.run.assess import suited
+from benchmark.spec.components import CERTIFIED, NATURAL, Component
+from benchmark.spec.lineup import choose
+from benchmark.spec.roster import recipe_of
+from benchmark.spec.run_spec import RunSpec, make_spec, read_values
+from defenses.training.saved import CARD
+from leaderboard.submission.card import card_text
+from leaderboard.submission.record import CARD_TEXT, FORMAT, RECORD, SPEC, Record
+from leaderboard.submission.submitted_model import digest, loaded, read_card
+from leaderboard.tasks import Task, find_task
+
+
+def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
+    """Bring a submission up to the present format, in place; whether there was anything to do.
+
+    Raises UserError, and leaves everything as it was, where it is not of format 1, nor of the
+    present one, where its model cannot be loaded, and where its attacks were run with other options
+    than its specification has.
+    """
+    try:
+        old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if old["format"] == FORMAT:
+            return False
+        task = find_task(tasks, old["task"])
+        if old["format"] != 1 or old["data"]["name"] != task.data["name"]:
+            raise UserError(f"{folder / RECORD} is neither of format 1 nor of {FORMAT}")
+        before = (folder / CARD).read_text(encoding="utf-8")
+        card = _card(read_card(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no submission that can be read: {error}") from error
+    write_json(folder / CARD, card)
+    try:
+        record = _record(folder, old, task, run_code)
+    except BaseException:
+        write_text(folder / CARD, before)
+        raise
+    write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    write_text(folder / CARD_TEXT, card_text(record, card))
+    return True
+
+
+def _record(folder: Path, old: dict[str, Any], task: Task, run_code: bool) -> Record:
+    """The record as it is now, of a submission whose card is brought up already."""
+    files = old["files"] | {CARD: digest(folder / CARD)}
+    new = old | {"format": FORMAT, "data": task.data, "files": files}
+    spec = make_spec(read_values(folder / SPEC))
+    with loaded(folder, Record.model_validate(new), spec, run_code) as saved:
+        new["cells"] = {
+            label: _cell(folder, label, cell, saved, task, spec)
+            for label, cell in old["cells"].items()
+        }
+    return Record.model_validate(new)
+
+
+def _card(card: dict[str, Any]) -> dict[str, Any]:
+    """A card without the address of its recipe, and with the hyperparameters that this has now."""
+    recipe = recipe_of(Component.model_validate(card["component"]))
+    card = {key: value for key, value in card.items() if key != "recipe"}
+    card["hyperparameters"] = json.loads(json.dumps(asdict(recipe), default=str))
+    if parts := card.get("parts"):
+        card["parts"] = {name: _card(part) for name, part in parts.items()}
+    return card
+
+
+def _cell(
+    folder: Path,
+    label: str,
+    cell: dict[str, Any],
+    saved: Trained,
+    task: Task,
+    spec: RunSpec,
+) -> dict[str, Any]:
+    """A cell with the identity and the key that it has now."""
+    old = cell["note"]["identity"]
+    identity: Identity = {
+        "judge": evaluator.VERSION,
+        **{key: old[key] for key in ("torch", "device", "precision")},
+        "defense": saved.identity,
+        "data": task.data,
+    }
+    if label == CERTIFIED:
+        identity["certificate"] = old["certificate"]
+    elif label != NATURAL:
+        attack = _attack_of(folder, label, saved, spec)
+        _check_options(folder, label, attack, old["attack"])
+        identity |= {
+            "threat": old["threat"],
+            "attack": identify_attack(attack, {}),
+            "seed": old["seed"],
+        }
+        if attack.facts.by_block:
+            identity |= {key: old[key] for key in ("block", "samples")}
+    note = cell["note"] | {"identity": identity}
+    return cell | {"note": note, "key": key_of(identity)}
+
+
+def _attack_of(folder: Path, label: str, saved: Trained, spec: RunSpec) -> Attack:
+    labels = [component.label for component in spec.defenses]
+    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
+    if label not in lineup.entries:
+        raise UserError(f"{folder / SPEC} has no attack {label}")
+    return suited(saved.model, lineup.entries[label]).attack
+
+
+def _check_options(folder: Path, label: str, attack: Attack, old: dict[str, Any]) -> None:
+    """Raises UserError where an attack's options are not those that format 1 recorded, as texts."""
+    for name, text in old["options"].items():
+        value = getattr(attack, name)
+        if isinstance(text, dict):
+            _check_options(folder, label, value, text)
+        elif repr(value) != text:
+            raise UserError(f"{folder}: {label} was run with {name} {text}, not {value!r}")
