@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmark.spec.components import SAVED
 from benchmark.errors import UserError, did_you_mean
-from benchmark.spec.lineup import Lineup, sources
+from benchmark.spec.lineup import Lineup
 from benchmark.models.obtain import load_saved
 from defenses import SavedModelError, read_card
 
@@ -25,7 +25,7 @@ class Peer:
 def check_sources(lineup: Lineup, known: Collection[str]) -> None:
     """Raises UserError where an attack names a model that is neither known nor saved."""
     for label, entry in lineup.entries.items():
-        for name in sorted(sources(entry.attack) - set(known)):
+        for name in sorted(set(entry.attack.facts.sources) - set(known)):
             wrong = f"attack {label!r}: source {name!r}"
             if name.startswith(SAVED):
                 try:
@@ -45,7 +45,7 @@ def gather(lineup: Lineup, known: Mapping[str, Peer]) -> dict[str, Peer]:
     """
     check_sources(lineup, known)
     peers = {}
-    for name in set().union(*(sources(entry.attack) for entry in lineup.entries.values())):
+    for name in set().union(*(entry.attack.facts.sources for entry in lineup.entries.values())):
         if name in known:
             peers[name] = known[name]
         else:
