@@ -1,27 +1,39 @@
-"""How a perturbation is found: one attack per file, each from a Problem to points."""
+"""How a perturbation is found: attacks, each from a `Problem` to adversarial points."""
 
-from attacks.problem import Attack, NotApplicableError, Problem
-from attacks.searches.apgd import APGD
-from attacks.searches.boundary import Boundary
-from attacks.searches.carlini_wagner import CarliniWagner
-from attacks.searches.pgd import PGD
-from attacks.searches.square import Square
-from attacks.searches.strong import Strong
+from attacks.problem import (
+    Attack,
+    CanMaximise,
+    CanMinimise,
+    Facts,
+    HasVariants,
+    NotApplicableError,
+    Problem,
+)
+from attacks.searches import APGD, PGD, Boundary, CarliniWagner, Square, Strong
 from attacks.threat import ThreatModel
-from attacks.wrappers.arms import HasArms
-from attacks.wrappers.stages import HasStages
-from attacks.wrappers.targeted import Targeted
-from attacks.wrappers.transfer import HasSurrogate, Seeded, Transfer
+from attacks.wrappers import (
+    HasArms,
+    HasStages,
+    HasSurrogate,
+    Seeded,
+    Targeted,
+    Transfer,
+    Wrapper,
+)
 
 __all__ = [
     "APGD",
     "PGD",
     "Attack",
     "Boundary",
+    "CanMaximise",
+    "CanMinimise",
     "CarliniWagner",
+    "Facts",
     "HasArms",
     "HasStages",
     "HasSurrogate",
+    "HasVariants",
     "NotApplicableError",
     "Problem",
     "Seeded",
@@ -30,4 +42,5 @@ __all__ = [
     "Targeted",
     "ThreatModel",
     "Transfer",
+    "Wrapper",
 ]

@@ -96,31 +96,95 @@ class Problem:
         return self.threat.random_start(self.x, self.seed, self.index, stream)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the harness needs to know of an attack before it runs it.
+
+    family      "fixed-budget": the points lie in the threat's ball and box; the evaluator brings
+                those that do not into it, and says so. "minimal-norm": the points are the closest
+                misclassified ones that were found, and the clean image where there are none; the
+                evaluator leaves them where they are, and those beyond eps break nothing. Such an
+                attack may stop working on a sample once its verdict within eps is known.
+    norms       the norms that it runs under. It is never asked to run under another: a suite leaves
+                it out, and a user who names it gets an error.
+    passes      the most forward passes that a sample can take; None where that is not known, or
+                depends on the model. Cascades begin with the cheapest attack, progress bars show
+                how far one has come, and the flag of attacks that have not converged needs it.
+    minimises   whether a minimal-norm attack goes on for the smallest distance where it has broken
+                a sample within eps already. Curves and distances in reports rely on such attacks,
+                and an attack that runs several times keeps the closest point of all runs.
+    by_block    whether the points depend on which samples are attacked together, as they should
+                not. Results are then kept apart by the size of the blocks.
+    transfers   whether the points are crafted on another model alone. That they beat attacks on the
+                model itself is a sign of gradients that mislead.
+    sources     the names of other models under evaluation that points are crafted on, which the
+                harness hands over in `Problem.peers`.
+    """
+
+    family: Family
+    norms: tuple[Norm, ...] = ("l2", "linf")
+    passes: int | None = None
+    minimises: bool = False
+    by_block: bool = False
+    transfers: bool = False
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.minimises and self.family == "fixed-budget":
+            raise ValueError("only a minimal-norm attack minimises")
+
+
 @runtime_checkable
 class Attack(Protocol):
     """A frozen dataclass of hyperparameters with one method, from a problem to points.
 
-    fixed-budget   the points lie in the threat's ball and box.
-    minimal-norm   the points are the closest misclassified ones that were found, and the clean
-                   image where none was. Given the budget of `threat`, the attack may stop working
-                   on a sample once its verdict within that budget is known.
+    `facts` says what the harness needs to know of it: a class variable, or a property where it
+    depends on the hyperparameters. The call takes a problem of n samples and returns a point for
+    each, (n, *shape). It raises ValueError, in one line, where it cannot run on the problem, and
+    NotApplicableError where the model lacks what it needs.
 
-    norms          the norms that it runs under; it is never asked to run under another.
-
-    It may also have `passes`, the most forward passes that a sample takes: cascades go by it, and
-    progress bars. A minimal-norm attack that can stop at the budget has a flag `minimize`, which
-    tells it not to. One that crafts its points on another model alone has `transfers`, which is
-    true. One that is another attack on some models has `on`, which gives that. Raises ValueError,
-    in one line, where it cannot run on the problem.
+    What only some attacks can do has a protocol of its own: `CanMaximise`, `CanMinimise`,
+    `HasVariants`.
     """
 
     @property
-    def family(self) -> Family: ...
-
-    @property
-    def norms(self) -> tuple[Norm, ...]: ...
+    def facts(self) -> Facts: ...
 
     def __call__(self, problem: Problem) -> Tensor: ...
+
+
+@runtime_checkable
+class CanMaximise(Protocol):
+    """An attack that can climb on past the decision boundary, as adversarial training and
+    transferred points need it."""
+
+    def maximise(self, problem: Problem) -> Tensor:
+        """Points (n, *shape) in the ball and the box where the objective is high, whether the
+        model misclassifies them or not."""
+        ...
+
+
+@runtime_checkable
+class CanMinimise(Protocol):
+    """A minimal-norm attack that stops at the budget unless it is told to minimise."""
+
+    def minimising(self) -> Attack:
+        """The same attack, which goes on to the smallest distance that it finds."""
+        ...
+
+
+@runtime_checkable
+class HasVariants(Protocol):
+    """An attack that is another one on some models."""
+
+    def on(self, model: Model) -> Attack:
+        """The attack that this one is on the model, which may be itself."""
+        ...
+
+
+def minimising(attack: Attack) -> Attack:
+    """The same attack asked to minimise, where it has that choice."""
+    return attack.minimising() if isinstance(attack, CanMinimise) else attack
 
 
 def in_restarts(

@@ -1,1 +1,6 @@
-"""The attacks of foolbox and torchattacks, with their known faults contained."""
+"""The attacks of other libraries, which are imported once one of their attacks is asked for."""
+
+from attacks.libraries.foolbox import Foolbox
+from attacks.libraries.torchattacks import TorchAttacks
+
+__all__ = ["Foolbox", "TorchAttacks"]

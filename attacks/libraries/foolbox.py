@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, ClassVar, get_args
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from attacks import noise
 from attacks.libraries import library as foreign
 from attacks.objectives import decided
-from attacks.problem import Family, Problem
+from attacks.problem import Facts, Family, Problem
 from attacks.segment import pull
 from attacks.threat import Norm, per_sample
 
@@ -38,10 +39,11 @@ _NOISES, _IMAGES, _HALVINGS = 16, 16, 6
 class Foolbox(foreign.Foreign):
     """An attack class of foolbox by its name, as in foolbox.attacks (Rauber et al. 2020).
 
-    attack    the name: "L2DDNAttack", "LinfPGD", ...; `available` lists them.
-    options   what its constructor takes, but objects and what writes files: `distance` and
-              `constraint` come from the threat, starts from noise. Text is read as Python literals.
-    version   of foolbox.
+    attack           the name: "L2DDNAttack", "LinfPGD", ...; `available` lists them.
+    options          what its constructor takes, but objects and what writes files: `distance` and
+                     `constraint` come from the threat, starts from noise. Text is read as Python
+                     literals.
+    library_version  of foolbox, whose behaviour this has.
 
     Fixed-budget attacks get the threat's eps; the others minimise without one. Returns points
     (n, *shape) in the box; samples that are misclassified as they are, and those that a
@@ -64,14 +66,20 @@ class Foolbox(foreign.Foreign):
     loop forever.
     """
 
+    version: ClassVar[int] = 1
     library: ClassVar[str] = "foolbox"
 
     def __post_init__(self) -> None:
         cls = foreign.find(self.library, self.attack, _classes())
         options = foreign.parse(self._name, cls, _DEFAULTS.get(cls.__name__, {}) | {**self.options})
-        kind = _kind(cls, options)
+        _facts(cls, options)  # raises where the attack cannot be used
         foreign.build(self._name, lambda: cls(**options))
-        self._settle(options, kind)
+        self._settle(options)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the library says of the attack under these options."""
+        return _facts(_classes()[self.attack], self.options)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         cls = _classes()[self.attack]
@@ -106,7 +114,7 @@ class Foolbox(foreign.Foreign):
         model = foolbox.PyTorchModel(target, bounds=(0, 1), device=problem.x.device)
         if hasattr(attack, "feed"):
             attack.feed(model, problem.x)
-        epsilon = problem.threat.eps if self.family == "fixed-budget" else None
+        epsilon = problem.threat.eps if self.facts.family == "fixed-budget" else None
         criterion = foolbox.criteria.Misclassification(problem.y)
         points: Tensor
         _, points, _ = attack(model, problem.x, criterion, epsilons=epsilon, **extra)
@@ -119,7 +127,7 @@ def available() -> dict[str, str]:
     for name, cls in sorted(_classes().items()):
         if name == cls.__name__:
             try:
-                listed[name] = str(_kind(cls, {}))
+                listed[name] = foreign.listed(_facts(cls, {}))
             except ValueError:
                 continue
     return listed
@@ -144,7 +152,7 @@ def _classes() -> dict[str, Any]:
     return classes | {"L2DDNAttack": classes["DDNAttack"]}
 
 
-def _kind(cls: Any, options: Mapping[str, Any]) -> foreign.Kind:
+def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     name = cls.__name__
     if name in _REFUSED:
         raise ValueError(f"foolbox:{name} cannot be used: {_REFUSED[name]}")
@@ -168,7 +176,7 @@ def _kind(cls: Any, options: Mapping[str, Any]) -> foreign.Kind:
             )
     if name.endswith("BrendelBethgeAttack") and find_spec("numba") is None:
         raise ValueError(f"foolbox:{name} needs numba: pip install numba")
-    return foreign.Kind(family, norms)
+    return foreign.facts_of(family, norms)
 
 
 def _starts(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from attacks import noise
 from attacks.messages import closest, reason
 from attacks.objectives import decided
-from attacks.problem import Family, Problem
+from attacks.problem import Facts, Family, Problem
 from attacks.threat import Norm, ThreatModel, per_sample
 
 # The noise stream that seeds a library, far from those that its adapter draws starts from.
@@ -41,47 +42,46 @@ _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What an attack of a library is: its family, and the norms that it runs under."""
-
-    family: Family
-    norms: tuple[Norm, ...]
-
-    def __str__(self) -> str:
-        return f"{self.family}, {' and '.join(self.norms)}"
-
-
-@dataclass(frozen=True)
 class Foreign:
     """An attack class of a library: its name, options, and what follows from them."""
 
     attack: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    version: str = field(init=False, default="")
+    library_version: str = field(init=False, default="")
 
+    version: ClassVar[int]
     library: ClassVar[str]
-    # Set for each instance; class variables for the protocol only.
-    family: ClassVar[Family]
-    norms: ClassVar[tuple[Norm, ...]]
-    # Noise is drawn for all samples of a block at once, so the block is part of a cell's key.
-    by_block: ClassVar[bool] = True
 
-    def _settle(self, options: Mapping[str, Any], kind: Kind) -> None:
-        """Keep the options as read, and what they make of the attack."""
+    def _settle(self, options: Mapping[str, Any]) -> None:
+        """Keep the options as read, and the library's version."""
         object.__setattr__(self, "options", options)
-        object.__setattr__(self, "version", version(self.library))
-        object.__setattr__(self, "family", kind.family)
-        object.__setattr__(self, "norms", kind.norms)
+        object.__setattr__(self, "library_version", version(self.library))
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the library says of the attack under these options."""
+        raise NotImplementedError
 
     @property
     def _name(self) -> str:
         return f"{self.library}:{self.attack}"
 
     def __call__(self, problem: Problem) -> Tensor:
-        return run(self._name, self.family, problem, self._craft)
+        return run(self._name, self.facts.family, problem, self._craft)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         raise NotImplementedError
+
+
+def facts_of(family: Family, norms: tuple[Norm, ...]) -> Facts:
+    """The facts of a library's attack. None knows when to stop for a budget, so those of minimal
+    norm minimise; and noise is drawn for all samples of a block at once."""
+    return Facts(family, norms, minimises=family == "minimal-norm", by_block=True)
+
+
+def listed(facts: Facts) -> str:
+    """An attack's family and norms, as lists of attacks show them."""
+    return f"{facts.family}, {' and '.join(facts.norms)}"
 
 
 def load(library: str) -> ModuleType:

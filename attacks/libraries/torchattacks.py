@@ -4,13 +4,14 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attacks.libraries import library as foreign
-from attacks.problem import Family, Problem
+from attacks.problem import Facts, Family, Problem
 from attacks.threat import Norm
 
 _REFUSED = {
@@ -33,10 +34,11 @@ _LEAST_SIDE = 5
 class TorchAttacks(foreign.Foreign):
     """An attack class of torchattacks by its name (Kim 2020).
 
-    attack    the name: "PGD", "Square", ...; `available` lists them.
-    options   what its constructor takes, in units of images in [0, 1]. Text is read as Python
-              literals. `eps`, `norm`, `seed` and `n_classes` come from the problem unless given.
-    version   of torchattacks.
+    attack           the name: "PGD", "Square", ...; `available` lists them.
+    options          what its constructor takes, in units of images in [0, 1]. Text is read as
+                     Python literals. `eps`, `norm`, `seed` and `n_classes` come from the problem
+                     unless given.
+    library_version  of torchattacks, whose behaviour this has.
 
     Attacks that take an eps are fixed-budget, also FAB, which returns no point beyond it; the
     others are minimal-norm. Returns points (n, *shape) in the box; samples that are misclassified
@@ -57,14 +59,20 @@ class TorchAttacks(foreign.Foreign):
     loss.
     """
 
+    version: ClassVar[int] = 1
     library: ClassVar[str] = "torchattacks"
 
     def __post_init__(self) -> None:
         cls = foreign.find(self.library, self.attack, _classes())
         options = foreign.parse(self._name, cls, self.options)
-        kind = _kind(cls, options)
+        _facts(cls, options)  # raises where the attack cannot be used
         foreign.build(self._name, lambda: cls(nn.Linear(1, 1), **options))
-        self._settle(options, kind)
+        self._settle(options)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the library says of the attack under these options."""
+        return _facts(_classes()[self.attack], self.options)
 
     def _craft(self, problem: Problem, classes: int, seed: int) -> Tensor:
         x = problem.x
@@ -122,7 +130,7 @@ def available() -> dict[str, str]:
     listed = {}
     for name, cls in sorted(_classes().items()):
         try:
-            listed[name] = str(_kind(cls, {}))
+            listed[name] = foreign.listed(_facts(cls, {}))
         except ValueError:
             continue
     return listed
@@ -142,7 +150,7 @@ def _settings(cls: Any, problem: Problem, classes: int, seed: int) -> dict[str, 
     return {key: value for key, value in told.items() if key in taken}
 
 
-def _kind(cls: Any, options: Mapping[str, Any]) -> foreign.Kind:
+def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     name = cls.__name__
     if name in _REFUSED:
         raise ValueError(f"torchattacks:{name} cannot be used: {_REFUSED[name]}")
@@ -152,7 +160,7 @@ def _kind(cls: Any, options: Mapping[str, Any]) -> foreign.Kind:
     said = re.search(r"Distance Measure\s*:(.*)", inspect.getdoc(cls) or "")
     if not said:
         # Noise and nothing, which know no norm.
-        return foreign.Kind(family, get_args(Norm))
+        return foreign.facts_of(family, get_args(Norm))
     own = re.findall(r"L\w+", said[1])
     norms = tuple(_NORMS[one] for one in sorted(own) if one in _NORMS)
     if not norms:
@@ -161,7 +169,7 @@ def _kind(cls: Any, options: Mapping[str, Any]) -> foreign.Kind:
         )
     given = options.get("norm")
     if given is None:
-        return foreign.Kind(family, norms)
+        return foreign.facts_of(family, norms)
     if given not in _NORMS:
         raise ValueError(f"torchattacks:{name}: norm must be L2 or Linf, not {given!r}")
-    return foreign.Kind(family, (_NORMS[given],))
+    return foreign.facts_of(family, (_NORMS[given],))

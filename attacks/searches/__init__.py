@@ -1,1 +1,10 @@
-"""Attacks that search for a point themselves, one per file."""
+"""Attacks that search for adversarial points themselves, one algorithm a file."""
+
+from attacks.searches.apgd import APGD
+from attacks.searches.boundary import Boundary
+from attacks.searches.carlini_wagner import CarliniWagner
+from attacks.searches.pgd import PGD
+from attacks.searches.square import Square
+from attacks.searches.strong import Strong
+
+__all__ = ["APGD", "PGD", "Boundary", "CarliniWagner", "Square", "Strong"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, Objective, decided
-from attacks.problem import Family, Problem, climb, due, in_restarts
-from attacks.threat import Norm, per_sample
+from attacks.problem import Facts, Problem, climb, due, in_restarts
+from attacks.threat import per_sample
 
 # Croce and Hein (2020), section 3: the weight of the new step against the momentum, the length of
 # the first stretch between checkpoints and by how much the next are shorter, the shortest, in
@@ -40,8 +40,7 @@ class APGD:
     restarts: int = 1
     objective: str = "cross-entropy"
 
-    family: ClassVar[Family] = "fixed-budget"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -52,9 +51,10 @@ class APGD:
             )
 
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return self.restarts * (self.steps + 1)
+    def facts(self) -> Facts:
+        """A fixed-budget attack under both norms."""
+        passes = self.restarts * (self.steps + 1)
+        return Facts("fixed-budget", passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
         return in_restarts(problem, self.restarts, self._restart)

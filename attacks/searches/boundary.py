@@ -1,7 +1,7 @@
 """The boundary attack: a walk along the decision boundary that sees decisions alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from attacks import noise
 from attacks.objectives import decided
-from attacks.problem import Family, Problem, due
+from attacks.problem import Facts, Problem, due
 from attacks.segment import pull
-from attacks.threat import Norm, per_sample
+from attacks.threat import per_sample
 
 # Rows and columns of the grids that noise is drawn on, in turn; None: one draw per pixel.
 _GRIDS = (7, 14, None)
@@ -83,17 +83,21 @@ class Boundary:
     steps: int = 5000
     minimize: bool = False
 
-    family: ClassVar[Family] = "minimal-norm"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError("boundary: steps must be at least 1")
 
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 2 + self._scouts[0] * (_TRIES + _HALVINGS) + self.steps
+    def facts(self) -> Facts:
+        """A minimal-norm attack under L2."""
+        passes = 2 + self._scouts[0] * (_TRIES + _HALVINGS) + self.steps
+        return Facts("minimal-norm", ("l2",), passes=passes, minimises=self.minimize)
+
+    def minimising(self) -> "Boundary":
+        """The same attack, which goes on to the smallest distance that it finds."""
+        return replace(self, minimize=True)
 
     @property
     def _scouts(self) -> tuple[int, int]:

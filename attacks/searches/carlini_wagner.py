@@ -1,17 +1,17 @@
 """The Carlini-Wagner attacks in L2 and L-infinity."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Family, Problem, climb, due
+from attacks.problem import Facts, Problem, climb, due
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
-from attacks.threat import Norm, ThreatModel, per_sample
+from attacks.threat import ThreatModel, per_sample
 
 # Pixels start at least this far, as an angle, from the ends of the box, where the sine is flat:
 # 1/1600 of the box's width, enough to be moved and too little to matter. Less where all pixels
@@ -82,8 +82,7 @@ class CarliniWagner:
     minimize: bool = False
     restarts: int = 1
 
-    family: ClassVar[Family] = "minimal-norm"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.searches < 1 or self.restarts < 1:
@@ -94,9 +93,14 @@ class CarliniWagner:
             )
 
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return self.restarts * self.searches * (1 + self.steps + _HALVINGS)
+    def facts(self) -> Facts:
+        """A minimal-norm attack under both norms."""
+        passes = self.restarts * self.searches * (1 + self.steps + _HALVINGS)
+        return Facts("minimal-norm", passes=passes, minimises=self.minimize)
+
+    def minimising(self) -> "CarliniWagner":
+        """The same attack, which goes on to the smallest distance that it finds."""
+        return replace(self, minimize=True)
 
     @property
     def _rate(self) -> float:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attacks import noise
 from attacks.objectives import decided, margin
-from attacks.problem import Family, Problem, due, in_restarts
-from attacks.threat import Norm, per_sample
+from attacks.problem import Facts, Problem, due, in_restarts
+from attacks.threat import per_sample
 
 # Parts of the steps after which the squares' area is halved (section 4, for 10,000 steps).
 _HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -46,8 +46,7 @@ class Square:
     p: float = 0.8
     restarts: int = 1
 
-    family: ClassVar[Family] = "fixed-budget"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -56,9 +55,10 @@ class Square:
             raise ValueError(f"square: p must be above 0 and at most 1, not {self.p}")
 
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + self.restarts * self.steps
+    def facts(self) -> Facts:
+        """A fixed-budget attack under both norms."""
+        passes = 1 + self.restarts * self.steps
+        return Facts("fixed-budget", passes=passes)
 
     @torch.no_grad()
     def __call__(self, problem: Problem) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Family, NoGradientError, Problem, climb, due
+from attacks.problem import Facts, NoGradientError, Problem, climb, due
 from attacks.searches.boundary import Boundary
 from attacks.searches.penalties import slopes
 from attacks.searches.square import Square
-from attacks.threat import Norm, per_sample
+from attacks.threat import per_sample
 from attacks.wrappers.targeted import targeted_margin
 
 # The weight of the new step against the momentum, as in APGD.
@@ -61,20 +61,23 @@ class Strong:
     steps: int = 30
     queries: int = 2000
 
-    family: ClassVar[Family] = "fixed-budget"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if min(self.classes, self.steps, self.queries) < 1:
             raise ValueError("strong: classes, steps and queries must be at least 1")
 
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
+    def facts(self) -> Facts:
+        """A fixed-budget attack under both norms."""
         restarts = sum(count * (steps + 1) for _, count, steps in _ROUNDS)
         opinions = _OPINIONS * (_QUERIES + _STEPS + 3)
-        asked = Square(steps=self.queries).passes + Boundary(steps=self.queries).passes + 2
-        return 2 + self.classes * (self.steps + 1) + restarts + opinions + asked
+        asked = sum(
+            1 + (attack.facts.passes or 0)
+            for attack in (Square(steps=self.queries), Boundary(steps=self.queries))
+        )
+        passes = 2 + self.classes * (self.steps + 1) + restarts + opinions + asked
+        return Facts("fixed-budget", passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
         search = _Search(replace(problem, start=None))

@@ -11,7 +11,7 @@ point arms are ranked.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from attacks.objectives import cross_entropy, margin
 from attacks.problem import NotApplicableError, Problem
 from attacks.views import Score, View
-from attacks.wrappers.wrapper import Runs, Wrapper, base_passes, in_turn, outermost
+from attacks.wrappers.wrapper import Runs, Wrapper, in_turn, outermost
 
 
 @runtime_checkable
@@ -103,6 +103,8 @@ class BestArm(Wrapper):
     arms.
     """
 
+    version: ClassVar[int] = 1
+
     def __call__(self, problem: Problem) -> Tensor:
         model = _aggregation(problem)
         runs = _each_arm(problem, model, _ranked(problem, model))
@@ -116,10 +118,10 @@ class HighestArm(Wrapper):
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return base_passes(self)
+    version: ClassVar[int] = 1
+
+    def most_passes(self, base: int) -> int:
+        return base
 
     def __call__(self, problem: Problem) -> Tensor:
         model = _aggregation(problem)
@@ -130,10 +132,8 @@ class HighestArm(Wrapper):
 class _Together(Wrapper):
     """One run of the base on several arms at once."""
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + base_passes(self)
+    def most_passes(self, base: int) -> int:
+        return 1 + base
 
     def _run(self, problem: Problem, push: Score, most: int | None = None) -> Tensor:
         """The base on the highest arms, by default on all."""
@@ -149,6 +149,8 @@ class Top2(_Together):
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
 
+    version: ClassVar[int] = 1
+
     def __call__(self, problem: Problem) -> Tensor:
         return self._run(problem, _losses, 2)
 
@@ -160,6 +162,8 @@ class AverageGradient(_Together):
 
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
+
+    version: ClassVar[int] = 1
 
     def __call__(self, problem: Problem) -> Tensor:
         return self._run(problem, _losses)
@@ -174,6 +178,8 @@ class SoftmaxAttack(_Together):
     Differs from the source: cross-entropy is in the form of `attacks.objectives.cross_entropy`.
     """
 
+    version: ClassVar[int] = 1
+
     def __call__(self, problem: Problem) -> Tensor:
         return self._run(problem, _softmax)
 
@@ -184,6 +190,8 @@ class SoftmaxTop2(_Together):
 
     Points (n, *shape) as the base's. Raises NotApplicableError where the model has no arms.
     """
+
+    version: ClassVar[int] = 1
 
     def __call__(self, problem: Problem) -> Tensor:
         return self._run(problem, _softmax, 2)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class RoBinEvaluation(Wrapper):
     Differs from the source: the worst of them for each sample; there, the strongest of them over
     all samples, which can only be weaker.
     """
+
+    version: ClassVar[int] = 1
 
     def on(self, model: Model) -> Attack:
         """The attack that this is on a model: the base where it has neither arms nor stages."""

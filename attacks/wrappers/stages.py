@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.objectives import margin
 from attacks.problem import NotApplicableError, Problem
 from attacks.views import View
-from attacks.wrappers.wrapper import Runs, Wrapper, base_passes, in_turn, outermost
+from attacks.wrappers.wrapper import Runs, Wrapper, in_turn, outermost
 
 Stage = Literal["first", "second", "first-then-second"]
 
@@ -67,16 +67,16 @@ class Hierarchical(Wrapper):
 
     stage: Stage = "first-then-second"
 
+    version: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         if self.stage not in get_args(Stage):
             raise ValueError(
                 f"hierarchical: unknown stage {self.stage!r}: use {', '.join(get_args(Stage))}"
             )
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return len(self.stage.split("-then-")) * (1 + base_passes(self))
+    def most_passes(self, base: int) -> int:
+        return len(self.stage.split("-then-")) * (1 + base)
 
     def __call__(self, problem: Problem) -> Tensor:
         outermost(problem)

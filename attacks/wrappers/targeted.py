@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.objectives import cross_entropy
 from attacks.problem import Problem
 from attacks.views import View
-from attacks.wrappers.wrapper import Wrapper, base_passes, in_turn, outermost
+from attacks.wrappers.wrapper import Wrapper, in_turn, outermost
 
 TargetedObjective = Literal["margin", "cross-entropy", "dlr"]
 
@@ -67,6 +67,8 @@ class Targeted(Wrapper):
     classes: int = 9
     objective: TargetedObjective = "margin"
 
+    version: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         if self.classes < 1:
             raise ValueError("targeted: classes must be at least 1")
@@ -74,10 +76,8 @@ class Targeted(Wrapper):
             known = ", ".join(get_args(TargetedObjective))
             raise ValueError(f"targeted: unknown objective {self.objective!r}: use one of {known}")
 
-    @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 1 + self.classes * (1 + base_passes(self))
+    def most_passes(self, base: int) -> int:
+        return 1 + self.classes * (1 + base)
 
     def __call__(self, problem: Problem) -> Tensor:
         outermost(problem)

@@ -7,11 +7,19 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Model, NotApplicableError, Problem
+from attacks.problem import (
+    Attack,
+    CanMaximise,
+    Facts,
+    Model,
+    NotApplicableError,
+    Problem,
+    minimising,
+)
 from attacks.threat import per_sample
 from attacks.views import View
 from attacks.wrappers.targeted import ranked_others
-from attacks.wrappers.wrapper import Wrapper, base_passes, minimising, outermost
+from attacks.wrappers.wrapper import Wrapper, outermost
 
 
 @runtime_checkable
@@ -41,6 +49,11 @@ def _source(problem: Problem, name: str | None) -> Model:
             "the model offers no surrogate: name a source, e.g. transfer:pgd/source=..."
         )
     return model
+
+
+def _sources(source: str | None, base: Attack) -> tuple[str, ...]:
+    """The models by name that an attack around a base crafts points on."""
+    return (*(() if source is None else (source,)), *base.facts.sources)
 
 
 def _lead(logits: Tensor, target: Tensor) -> Tensor:
@@ -96,25 +109,26 @@ class Transfer(Wrapper):
     source: str | None = None
     targeted: bool = False
 
-    transfers: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return base_passes(self) + 2 + self.targeted
+    def facts(self) -> Facts:
+        """Those of the base, with the passes of this attack and its source."""
+        return replace(super().facts, transfers=True, sources=_sources(self.source, self.base))
+
+    def most_passes(self, base: int) -> int:
+        return base + 2 + self.targeted
 
     def __call__(self, problem: Problem) -> Tensor:
         outermost(problem)
         crafting = replace(problem, model=_source(problem, self.source))
         if self.targeted:
             crafting = _toward(problem, crafting.model, ranked_others(problem)[:, 0])
-        maximise = getattr(self.base, "maximise", None)
-        if maximise is not None:
-            points: Tensor = maximise(crafting)
-            return points.detach()
+        if isinstance(self.base, CanMaximise):
+            return self.base.maximise(crafting).detach()
         points = self.base(crafting).detach()
         stretched = _stretched(problem, points)
-        otherwise = stretched if self.family == "fixed-budget" else problem.x
+        otherwise = stretched if self.base.facts.family == "fixed-budget" else problem.x
         return _closest(problem, [points, stretched], otherwise)
 
 
@@ -133,15 +147,20 @@ class Seeded(Wrapper):
 
     source: str | None = None
 
+    version: ClassVar[int] = 1
+
     @property
-    def passes(self) -> int:
-        """The most forward passes that a sample can take."""
-        return 2 * base_passes(self) + 2
+    def facts(self) -> Facts:
+        """Those of the base, with the passes of this attack and its source."""
+        return replace(super().facts, sources=_sources(self.source, self.base))
+
+    def most_passes(self, base: int) -> int:
+        return 2 * base + 2
 
     def __call__(self, problem: Problem) -> Tensor:
         outermost(problem)
         source = _source(problem, self.source)
         start = minimising(self.base)(replace(problem, model=source)).detach()
         points = self.base(replace(problem, start=start)).detach()
-        otherwise = points if self.family == "fixed-budget" else problem.x
+        otherwise = points if self.base.facts.family == "fixed-budget" else problem.x
         return _closest(problem, [points, start], otherwise)

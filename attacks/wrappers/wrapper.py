@@ -1,16 +1,15 @@
 """What attacks that wrap another attack have in common."""
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attacks.objectives import decided
-from attacks.problem import Attack, Family, Problem
-from attacks.threat import Norm, per_sample
+from attacks.problem import Attack, Facts, Problem, minimising
+from attacks.threat import per_sample
 
 # Problems, and which of their samples each is for, bool (n,).
 Runs = Iterable[tuple[Problem, Tensor]]
@@ -23,7 +22,7 @@ _SEEDS = 2**63
 
 @dataclass(frozen=True)
 class Wrapper:
-    """An attack that runs `base`, any attack; it has the family, norms and `minimize` of that."""
+    """An attack that runs `base`, any attack, and has the facts of that but for the passes."""
 
     base: Attack
 
@@ -31,29 +30,20 @@ class Wrapper:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"arbitrary_types_allowed": True}
 
     @property
-    def family(self) -> Family:
-        """The family of the base."""
-        return self.base.family
+    def facts(self) -> Facts:
+        """Those of the base, with the passes that this attack takes."""
+        facts = self.base.facts
+        passes = None if facts.passes is None else self.most_passes(facts.passes)
+        return replace(facts, passes=passes)
 
-    @property
-    def norms(self) -> tuple[Norm, ...]:
-        """The norms of the base."""
-        return self.base.norms
+    def most_passes(self, base: int) -> int | None:
+        """The most forward passes that a sample can take, given that number for the base; None
+        where it is not known, or depends on the model."""
+        return None
 
-    @property
-    def by_block(self) -> bool:
-        """Whether results depend on which samples are attacked together."""
-        return bool(getattr(self.base, "by_block", False))
-
-    @property
-    def minimize(self) -> bool:
-        """Whether the base minimises; AttributeError where it has no such flag."""
-        return bool(cast(Any, self.base).minimize)
-
-
-def base_passes(wrapper: Wrapper) -> int:
-    """The most forward passes of the base; AttributeError where it does not say."""
-    return int(cast(Any, wrapper.base).passes)
+    def minimising(self) -> "Wrapper":
+        """The same attack around the base that minimises, where the base has that choice."""
+        return replace(self, base=minimising(self.base))
 
 
 def outermost(problem: Problem) -> None:
@@ -64,17 +54,6 @@ def outermost(problem: Problem) -> None:
         )
 
 
-def minimising(attack: Attack) -> Attack:
-    """The same attack asked to minimise, where it or what it wraps has that flag."""
-    if not dataclasses.is_dataclass(attack):
-        return attack
-    if isinstance(attack, Wrapper):
-        return replace(attack, base=minimising(attack.base))
-    if "minimize" in (field.name for field in dataclasses.fields(attack)):
-        return cast(Attack, replace(cast(Any, attack), minimize=True))
-    return attack
-
-
 def in_turn(base: Attack, problem: Problem, runs: Runs) -> Tensor:
     """Points (n, *shape) of several runs of `base` on the same samples.
 
@@ -83,8 +62,7 @@ def in_turn(base: Attack, problem: Problem, runs: Runs) -> Tensor:
     one forward per run for fixed-budget bases; for bases that minimise it stays, and the closest
     point counts. A sample that no run broke has the point of its first.
     """
-    fixed = base.family == "fixed-budget"
-    stays = not fixed and bool(getattr(base, "minimize", True))
+    fixed = base.facts.family == "fixed-budget"
     answer = problem.x.clone()
     reach = torch.full((len(problem),), torch.inf, dtype=torch.float64, device=answer.device)
     left = torch.ones(len(problem), dtype=torch.bool, device=answer.device)
@@ -106,6 +84,6 @@ def in_turn(base: Attack, problem: Problem, runs: Runs) -> Tensor:
         answer[rows] = torch.where(per_sample(better, points), points, answer[rows])
         reach[rows] = torch.where(broken, distance.minimum(reach[rows]), reach[rows])
         tried[rows] = True
-        if not stays:
+        if not base.facts.minimises:
             left[rows] = ~broken if fixed else reach[rows] > part.threat.eps
     return answer

@@ -151,7 +151,7 @@ def _enforce(
     outside = (points - threat.clamp(points)).abs().flatten(1).amax(1) > slack
     outside |= undefined.flatten(1).any(1)
     near = threat.distance(points, clean) <= threat.eps + slack
-    if attack.family == "fixed-budget":
+    if attack.facts.family == "fixed-budget":
         outside |= ~near
         near = torch.ones_like(near)
     inside = threat.enforce(points, clean)

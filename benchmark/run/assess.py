@@ -13,7 +13,7 @@ from torch import nn
 
 from attacks import Attack, ThreatModel
 from attacks.messages import described, one_line
-from attacks.problem import NotApplicableError
+from attacks.problem import HasVariants, NotApplicableError
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
@@ -31,7 +31,7 @@ from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
-from benchmark.spec.lineup import Entry, Lineup, sources
+from benchmark.spec.lineup import Entry, Lineup
 from benchmark.spec.run_spec import Device, Mode, Precision
 from defenses.certificates import HasCertificate
 
@@ -103,7 +103,7 @@ def assess(
     entries = {label: suited(subject.model, entry) for label, entry in lineup.entries.items()}
     for label, entry in _ordered(entries, settings.mode):
         attack, todo = entry.attack, report.remaining(entry.after)
-        used = {name: peers[name] for name in sorted(sources(attack))}
+        used = {name: peers[name] for name in sorted(attack.facts.sources)}
         full = identify_attacked(
             identity, attack, {name: peer.identity for name, peer in used.items()},
             settings.threat, settings.seed, todo, settings.block,
@@ -137,7 +137,7 @@ def _attack(
     cell: Cell,
 ) -> _Ended:
     """Run one attack into its cell."""
-    passes, block = getattr(attack, "passes", 0), settings.block
+    passes, block = attack.facts.passes or 0, settings.block
     models = {
         name: freeze(peer.model, subject.device, subject.dtype) for name, peer in peers.items()
     }
@@ -173,8 +173,10 @@ def _certify(
 
 def suited(model: nn.Module, entry: Entry) -> Entry:
     """The attack that an entry's is on this model, which may be a simpler one."""
-    on = getattr(entry.attack, "on", None)
-    return entry if on is None else dataclasses.replace(entry, attack=on(model))
+    attack = entry.attack
+    if not isinstance(attack, HasVariants):
+        return entry
+    return dataclasses.replace(entry, attack=attack.on(model))
 
 
 def plain_flags(report: Report, columns: int) -> set[str]:
@@ -192,9 +194,9 @@ def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dic
     itself = any(peer.model is model for peer in used.values())
     elsewhere = not itself or isinstance(model, HasSurrogate)
     return {
-        "minimises": attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True)),
-        "passes": getattr(attack, "passes", None),
-        "transfers": elsewhere and bool(getattr(attack, "transfers", False)),
+        "minimises": attack.facts.minimises,
+        "passes": attack.facts.passes,
+        "transfers": elsewhere and attack.facts.transfers,
     }
 
 
@@ -202,7 +204,12 @@ def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:
     """As given; in a cascade the cheapest first, those of unknown cost last."""
     if mode == "table":
         return list(entries.items())
-    return sorted(entries.items(), key=lambda item: getattr(item[1].attack, "passes", math.inf))
+
+    def cost(item: tuple[str, Entry]) -> float:
+        passes = item[1].attack.facts.passes
+        return math.inf if passes is None else passes
+
+    return sorted(entries.items(), key=cost)
 
 
 def _close(cell: Cell, identity: dict[str, Any], device: torch.device, **facts: Any) -> None:

@@ -18,7 +18,7 @@ from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.spec.components import read_component
-from benchmark.spec.lineup import Entry, Lineup, check_norm, choose
+from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
 from benchmark.spec.run_spec import Device, Mode, Precision, make_threat
 
 
@@ -107,10 +107,10 @@ def _lineup(
     for attack in attacks:
         if isinstance(attack, str | dict):
             continue
-        if isinstance(attack, type) or not isinstance(attack, Attack):
+        if isinstance(attack, type) or not callable(attack):
             raise UserError(f"{attack!r} is not an attack: give a name or a configured Attack")
         name = type(attack).__name__
-        check_norm(name, attack, threat)
+        check_norm(name, check_attack(name, attack), threat)
         entries[_unused(name, entries)] = Entry(attack)
     return Lineup(entries, lineup.notes)
 

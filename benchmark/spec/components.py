@@ -178,7 +178,7 @@ def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any
     except PydanticUserError as error:
         raise UserError(
             f"{registry.kind} {whole.name!r} has fields of types that cannot be checked: give it "
-            "the __pydantic_config__ of attacks.wrapper.Wrapper"
+            "the __pydantic_config__ of attacks.Wrapper"
         ) from error
     for key, value in values.items():
         # A number forgotten, as in "pgd/steps", would be taken as 1.

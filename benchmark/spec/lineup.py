@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from attacks import Attack, ThreatModel
+from attacks import Attack, Facts, ThreatModel
+from attacks.problem import Family
 from benchmark.errors import UserError
 from benchmark.spec.components import SOURCE, Component, configure
 from benchmark.spec.registry import ATTACKS, SUITES
@@ -57,8 +58,8 @@ def choose(
         attack = _configured(member[0])
         if member in of_spec:
             check_norm(label, attack, threat)
-        missing = sorted(sources(attack) - set(models))
-        if threat.norm not in attack.norms:
+        missing = sorted(set(attack.facts.sources) - set(models))
+        if threat.norm not in attack.facts.norms:
             left_out.append(f"{label} ({_norms(attack)})")
         elif missing and member not in of_spec:
             left_out.append(f"{label} (no row {', '.join(missing)})")
@@ -71,28 +72,30 @@ def choose(
     )
 
 
-def sources(attack: Attack) -> set[str]:
-    """The names of the models that an attack, or one that it wraps, crafts points on."""
-    source, base = getattr(attack, "source", None), getattr(attack, "base", None)
-    own = {source} if isinstance(source, str) else set()
-    return own if base is None else own | sources(base)
-
-
 def check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:
     """Raises UserError for an attack that does not run under the threat's norm."""
-    if threat.norm not in attack.norms:
+    if threat.norm not in attack.facts.norms:
         raise UserError(f"attack {label!r} {_norms(attack)}")
 
 
 def _norms(attack: Attack) -> str:
-    return f"runs under {', '.join(attack.norms)} only"
+    return f"runs under {', '.join(attack.facts.norms)} only"
+
+
+def check_attack(label: str, attack: object) -> Attack:
+    """The object, which is an attack. Raises UserError where it is none, as a plugin's may be."""
+    if not callable(attack):
+        raise UserError(f"attack {label!r} cannot be called: give it __call__(self, problem)")
+    if not isinstance(attack, Attack) or not isinstance(attack.facts, Facts):
+        raise UserError(
+            f"attack {label!r} does not say what it is: give it facts = attacks.Facts(family), "
+            f"where the family is {' or '.join(get_args(Family))}"
+        )
+    return attack
 
 
 def _configured(component: Component) -> Attack:
-    attack = configure(ATTACKS, component)
-    if not isinstance(attack, Attack):
-        raise UserError(f"attack {component.name!r} lacks family, norms or a call")
-    return attack
+    return check_attack(component.name, configure(ATTACKS, component))
 
 
 def _members(components: Iterable[Component]) -> Iterator[Member]:

@@ -194,7 +194,7 @@ def describe_library(name: str) -> dict[str, str]:
 
     Raises UserError where the library is not installed.
     """
-    adapter = importlib.import_module(f"attacks.{name}_adapter")
+    adapter = importlib.import_module(f"attacks.libraries.{name}")
     try:
         return {f"{name}:{attack}": about for attack, about in adapter.available().items()}
     except ValueError as error:

@@ -20,7 +20,7 @@ from benchmark.report.tables import NORMS, on_order, on_settings
 from benchmark.run.runner import Say, load_run, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
-from benchmark.spec.registry import load_plugins
+from benchmark.spec.registry import BASE, load_plugins, rest_of
 from benchmark.spec.run_spec import Device, RunSpec, make_spec, read_budgets
 from benchmark.studies.study import Study, axes, flagged, percent
 
@@ -80,7 +80,7 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
     (inner,) = plain.attacks
     load_plugins(plain.plugins)
     entries = choose(None, plain.attacks, plain.threat).entries.values()
-    if any(hasattr(entry.attack, "base") for entry in entries):
+    if any(rest_of(type(entry.attack)) == BASE for entry in entries):
         raise UserError(f"base {base!r} wraps another attack: name one that does not, such as pgd")
     crafted, wrapped = inner.options | {SOURCE: source}, f"transfer:{inner.name}"
     named = [

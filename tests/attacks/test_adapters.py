@@ -65,7 +65,8 @@ def _every() -> list[Any]:
             taken = inspect.signature(module._classes()[name]).parameters
             attack = adapter(name, {key: value for key, value in FAST.items() if key in taken})
             cases += [
-                pytest.param(attack, norm, id=f"{attack._name}-{norm}") for norm in attack.norms
+                pytest.param(attack, norm, id=f"{attack._name}-{norm}")
+                for norm in attack.facts.norms
             ]
     return cases
 
@@ -109,7 +110,7 @@ def _check(attack: Attack, problem: Problem) -> Tensor:
     assert points.dtype == clean.dtype
     assert not points.isnan().any()
     assert torch.equal(problem.threat.clamp(points), points)
-    if attack.family == "fixed-budget":
+    if attack.facts.family == "fixed-budget":
         assert problem.threat.distance(points, clean).max() <= problem.threat.eps * (1 + 1e-5)
     return points
 
@@ -301,13 +302,13 @@ def test_options_are_read_and_shown() -> None:
     assert attack.options == {"steps": 50, "gamma": 0.1}
     assert repr(attack) == (
         "Foolbox(attack='L2DDNAttack', options={'gamma': 0.1, 'steps': 50}, "
-        f"version='{version('foolbox')}')"
+        f"library_version='{version('foolbox')}')"
     )
     same = {"random_start": "true", "abs_stepsize": "None"}
     assert Foolbox("PGD", same) == Foolbox("PGD", {"abs_stepsize": None, "random_start": True})
-    assert TorchAttacks("APGD", {"norm": "L2", "loss": "dlr"}).norms == ("l2",)
-    assert TorchAttacks("APGD").norms == ("l2", "linf")
-    assert Foolbox("HopSkipJumpAttack", {"constraint": "linf"}).norms == ("linf",)
+    assert TorchAttacks("APGD", {"norm": "L2", "loss": "dlr"}).facts.norms == ("l2",)
+    assert TorchAttacks("APGD").facts.norms == ("l2", "linf")
+    assert Foolbox("HopSkipJumpAttack", {"constraint": "linf"}).facts.norms == ("linf",)
     assert version("torchattacks") in repr(TorchAttacks("PGD"))
 
 
@@ -354,7 +355,7 @@ def test_everything_is_either_usable_or_refused() -> None:
         usable = module.available()
         for name, cls in module._classes().items():
             if cls.__name__ in usable:
-                assert f"{adapter(name).family}, " in usable[cls.__name__]
+                assert f"{adapter(name).facts.family}, " in usable[cls.__name__]
             else:
                 with pytest.raises(ValueError, match=f"{cls.__name__} (cannot|runs|needs)"):
                     adapter(name)

@@ -132,7 +132,7 @@ def test_best_arm_breaks_all_that_highest_arm_breaks(base: Attack, classes: int,
     )
     assert also[broken].all()
     assert 0 < broken.sum() < 40
-    if base.family == "fixed-budget":
+    if base.facts.family == "fixed-budget":
         torch.testing.assert_close(best[broken], highest[broken], rtol=0, atol=0)
 
 
@@ -193,4 +193,4 @@ def test_passes_bound_the_work(attack: type[Wrapper], base: Attack) -> None:
         meter=lambda rows, _: calls.index_add_(0, rows, torch.ones(len(rows))),
     )
     attack(base)(problem)
-    assert 0 < calls.max() <= attack(base).passes
+    assert 0 < calls.max() <= attack(base).facts.passes

@@ -194,7 +194,7 @@ def test_what_is_decided_costs_nothing_more(norm: str) -> None:
     attack = APGD(steps=20, restarts=2)
     attack(replace(problem, meter=one))
     assert (calls[:10] == 1).all()
-    assert (calls[10:] == attack.passes).all()
+    assert (calls[10:] == attack.facts.passes).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

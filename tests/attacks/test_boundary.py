@@ -111,8 +111,8 @@ def test_what_is_decided_costs_nothing_more() -> None:
     broken = problem.threat.distance(points, problem.x) <= 0.02
     optimum = problem.model.linear.optimum(problem.x, problem.y, "l2")
     assert broken[10:][optimum[10:] < 0.01].all()
-    assert (calls[~broken] == attack.passes - 1).all()
-    assert (calls[broken] < attack.passes - 1).all()
+    assert (calls[~broken] == attack.facts.passes - 1).all()
+    assert (calls[broken] < attack.facts.passes - 1).all()
     assert calls[10:][optimum[10:] < 0.005].median() < 100
 
 

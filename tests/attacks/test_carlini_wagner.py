@@ -146,7 +146,7 @@ def test_decided_samples_cost_one_pass(norm: str, minimize: bool) -> None:
     assert torch.equal(points[:5], problem.x[:5])
     assert (calls[:5] == 1).all()
     assert (calls[5:] > 1).all()
-    assert (calls <= attack.passes).all()
+    assert (calls <= attack.facts.passes).all()
     calls.zero_()
     misclassified = dataclasses.replace(problem, y=1 - problem.model(problem.x).argmax(1))
     assert torch.equal(attack(misclassified), problem.x)

@@ -58,7 +58,7 @@ EVERY = [
     pytest.param(text, norm, id=f"{text}-{norm}")
     for texts in ROWS.values()
     for text in texts
-    for norm in _configured(text).norms
+    for norm in _configured(text).facts.norms
 ]
 OWN = [case for case in EVERY if not _foreign(str(case.values[0]))]
 
@@ -163,7 +163,7 @@ def _run(attack: Attack, problem: Problem) -> Tensor:
     assert torch.equal(problem.x, x)
     assert torch.equal(problem.y, y)
     assert points is not problem.x
-    assert calls.max() <= getattr(attack, "passes", torch.inf)
+    assert calls.max() <= (attack.facts.passes or torch.inf)
     assert not points.requires_grad
     assert (points.shape, points.dtype) == (x.shape, x.dtype)
     assert points.isfinite().all()
@@ -183,7 +183,7 @@ def _check(text: str, problem: Problem) -> Tensor:
     attack = _configured(text)
     points = _run(attack, problem)
     threat, x = problem.threat, problem.x
-    if attack.family == "fixed-budget":
+    if attack.facts.family == "fixed-budget":
         precision = torch.float32 if _foreign(text) else x.dtype
         rounding = 2 * torch.finfo(precision).eps * x[0].numel() ** 0.5
         assert (threat.distance(points, x) <= threat.eps * (1 + 1e-5) + rounding).all()

@@ -29,7 +29,7 @@ def _problem(shape: tuple[int, ...], classes: int, n: int, norm: str, eps: float
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize(
     ("attack", "most", "norm"),
-    [(attack, most, norm) for attack, most in MINIMAL for norm in attack.norms],
+    [(attack, most, norm) for attack, most in MINIMAL for norm in attack.facts.norms],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_minimal_norm_attacks_land_near_the_optimum(

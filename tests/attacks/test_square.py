@@ -91,7 +91,7 @@ def test_what_is_decided_costs_nothing_more(norm: str) -> None:
     points = attack(counted)
     assert torch.equal(points[:10], problem.x[:10])
     assert (calls[:10] == 1).all()
-    assert (calls[10:] == attack.passes).all()
+    assert (calls[10:] == attack.facts.passes).all()
     wide, calls = metered(_problem((1, 8, 8), 2, 30, norm, 0.5))
     assert decided(wide.model(attack(wide)), wide.y).all()
     assert calls.median() < 10

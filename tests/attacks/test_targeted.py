@@ -139,7 +139,7 @@ def test_a_broken_sample_leaves_and_passes_bound_the_work() -> None:
     attack(counted)
     # A look at the clean image, one at the start, and one at what came of it.
     assert (calls[:4] == 3).all()
-    assert (calls[4:] == attack.passes).all()
+    assert (calls[4:] == attack.facts.passes).all()
 
 
 def test_refusals() -> None:

@@ -87,7 +87,7 @@ def test_points_go_beyond_the_source_s_boundary(base: Attack) -> None:
     assert (problem.threat.distance(points, problem.x) <= 0.25 + 1e-9).all()
     short = Transfer(base, "near")(_lines(0.15))
     assert not decided(problem.model(short), problem.y).any()
-    if base.family == "minimal-norm":
+    if base.facts.family == "minimal-norm":
         assert torch.equal(short, problem.x)
 
 
@@ -214,7 +214,7 @@ def test_passes_bound_the_work_on_both_models(attack: Attack, eps: float) -> Non
         peers=problem.peers,
     )
     attack(counted)
-    assert 0 < calls.max() <= attack.passes
+    assert 0 < calls.max() <= attack.facts.passes
     if attack == Transfer(PGD(steps=4), "near"):
         assert (calls == 4).all()  # all of them on the source
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, Problem
+from attacks import PGD, Facts, Problem
 from attacks.problem import Family
 from benchmark import Report, UserError, evaluate
 
@@ -49,7 +49,10 @@ class Returning:
 
     points: Callable[[Problem], Any]
     family: Family = "fixed-budget"
-    norms: ClassVar = ("l2", "linf")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self.family, minimises=self.family == "minimal-norm")
 
     def __call__(self, problem: Problem) -> Any:
         return self.points(problem)

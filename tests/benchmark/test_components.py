@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from attacks import APGD, PGD, Attack, CarliniWagner
+from attacks import APGD, PGD, Attack, CarliniWagner, Facts
 from attacks.wrappers.arms import BestArm
 from attacks.wrappers.targeted import Targeted
 from attacks.wrappers.transfer import Transfer
@@ -136,8 +136,7 @@ class Library:
     attack: str
     options: Mapping[str, Any]
 
-    family = "fixed-budget"
-    norms = ("l2",)
+    facts = Facts("fixed-budget", norms=("l2",))
 
     def __post_init__(self) -> None:
         if self.attack == "Bad":
@@ -208,7 +207,7 @@ def test_a_composed_mapping_says_the_same_as_text() -> None:
          "attack 'best-arm:pgd/steps=0': pgd: steps and restarts must be at least 1"),
         ("library:Bad", "attack 'library:Bad': library: no attack 'Bad'"),
         ("unchecked:pgd", "attack 'unchecked:pgd' has fields of types that cannot be checked: "
-         "give it the __pydantic_config__ of attacks.wrapper.Wrapper"),
+         "give it the __pydantic_config__ of attacks.Wrapper"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_composed_wrongly_gets_one_line(text: str, line: str) -> None:

@@ -155,4 +155,4 @@ def test_counts_are_the_passes_that_each_sample_took(
         # The evaluator's own: check_model's two forwards, natural, the judge's.
         own = 2 * N + N + len(frame)
         assert frame["forwards"].sum() == rows["forward"] - before["forward"] - own
-        assert frame["forwards"].max() <= attack.passes
+        assert frame["forwards"].max() <= attack.facts.passes

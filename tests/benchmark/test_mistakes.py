@@ -238,4 +238,7 @@ def test_an_attack_of_a_plugin_that_says_too_little_is_one_line(tmp_path: Path, 
     words = (*ATTACKED, "--attack", "bare", "--plugin", tmp_path / "mine.py")
     ended = cli(*words, "--out", tmp_path / "run")
     assert (ended.status, ended.out) == (1, "")
-    assert ended.err == "bestattack: attack 'bare' lacks family, norms or a call\n"
+    assert ended.err == (
+        "bestattack: attack 'bare' does not say what it is: give it facts = attacks.Facts(family), "
+        "where the family is fixed-budget or minimal-norm\n"
+    )

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import PGD, Problem
-from attacks.problem import Family, NotApplicableError
-from attacks.threat import Norm
+from attacks import PGD, Facts, Problem
+from attacks.problem import NotApplicableError
 from attacks.wrappers.wrapper import Wrapper
 from benchmark.report import tables
 from benchmark.report.report import BEST
@@ -94,8 +93,7 @@ def test_where_no_sample_is_left_nothing_is_asked() -> None:
 
 @dataclass(frozen=True)
 class Inapplicable:
-    family: ClassVar[Family] = "fixed-budget"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    facts: ClassVar[Facts] = Facts("fixed-budget", norms=("l2",))
 
     def __call__(self, problem: Problem) -> Tensor:
         raise NotApplicableError("no reason")

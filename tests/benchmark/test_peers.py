@@ -4,21 +4,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, Problem
-from attacks.problem import Family
-from attacks.threat import Norm
+from attacks import PGD, Facts, Problem
 from attacks.wrappers.transfer import Transfer
 from attacks.wrappers.wrapper import Wrapper
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
 from benchmark.models.trained import load_saved
-from benchmark.spec.lineup import choose, sources
+from benchmark.spec.lineup import choose
 from benchmark.spec.registry import ATTACKS
 from benchmark.spec.run_spec import make_spec
 from tests.benchmark.conftest import Cli
@@ -32,8 +30,9 @@ class Borrowing:
     use: Callable[[Problem, nn.Module], Tensor]
     source: str | None = "other"
 
-    family: ClassVar[Family] = "fixed-budget"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    @property
+    def facts(self) -> Facts:
+        return Facts("fixed-budget", ("l2",), sources=(self.source,) if self.source else ())
 
     def __call__(self, problem: Problem) -> Tensor:
         peer = problem.peers[self.source or ""]
@@ -110,9 +109,9 @@ def test_an_attack_without_a_source_gets_no_peers() -> None:
 
 def test_sources_are_found_through_bases() -> None:
     inner = Borrowing(lambda problem, peer: problem.x, "inner")
-    assert sources(Around(Around(inner))) == {"inner"}
-    assert sources(Transfer(Around(inner), source="outer")) == {"inner", "outer"}
-    assert sources(PGD()) == sources(Transfer(PGD())) == set()
+    assert Around(Around(inner)).facts.sources == ("inner",)
+    assert Transfer(Around(inner), source="outer").facts.sources == ("outer", "inner")
+    assert PGD().facts.sources == Transfer(PGD()).facts.sources == ()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,7 @@ def test_a_saved_source_in_a_spec_is_found_from_everywhere(
     entries = choose(None, spec.attacks, spec.threat).entries
     assert list(entries) == [f"transfer:pgd/steps={n}/source=saved:m" for n in (3, 4)]
     for entry in entries.values():
-        assert sources(entry.attack) == {f"saved:{tmp_path}/m"}
+        assert entry.attack.facts.sources == (f"saved:{tmp_path}/m",)
 
 
 def test_a_base_of_a_plugin_is_part_of_what_tells_cells_apart(tmp_path: Path, cli: Cli) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import Problem, ThreatModel
+from attacks import Facts, Problem, ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack
 from benchmark.judge.records import Block, FolderCell, cell_key, write, write_json, write_text
@@ -141,8 +141,7 @@ class Noting:
     """Notes which samples it is given, and gives them back as they are."""
 
     seen: list[int]
-    family: ClassVar = "fixed-budget"
-    norms: ClassVar = ("l2",)
+    facts: ClassVar[Facts] = Facts("fixed-budget", norms=("l2",))
 
     def __call__(self, problem: Problem) -> Tensor:
         self.seen.extend(problem.index.tolist())

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import PGD, Problem
-from attacks.problem import Family
-from attacks.threat import Norm
+from attacks import PGD, Facts, Problem
 from benchmark import Report, UserError
 from benchmark.judge.records import FolderCell
 from benchmark.spec.registry import ATTACKS
@@ -31,8 +29,7 @@ class Part:
     of: int = 2
     at: int = 0
 
-    family: ClassVar[Family] = "fixed-budget"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    facts: ClassVar[Facts] = Facts("fixed-budget", norms=("l2",))
 
     def __call__(self, problem: Problem) -> Tensor:
         if self.of == 0:

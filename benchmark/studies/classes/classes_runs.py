@@ -24,7 +24,7 @@ from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess, resolve_device
 from benchmark.run.runner import Say, samples_of
 from benchmark.spec.components import BEST, NATURAL, Component
-from benchmark.spec.lineup import Entry, Lineup, choose, sources
+from benchmark.spec.lineup import Lineup, choose
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import RunSpec, read_budgets
@@ -111,7 +111,7 @@ def classes(
     records = pd.DataFrame([row for one in found for row in one.rows])
     rest = float(np.mean([one.rest for one in found]))
     distances = {}
-    if any(map(_minimises, lineup.entries.values())):
+    if any(entry.attack.facts.minimises for entry in lineup.entries.values()):
         of_attacked = [one for one in found if one.defense == attacked.label]
         distances = {
             end: np.concatenate([one.closest for one in of_attacked if one.classes == end])
@@ -143,13 +143,8 @@ def _check(spec: RunSpec, lineup: Lineup) -> None:
                 "name one that is neither saved nor made of others"
             )
     for label, entry in lineup.entries.items():
-        if sources(entry.attack):
+        if entry.attack.facts.sources:
             raise UserError(f"attack {label!r}: its other model does not know the binary task")
-
-
-def _minimises(entry: Entry) -> bool:
-    attack = entry.attack
-    return attack.family == "minimal-norm" and bool(getattr(attack, "minimize", True))
 
 
 @dataclass(frozen=True)
@@ -221,7 +216,7 @@ class _Job:
         """Attacks, the eps that they run within, and the budgets that their points speak of: once
         for those that minimise, and for the others at each budget."""
         entries, budgets = lineup.entries, list(self.budgets)
-        once = {label: entry for label, entry in entries.items() if _minimises(entry)}
+        once = {label: entry for label, entry in entries.items() if entry.attack.facts.minimises}
         each = {label: entry for label, entry in entries.items() if label not in once}
         if once or not entries:
             yield Lineup(once), self.spec.eps, budgets
