@@ -56,7 +56,7 @@ def _start(tmp_path: Path, samples: int, attacks: int) -> "subprocess.Popen[byte
         words += ["--attack", f"pgd/steps=2/random_start=false/step_size=0.{90 + number}"]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SAMPLES": str(samples)}
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *words],
+        [sys.executable, "-m", "bestattack", *words],
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
     )

@@ -1,11 +1,9 @@
 """Records on disk: whole or not at all, and a cell for each thing that determines a result."""
 
 import errno
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pytest
@@ -15,10 +13,17 @@ from torch import Tensor, nn
 from attacks import Facts, Problem, ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack
-from benchmark.judge.records import Block, FolderCell, cell_key, write, write_json, write_text
+from benchmark.judge.records import (
+    BY_SAMPLE,
+    Block,
+    FolderCell,
+    MemoryCell,
+    blocks_of,
+    write,
+    write_json,
+    write_text,
+)
 from benchmark.judge.subject import examine
-from benchmark.run import runner
-from benchmark.spec.run_spec import make_spec
 
 
 def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:
@@ -28,8 +33,9 @@ def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:
     points = rng.random(((size + 1) // 2, 3), dtype=np.float32)
     counts = rng.integers(0, 9, size)
     return Block(
-        index, counts, counts, ~np.isnan(distance), distance, counts, counts, points, 2, 0.5
-    )
+        index, counts, counts, ~np.isnan(distance), distance, counts, counts,
+        outside=counts > 4, seconds=rng.random(size), adversarial=points,
+    )  # fmt: skip
 
 
 def _same(one: Block, other: Block) -> bool:
@@ -82,7 +88,7 @@ def test_a_cell_gives_back_what_it_was_given(tmp_path: Path) -> None:
     cell = FolderCell(tmp_path / "cell")
     assert list(cell.blocks()) == []
     assert cell.note == {}
-    blocks = [_block(0, 4, 0), _block(4, 1, 1), replace(_block(5, 3, 2), outside=0)]
+    blocks = [_block(0, 4, 0), _block(4, 1, 1), _block(5, 3, 2)]
     for block in reversed(blocks):
         cell.add(block)
     cell.close({"identity": {"a": 1}})
@@ -170,137 +176,47 @@ def test_only_the_samples_of_a_damaged_block_are_attacked_anew(tmp_path: Path) -
     assert sorted(i for b in cell.blocks() for i in b.index.tolist()) == list(range(10))
 
 
-def test_a_key_is_of_the_content_and_not_of_its_order() -> None:
-    assert cell_key({"a": 1, "b": {"c": 2.5, "d": None}}) == cell_key(
-        {"b": {"d": None, "c": 2.5}, "a": 1}
-    )
-    keys = [cell_key(v) for v in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": 1, "b": 1}, {})]
-    assert len(set(keys)) == len(keys)
+def test_the_records_of_some_samples_are_those_alone() -> None:
+    cell = MemoryCell()
+    for block in (_block(0, 6, 0), _block(6, 5, 1)):
+        cell.add(block)
+    wanted = np.array([1, 4, 8])
+    first, second = blocks_of(cell, wanted)
+    assert [*first.index, *second.index] == [1, 4, 8]
+    whole = {int(i): block for block in cell.blocks() for i in block.index}
+    for block in (first, second):
+        assert len(block.adversarial) == block.found.sum()
+        points = iter(block.adversarial)
+        for place, sample in enumerate(block.index):
+            source = whole[int(sample)]
+            at = int(np.flatnonzero(source.index == sample)[0])
+            for name in BY_SAMPLE:
+                np.testing.assert_array_equal(
+                    getattr(block, name)[place], getattr(source, name)[at]
+                )
+            if block.found[place]:
+                before = int(source.found[:at].sum())
+                np.testing.assert_array_equal(next(points), source.adversarial[before])
 
 
-PLUGIN = """
-from dataclasses import dataclass, replace
-
-from attacks import PGD
-from benchmark.data.sets import Dataset, Split, digits
-
-
-@dataclass(frozen=True)
-class Mine(PGD):
-    size: int = 1
+def test_of_a_sample_that_two_blocks_hold_the_first_counts() -> None:
+    cell = MemoryCell()
+    for block in (_block(0, 4, 0), _block(2, 4, 1)):
+        cell.add(block)
+    blocks = list(blocks_of(cell, np.arange(6)))
+    assert [block.index.tolist() for block in blocks] == [[0, 1, 2, 3], [4, 5]]
 
 
-def photos(root):
-    ten = digits(root)
-    return Dataset("photos", ten.labels, ten.shape, lambda part: Split(ten.test.x / 2, ten.test.y))
-
-
-ATTACKS = {"mine": Mine}
-DATASETS = {"photos": photos}
-"""
-NET = """
-from torch import nn
-
-
-def net():
-    return nn.Sequential(Net())
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(64, 10)
-
-    def forward(self, x):
-        return self.layer(x.flatten(1))
-"""
-Keys = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    """The keys of the natural and of the attack's cell of a tiny run, with a plugin's text."""
-    (tmp_path / "net.py").write_text(NET)
-
-    def make(plugin: str = PLUGIN, **changes: Any) -> tuple[str, str]:
-        (tmp_path / "plugin.py").write_text(plugin)
-        spec = make_spec(
-            {"samples": 8, "eps": 0.5, "defenses": ["vanilla/epochs=0"]}
-            | {"attacks": ["mine/steps=1"], "plugins": [str(tmp_path / "plugin.py")]}
-            | changes
+def test_more_samples_are_attacked_alone_and_fewer_not_at_all(tmp_path: Path) -> None:
+    x, y = torch.rand(20, 3), torch.zeros(20, dtype=torch.int64)
+    samples, attack = Samples(x, y, np.arange(20)), Noting([])
+    subject = examine(nn.Linear(3, 2), torch.device("cpu"), torch.float32)
+    seen = []
+    for count in (10, 20, 4):
+        attack.seen.clear()
+        index = np.arange(count)
+        measure_attack(
+            subject, samples, index, ThreatModel("l2", 1.0), attack, 0, FolderCell(tmp_path), 8
         )
-        runner.run(spec, tmp_path / "run", None, False, lambda line: None)
-        manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-        natural, attack = manifest["rows"][0]["cells"].values()
-        return natural, attack
-
-    return make
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"defenses": ["vanilla/epochs=0/widen=0.5"]},
-        {"defenses": ["vanilla/epochs=1"]},
-        {"data": "digits/pair=3-8"},
-        {"data": "photos"},
-        {"samples": 9},
-        {"precision": "float64"},
-        {"seed": 1},  # of the training too, and so the weights are others
-    ],
-)
-def test_what_determines_clean_verdicts_changes_both_cells(
-    keys: Keys, change: dict[str, Any]
-) -> None:
-    before, after = keys(), keys(**change)
-    assert before[0] != after[0]
-    assert before[1] != after[1]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"eps": 0.6},
-        {"norm": "linf"},
-        {"attacks": ["mine/steps=2"]},
-        {"attacks": ["mine/steps=1/size=2"]},
-        {"attacks": ["pgd/steps=1"]},
-        {"plugin": PLUGIN + "# Changed.\n"},
-    ],
-)
-def test_what_determines_an_attack_changes_its_cell_alone(
-    keys: Keys, change: dict[str, Any]
-) -> None:
-    before, after = keys(), keys(**change)
-    assert before[0] == after[0]
-    assert before[1] != after[1]
-
-
-def test_the_seed_changes_the_attacks_cell_where_the_weights_do_not(
-    keys: Keys, tmp_path: Path
-) -> None:
-    keys()
-    (saved,) = (tmp_path / "run" / "defenses").iterdir()
-    one, other = (keys(defenses=[f"saved:{saved}"], seed=seed) for seed in (0, 1))
-    assert one[0] == other[0]
-    assert one[1] != other[1]
-
-
-@pytest.mark.parametrize(
-    "change", [{"block": 3}, {"device": "cpu"}, {"attacks": ["mine/steps=01"]}]
-)
-def test_what_determines_nothing_changes_no_cell(keys: Keys, change: dict[str, Any]) -> None:
-    assert keys() == keys(**change)
-
-
-@pytest.mark.parametrize("wrapped", [{}, {"mean": [0.5], "std": [0.5]}])
-def test_the_code_of_a_foreign_model_changes_both_cells(
-    keys: Keys, tmp_path: Path, wrapped: dict[str, Any]
-) -> None:
-    foreign = {"name": "external", "model": f"{tmp_path / 'net.py'}:net", **wrapped}
-    before = keys(defenses=[foreign])
-    assert keys(defenses=[foreign]) == before
-    (tmp_path / "net.py").write_text(NET.replace("x.flatten(1)", "x.flatten(1).square()"))
-    after = keys(defenses=[foreign])
-    assert before[0] != after[0]
-    assert before[1] != after[1]
+        seen.append(list(attack.seen))
+    assert seen == [list(range(10)), list(range(10, 20)), []]

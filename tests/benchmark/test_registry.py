@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.errors import UserError
-from benchmark.keys import identify_object
+from benchmark.keys import identify_attack
 from benchmark.spec import registry
 from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES, SUITES, Registry, load_plugin
 from tests.benchmark.conftest import Cli
@@ -227,13 +227,13 @@ def test_two_local_files_of_one_name_keep_their_own_source(tmp_path: Path) -> No
     texts = [PLUGIN + f"ATTACKS = {{'{name}': Mine}}\n" for name in ("one", "two")]
     for number, text in enumerate(texts):
         load_plugin(_file(tmp_path / str(number) / "same.py", text))
-    first = identify_object(ATTACKS.get("one")())
+    first = identify_attack(ATTACKS.get("one")(), {})
 
     changed = _file(tmp_path / "0" / "same.py", texts[0] + "# changed\n")
     # What runs is the file as it was, until it is loaded again.
-    assert identify_object(ATTACKS.get("one")()) == first
+    assert identify_attack(ATTACKS.get("one")(), {}) == first
     load_plugin(changed)
-    assert identify_object(ATTACKS.get("one")())["source"] != first["source"]
+    assert identify_attack(ATTACKS.get("one")(), {})["code"] != first["code"]
 
 
 PYPROJECT = """
@@ -271,7 +271,7 @@ def test_an_installed_package_is_listed_and_run(tmp_path: Path) -> None:
     )
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
 
-    listed = _call(path, "benchmark", "list", "attacks")
+    listed = _call(path, "bestattack", "list", "attacks")
     lines = _listed(listed.stdout)
     assert lines["mine"] == "An attack of mine. (package bestattack-example)"
     assert lines["broken"] == "does not load (package bestattack-example)"
@@ -282,7 +282,7 @@ def test_an_installed_package_is_listed_and_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ran = _call(
         path,
-        *("benchmark", "run", "--quiet", "--data", "photos", "--samples", 16, "--eps", 0.5),
+        *("bestattack", "run", "--quiet", "--data", "photos", "--samples", 16, "--eps", 0.5),
         *("--defense", "wall/epochs=1", "--attack", "mine/steps=2", "--out", folder),
     )
     header = [word.strip() for word in ran.stdout.splitlines()[1].split("|")]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from attacks import PGD, Problem
 from benchmark.data.sets import load_dataset
-from benchmark.judge.records import Block, FolderCell, cell_key
+from benchmark.judge.records import Block, FolderCell
+from benchmark.keys import key_of
 from benchmark.spec.registry import load_plugin
 from tests.benchmark.conftest import Cli, Ended
 
@@ -394,9 +395,9 @@ def test_a_budget_that_was_changed_is_found(run: Path, cli: Cli) -> None:
 def test_records_of_another_cell_do_not_hold(run: Path, cli: Cli) -> None:
     def swap(manifest: dict[str, Any]) -> None:
         cells = manifest["rows"][0]["cells"]
-        cells["natural"] = cell_key({"made": "up"})
+        cells["natural"] = key_of({"made": "up"})
 
-    shutil.copytree(_cell(run, "natural").folder, run / "cells" / cell_key({"made": "up"}))
+    shutil.copytree(_cell(run, "natural").folder, run / "cells" / key_of({"made": "up"}))
     _rewrite(run / "run.json", swap)
     _assert_refused(cli("verify", run), "natural: made with other weights, data or threat")
 
