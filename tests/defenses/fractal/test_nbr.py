@@ -14,7 +14,7 @@ from defenses.fractal.division import OUT
 from defenses.fractal.memory import Memory, distances
 from defenses.fractal.tuning import train_each
 from defenses.training import loop as training
-from tests.defenses.certified import assert_not_contradicted
+from tests.defenses.fractal.certified import assert_not_contradicted
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 Data = tuple[Tensor, Tensor]

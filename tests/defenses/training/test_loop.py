@@ -20,7 +20,7 @@ from defenses import (
     train,
 )
 from defenses.training import loop as training
-from tests.defenses.trainings import SHAPE, interrupt_at, trained
+from tests.defenses.training.trainings import SHAPE, interrupt_at, trained
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 
