@@ -12,10 +12,13 @@ from defenses.networks.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, bu
 from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
 from defenses.nonexpansive.l2nnn import L2NNN, L2NonexpansiveClassifier
 from defenses.recipes.adversarial import MART, TRADES, AdversarialTraining
+from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.derived import Derived
-from defenses.recipes.recipe import Batch, Recipe, Vanilla
-from defenses.training.loop import Progress, TrainingError, initialise, train
+from defenses.recipes.recipe import Recipe, Vanilla
+from defenses.training.initialisation import initialise
+from defenses.training.loop import train
 from defenses.training.saved import SavedModelError, describe, load, read_card, save
+from defenses.training.tally import Progress, TrainingError
 from defenses.weights import fingerprint, round_to_half
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "Decomposition",
     "Derived",
     "Ensemble",
+    "Epoch",
     "External",
     "Fractal",
     "Hybrid",

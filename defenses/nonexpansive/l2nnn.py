@@ -2,7 +2,7 @@
 nonexpansive neural networks", L2NNN below)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import ThreatModel
+from attacks.threat import Norm
 from defenses.networks.architectures import Shape
 from defenses.nonexpansive.layers import (
     Conv,
@@ -22,8 +23,9 @@ from defenses.nonexpansive.layers import (
     weighted,
 )
 from defenses.nonexpansive.stacks import build_stack
-from defenses.recipes.adversarial import AdversarialTraining, Method
-from defenses.recipes.recipe import Batch, OptimizerName, Schedule
+from defenses.recipes.adversarial_examples import AdversarialExamples
+from defenses.recipes.batches import Batch
+from defenses.recipes.recipe import OptimizerName, Recipe
 
 
 def confidence_gap(logits: Tensor) -> Tensor:
@@ -130,15 +132,15 @@ class L2NonexpansiveClassifier(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2NNN(AdversarialTraining):
+class L2NNN(Recipe):
     """Classifiers of L2-nonexpansive networks (Qian and Wegman 2019, section 2.4), with a certified
     L2 radius for each image.
 
     arch, multi, scaling  of the networks, see `L2NonexpansiveClassifier`; "default" is "mlp".
     gamma, omega, v, z    of the loss, see `l2nnn_loss`; v is trained where it is None.
     adversarial           distort the inputs of the loss's first term (the source's Model 4; without
-                          it, Model 3): see AdversarialTraining for norm, eps, steps, step_size and
-                          warm_up, which count for nothing without it.
+                          it, Model 3). How is said by norm, eps, steps, step_size and warm_up, see
+                          `defenses.recipes.adversarial_examples`; without it they have no effect.
     penalised             the part of the epochs, the first ones, in which weights are raw and
                           the penalty of equation (7), weighted by `penalty`, holds them back; for
                           scaling "bound" alone, where None is 0.5.
@@ -157,7 +159,12 @@ class L2NNN(AdversarialTraining):
     optimizer: OptimizerName = "adam"
     learning_rate: float = 6e-3
     weight_decay: float = 0.0
-    schedule: Schedule = "one-cycle"
+    schedule: str = "one-cycle"
+    norm: Norm | None = None
+    eps: float | None = None
+    steps: int = 10
+    step_size: float | None = None
+    warm_up: bool = True
     multi: bool = False
     scaling: str = "cayley"
     gamma: float = 1.0
@@ -165,9 +172,6 @@ class L2NNN(AdversarialTraining):
     v: float | None = None
     z: float = 8.0
     adversarial: bool = False
-    # Its loss is its own.
-    method: Method = field(default="pgd-at", init=False)
-    weight: float = field(default=1.0, init=False)
     penalty: float = 0.1
     penalised: float | None = None
 
@@ -181,6 +185,18 @@ class L2NNN(AdversarialTraining):
             raise ValueError(f"penalised must be in [0, 1], not {self.penalised}")
         if self.penalised and self.scaling != "bound":
             raise ValueError(f"penalised is for scaling bound alone, not {self.scaling}")
+        self.examples  # noqa: B018 (built here so that its bad values are refused now)
+
+    @property
+    def examples(self) -> AdversarialExamples:
+        """The distorted inputs of the loss's first term, where it is `adversarial`."""
+        return AdversarialExamples(
+            norm=self.norm,
+            eps=self.eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            warm_up=self.warm_up,
+        )
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         return L2NonexpansiveClassifier(
@@ -193,8 +209,8 @@ class L2NNN(AdversarialTraining):
             v=self.v,
         )
 
-    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:  # type: ignore[override]
-        return super().trains_against(threat) if self.adversarial else None
+    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
+        return self.examples.trains_against(threat) if self.adversarial else None
 
     def begin_epoch(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> None:
         part = self.penalised
@@ -208,7 +224,7 @@ class L2NNN(AdversarialTraining):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         networks = cast(L2NonexpansiveClassifier, model)
         # Before the clean images, whose accuracy is then what the log shows.
-        distorted = model(self.mix(model, batch)) if self.adversarial else None
+        distorted = model(self.examples.mix(model, batch)) if self.adversarial else None
         loss = l2nnn_loss(
             model(batch.x),
             batch.y,

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from defenses.recipes.recipe import Recipe
+from defenses.training.epoch_log import Rows
 from defenses.weights import feed, fingerprint, write_atomically
 
-# Of the log, one for each epoch that is done.
-Rows = list[list[float]]
-
-# Of what a checkpoint holds; one of another layout is of another training.
+# Raised when a checkpoint holds something else; one of another layout is of another training.
 _LAYOUT = 2
 
 
@@ -29,12 +27,12 @@ def identify(
     y: Tensor,
     threat: ThreatModel | None,
     seed: int,
-    device: torch.device,
 ) -> str:
-    """A hash of all that determines the trained weights."""
+    """A hash of all that determines the trained weights: the images x and labels y are where the
+    training runs."""
     facts = [
         [type(recipe).__module__, type(recipe).__qualname__, asdict(recipe)],
-        [threat and asdict(threat), seed, fingerprint(model), device.type, torch.__version__],
+        [threat and asdict(threat), seed, fingerprint(model), x.device.type, torch.__version__],
         _LAYOUT,
     ]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode())
@@ -44,7 +42,7 @@ def identify(
 
 
 def write(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """A line with the training's identity and the digest of the rest, then the state."""
+    """Write a line with the training's identity and the digest of the rest, then the state."""
     body = io.BytesIO()
     torch.save(state, body)
     head = f"{identity} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
@@ -52,8 +50,8 @@ def write(path: Path, identity: str, state: dict[str, Any]) -> None:
 
 
 def resume(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
-    """Restore model and optimizer, and give the log's rows of the epochs that are done: none, with
-    a warning for the caller's caller, where the file is damaged or of another training."""
+    """Restore model and optimizer, and return the log's rows of the epochs that are done. Where the
+    file is damaged or of another training there are none, and whoever called `train` is warned."""
     if not path.exists():
         return []
     head, _, body = path.read_bytes().partition(b"\n")
@@ -69,5 +67,5 @@ def resume(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.O
         optimizer.load_state_dict(state["optimizer"])
         rows: Rows = state["rows"]
         return rows
-    warnings.warn(f"checkpoint {path} is {reason}: training starts over", stacklevel=3)
+    warnings.warn(f"checkpoint {path} is {reason}: training starts over", stacklevel=4)
     return []

@@ -36,12 +36,7 @@ SMALL = Fractal(
     replaced="0-1,0-2", widen=0.1,
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def at_every_occasion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints after every epoch, reports after every step."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "READ_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("at_every_occasion")
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def test_model_4_distorts_the_inputs_of_the_first_term_alone(digits: Digits) -> 
     model = initialise(recipe, SHAPE, 10, seed=0).train()
     assert isinstance(model, L2NonexpansiveClassifier)
     batch = Batch(x, y, torch.arange(40), ThreatModel("l2", 0.5), 0, 0, 1.0)
-    distorted = recipe.craft(model, batch)
+    distorted = recipe.examples.craft(model, batch)
     assert model.training
     expected = cross_entropy(model.u * model(distorted), y) - cross_entropy(model.u * model(x), y)
     assert expected > 0
