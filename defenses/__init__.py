@@ -9,8 +9,9 @@ from defenses.fractal.ensemble import BeliefEnsemble
 from defenses.fractal.fractal_recipe import Fractal
 from defenses.fractal.nbr import NBR
 from defenses.networks.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
+from defenses.nonexpansive.classifier import L2NonexpansiveClassifier
 from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
-from defenses.nonexpansive.l2nnn import L2NNN, L2NonexpansiveClassifier
+from defenses.nonexpansive.l2nnn import L2NNN
 from defenses.recipes.adversarial import MART, TRADES, AdversarialTraining
 from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.derived import Derived
