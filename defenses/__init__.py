@@ -9,13 +9,18 @@ from defenses.fractal.ensemble import BeliefEnsemble
 from defenses.fractal.fractal_recipe import Fractal
 from defenses.fractal.nbr import NBR
 from defenses.networks.architectures import ARCHITECTURES, CNN2, MLP, LeNet5, build_architecture
+from defenses.nonexpansive.classifier import L2NonexpansiveClassifier
 from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
-from defenses.nonexpansive.l2nnn import L2NNN, L2NonexpansiveClassifier
+from defenses.nonexpansive.l2nnn import L2NNN
 from defenses.recipes.adversarial import MART, TRADES, AdversarialTraining
+from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.derived import Derived
-from defenses.recipes.recipe import Batch, Recipe, Vanilla
-from defenses.training.loop import Progress, TrainingError, initialise, train
+from defenses.recipes.recipe import Recipe, Vanilla
+from defenses.training.checkpoints import Checkpoint
+from defenses.training.initialisation import initialise
+from defenses.training.loop import train
 from defenses.training.saved import SavedModelError, describe, load, read_card, save
+from defenses.training.tally import Progress, TrainingError
 from defenses.weights import fingerprint, round_to_half
 
 __all__ = [
@@ -33,10 +38,12 @@ __all__ = [
     "Belief",
     "BeliefEnsemble",
     "BestFractal",
+    "Checkpoint",
     "Decomposed",
     "Decomposition",
     "Derived",
     "Ensemble",
+    "Epoch",
     "External",
     "Fractal",
     "Hybrid",

@@ -105,13 +105,13 @@ class _Training:
                 raise UserError(f"{home} holds another model: name another folder, or delete it")
             return load_into(home, self.model, self.recipe)
         home.mkdir(parents=True, exist_ok=True)
-        checkpoint = home / "checkpoint.pt"
+        checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
         seconds = self._fit(checkpoint, home / "log.csv", progress) if self.recipe.is_fitted else 0.0
         self._save(home, seconds)
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.path.unlink(missing_ok=True)
         return load_saved(home)
 
-    def _fit(self, checkpoint: Path, log: Path, progress: bool) -> float:
+    def _fit(self, checkpoint: defenses.Checkpoint, log: Path, progress: bool) -> float:
         """Train the model; the seconds that it took."""
         with naming(self.component), _bar(self.component.label, self.recipe, progress) as show:
             return defenses.train(
@@ -123,7 +123,6 @@ class _Training:
                 seed=self.seed,
                 device=self.device,
                 checkpoint=checkpoint,
-                key=self.key,
                 log=log,
                 report=show,
             )

@@ -20,6 +20,7 @@ from typing import Any
 from attacks.messages import described
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import suites
+from defenses.recipes.adversarial import TRAINED_BY
 
 # What follows "HEAD:" in a composed name: a registered base, or the name of a foreign attack.
 BASE, NAME = "BASE", "NAME"
@@ -158,9 +159,7 @@ DEFENSES = Registry(
     "defenses",
     {
         "vanilla": "defenses:Vanilla",
-        "pgd-at": "defenses:AdversarialTraining",
-        "trades": "defenses:TRADES",
-        "mart": "defenses:MART",
+        **TRAINED_BY,
         "robin": "defenses:RoBin",
         "one-vs-one": "defenses:OneVsOne",
         "hierarchical": "defenses:TwoStage",

@@ -2,8 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -12,20 +12,10 @@ from torch import Tensor, nn
 from defenses.decomposed.side_by_side import Networks
 from defenses.networks.architectures import Shape, build_architecture
 from defenses.recipes.adversarial import AdversarialTraining
-from defenses.recipes.recipe import Batch
+from defenses.recipes.batches import Batch, Epoch
 
 # The logit of a label that a task does not have.
 _ABSENT = -1e9
-
-
-@dataclass(frozen=True, eq=False)
-class Lessons:
-    """The training set, images (n, *shape) and labels (n,), and for each step of an epoch the
-    numbers (tasks, m) of the samples that each task learns from."""
-
-    x: Tensor
-    y: Tensor
-    steps: Sequence[Tensor]
 
 
 class Decomposition(nn.Module):
@@ -38,7 +28,6 @@ class Decomposition(nn.Module):
 
     targets: Tensor
     absent: Tensor
-    lessons: Lessons | None = None
 
     def __init__(self, build: Callable[[int], nn.Module], shape: Shape, targets: Tensor) -> None:
         super().__init__()
@@ -97,32 +86,27 @@ class Decomposed(AdversarialTraining):
 
         return self.decomposition(one, shape, self.targets(classes))
 
-    def begin_epoch(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> None:
-        whole = cast(Decomposition, model)
-        labels = whole.targets[:, y].cpu()
-        steps = math.ceil(len(y) / self.batch)
-        count = max(steps, int((labels >= 0).sum(1).max()))
-        drawn = torch.stack([_draw(own, count, self.balanced) for own in labels])
-        whole.lessons = Lessons(x, y, drawn.to(x.device).tensor_split(steps, dim=1))
+    def batches(self, model: nn.Module, x: Tensor, y: Tensor, epoch: Epoch) -> Iterator[Batch]:
+        targets, split = cast(Decomposition, model).targets, epoch.split
+        labels = targets[:, y].cpu()
+        count = max(len(split), int((labels >= 0).sum(1).max()))
+        drawn = torch.stack([_draw(of_task, count, self.balanced) for of_task in labels])
+        numbers = drawn.to(x.device).tensor_split(len(split), dim=1)
 
-    def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        cast(Decomposition, model).lessons = None
+        def batch(step: int) -> Batch:
+            # A seed names the crops behind those of the split, which are drawn and left.
+            self.augment(x[split[step]])
+            # Sample by sample, and for each sample task by task.
+            tasks, samples = numbers[step].shape
+            task = torch.arange(tasks, device=x.device).repeat(samples)
+            index = numbers[step].T.flatten()
+            images, own_labels = self.augment(x[index]), targets[task, y[index]]
+            return epoch.batch(step, images, own_labels, task * len(y) + index, tasks)
+
+        return map(batch, range(len(split)))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        whole = cast(Decomposition, model)
-        lessons = whole.lessons
-        assert lessons is not None
-        rows = lessons.steps[batch.step % len(lessons.steps)]
-        tasks, index = torch.arange(len(rows), device=rows.device), rows.T.flatten()
-        task = tasks.repeat(rows.shape[1])
-        own = replace(
-            batch,
-            x=self.augment(lessons.x[index]),
-            y=whole.targets[task, lessons.y[index]],
-            index=task * len(lessons.y) + index,
-            networks=len(rows),
-        )
-        return len(rows) * super().loss(_InTurn(whole), own)
+        return batch.networks * super().loss(_InTurn(cast(Decomposition, model)), batch)
 
 
 def _draw(labels: Tensor, count: int, balanced: bool) -> Tensor:

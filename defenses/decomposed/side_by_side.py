@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from defenses.networks.architectures import Shape
+from defenses.networks.at_once import at_once, few_images
 
 # Elements of one network's largest tensor up to which a CPU runs all networks at once. Measured on
 # one thread, 10 networks, forward and backward, how many times as fast as one by one: "cnn2" (3136
 # elements an image) 3.1 for 1 image, 1.3 for 8, 1.0 for 20, 0.8 for 64; "mlp" (128) 1.7 for 64, 1.0
 # for 256, 0.8 for 512. On a GPU it is not measured.
-_AT_ONCE = 2**15
+_MOST = 2**15
 
 
 class Networks(nn.Module):
@@ -29,7 +30,7 @@ class Networks(nn.Module):
     def __init__(self, count: int, build: Callable[[], nn.Module], shape: Shape) -> None:
         super().__init__()
         built = [build() for _ in range(count)]
-        self.count, self.few = count, _AT_ONCE // _widest(built[0], shape)
+        self.count, self.few = count, few_images(_widest(built[0], shape), _MOST)
         self.network = built[0]
         for parts in zip(*(one.modules() for one in built), strict=True):
             for name, own in parts[0].named_parameters(recurse=False):
@@ -40,10 +41,10 @@ class Networks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         state = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
-        if x.device.type != "cpu" or x.shape[1] <= self.few:
+        if at_once(x, self.few, accelerated=True):
             shared = len(x) == 1
-            at_once = vmap(self._one, (0, None if shared else 0), randomness="different")
-            return at_once(state, x[0] if shared else x)
+            together = vmap(self._one, (0, None if shared else 0), randomness="different")
+            return together(state, x[0] if shared else x)
         states = (
             dict(zip(state, row, strict=True))
             for row in zip(*(value.unbind() for value in state.values()), strict=True)

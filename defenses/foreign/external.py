@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from attacks.messages import reason
 from defenses.networks.architectures import Shape, build_architecture
+from defenses.networks.modes import evaluating
 from defenses.networks.text import parse_layers
-from defenses.recipes.adversarial import evaluating
 from defenses.recipes.recipe import Plain
 from defenses.weights import misfit
 

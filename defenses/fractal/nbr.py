@@ -18,7 +18,8 @@ from defenses.fractal.tuning import train_each
 from defenses.networks.architectures import Shape
 from defenses.nonexpansive.scalings import SCALINGS
 from defenses.nonexpansive.stacks import STACKS, build_stack
-from defenses.recipes.recipe import Batch, Recipe, Schedule
+from defenses.recipes.batches import Batch
+from defenses.recipes.recipe import Recipe
 
 # The part of the epochs after which training sets stay as they are.
 _SETTLED = 0.6
@@ -60,7 +61,7 @@ class NBR(Recipe):
     epochs: int = 20
     batch: int = 256
     learning_rate: float = 1e-2
-    schedule: Schedule = "cosine"
+    schedule: str = "cosine"
     scaling: str = "cayley"
     frames: str | None = None
     rule: Rule = "sum"

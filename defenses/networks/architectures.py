@@ -13,7 +13,9 @@ from defenses.networks.residual import BasicBlock, Bottleneck, ResNet, WideResNe
 Shape = tuple[int, int, int]
 
 
-def _scaled(widen: float, *units: int) -> list[int]:
+def scaled_widths(widen: float, *units: int) -> list[int]:
+    """The numbers of channels or hidden units, each times `widen` and at least 1. Raises ValueError
+    for widen not above 0."""
     if not widen > 0:
         raise ValueError(f"widen must be above 0, not {widen}")
     return [max(1, round(count * widen)) for count in units]
@@ -35,7 +37,7 @@ class LeNet5(nn.Sequential):
     """
 
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
-        first, second, units = _scaled(widen, 32, 64, 1024)
+        first, second, units = scaled_widths(widen, 32, 64, 1024)
         super().__init__(
             nn.Conv2d(shape[0], first, 5, padding=2),
             nn.ReLU(),
@@ -58,7 +60,7 @@ class CNN2(nn.Sequential):
     """
 
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
-        first, second, units = _scaled(widen, 16, 32, 100)
+        first, second, units = scaled_widths(widen, 16, 32, 100)
         super().__init__(
             nn.Conv2d(shape[0], first, 4, stride=2, padding=1),
             nn.ReLU(),
@@ -84,7 +86,7 @@ class Myrtle(nn.Sequential):
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
         _quarter(shape)
         channels, height, width = shape
-        first, second, third, last = _scaled(widen, 64, 128, 256, 512)
+        first, second, third, last = scaled_widths(widen, 64, 128, 256, 512)
         super().__init__(
             *_normalised(channels, first),
             *_normalised(first, second),
@@ -105,19 +107,19 @@ def _normalised(inputs: int, outputs: int) -> list[nn.Module]:
 
 def resnet18(shape: Shape, classes: int, widen: float = 1.0) -> ResNet:
     """The ResNet-18 of robustness papers; `widen` multiplies its 64 base channels."""
-    (base,) = _scaled(widen, 64)
+    (base,) = scaled_widths(widen, 64)
     return ResNet(shape[0], classes, base, BasicBlock, (2, 2, 2, 2))
 
 
 def resnet50(shape: Shape, classes: int, widen: float = 1.0) -> ResNet:
     """As resnet18, of bottlenecks."""
-    (base,) = _scaled(widen, 64)
+    (base,) = scaled_widths(widen, 64)
     return ResNet(shape[0], classes, base, Bottleneck, (3, 4, 6, 3))
 
 
 def wideresnet28(shape: Shape, classes: int, widen: float = 1.0) -> WideResNet:
     """WRN-28-k, where `widen` is k."""
-    return WideResNet(shape[0], classes, _scaled(widen, 16, 32, 64), depth=28)
+    return WideResNet(shape[0], classes, scaled_widths(widen, 16, 32, 64), depth=28)
 
 
 class MLP(nn.Sequential):
@@ -125,7 +127,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
         channels, height, width = shape
-        (units,) = _scaled(widen, 128)
+        (units,) = scaled_widths(widen, 128)
         super().__init__(
             nn.Flatten(),
             nn.Linear(channels * height * width, units),

@@ -2,34 +2,20 @@
 nonexpansive neural networks", L2NNN below)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import ThreatModel
+from attacks.threat import Norm
 from defenses.networks.architectures import Shape
-from defenses.nonexpansive.layers import (
-    Conv,
-    Flatten,
-    Linear,
-    NormPool,
-    TwoSided,
-    penalties,
-    set_strict,
-    weighted,
-)
-from defenses.nonexpansive.stacks import build_stack
-from defenses.recipes.adversarial import AdversarialTraining, Method
-from defenses.recipes.recipe import Batch, OptimizerName, Schedule
-
-
-def confidence_gap(logits: Tensor) -> Tensor:
-    """The largest logit less the second largest: (n, classes) to (n,) (L2NNN, section 1)."""
-    first, second = logits.topk(2, dim=1).values.unbind(1)
-    return first - second
+from defenses.nonexpansive.classifier import L2NonexpansiveClassifier
+from defenses.nonexpansive.layers import penalties, set_strict, weighted
+from defenses.recipes.adversarial_examples import AdversarialExamples
+from defenses.recipes.batches import Batch
+from defenses.recipes.recipe import OptimizerName, Recipe
 
 
 def gap_loss(logits: Tensor, y: Tensor, z: float) -> Tensor:
@@ -67,78 +53,16 @@ def l2nnn_loss(
     return first + gamma * cross_entropy(v * logits, y) + omega * gap_loss(logits, y, z)
 
 
-class L2NonexpansiveClassifier(nn.Module):
-    """Logits (n, classes) of nonexpansive networks, from images (n, *shape) of `shape` (channels,
-    height, width) in [0, 1] (L2NNN, section 2.4).
-
-    arch     "mlp" or "conv": see `build_stack`. "paper": convolution, two-sided ReLU and 2x2
-             norm-pooling, twice; then fully connected layers, first shared and then one stack per
-             label, all with two-sided ReLU.
-    multi    True: a network per label, that share all but the last layers. False: a single one,
-             whose vector of logits is nonexpansive.
-    widen    multiplies filters and hidden units; scaling: of the weights, a name in SCALINGS.
-    v        of equation (5); None to train it. Like u of (4) it is no part of the network: it is
-             here so that it is trained and saved with the rest.
-
-    Raises ValueError for an unknown name, widen not above 0, or images too small.
-
-    Unstated in the source: the sizes of "paper", here 5x5 kernels, 16 and 32 filters, 128 shared
-    units and 32 for each label.
-    """
-
-    def __init__(
-        self,
-        arch: str,
-        shape: Shape,
-        classes: int,
-        *,
-        multi: bool = False,
-        widen: float = 1.0,
-        scaling: str = "cayley",
-        v: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.multi = multi
-        self.u = nn.Parameter(torch.ones(classes))
-        self.v = nn.Parameter(torch.tensor(1.0 if v is None else v), requires_grad=v is None)
-        stack, outputs = (classes, 1) if multi else (1, classes)
-        if arch == "paper":
-            self.networks = _paper(shape, stack, outputs, widen, scaling)
-            return
-        *shared, last = cast(nn.Sequential, build_stack(arch, shape, 1, outputs, widen, scaling))
-        inputs = cast(Linear, last).weight.shape[2]
-        self.networks = nn.Sequential(*shared, Linear(stack, inputs, outputs, scaling))
-
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.networks(x[None])
-        return made[..., 0].T if self.multi else made[0]
-
-    def confidence_gap(self, x: Tensor) -> Tensor:
-        """The largest logit less the second largest, (n,)."""
-        return confidence_gap(self(x))
-
-    def radius(self, gap: Tensor) -> Tensor:
-        """The L2 distance within which no difference of two logits changes by more than `gap`
-        (L2NNN, lemmas 1 and 6)."""
-        return gap / (2 if self.multi else math.sqrt(2))
-
-    def certified_radius(self, x: Tensor) -> Tensor:
-        """The L2 distance (n,) within which the predicted class of images (n, *shape) does not
-        change (L2NNN, lemmas 1 and 6); 0 while weights are not strict."""
-        strict = all(layer.strict for layer in weighted(self))
-        return self.radius(self.confidence_gap(x)) * strict
-
-
 @dataclass(frozen=True, kw_only=True)
-class L2NNN(AdversarialTraining):
+class L2NNN(Recipe):
     """Classifiers of L2-nonexpansive networks (Qian and Wegman 2019, section 2.4), with a certified
     L2 radius for each image.
 
     arch, multi, scaling  of the networks, see `L2NonexpansiveClassifier`; "default" is "mlp".
     gamma, omega, v, z    of the loss, see `l2nnn_loss`; v is trained where it is None.
     adversarial           distort the inputs of the loss's first term (the source's Model 4; without
-                          it, Model 3): see AdversarialTraining for norm, eps, steps, step_size and
-                          warm_up, which count for nothing without it.
+                          it, Model 3). How is said by norm, eps, steps, step_size and warm_up, see
+                          `defenses.recipes.adversarial_examples`; without it they have no effect.
     penalised             the part of the epochs, the first ones, in which weights are raw and
                           the penalty of equation (7), weighted by `penalty`, holds them back; for
                           scaling "bound" alone, where None is 0.5.
@@ -157,7 +81,12 @@ class L2NNN(AdversarialTraining):
     optimizer: OptimizerName = "adam"
     learning_rate: float = 6e-3
     weight_decay: float = 0.0
-    schedule: Schedule = "one-cycle"
+    schedule: str = "one-cycle"
+    norm: Norm | None = None
+    eps: float | None = None
+    steps: int = 10
+    step_size: float | None = None
+    warm_up: bool = True
     multi: bool = False
     scaling: str = "cayley"
     gamma: float = 1.0
@@ -165,9 +94,6 @@ class L2NNN(AdversarialTraining):
     v: float | None = None
     z: float = 8.0
     adversarial: bool = False
-    # Its loss is its own.
-    method: Method = field(default="pgd-at", init=False)
-    weight: float = field(default=1.0, init=False)
     penalty: float = 0.1
     penalised: float | None = None
 
@@ -181,6 +107,18 @@ class L2NNN(AdversarialTraining):
             raise ValueError(f"penalised must be in [0, 1], not {self.penalised}")
         if self.penalised and self.scaling != "bound":
             raise ValueError(f"penalised is for scaling bound alone, not {self.scaling}")
+        self.examples  # noqa: B018 (built here so that its bad values are refused now)
+
+    @property
+    def examples(self) -> AdversarialExamples:
+        """The distorted inputs of the loss's first term, where it is `adversarial`."""
+        return AdversarialExamples(
+            norm=self.norm,
+            eps=self.eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            warm_up=self.warm_up,
+        )
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         return L2NonexpansiveClassifier(
@@ -193,8 +131,8 @@ class L2NNN(AdversarialTraining):
             v=self.v,
         )
 
-    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:  # type: ignore[override]
-        return super().trains_against(threat) if self.adversarial else None
+    def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
+        return self.examples.trains_against(threat) if self.adversarial else None
 
     def begin_epoch(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> None:
         part = self.penalised
@@ -208,7 +146,7 @@ class L2NNN(AdversarialTraining):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         networks = cast(L2NonexpansiveClassifier, model)
         # Before the clean images, whose accuracy is then what the log shows.
-        distorted = model(self.mix(model, batch)) if self.adversarial else None
+        distorted = model(self.examples.mix(model, batch)) if self.adversarial else None
         loss = l2nnn_loss(
             model(batch.x),
             batch.y,
@@ -222,27 +160,3 @@ class L2NNN(AdversarialTraining):
         if all(layer.strict for layer in weighted(model)):
             return loss
         return loss + self.penalty * penalties(model)
-
-
-def _paper(shape: Shape, stack: int, outputs: int, widen: float, scaling: str) -> nn.Sequential:
-    """The architecture "paper", of which `stack` networks share all but the last two layers."""
-    if not widen > 0:
-        raise ValueError(f"widen must be above 0, not {widen}")
-    channels, height, width = shape
-    first, second, shared, own = (round(count * widen) or 1 for count in (16, 32, 128, 32))
-    # Pooling windows reach over the edge of an odd side.
-    pixels = math.ceil(height / 4) * math.ceil(width / 4)
-    return nn.Sequential(
-        Conv(1, channels, first, 5, padding=2, scaling=scaling),
-        TwoSided(),
-        NormPool(2),
-        Conv(1, 2 * first, second, 5, padding=2, scaling=scaling),
-        TwoSided(),
-        NormPool(2),
-        Flatten(),
-        Linear(1, 2 * second * pixels, shared, scaling),
-        TwoSided(),
-        Linear(stack, 2 * shared, own, scaling),
-        TwoSided(),
-        Linear(stack, 2 * own, outputs, scaling),
-    )

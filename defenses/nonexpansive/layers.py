@@ -219,13 +219,17 @@ class NormPool(nn.Module):
 
 class Residual(nn.Module):
     """t^2 x + sqrt(1 - t^2) f(sqrt(1 - t^2) x), a skip around the branch f, with one trainable t in
-    (0, 1) for each network (L2NNN, equations (9) and (10))."""
+    (0, 1) for each network (L2NNN, equations (9) and (10)).
+
+    Unstated in the source: where t begins, here at 0.94, so that most of the distance is kept while
+    the branch, whose convolutions shrink it, is not trained.
+    """
 
     def __init__(self, stack: int, branch: nn.Module) -> None:
         super().__init__()
         self.branch = branch
         # t^2 is its sigmoid.
-        self.odds = nn.Parameter(torch.zeros(stack))
+        self.odds = nn.Parameter(torch.full((stack,), 2.0))
 
     def forward(self, x: Tensor) -> Tensor:
         odds = self.odds.reshape(-1, *[1] * (x.dim() - 1))

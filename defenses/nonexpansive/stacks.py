@@ -7,7 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from defenses.networks.architectures import Shape
+from defenses.networks.architectures import Shape, scaled_widths
+from defenses.networks.at_once import at_once, few_images
 from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSided, Weighted
 
 # Elements of one network's largest tensor up to which all networks run at once. Measured on 2 CPU
@@ -15,7 +16,7 @@ from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSid
 # elements an image) 3.2 for 16 images, 2.1 for 64, 1.4 for 256; "conv" (10816) 1.4 for 4, 0.9 for
 # 8, 0.5 for 16. Beyond, the tensors of all networks fit in no cache, and those of one do.
 # On a GPU it is not measured.
-_AT_ONCE = 2**16
+_MOST = 2**16
 
 # The hidden units of each architecture, behind its convolutions if it has any.
 STACKS = {"mlp": (256, 128, 64), "deep": (256, 256, 256, 128, 64), "conv": (64, 32)}
@@ -37,14 +38,14 @@ class Stack(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         stack = max(layer.stack for layer in self if isinstance(layer, Weighted))
-        if x.shape[1] <= self.few or stack == 1:
+        if stack == 1 or at_once(x, self.few):
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
         parts = [layer.parts() if isinstance(layer, Weighted) else None for layer in self]
         return torch.cat([self._one(y, parts) for y in (x.split(1) if len(x) > 1 else [x] * stack)])
 
     def some(self, x: Tensor, rows: slice) -> Tensor:
         """What some of the networks make of shared images (1, n, ...), in eval mode."""
-        step = 1 if x.shape[1] > self.few else rows.stop - rows.start
+        step = rows.stop - rows.start if at_once(x, self.few) else 1
         outputs = []
         for start in range(rows.start, rows.stop, step):
             y, mine = x, slice(start, start + step)
@@ -81,18 +82,16 @@ def build_stack(
 
     Raises ValueError for an unknown name, widen not above 0, or images too small for convolutions.
     """
-    if not widen > 0:
-        raise ValueError(f"widen must be above 0, not {widen}")
     if arch not in STACKS:
         raise ValueError(f"unknown stacked architecture {arch!r}: use one of {', '.join(STACKS)}")
     channels, height, width = shape
     inputs, layers, widest = math.prod(shape), list[nn.Module](), 0
-    hidden = [min(units, inputs) for units in _scaled(widen, *STACKS[arch])]
+    hidden = [min(units, inputs) for units in scaled_widths(widen, *STACKS[arch])]
     if arch == "conv":
         if min(height, width) < 4:
             raise ValueError(f"images of {height}x{width} are too small for convolutions: use mlp")
         # As many filters as a patch has entries, so that no distance is lost before the pooling.
-        first, second = _scaled(widen, 4 * channels, 32 * channels)
+        first, second = scaled_widths(widen, 4 * channels, 32 * channels)
         layers = [
             Conv(stack, channels, first, 2, scaling=scaling),
             TwoSided(),
@@ -110,8 +109,4 @@ def build_stack(
     for units in hidden:
         layers += [Linear(stack, inputs, units, scaling), TwoSided()]
         inputs = 2 * units
-    return Stack(*layers, Linear(stack, inputs, outputs, scaling), few=_AT_ONCE // widest)
-
-
-def _scaled(widen: float, *units: int) -> list[int]:
-    return [max(1, round(count * widen)) for count in units]
+    return Stack(*layers, Linear(stack, inputs, outputs, scaling), few=few_images(widest, _MOST))

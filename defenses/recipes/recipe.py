@@ -1,8 +1,8 @@
 """What a defense that can be named is: a network, a loss, and how the loss is minimised."""
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -10,39 +10,10 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from defenses.networks.architectures import Shape, build_architecture
+from defenses.recipes.batches import Batch, Epoch
+from defenses.recipes.schedules import SCHEDULES
 
 OptimizerName = Literal["adam", "sgd"]
-Schedule = Literal["constant", "step", "two-steps", "cosine", "one-cycle"]
-
-# The part of training in which the one-cycle schedule rises, and what it rises from.
-_RISE = 0.3
-_BOTTOM = 1 / 25
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a loss is given at one training step.
-
-    x, y      images (n, *shape) in [0, 1]; labels (n,), int64.
-    index     (n,), int64: each sample's number in the training set.
-    threat    what `Recipe.trains_against` made of the threat of the run.
-    seed      of the training; step counts all its steps from 0. With index, they name the noise.
-    progress  t / T in epoch t of T, where t counts from 1.
-    networks  how many networks the samples are for: sample i for network i mod networks.
-    """
-
-    x: Tensor
-    y: Tensor
-    index: Tensor
-    threat: ThreatModel | None
-    seed: int
-    step: int
-    progress: float
-    networks: int = 1
-
-    def first(self, count: int) -> "Batch":
-        """The same batch, of its first `count` samples alone."""
-        return replace(self, x=self.x[:count], y=self.y[:count], index=self.index[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +24,14 @@ class Recipe(ABC):
     epochs         passes over the training set; 0 for a defense that needs no training.
     batch          the most samples in a batch; those of an epoch differ by at most one sample.
     optimizer      "adam" or "sgd"; learning_rate and weight_decay are its, momentum is SGD's.
-    schedule       of the learning rate, per step: "constant"; "step" (a tenth in the second half)
-                   and "two-steps" (a tenth in the second third, a hundredth in the last), which
-                   are RoBin's (section 5), the latter of ResNet-50; "cosine" (down a half cosine
-                   to 0); "one-cycle" (linearly up from a 25th for 30%, then down a half cosine to
-                   0, as in fastai; Smith and Topin 2018 go down linearly).
+    schedule       of the learning rate, per step: a name in `defenses.recipes.schedules.SCHEDULES`,
+                   which are "constant", "step", "two-steps", "cosine" and "one-cycle".
     crop           pad training images by so many zeros on each side, and cut them out again at
                    random places.
     half           round the weights to half precision after training, and store them so: half the
                    size, and all figures are of the weights that are stored.
+    version        raised when what the recipe makes of the same options, data and seed changes, or
+                   what its networks compute.
 
     Raises ValueError for hyperparameters out of range.
     """
@@ -76,7 +46,7 @@ class Recipe(ABC):
     learning_rate: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Schedule = "constant"
+    schedule: str = "constant"
     crop: int = 0
     half: bool = False
 
@@ -87,8 +57,8 @@ class Recipe(ABC):
             raise ValueError("learning_rate must be above 0, momentum and weight_decay at least 0")
         if self.optimizer not in get_args(OptimizerName):
             raise ValueError(f"unknown optimizer {self.optimizer!r}: use adam or sgd")
-        if self.schedule not in get_args(Schedule):
-            choices = ", ".join(get_args(Schedule))
+        if self.schedule not in SCHEDULES:
+            choices = ", ".join(SCHEDULES)
             raise ValueError(f"unknown schedule {self.schedule!r}: use one of {choices}")
 
     @property
@@ -146,6 +116,17 @@ class Recipe(ABC):
         (n, *shape) and labels y (n,), on the model's device; in eval mode, without gradients. What
         is to last goes into parameters or buffers, so that a resumed training finds it."""
 
+    def batches(self, model: nn.Module, x: Tensor, y: Tensor, epoch: Epoch) -> Iterator[Batch]:
+        """The batches of an epoch, one for each part of `epoch.split`, in its order. Called after
+        `begin_epoch`, with the same training set; default: the samples of each part, augmented.
+
+        Which samples are in them is drawn when this is called, and what augments them when each
+        batch is taken: so the loop has its own randomness for either, and calls for all batches."""
+        return (
+            epoch.batch(step, self.augment(x[index]), y[index], index)
+            for step, index in enumerate(epoch.split)
+        )
+
     def finish(  # noqa: B027 (likewise)
         self, model: nn.Module, x: Tensor, y: Tensor
     ) -> None:
@@ -153,16 +134,7 @@ class Recipe(ABC):
 
     def rate(self, done: float) -> float:
         """The learning rate when a part `done`, in [0, 1), of all steps has been taken."""
-        if self.schedule == "step":
-            return self.learning_rate * (0.1 if done >= 1 / 2 else 1)
-        if self.schedule == "two-steps":
-            return self.learning_rate * (0.01 if done >= 2 / 3 else 0.1 if done >= 1 / 3 else 1)
-        if self.schedule == "one-cycle" and done < _RISE:
-            return self.learning_rate * (_BOTTOM + (1 - _BOTTOM) * done / _RISE)
-        if self.schedule == "constant":
-            return self.learning_rate
-        down = (done - _RISE) / (1 - _RISE) if self.schedule == "one-cycle" else done
-        return self.learning_rate * (1 + math.cos(math.pi * down)) / 2
+        return self.learning_rate * SCHEDULES[self.schedule](done)
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:

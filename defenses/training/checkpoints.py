@@ -3,43 +3,55 @@
 import hashlib
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from defenses.training.epoch_log import Rows
 from defenses.weights import write_atomically
 
-# Of the log, one for each epoch that is done.
-Rows = list[list[float]]
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that holds how far a training has come.
 
-def write(path: Path, key: str, state: dict[str, Any]) -> None:
-    """A line with the training's key and the digest of the rest, then the state."""
-    body = io.BytesIO()
-    torch.save(state, body)
-    head = f"{key} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
-    write_atomically(path, lambda file: file.write(head + body.getvalue()))
+    path  of the file, which need not be there yet.
+    key   names the training: another for other hyperparameters, data, seeds, and all else that
+          determines its weights.
+    """
 
+    path: Path
+    key: str
 
-def resume(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
-    """Restore model and optimizer, and give the log's rows of the epochs that are done: none, with
-    a warning for the caller's caller, where the file is damaged or of another training."""
-    if not path.exists():
+    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows) -> None:
+        """Write the key and the digest of the rest in a line, then weights, optimizer and the rows
+        of the log."""
+        body = io.BytesIO()
+        state = {"rows": rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state, body)
+        head = f"{self.key} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
+        write_atomically(self.path, lambda file: file.write(head + body.getvalue()))
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
+        """Restore model and optimizer, and return the log's rows of the epochs that are done. Where
+        the file is damaged or of another training there are none, and whoever called `train` is
+        warned."""
+        if not self.path.exists():
+            return []
+        head, _, body = self.path.read_bytes().partition(b"\n")
+        # torch.load alone would not notice a flipped bit in a tensor.
+        known, _, digest = head.decode(errors="replace").partition(" ")
+        if hashlib.sha256(body).hexdigest() != digest:
+            reason = "damaged"
+        elif known != self.key:
+            reason = "of another training (hyperparameters, data, seed, device or torch)"
+        else:
+            state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            rows: Rows = state["rows"]
+            return rows
+        warnings.warn(f"checkpoint {self.path} is {reason}: training starts over", stacklevel=4)
         return []
-    head, _, body = path.read_bytes().partition(b"\n")
-    # torch.load alone would not notice a flipped bit in a tensor.
-    known, _, digest = head.decode(errors="replace").partition(" ")
-    if hashlib.sha256(body).hexdigest() != digest:
-        reason = "damaged"
-    elif known != key:
-        reason = "of another training (hyperparameters, data, seed, device or torch)"
-    else:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        rows: Rows = state["rows"]
-        return rows
-    warnings.warn(f"checkpoint {path} is {reason}: training starts over", stacklevel=3)
-    return []

@@ -9,16 +9,17 @@ from torch.nn.functional import cross_entropy
 
 from attacks import Problem, ThreatModel
 from attacks.searches.strong import Strong
-from defenses import Progress, fingerprint, initialise, train
-from defenses.nonexpansive.l2nnn import (
-    L2NNN,
-    L2NonexpansiveClassifier,
-    confidence_gap,
-    gap_loss,
-    l2nnn_loss,
+from defenses import Checkpoint, Progress, fingerprint, initialise, train
+from defenses.nonexpansive.classifier import L2NonexpansiveClassifier, confidence_gap
+from defenses.nonexpansive.l2nnn import L2NNN, gap_loss, l2nnn_loss
+from defenses.nonexpansive.layers import (
+    BoundedScale,
+    Residual,
+    ScaledSigmoid,
+    penalties,
+    weighted,
 )
-from defenses.nonexpansive.layers import penalties, weighted
-from defenses.recipes.recipe import Batch
+from defenses.recipes.batches import Batch
 from defenses.training import loop as training
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -31,6 +32,8 @@ KINDS = [
     ("conv", "cayley"),
     ("paper", "cayley"),
     ("paper", "bound"),
+    ("residual", "cayley"),
+    ("residual", "bound"),
 ]
 
 
@@ -202,6 +205,27 @@ def test_no_strong_attack_contradicts_the_certificate(multi: bool, digits: Digit
     assert certified.any()
 
 
+def test_the_components_of_the_appendix_are_trained_and_certified(digits: Digits) -> None:
+    x, y, x_test, y_test = digits
+    recipe = L2NNN(arch="residual", widen=0.25, epochs=5, batch=32, learning_rate=3e-2)
+    model = initialise(recipe, SHAPE, 10, seed=0)
+    assert isinstance(model, L2NonexpansiveClassifier)
+    kinds = (BoundedScale, Residual, ScaledSigmoid)
+    components = [module for module in model.modules() if isinstance(module, kinds)]
+    assert {type(component) for component in components} == set(kinds)
+    before = [fingerprint(component) for component in components]
+    train(recipe, model, x, y, threat=None, seed=0)
+    assert all(a != fingerprint(b) for a, b in zip(before, components, strict=True))
+    model.requires_grad_(False)
+    assert (model(x_test).argmax(1) == y_test).float().mean() > 0.6
+
+    x_test = x_test[:20]
+    answer, radius = model(x_test).argmax(1), model.certified_radius(x_test)
+    threat = ThreatModel("l2", float(radius.median()))
+    found = Strong(classes=1, queries=20)(Problem(model, x_test, answer, threat))
+    assert not ((model(found).argmax(1) != answer) & (radius >= threat.eps)).any()
+
+
 def test_penalty_first_then_strict_to_the_end(digits: Digits) -> None:
     x, y = digits[0][:300], digits[1][:300]
     recipe = L2NNN(scaling="bound", epochs=4, penalised=0.5, penalty=0.3)
@@ -253,8 +277,8 @@ def test_a_resumed_training_is_in_the_mode_of_its_epoch(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(checkpoint=tmp_path / "state", report=interrupt)
-    resumed = trained(checkpoint=tmp_path / "state")
+        trained(checkpoint=Checkpoint(tmp_path / "state", "this"), report=interrupt)
+    resumed = trained(checkpoint=Checkpoint(tmp_path / "state", "this"))
     assert fingerprint(resumed) == fingerprint(trained())
 
 
@@ -264,7 +288,7 @@ def test_model_4_distorts_the_inputs_of_the_first_term_alone(digits: Digits) -> 
     model = initialise(recipe, SHAPE, 10, seed=0).train()
     assert isinstance(model, L2NonexpansiveClassifier)
     batch = Batch(x, y, torch.arange(40), ThreatModel("l2", 0.5), 0, 0, 1.0)
-    distorted = recipe.craft(model, batch)
+    distorted = recipe.examples.craft(model, batch)
     assert model.training
     expected = cross_entropy(model.u * model(distorted), y) - cross_entropy(model.u * model(x), y)
     assert expected > 0
@@ -305,7 +329,8 @@ def test_unknown_networks_are_refused_when_built(options: dict[str, Any]) -> Non
 
 
 def test_any_size_of_image_and_two_labels() -> None:
-    for arch, shape in (("mlp", (3, 2, 3)), ("conv", (2, 5, 7)), ("paper", (1, 7, 9))):
+    shapes = {"mlp": (3, 2, 3), "conv": (2, 5, 7), "paper": (1, 7, 9), "residual": (3, 6, 5)}
+    for arch, shape in shapes.items():
         for multi in (True, False):
             model = network(arch, "cayley", multi, 2, shape)
             x = points(4, shape)

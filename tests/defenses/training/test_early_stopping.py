@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses import Progress, TrainingError, Vanilla, fingerprint
-from tests.defenses.trainings import interrupt_at, trained
+from tests.defenses.training.trainings import interrupt_at, trained
 
 pytestmark = pytest.mark.usefixtures("at_every_occasion")
 

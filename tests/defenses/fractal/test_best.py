@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses import BeliefEnsemble, BestFractal, Fractal, Progress, fingerprint, initialise, train
+from defenses import (
+    BeliefEnsemble,
+    BestFractal,
+    Checkpoint,
+    Fractal,
+    Progress,
+    fingerprint,
+    initialise,
+    train,
+)
 from defenses.fractal.best import BestEnsemble
 from defenses.fractal.division import OUT, depth_of
-from defenses.training import loop as training
 from defenses.training.saved import load, save
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -24,11 +32,7 @@ RECIPE = BestFractal(
 # Of 8 structures of 5 subtasks and a memory each.
 TRAINED, ALL = 40, 48
 
-
-@pytest.fixture(autouse=True)
-def at_every_occasion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "READ_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("at_every_occasion")
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +158,8 @@ def test_interrupted_and_resumed_is_the_same(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(data, checkpoint=tmp_path / "checkpoint", report=stop)
-    resumed = trained(data, checkpoint=tmp_path / "checkpoint")
+        trained(data, checkpoint=Checkpoint(tmp_path / "checkpoint", "this"), report=stop)
+    resumed = trained(data, checkpoint=Checkpoint(tmp_path / "checkpoint", "this"))
     assert fingerprint(resumed) == fingerprint(model)
 
 

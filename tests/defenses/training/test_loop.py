@@ -1,5 +1,4 @@
 import random
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from defenses import (
     train,
 )
 from defenses.training import loop as training
-from tests.defenses.trainings import SHAPE, interrupt_at, trained
+from tests.defenses.training.trainings import SHAPE, interrupt_at, trained
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -125,17 +124,6 @@ def test_a_checkpoint_of_another_training_is_not_resumed(
             found = trained(*other, checkpoint=checkpoint)
         assert fingerprint(found) == fingerprint(trained(*other))
         checkpoint.unlink()
-
-
-def test_vanilla_resumes_whatever_the_threat_of_the_run(
-    few: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    recipe, checkpoint = Vanilla(epochs=1), tmp_path / "state.pt"
-    trained(recipe, few, checkpoint=checkpoint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = initialise(recipe, SHAPE, 10, 1)
-        train(recipe, model, *few, threat=None, seed=1, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

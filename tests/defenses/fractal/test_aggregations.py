@@ -12,7 +12,7 @@ from defenses import GNB, MRF, NBR, Belief, BeliefEnsemble, Fractal, initialise,
 from defenses.fractal.aggregations import Aggregation, QuadraticEnsemble
 from defenses.fractal.output_ensemble import OutputEnsemble
 from defenses.fractal.tuning import RELIABILITIES, SLOPES
-from tests.defenses.certified import assert_not_contradicted
+from tests.defenses.fractal.certified import assert_not_contradicted
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from defenses.verification.piecewise import PiecewiseLinear, read_network
 from defenses.verification.relaxation import bound_units
-from tests.defenses.networks import NETWORKS, SHAPE
+from tests.defenses.verification.piecewise_networks import NETWORKS, SHAPE
 
 
 def _forward(network: PiecewiseLinear, x: Tensor) -> Tensor:

@@ -171,6 +171,7 @@ def test_layers_by_hand() -> None:
     assert NormPool(2, (2, 1))(image).flatten().tolist() == pytest.approx(halves)
     # t^2 = 1 / 2, and a branch that halves.
     residual = Residual(1, nn.Sequential(Linear(1, 1, 1)))
+    nn.init.zeros_(residual.odds)
     set_strict(residual, False)
     nn.init.constant_(weighted(residual)[0].weight, 0.5)
     assert residual(torch.ones(1, 1, 1)).item() == pytest.approx(0.5 + 0.5 * 0.5)

@@ -11,13 +11,15 @@ from defenses import (
     TRADES,
     AdversarialTraining,
     Batch,
+    RoBin,
     Vanilla,
     fingerprint,
     initialise,
     train,
 )
-from defenses.recipes.adversarial import evaluating
-from defenses.recipes.losses import divergence, mart, trades
+from defenses.networks.modes import evaluating
+from defenses.recipes.adversarial import TRAINED_BY, trained_by
+from defenses.recipes.methods import METHODS, Method, attacked, divergence, mart, trades
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -55,7 +57,7 @@ def test_warm_up_perturbs_the_papers_part_of_a_batch_and_no_more(
     recipe = AdversarialTraining(steps=4)
     # 1 - (1 + cos(pi t / T)) / 2 at t = 0, T/2 and T, of 21 samples, 10.5 rounded to even.
     part, count = {0: (0.0, 0), 5: (0.5, 10), 10: (1.0, 21)}[t]
-    assert recipe.proportion(t / 10) == pytest.approx(part, abs=1e-12)
+    assert recipe.examples.proportion(t / 10) == pytest.approx(part, abs=1e-12)
     model = Watched().train()
     recipe.loss(model, batch_of(x, y, threat, t / 10))
     (mixed,) = model.seen
@@ -69,14 +71,14 @@ def test_warm_up_perturbs_the_papers_part_of_a_batch_and_no_more(
 
 
 def test_without_warm_up_all_of_every_batch_is_adversarial() -> None:
-    assert AdversarialTraining(warm_up=False).proportion(0.0) == 1
+    assert AdversarialTraining(warm_up=False).examples.proportion(0.0) == 1
 
 
 def test_crafting_raises_the_loss_of_every_sample_of_a_linear_model(digits: Digits) -> None:
     torch.manual_seed(0)
     x, y = digits[0][:50], digits[1][:50]
     model = Watched()
-    points = AdversarialTraining().craft(model, batch_of(x, y, LINF, 1.0))
+    points = AdversarialTraining().examples.craft(model, batch_of(x, y, LINF, 1.0))
     model.eval()
     assert (cross_entropy(model(points), y) > cross_entropy(model(x), y)).all()
 
@@ -85,11 +87,11 @@ def test_noise_is_named_by_seed_index_and_step_not_by_place(digits: Digits) -> N
     x, y = digits[0][:8].double(), digits[1][:8]
     model, recipe = Watched().double(), AdversarialTraining(steps=2)
     batch = batch_of(x, y, LINF, 1.0)
-    points = recipe.craft(model, batch)
+    points = recipe.examples.craft(model, batch)
     back = Batch(x.flip(0), y.flip(0), batch.index.flip(0), LINF, 3, 11, 1.0)
-    torch.testing.assert_close(recipe.craft(model, back).flip(0), points)
+    torch.testing.assert_close(recipe.examples.craft(model, back).flip(0), points)
     later = Batch(x, y, batch.index, LINF, 3, 12, 1.0)
-    assert not torch.equal(recipe.craft(model, later), points)
+    assert not torch.equal(recipe.examples.craft(model, later), points)
 
 
 def test_crafting_leaves_modes_and_running_statistics_alone(digits: Digits) -> None:
@@ -99,7 +101,7 @@ def test_crafting_leaves_modes_and_running_statistics_alone(digits: Digits) -> N
     model[0].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    AdversarialTraining().craft(model, batch_of(x, y, LINF, 1.0))
+    AdversarialTraining().examples.craft(model, batch_of(x, y, LINF, 1.0))
     assert [module.training for module in model] == [False, True, True, True]
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -145,10 +147,7 @@ def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any]) -> No
         AdversarialTraining(**options)
 
 
-METHODS = [AdversarialTraining, TRADES, MART]
-
-
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", TRAINED_BY.values(), ids=TRAINED_BY)
 def test_it_defends_where_vanilla_does_not(kind: type[AdversarialTraining], digits: Digits) -> None:
     x, y, x_test, y_test = digits
     recipes = Vanilla(epochs=8, batch=64, learning_rate=3e-3), kind(epochs=8, batch=64, steps=5)
@@ -187,21 +186,21 @@ def test_the_loss_is_of_all_clean_images_and_of_the_crafted_ones(
     batch = batch_of(digits[0][:16], digits[1][:16], LINF, t / 10)
     found = recipe.loss(model, batch)
     count = {0: 0, 5: 8, 10: 16}[t]
-    crafted = recipe.craft(model, batch.first(count))
+    crafted = recipe.examples.craft(model, batch.first(count))
     clean, mixed = model.seen
     assert torch.equal(clean, batch.x)
     assert torch.equal(mixed, torch.cat([crafted, batch.x[count:]]))
     torch.testing.assert_close(found, loss(model(batch.x), model(crafted), batch.y, 2.5))
 
 
-@pytest.mark.parametrize("kind", [AdversarialTraining, TRADES, MART])
+@pytest.mark.parametrize("kind", TRAINED_BY.values(), ids=TRAINED_BY)
 def test_a_single_adversarial_image_does_not_stop_batch_normalisation(
     kind: type[AdversarialTraining], digits: Digits
 ) -> None:
     recipe = kind(arch="resnet18", widen=0.05, steps=1)
     model = initialise(recipe, (1, 8, 8), 10, seed=0).train()
     batch = batch_of(digits[0][:20], digits[1][:20], LINF, 0.15)
-    assert recipe.count(batch) == 1
+    assert recipe.examples.count(batch) == 1
     assert recipe.loss(model, batch).isfinite()
 
 
@@ -213,17 +212,20 @@ def test_trades_crafts_away_from_what_the_model_says_not_from_the_label(
     x, y = digits[0][:40].double(), digits[1][:40]
     model = Watched().double().eval()
     batch = batch_of(x, y, threat, 1.0)
-    points = TRADES().craft(model, batch)
+    points = TRADES().examples.craft(model, batch)
     start = threat.random_start(x, batch.seed, batch.index, batch.step)
     clean = model(x)
     assert (divergence(clean, model(points)) > divergence(clean, model(start))).all()
     assert (divergence(clean, model(start)) > 0).all()
     other = batch_of(x, y.flip(0), threat, 1.0)
-    assert torch.equal(TRADES().craft(model, other), points)
+    assert torch.equal(TRADES().examples.craft(model, other), points)
     torch.testing.assert_close(
-        MART().craft(model, other), AdversarialTraining().craft(model, other), rtol=0, atol=0
+        MART().examples.craft(model, other),
+        AdversarialTraining().examples.craft(model, other),
+        rtol=0,
+        atol=0,
     )
-    assert not torch.allclose(MART().craft(model, other), points)
+    assert not torch.allclose(MART().examples.craft(model, other), points)
 
 
 def test_trades_climbs_the_divergence_from_the_clean_image_not_to_it(digits: Digits) -> None:
@@ -234,14 +236,14 @@ def test_trades_climbs_the_divergence_from_the_clean_image_not_to_it(digits: Dig
     start = threat.random_start(x, batch.seed, batch.index, batch.step)
     slope = (model(start).softmax(1) - model(x).softmax(1)) @ model.net[1].weight
     way = slope / slope.norm(dim=1, keepdim=True)
-    points = TRADES(steps=1, step_size=0.01).craft(model, batch)
+    points = TRADES(steps=1, step_size=0.01).examples.craft(model, batch)
     torch.testing.assert_close(points, threat.project(start + 0.01 * way.view_as(x), x))
 
 
 def test_trades_takes_what_the_model_says_in_eval_mode(digits: Digits) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
     batch = batch_of(digits[0][:16], digits[1][:16], LINF, 1.0)
-    crafted = [TRADES(steps=2).craft(model.train(mode), batch) for mode in (True, False)]
+    crafted = [TRADES(steps=2).examples.craft(model.train(mode), batch) for mode in (True, False)]
     assert torch.equal(*crafted)
 
 
@@ -257,14 +259,14 @@ def test_without_a_second_term_trades_is_training_on_clean_images(digits: Digits
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("kind", [TRADES, MART])
-def test_names_of_methods_are_options_of_one(
-    kind: type[AdversarialTraining], digits: Digits
-) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_names_of_methods_are_options_of_one(name: str, digits: Digits) -> None:
     x, y = digits[0][:100], digits[1][:100]
-    named = kind(epochs=1, steps=1, weight=2.0)
+    options: dict[str, Any] = {"epochs": 1, "steps": 1}
+    options |= {"weight": 2.0} if METHODS[name].takes_weight else {}
     states = []
-    for recipe in (named, AdversarialTraining(epochs=1, steps=1, weight=2.0, method=named.method)):
+    for recipe in (TRAINED_BY[name](**options), AdversarialTraining(method=name, **options)):
+        assert recipe.method == name
         model = initialise(recipe, (1, 8, 8), 10, 0)
         train(recipe, model, x, y, threat=LINF, seed=0)
         states.append(fingerprint(model))
@@ -283,3 +285,26 @@ def test_names_of_methods_are_options_of_one(
 def test_methods_and_weights_out_of_range_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         AdversarialTraining(**options)
+
+
+def test_a_new_method_is_one_entry(monkeypatch: pytest.MonkeyPatch, digits: Digits) -> None:
+    """The mean of squared logits at the attacked images, as a loss that no method has."""
+
+    def small(clean: Tensor, adversarial: Tensor, y: Tensor, weight: float) -> Tensor:
+        return weight * attacked(clean, adversarial).square().mean()
+
+    monkeypatch.setitem(METHODS, "small", Method(about="Small logits.", loss=small))
+    kind = trained_by("small")
+    assert (kind.__doc__, kind.version) == ("Small logits.", AdversarialTraining.version)
+    batch = batch_of(digits[0][:12], digits[1][:12], LINF, 1.0)
+    for recipe in (kind(weight=2.0), AdversarialTraining(method="small", weight=2.0)):
+        points = recipe.examples.craft(model := Watched(), batch)
+        torch.testing.assert_close(recipe.loss(model, batch), 2 * model(points).square().mean())
+    arms = RoBin(method="small", epochs=1, steps=1, widen=0.1)
+    model = initialise(arms, (1, 8, 8), 10, 0)
+    train(arms, model, digits[0][:50], digits[1][:50], threat=LINF, seed=0)
+
+
+def test_the_recipe_of_a_method_has_no_other() -> None:
+    with pytest.raises(TypeError, match="method"):
+        TRADES(method="mart")

@@ -9,12 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses import NBR, Batch, BeliefEnsemble, Fractal, Progress, fingerprint, initialise, train
+from defenses import (
+    NBR,
+    Batch,
+    BeliefEnsemble,
+    Checkpoint,
+    Fractal,
+    Progress,
+    fingerprint,
+    initialise,
+    train,
+)
 from defenses.fractal.division import OUT
 from defenses.fractal.memory import Memory, distances
 from defenses.fractal.tuning import train_each
-from defenses.training import loop as training
-from tests.defenses.certified import assert_not_contradicted
+from tests.defenses.fractal.certified import assert_not_contradicted
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 Data = tuple[Tensor, Tensor]
@@ -23,11 +32,7 @@ SHAPE, OFFSET = (1, 8, 8), 0.4
 OPTIONS: dict[str, Any] = {"epochs": 5, "batch": 64, "learning_rate": 5e-3, "offset": OFFSET}
 SMALL = Fractal(**OPTIONS, levels="2+2+2", reserve=0.2, memorise=3)
 
-
-@pytest.fixture(autouse=True)
-def at_every_occasion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "READ_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("at_every_occasion")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,8 @@ def trained(
     report: Callable[[Progress], None] | None = None,
 ) -> BeliefEnsemble:
     model = initialise(recipe, SHAPE, 3, 0)
-    train(recipe, model, *data, threat=None, seed=0, checkpoint=checkpoint, report=report)
+    held = None if checkpoint is None else Checkpoint(checkpoint, "this")
+    train(recipe, model, *data, threat=None, seed=0, checkpoint=held, report=report)
     assert isinstance(model, BeliefEnsemble)
     return model.requires_grad_(False)
 

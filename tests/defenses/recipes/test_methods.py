@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from defenses.recipes.losses import divergence, mart, trades
+from defenses.recipes.methods import divergence, mart, trades
 
 Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 Row = list[float]

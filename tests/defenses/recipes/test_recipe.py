@@ -1,3 +1,4 @@
+import doctest
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,11 +20,16 @@ from defenses import (
     initialise,
     train,
 )
+from defenses.recipes import schedules
 from defenses.recipes.recipe import random_crop
 
 
 def rates(recipe: Recipe, parts: int = 1000) -> list[float]:
     return [recipe.rate(k / parts) for k in range(parts)]
+
+
+def test_examples_of_the_schedules() -> None:
+    assert doctest.testmod(schedules) == (0, len(schedules.SCHEDULES))
 
 
 def test_rates_of_the_schedules() -> None:

@@ -1,7 +1,7 @@
 """Training a decomposition: each task by itself, side by side."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from attacks import ThreatModel
 from defenses import (
     Batch,
+    Checkpoint,
     Decomposed,
     Ensemble,
+    Epoch,
     OneVsOne,
     Progress,
     RoBin,
@@ -23,7 +25,6 @@ from defenses import (
     initialise,
     train,
 )
-from defenses.training import loop as training
 
 SHAPE = (1, 8, 8)
 LINF = ThreatModel("linf", 0.1)
@@ -41,11 +42,23 @@ def data(counts: list[int], dtype: torch.dtype = torch.float64) -> tuple[Tensor,
     return torch.rand(len(y), *SHAPE, dtype=dtype), y
 
 
+def batches(recipe: Decomposed, model: nn.Module, x: Tensor, y: Tensor) -> list[Batch]:
+    """Those of the last of ten epochs, in which all of each is adversarial."""
+    split = torch.arange(len(y)).tensor_split(math.ceil(len(y) / recipe.batch))
+    return list(recipe.batches(model, x, y, Epoch(9, 10, split, LINF, 0)))
+
+
+def numbers(batch: Batch, samples: int) -> Tensor:
+    """The numbers of the samples (tasks, m) of each task in a batch."""
+    return (batch.index % samples).unflatten(0, (-1, batch.networks)).T
+
+
 def lessons(recipe: Decomposed, y: Tensor) -> list[Tensor]:
     """The numbers of the samples (tasks, m) of each step of an epoch."""
     model: Any = initialise(recipe, SHAPE, int(y.max()) + 1, 0)
-    recipe.begin_epoch(model, torch.zeros(len(y), *SHAPE), y, 0)
-    steps = list(model.lessons.steps)
+    steps = [
+        numbers(batch, len(y)) for batch in batches(recipe, model, torch.zeros(len(y), *SHAPE), y)
+    ]
     assert len(steps) == math.ceil(len(y) / recipe.batch)
     sizes = {step.shape[1] for step in steps}
     assert max(sizes) - min(sizes) <= 1
@@ -71,10 +84,10 @@ def test_each_task_has_its_own_samples_labels_and_adversarial_images(
 
     @dataclass(frozen=True, kw_only=True)
     class Recording(kind):  # type: ignore[misc, valid-type]
-        def craft(self, model: nn.Module, batch: Batch) -> Tensor:
+        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
             given.append(batch)
-            points: Tensor = super().craft(model, batch)
-            return points
+            loss: Tensor = super().loss(model, batch)
+            return loss
 
     model.networks.register_forward_hook(watch)
     train(Recording(**TINY, **SHORT), model, x, y, threat=LINF, seed=1)
@@ -173,10 +186,10 @@ def test_warm_up_takes_the_same_part_of_each_tasks_samples(progress: float) -> N
     model.networks.register_forward_hook(
         lambda networks, inputs, _: shown.append(inputs[0]) if networks.training else None
     )
-    recipe.begin_epoch(model, x, y, 0)
-    recipe.loss(model.train(), Batch(x, y, torch.arange(24), LINF, 0, 1, progress))
-    moved = (shown[0] != x[model.lessons.steps[1]]).flatten(2).any(2)
-    count = round(8 * recipe.proportion(progress))
+    batch = replace(batches(recipe, model, x, y)[1], progress=progress)
+    recipe.loss(model.train(), batch)
+    moved = (shown[0] != x[numbers(batch, 24)]).flatten(2).any(2)
+    count = round(8 * recipe.examples.proportion(progress))
     assert moved.tolist() == [[True] * count + [False] * (8 - count)] * 3
 
 
@@ -187,19 +200,14 @@ def _trained(recipe: Decomposed, checkpoint: Path | None = None, **options: Any)
     torch.manual_seed(0)
     x, y = data([9, 6, 8], torch.float32)
     model = initialise(recipe, SHAPE, 3, 2)
-    train(recipe, model, x, y, threat=LINF, seed=2, checkpoint=checkpoint, **options)
+    held = None if checkpoint is None else Checkpoint(checkpoint, "this")
+    train(recipe, model, x, y, threat=LINF, seed=2, checkpoint=held, **options)
     return model
 
 
 def _stop(progress: Progress) -> None:
     if (progress.epoch, progress.step) == (2, 2):
         raise KeyboardInterrupt
-
-
-@pytest.fixture
-def at_every_occasion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "READ_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("at_every_occasion")
@@ -227,13 +235,13 @@ def test_images_are_cropped_for_each_task() -> None:
     model: Any = initialise(recipe, SHAPE, 3, 0).double()
     shown: list[Tensor] = []
     model.networks.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0]))
-    recipe.begin_epoch(model, x, y, 0)
-    recipe.loss(model.train(), Batch(x, y, torch.arange(24), LINF, 0, 1, 0.0))
-    for row, numbers in zip(shown[0], model.lessons.steps[1], strict=True):
-        framed = torch.nn.functional.pad(x[numbers], [2] * 4)
+    batch = replace(batches(recipe, model, x, y)[1], progress=0.0)
+    recipe.loss(model.train(), batch)
+    for row, drawn in zip(shown[0], numbers(batch, 24), strict=True):
+        framed = torch.nn.functional.pad(x[drawn], [2] * 4)
         windows = framed.unfold(2, 8, 1).unfold(3, 8, 1).flatten(2, 3)
         assert (windows == row[:, :, None]).flatten(3).all(3).any(2).all()
-        assert not torch.equal(row, x[numbers])
+        assert not torch.equal(row, x[drawn])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,7 +259,6 @@ def test_nothing_of_the_training_set_stays(kind: type[Decomposed]) -> None:
     before = {name: value.shape for name, value in model.state_dict().items()}
     assert all(state == before for state in states)
     assert all(name.startswith("networks.network.") for name in before)
-    assert model.lessons is None
     assert not model.training
 
 
@@ -261,8 +268,7 @@ def test_logits_of_labels_that_a_task_lacks_learn_nothing(method: Any) -> None:
     x, y = data([9, 6, 8, 5])
     recipe = TwoStage(groups="2-0+1+3", steps=1, method=method, **TINY)
     model: Any = initialise(recipe, SHAPE, 4, 0).double()
-    recipe.begin_epoch(model, x, y, 0)
-    batch = Batch(x, y, torch.arange(28), LINF, 0, 0, 1.0)
+    batch = batches(recipe, model, x, y)[0]
     torch.autograd.backward(recipe.loss(model.train(), batch))
     slopes = model.networks.network.get_parameter("5.bias").grad
     assert (slopes != 0).tolist() == [[True, True, False], [False] * 3, [True] * 3]

@@ -13,7 +13,7 @@ from attacks.objectives import decided
 from defenses import MLP
 from defenses.verification.milp import ExactResult, exact
 from defenses.verification.piecewise import read_network
-from tests.defenses.networks import NETWORKS, SHAPE, mlp
+from tests.defenses.verification.piecewise_networks import NETWORKS, SHAPE, mlp
 
 
 def _solve(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[ExactResult]:

@@ -14,6 +14,7 @@ from attacks import ThreatModel
 from defenses import (
     NBR,
     BeliefEnsemble,
+    Checkpoint,
     Fractal,
     Progress,
     TrainingError,
@@ -36,12 +37,7 @@ SMALL = Fractal(
     replaced="0-1,0-2", widen=0.1,
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def at_every_occasion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints after every epoch, reports after every step."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "READ_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("at_every_occasion")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,8 @@ def trained(
     report: Report | None = None,
 ) -> BeliefEnsemble:
     model = initialise(recipe, SHAPE, 3, seed=1)
-    train(recipe, model, *data, threat=None, seed=1, checkpoint=checkpoint, report=report)
+    held = None if checkpoint is None else Checkpoint(checkpoint, "this")
+    train(recipe, model, *data, threat=None, seed=1, checkpoint=held, report=report)
     assert isinstance(model, BeliefEnsemble)
     return model
 

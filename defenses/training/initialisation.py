@@ -1,0 +1,26 @@
+"""Fresh models, whose weights depend on a seed."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from defenses.networks.architectures import Shape
+from defenses.recipes.derived import Derived
+from defenses.recipes.recipe import Recipe
+from defenses.training.randomness import derived, seeded
+
+
+def initialise(
+    recipe: Recipe,
+    shape: Shape,
+    classes: int,
+    seed: int,
+    parts: Mapping[str, nn.Module] | None = None,
+) -> nn.Module:
+    """A fresh model on the CPU, in eval mode. Its weights depend on nothing but the seed and, for a
+    Derived recipe, the `parts` that it is made from, which become its own."""
+    with seeded(derived(seed, "weights"), torch.device("cpu")):
+        if isinstance(recipe, Derived):
+            return recipe.derive(shape, classes, **(parts or {})).eval()
+        return recipe.build(shape, classes).eval()
