@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmark.data.sets import Dataset, Split, load_dataset
 from benchmark.data.transforms import TRANSFORMS, binarize, edge, gamma, saturate, scale, smooth
 from benchmark.data.variants import VARIANTS
-from tests.benchmark.splits import refusal, same
+from tests.benchmark.data.splits import refusal, same
 
 GREY = (torch.arange(256) / 255).view(1, 1, 16, 16)
 GREYS = Dataset("greys", ("a",), (1, 16, 16), lambda part: Split(GREY, torch.tensor([0])))

@@ -5,7 +5,7 @@ from torch import Tensor
 from benchmark.data import files as data_files
 from benchmark.data.sets import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
 from benchmark.errors import UserError
-from tests.benchmark.splits import refusal, rows, same
+from tests.benchmark.data.splits import refusal, rows, same
 
 # Digits and the pair variant
 
