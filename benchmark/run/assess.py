@@ -79,7 +79,9 @@ def assess(
     subject = examine(model, device, dtype)
     first = slice(0, settings.block)
     columns = check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
-    report = Report(name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes)
+    report = Report(
+        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, columns
+    )
     key = cell_key(identity)
     cell = cells(key)
     try:
@@ -91,7 +93,6 @@ def assess(
     subject.flags |= probe(
         subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
     )
-    subject.flags |= plain_flags(report, columns)
     notify(report, NATURAL)
     if isinstance(subject.model, HasCertificate):
         full = identity | {"certificate": settings.threat.norm}
@@ -173,15 +174,6 @@ def suited(model: nn.Module, entry: Entry) -> Entry:
     """The attack that an entry's is on this model, which may be a simpler one."""
     on = getattr(entry.attack, "on", None)
     return entry if on is None else dataclasses.replace(entry, attack=on(model))
-
-
-def plain_flags(report: Report, columns: int) -> set[str]:
-    """The flags of a report that its natural accuracy and its threat tell, of a model with so many
-    logits."""
-    threat = report.threat
-    return ({"chance"} if report.natural <= 1 / columns else set()) | (
-        {"whole-range"} if threat.norm == "linf" and threat.eps >= 1 else set()
-    )
 
 
 def traits(attack: Attack, model: nn.Module, used: Mapping[str, Peer]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pandas as pd
 from attacks import HasArms
 from benchmark.errors import UserError, did_you_mean
 from benchmark.models.obtain import load_saved
+from benchmark.report.captions import NORMS, on_order, on_settings
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, on_order, on_settings
 from benchmark.run.runner import Say, load_run, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose

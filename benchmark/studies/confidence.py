@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.obtain import load_saved
+from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, on_settings
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import load_run, samples_again
 from benchmark.spec.components import BEST, NATURAL

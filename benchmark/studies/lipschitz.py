@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from benchmark.errors import UserError
+from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, contradictions, on_settings
+from benchmark.report.tables import contradictions
 from benchmark.run.runner import load_run
 from benchmark.spec.components import BEST
 from benchmark.studies.study import Study, pairs, percent

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmark.judge.records import write
+from benchmark.report.captions import NORMS
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS
 from benchmark.spec.components import NATURAL
 from leaderboard.show.table import robust
 from leaderboard.submission.submission import Row

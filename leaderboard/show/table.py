@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.report.captions import NORMS
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS
 from benchmark.spec.components import BEST
 from leaderboard.submission.record import ASSUMED, Numbers, Record
 from leaderboard.submission.submission import Row

@@ -16,7 +16,7 @@ from attacks.problem import Family, NotApplicableError
 from attacks.threat import Norm
 from attacks.wrappers.wrapper import Wrapper
 from benchmark.report import tables
-from benchmark.report.report import BEST
+from benchmark.spec.components import BEST
 from benchmark.spec.registry import ATTACKS
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Linear, N, Returning, evaluate_small

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.models.obtain import recipe_of
-from benchmark.report.tables import NORMS
+from benchmark.report.captions import NORMS
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import RunSpec
 from benchmark.studies.study import percent

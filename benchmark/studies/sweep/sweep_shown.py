@@ -6,8 +6,8 @@ from typing import Any, Final
 import pandas as pd
 
 from benchmark.judge.outputs import FIRST
+from benchmark.report.captions import NORMS, on_order
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, on_order
 from benchmark.spec.components import BEST, NATURAL, SAVED
 from benchmark.studies.study import flagged, percent
 from benchmark.studies.sweep.sweep_spec import SweepSpec
