@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from attacks import HasArms
+from benchmark.columns import percent
 from benchmark.errors import UserError, did_you_mean
 from benchmark.models.obtain import load_saved
 from benchmark.report.captions import NORMS, on_order, on_settings
@@ -22,7 +23,7 @@ from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, RunSpec, make_spec, read_budgets
-from benchmark.studies.study import Study, axes, flagged, percent
+from benchmark.studies.study import Study, axes, flagged
 
 # The lines of the attacks in the picture; best-attack has a broad one behind them.
 _STYLES = ("o-", "s--", "^-.", "D:", "v-", "X--", "P-.", "*:")

@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmark.columns import percent
 from benchmark.data.sets import Dataset, Part, load_dataset
 from benchmark.errors import UserError
 from benchmark.models.obtain import load_saved
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, axes
 from defenses import BeliefEnsemble, read_card
 from defenses.fractal.belief import evidence, fractal
 from defenses.fractal.division import parts

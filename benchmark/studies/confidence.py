@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from benchmark.columns import percent
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.obtain import load_saved
@@ -22,7 +23,7 @@ from benchmark.run.assess import resolve_device
 from benchmark.run.runner import load_run, samples_again
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import Device
-from benchmark.studies.study import Study, pairs, percent
+from benchmark.studies.study import Study, pairs
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
 _OF_ALL = {"jacobian_norm": "Jacobian norm", "area": "area under ROC"}

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.columns import percent
 from benchmark.errors import UserError
 from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
 from benchmark.report.tables import contradictions
 from benchmark.run.runner import load_run
 from benchmark.spec.components import BEST
-from benchmark.studies.study import Study, pairs, percent
+from benchmark.studies.study import Study, pairs
 
 # The assumed bounds of table 6.
 BOUNDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmark.columns import percent
 from benchmark.errors import UserError
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, NATURAL
-from benchmark.studies.study import Study, axes, flagged, percent
+from benchmark.studies.study import Study, axes, flagged
 from benchmark.studies.sweep.sweep_runs import load_sweep
 from benchmark.studies.sweep.sweep_spec import ORIGINAL, VARIANT
 

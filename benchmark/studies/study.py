@@ -1,6 +1,5 @@
 """What every study hands back: records, the table that they make, and a picture."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,6 @@ class Study:
         write_text(folder / f"{self.name}.csv", self.records.to_csv(index=False))
         picture = folder / f"{self.name}.png"
         write(picture, lambda file: self.figure.savefig(file, format="png", dpi=150))
-
-
-def percent(share: float) -> str:
-    """A share as tables show it."""
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def flagged(reports: Iterable[Report]) -> str:

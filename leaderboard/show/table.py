@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.columns import captions
+from benchmark.columns import captions, percent
 from benchmark.report.captions import NORMS
 from benchmark.report.paired import Paired
 from benchmark.report.report import Report
@@ -120,7 +120,7 @@ def _tested(claim: Claim, rows: Mapping[str, Row]) -> str:
     holds = "found" if points >= claim.by else "not found"
     sure = "" if better(high, low) or better(low, high) else ", which may be chance"
     return (
-        f"{text}: {holds}, {100 * high.mean():.1f} and {100 * low.mean():.1f} ({points:+.1f}{sure})"
+        f"{text}: {holds}, {percent(high.mean())} and {percent(low.mean())} ({points:+.1f}{sure})"
     )
 
 

@@ -180,7 +180,8 @@ class _Job:
                 report = self._assess(name, model, dataset, samples, side, part, eps)
                 flags |= report.flags
                 for label in (NATURAL, *report.attacks):
-                    distance = _reach(report, [NATURAL, *report.after.get(label, ()), label])
+                    series = [NATURAL, *report.after.get(label, ()), label]
+                    distance = report.closest(series).distance
                     for budget in [0.0] if label == NATURAL else budgets:
                         reached.setdefault((label, budget), np.zeros(len(first)))[side] = distance
         closest = np.min(list(reached.values()), axis=0)
@@ -262,12 +263,3 @@ class _Job:
 
 def _share(which: Side) -> float:
     return float(which.mean()) if len(which) else np.nan
-
-
-def _reach(report: Report, labels: Sequence[str]) -> Distances:
-    """The distances (n,) of the closest misclassified points under some labels."""
-    closest = np.full(report.total, np.inf)
-    for label in labels:
-        at = report.frames[label]["index"].to_numpy()
-        closest[at] = np.fmin(closest[at], report.frames[label]["distance"].to_numpy())
-    return closest

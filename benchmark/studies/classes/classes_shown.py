@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmark.columns import percent
 from benchmark.models.obtain import recipe_of
 from benchmark.report.captions import NORMS
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import RunSpec
-from benchmark.studies.study import percent
 
 # By number of classes, of all orders: 0 where an image is misclassified clean, infinite where no
 # misclassified point is known.

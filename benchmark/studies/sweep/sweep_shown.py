@@ -5,11 +5,12 @@ from typing import Any, Final
 
 import pandas as pd
 
+from benchmark.columns import percent
 from benchmark.judge.outputs import FIRST
 from benchmark.report.captions import NORMS, on_order
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, NATURAL, SAVED
-from benchmark.studies.study import flagged, percent
+from benchmark.studies.study import flagged
 from benchmark.studies.sweep.sweep_spec import SweepSpec
 
 TEST: Final = "test"
