@@ -13,9 +13,8 @@ from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
-from benchmark.data.files import Part
 from benchmark.errors import UserError
-from benchmark.spec.run_spec import Device, Labels, Mode, Precision
+from benchmark.spec.run_spec import Device, Labels, Mode, Part, Precision
 
 if TYPE_CHECKING:
     from benchmark.report.report import Report

@@ -7,8 +7,7 @@ import typer
 
 from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, speaker
-from benchmark.data.files import Part
-from benchmark.spec.run_spec import Device
+from benchmark.spec.run_spec import Device, Part
 
 if TYPE_CHECKING:
     from benchmark.studies.study import Study

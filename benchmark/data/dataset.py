@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attacks.messages import described
-from benchmark.data.files import DataError, Part
+from benchmark.data.files import DataError
+from benchmark.spec.run_spec import Part
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,8 @@ from platformdirs import user_cache_path
 
 from attacks.messages import one_line
 from benchmark.errors import UserError
+from benchmark.spec.run_spec import Part
 
-Part = Literal["train", "test"]
 Bytes = NDArray[np.uint8]
 T = TypeVar("T")
 

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
-from benchmark.data.files import DataError, Part, read_cifar10, read_idx
+from benchmark.data.files import DataError, read_cifar10, read_idx
 from benchmark.data.variants import VARIANTS, hint
 from benchmark.spec.registry import DATASETS
+from benchmark.spec.run_spec import Part
 
 __all__ = [
     "VARIANTS",
     "DataError",
     "Dataset",
-    "Part",
     "Split",
     "cifar10",
     "digits",

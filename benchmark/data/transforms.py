@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from benchmark.data.dataset import Dataset, Split, Variant
-from benchmark.data.files import DataError, Part
+from benchmark.data.files import DataError
+from benchmark.spec.run_spec import Part
 
 # Images that are changed at once: in float64, a whole training set would take gigabytes.
 _BLOCK = 4096

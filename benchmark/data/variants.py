@@ -1,9 +1,9 @@
 """Variants of data sets, by name: VARIANTS has them all.
 
 Here are those that choose, order or merge classes, scramble training labels, or leave out training
-images; those that change images are in `benchmark.data.transforms`. A variant is added in one of the
-two files alone: a function, and a line in its table. The first paragraph of the function's docstring
-is what `bestattack list datasets` says of it.
+images; those that change images are in `benchmark.data.transforms`. A variant is added in one of
+the two files alone: a function, and a line in its table. The first paragraph of the function's
+docstring is what `bestattack list datasets` says of it.
 """
 
 import hashlib
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from attacks import noise
 from benchmark.data.dataset import Dataset, Split, Variant
-from benchmark.data.files import DataError, Part
+from benchmark.data.files import DataError
 from benchmark.data.transforms import TRANSFORMS, to_number
 from benchmark.errors import did_you_mean
+from benchmark.spec.run_spec import Part
 
 # What the variant `other` calls the class that it makes.
 OTHER = "other"

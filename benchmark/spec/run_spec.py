@@ -18,11 +18,12 @@ from pydantic import (
 
 from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
-from benchmark.data.files import Part
 from benchmark.errors import UserError
 from benchmark.spec.components import Component, first_line
 
 Mode = Literal["table", "cascade"]
+# A split of a data set.
+Part = Literal["train", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "float64"]
 Labels = Literal["data", "predictions"]

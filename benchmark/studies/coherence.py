@@ -17,7 +17,6 @@ from attacks import HasArms
 from attacks.messages import described, one_line
 from attacks.objectives import cross_entropy
 from attacks.problem import differentiate
-from benchmark.data.files import Part
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.subject import freeze, full_precision
@@ -25,7 +24,7 @@ from benchmark.models.obtain import load_saved
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import load_run
 from benchmark.spec.registry import load_plugins
-from benchmark.spec.run_spec import Device
+from benchmark.spec.run_spec import Device, Part
 from benchmark.studies.study import Study, axes
 
 _BINS = np.linspace(-1, 1, 51)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmark.columns import percent
-from benchmark.data.sets import Dataset, Part, load_dataset
+from benchmark.data.sets import Dataset, load_dataset
 from benchmark.errors import UserError
 from benchmark.models.obtain import load_saved
+from benchmark.spec.run_spec import Part
 from benchmark.studies.study import Study, axes
 from defenses import BeliefEnsemble, read_card
 from defenses.fractal.belief import evidence, fractal

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from attacks.threat import ThreatModel
 from benchmark.columns import percent
-from benchmark.data.files import Part
 from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import Say
-from benchmark.spec.run_spec import Device, make_threat
+from benchmark.spec.run_spec import Device, Part, make_threat
 from benchmark.studies.study import Study, axes
 
 # Images from which on it is said what is measured.
