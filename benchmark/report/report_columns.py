@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from attacks.threat import Norm
-from benchmark.columns import Column, Shown, decimals, percent, shown_in
+from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
 from benchmark.report.accuracy import Accuracy, work
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
@@ -27,36 +27,7 @@ def report_columns(
     attacks   the labels that have a column of their own.
     measured  the labels that best-attack accuracy is over, for the caption.
     """
-    certified: Column[Measurements] = Column(
-        {
-            "run": Shown(
-                CERTIFIED,
-                "certified: if it is classified correctly and the defense's own certificate proves "
-                f"that nothing within {_WITHIN[norm]} changes that.",
-                optional=True,
-            ),
-            "json": Shown(CERTIFIED),
-            "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
-        },
-        _accuracy(CERTIFIED), _share, _plain_share,
-    )  # fmt: skip
-    best: Column[Measurements] = Column(
-        {
-            "run": Shown(
-                f"{BEST} [95% interval]",
-                "best-attack: if no attack breaks it (worst case per sample over "
-                f"{', '.join(measured) or 'none yet'}). Samples that are misclassified clean count "
-                "as broken in every column and are not attacked.",
-            ),
-            "json": Shown("best_attack"),
-            "board": Shown(
-                f"{BEST} [95%]",
-                "best-attack: classified correctly and broken by no attack; images misclassified "
-                "clean count as broken in every column.",
-            ),
-        },
-        _best, str, _plain_share, style="best",
-    )  # fmt: skip
+    certified = _certified_column(norm)
     return [
         Column(
             {"run": Shown("defense"), "json": Shown("defense"), "board": Shown("defense")},
@@ -72,7 +43,7 @@ def report_columns(
         _json("per_attack", _per_attack),
         *map(_attack_column, attacks),
         certified.only("run"),
-        best,
+        _best_column(measured),
         certified.only("board"),
         _json("interval", _interval),
         Column(
@@ -88,6 +59,39 @@ def report_columns(
         _json("after", lambda report: {k: list(labels) for k, labels in report.after.items()}),
         _json("notes", lambda report: report.notes),
     ]  # fmt: skip
+
+
+def _certified_column(norm: Norm) -> Column[Measurements]:
+    shown: dict[Table, Shown] = {
+        "run": Shown(
+            CERTIFIED,
+            "certified: if it is classified correctly and the defense's own certificate proves "
+            f"that nothing within {_WITHIN[norm]} changes that.",
+            optional=True,
+        ),
+        "json": Shown(CERTIFIED),
+        "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
+    }
+    return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
+
+
+def _best_column(measured: Iterable[str]) -> Column[Measurements]:
+    """Best-attack accuracy with its interval, over the labels `measured`."""
+    shown: dict[Table, Shown] = {
+        "run": Shown(
+            f"{BEST} [95% interval]",
+            "best-attack: if no attack breaks it (worst case per sample over "
+            f"{', '.join(measured) or 'none yet'}). Samples that are misclassified clean count as "
+            "broken in every column and are not attacked.",
+        ),
+        "json": Shown("best_attack"),
+        "board": Shown(
+            f"{BEST} [95%]",
+            "best-attack: classified correctly and broken by no attack; images misclassified clean "
+            "count as broken in every column.",
+        ),
+    }
+    return Column(shown, _best, str, _plain_share, style="best")
 
 
 def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:

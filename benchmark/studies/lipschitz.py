@@ -46,15 +46,16 @@ def lipschitz(folder: Path) -> Study:
     caption += "".join(
         f" CONTRADICTION: {line}: it proves nothing." for line in contradictions(reports)
     )
-    shown = {
+    printed = {
         "bound": records["bound"].map("{:g}".format),
         "prediction": records["prediction"].map(percent),
         "correctness": records["correctness"].map(percent),
     }
-    return Study("lipschitz", records, records.assign(**shown), caption, _draw(records))
+    return Study("lipschitz", records, records.assign(**printed), caption, _draw(records))
 
 
 def _predictions(report: Report) -> Iterator[dict[str, object]]:
+    """A record for each assumed bound; none where the defense offers no certificate."""
     attacked = report.accuracy(BEST) is not None
     for bound in BOUNDS:
         predicted = report.certified_within(bound * report.threat.eps)
