@@ -42,6 +42,7 @@ class Kind(StrEnum):
     datasets = "datasets"
     suites = "suites"
     studies = "studies"
+    flags = "flags"
     foolbox = "foolbox"
     torchattacks = "torchattacks"
 
@@ -159,11 +160,16 @@ def train(
 
 @app.command("list")
 def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
-    """List attacks, defenses, datasets, suites or ready studies, or the attacks of a library."""
+    """List attacks, defenses, datasets, suites, ready studies, flags, or a library's attacks."""
+    from benchmark.data.variants import describe_variants
+    from benchmark.report.flags import describe_flags
     from benchmark.spec import registry
     from benchmark.studies.sweep.sweep_spec import describe_studies
 
     registry.load_plugins(plugin)
+    if kind is Kind.flags:
+        typer.echo(describe_flags())
+        return
     if kind in (Kind.foolbox, Kind.torchattacks):
         lines = registry.describe_library(kind.value)
     elif kind is Kind.studies:
@@ -177,6 +183,8 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
         if kind in (Kind.suites, Kind.studies):  # which are long
             line = textwrap.fill(line, 100, subsequent_indent=" " * width, break_on_hyphens=False)
         typer.echo(line)
+    if kind is Kind.datasets:
+        typer.echo(f"\n{describe_variants()}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
-"""What a data set is: named classes, and images with labels in two splits."""
+"""What a data set is, named classes and images with labels in two splits, and what a variant is."""
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,3 +103,38 @@ class Dataset:
                 f"{self.name}: the {part} labels are not int64 from 0 to {self.classes - 1}"
             )
         return split
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change that the name of a data set asks for after a slash, as in mnist/pair=4-9.
+
+    form   how it is written: its name and, if it takes a value, "=" and what stands for it.
+    make   gives the changed data set, from a data set and the text of the value. Raises DataError
+           where that value makes no sense.
+    about  what it does: the first paragraph of the docstring of `make`, or of another function.
+    """
+
+    form: str
+    make: Callable[[Dataset, str], Dataset]
+    about: str
+
+    @classmethod
+    def of(
+        cls,
+        form: str,
+        make: Callable[[Dataset, str], Dataset],
+        documented: Callable[..., object] | None = None,
+    ) -> "Variant":
+        """A variant that is described by the docstring of `make`, or of a function `documented`."""
+        text = inspect.getdoc(documented or make) or ""
+        return cls(form, make, text.partition("\n\n")[0].replace("\n", " "))
+
+    @property
+    def name(self) -> str:
+        """What stands before its value."""
+        return self.form.partition("=")[0]
+
+    def __call__(self, dataset: Dataset, value: str) -> Dataset:
+        """The changed data set. Raises DataError where the value makes no sense."""
+        return self.make(dataset, value)

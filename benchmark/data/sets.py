@@ -1,24 +1,8 @@
 """The data sets to measure on, by name: `base/key=value/...`, read from left to right.
 
-Bases: digits, mnist, fashion-mnist and cifar10, besides what others register. Variants:
-
-    pair=A-B    keeps two labels, given by name or number, and relabels them 0 and 1 in that order:
-                mnist/pair=4-9, fashion-mnist/pair=pullover-coat, cifar10/pair=cat-dog
-    order=SEED  puts the classes into the random order that a number from 0 on names
-    other=J     merges the classes from the J-th on, counted from 1, into one, called other:
-                cifar10/other=2 is airplane against all else, and cifar10/order=3/other=4 has the
-                first three classes of that order, and other; other=10 leaves cifar10 as it is
-    binarize    rounds each value to 0 or 1
-    smooth=K    takes, at each pixel, the larger of the image and its mean over K x K pixels;
-                smooth=KxL that over K rows and L columns
-    saturate=P  pushes values to 0 and 1 for P above 2, to 1/2 below; saturate=inf leaves 0 and 1
-    gamma=G     raises each value to the power G
-    scale=A     moves values to 1/2: what is left of their distance from it is the part A
-    edge        leaves Canny's edges
-    scramble=P  draws P percent of the training labels at random
-    train=N     keeps the first N training images
-
-All of them act on both splits, but scramble and train: mnist/binarize/scale=0.809/train=1000.
+Bases: digits, mnist, fashion-mnist and cifar10, besides those that others register. Variants are in
+`benchmark.data.variants.VARIANTS`, and `bestattack list datasets` says what each does. All of them
+act on both splits, but scramble and train: mnist/binarize/scale=0.809/train=1000.
 
 Labels of fashion-mnist: t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag,
 ankle-boot. Labels of cifar10: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
@@ -43,7 +27,6 @@ __all__ = [
     "VARIANTS",
     "DataError",
     "Dataset",
-    "Part",
     "Split",
     "cifar10",
     "digits",

@@ -1,7 +1,11 @@
-"""Variants of data sets whose images are changed and whose meaning is not (Ding et al. 2019, "On
-the Sensitivity of Adversarial Robustness to Input Data Distributions", below).
+"""Variants of data sets that change images and not what they show.
 
-Each function maps images (n, C, H, W), float32 in [0, 1], to as many of the same shape.
+Each function maps images (n, C, H, W), float32 in [0, 1], to as many of the same shape; those of
+both splits are changed. A variant is added here alone: a function, and a line in TRANSFORMS. The
+first paragraph of the function's docstring is what `bestattack list datasets` says of it.
+
+Source: "On the Sensitivity of Adversarial Robustness to Input Data Distributions" (Ding et al.
+2019), to whose sections the functions refer.
 """
 
 import math
@@ -14,29 +18,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from benchmark.data.dataset import Dataset, Split
+from benchmark.data.dataset import Dataset, Split, Variant
 from benchmark.data.files import DataError
 from benchmark.spec.run_spec import Part
 
 # Images that are changed at once: in float64, a whole training set would take gigabytes.
 _BLOCK = 4096
 
-Variant = Callable[[Dataset, str], Dataset]
-
 
 def binarize(x: Tensor) -> Tensor:
-    """Each value rounded to 0 or 1, one half to 1 (section 2)."""
+    """Round each value to 0 or 1, and one half to 1.
+
+    Source: section 2.
+    """
     return (x >= 0.5).to(x.dtype)
 
 
 def smooth(x: Tensor, rows: int, columns: int) -> Tensor:
-    """The larger, at each pixel, of the image and its mean over rows x columns pixels around it
-    (section 3.1, "average filter").
+    """Take, at each pixel, the larger of the image and its mean over K x K pixels around it;
+    smooth=RxC, over R rows and C columns.
 
-    Unstated there: the mean is over those pixels that lie inside the image, and an even window
-    reaches one pixel further down and right. The source's text has one size; its log volumes (table
-    6) and inter-class distances (table 1) are, to a percent, those of that many rows and a single
-    column.
+    Source: section 3.1, "average filter". Unstated there: the mean is over those pixels that lie
+    inside the image, and an even window reaches one pixel further down and right. The source's text
+    has one size; its log volumes (table 6) and inter-class distances (table 1) are, to a percent,
+    those of that many rows and a single column.
     """
     around = [(columns - 1) // 2, columns // 2, (rows - 1) // 2, rows // 2]
     total, inside = (
@@ -47,57 +52,66 @@ def smooth(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def saturate(x: Tensor, level: float) -> Tensor:
-    """sign(2v - 1) |2v - 1|^(2 / level) / 2 + 1/2 for each value v (section 3.1).
+    """Push values to 0 and 1 for P above 2, and to 1/2 for P below 2; saturate=inf leaves 0 and 1
+    alone.
 
-    Level 2 changes nothing, one below pulls to 1/2, one above pushes to 0 and 1; infinity leaves
-    only these, and 1/2 where it was.
+    Each value v becomes sign(2v - 1) |2v - 1|^(2 / level) / 2 + 1/2. At an infinite level, a value
+    of 1/2 stays what it is. Source: section 3.1.
     """
     signed = 2 * x.double() - 1
     return (signed.sign() * signed.abs() ** (2 / level) / 2 + 0.5).to(x.dtype)
 
 
 def gamma(x: Tensor, exponent: float) -> Tensor:
-    """v^exponent for each value v (section 4.1): brighter below 1, darker above."""
+    """Raise each value to the power G: images become brighter for G below 1, and darker above.
+
+    Source: section 4.1.
+    """
     return (x.double() ** exponent).to(x.dtype)
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
-    """factor * (v - 1/2) + 1/2 for each value v (section 5.2)."""
+    """Move each value v to 1/2: A * (v - 1/2) + 1/2.
+
+    Source: section 5.2.
+    """
     return (factor * (x.double() - 0.5) + 0.5).to(x.dtype)
 
 
 def edge(x: Tensor) -> Tensor:
-    """1 on the edges that Canny's detector finds with sigma 1, 0 elsewhere (section 4.2).
+    """Leave Canny's edges: 1 on those that the detector finds with sigma 1, and 0 elsewhere.
 
-    Unstated there: the thresholds, here scikit-image's own. Colour channels are taken one by one.
+    Source: section 4.2. Unstated there: the thresholds, here scikit-image's own. Colour channels
+    are taken one by one.
     """
     from skimage.feature import canny
 
-    found = [canny(channel, sigma=1) for channel in x.flatten(0, 1).numpy()]
-    return torch.from_numpy(np.stack(found)).view(x.shape).to(x.dtype)
+    edges = [canny(channel, sigma=1) for channel in x.flatten(0, 1).numpy()]
+    return torch.from_numpy(np.stack(edges)).view(x.shape).to(x.dtype)
 
 
 def _plain(name: str, function: Callable[[Tensor], Tensor]) -> Variant:
-    """The variant of that name, which takes no value."""
+    """A variant of that name which takes no value."""
 
-    def variant(dataset: Dataset, value: str) -> Dataset:
+    def make(dataset: Dataset, value: str) -> Dataset:
         if value:
             raise DataError(f"{dataset.name}: {name} takes no value, not {value!r}")
         return _changed(dataset, name, function)
 
-    return variant
+    return Variant.of(name, make, function)
 
 
 def _valued(
-    name: str,
-    function: Callable[..., Tensor],
+    form: str,
+    function: Callable[[Tensor, float], Tensor],
     fits: Callable[[float], bool],
     kind: str,
     example: str,
 ) -> Variant:
-    """The variant of that name, which takes a number that `fits`: `kind` says which do."""
+    """A variant which takes a number that `fits`: `kind` says in words which numbers do."""
+    name = form.partition("=")[0]
 
-    def variant(dataset: Dataset, value: str) -> Dataset:
+    def make(dataset: Dataset, value: str) -> Dataset:
         number = to_number(value)
         if not fits(number):
             raise DataError(
@@ -106,12 +120,12 @@ def _valued(
         number = int(number) if number.is_integer() else number
         return _changed(dataset, f"{name}={number}", lambda x: function(x, number))
 
-    return variant
+    return Variant.of(form, make, function)
 
 
 def _smooth(dataset: Dataset, value: str) -> Dataset:
     """The variant smooth=K, of K x K pixels, or smooth=RxC, of R rows and C columns."""
-    sizes = [int(one) if one.isdecimal() else 0 for one in value.split("x")]
+    sizes = [int(size) if size.isdecimal() else 0 for size in value.split("x")]
     if len(sizes) > 2 or min(sizes) < 1:
         raise DataError(
             f"{dataset.name}: smooth needs a size or rows x columns, as in smooth=3 or "
@@ -123,7 +137,7 @@ def _smooth(dataset: Dataset, value: str) -> Dataset:
 
 
 def to_number(text: str) -> float:
-    """The number that a user wrote, NaN where it is none."""
+    """The number that a user wrote; NaN where the text is no number."""
     try:
         return float(text)
     except ValueError:
@@ -131,6 +145,7 @@ def to_number(text: str) -> float:
 
 
 def _changed(dataset: Dataset, variant: str, function: Callable[[Tensor], Tensor]) -> Dataset:
+    """The data set with its images changed by a function, named after the variant."""
     return replace(
         dataset,
         name=f"{dataset.name}/{variant}",
@@ -145,11 +160,11 @@ def _load_changed(
     return Split(torch.cat([function(x) for x in split.x.split(_BLOCK)]), split.y)
 
 
-TRANSFORMS: dict[str, Variant] = {
-    "binarize": _plain("binarize", binarize),
-    "smooth": _smooth,
-    "saturate": _valued("saturate", saturate, lambda n: n > 0, "a number above 0, or inf", "16"),
-    "gamma": _valued("gamma", gamma, lambda n: 0 < n < math.inf, "a number above 0", "0.7"),
-    "scale": _valued("scale", scale, lambda n: 0 < n <= 1, "a number above 0, up to 1", "0.8"),
-    "edge": _plain("edge", edge),
-}
+TRANSFORMS = (
+    _plain("binarize", binarize),
+    Variant.of("smooth=K", _smooth, smooth),
+    _valued("saturate=P", saturate, lambda n: n > 0, "a number above 0, or inf", "16"),
+    _valued("gamma=G", gamma, lambda n: 0 < n < math.inf, "a number above 0", "0.7"),
+    _valued("scale=A", scale, lambda n: 0 < n <= 1, "a number above 0, up to 1", "0.8"),
+    _plain("edge", edge),
+)

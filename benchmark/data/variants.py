@@ -1,7 +1,13 @@
-"""Variants of data sets: classes kept, in another order or merged; training labels scrambled, and
-training images left out. Those that change images are in `benchmark.data.transforms`."""
+"""Variants of data sets, by name: VARIANTS has them all.
+
+Here are those that choose, order or merge classes, scramble training labels, or leave out training
+images; those that change images are in `benchmark.data.transforms`. A variant is added in one of
+the two files alone: a function, and a line in its table. The first paragraph of the function's
+docstring is what `bestattack list datasets` says of it.
+"""
 
 import hashlib
+import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,24 +16,25 @@ import torch
 from torch import Tensor
 
 from attacks import noise
-from benchmark.data.dataset import Dataset, Split
+from benchmark.data.dataset import Dataset, Split, Variant
 from benchmark.data.files import DataError
-from benchmark.data.transforms import TRANSFORMS, Variant, to_number
+from benchmark.data.transforms import TRANSFORMS, to_number
 from benchmark.errors import did_you_mean
 from benchmark.spec.run_spec import Part
 
-# What `other` calls the class that it makes.
+# What the variant `other` calls the class that it makes.
 OTHER = "other"
 
-# Of the labels that `scramble` draws.
+# The seed of the labels that `scramble` draws.
 _SCRAMBLE = 0
 
 
 def pair(dataset: Dataset, value: str) -> Dataset:
-    """The variant pair=A-B. Raises DataError unless A and B are two labels of the data set.
+    """Keep two labels, given by name or number, and relabel them 0 and 1 in that order, as in
+    mnist/pair=4-9 and fashion-mnist/pair=pullover-coat.
 
     A word that is both a name and a number is the name. The result is named after the labels'
-    names, however they were given.
+    names, however they were given. Raises DataError unless A and B are two labels of the data set.
     """
     numbers = {str(i): i for i in range(dataset.classes)}
     numbers |= {label: i for i, label in enumerate(dataset.labels)}
@@ -59,10 +66,10 @@ def _load_pair(load: Callable[[Part], Split], first: int, second: int, part: Par
 
 
 def order(dataset: Dataset, value: str) -> Dataset:
-    """The variant order=SEED. Raises DataError unless SEED is an integer of at least 0.
+    """Put the classes into the random order that a number from 0 on names.
 
     The classes are sorted by the sha256 of "SEED CLASS", with CLASS their number: a rule that no
-    library's version changes.
+    library's version changes. Raises DataError unless SEED is an integer of at least 0.
     """
     if not (value.isascii() and value.isdecimal()):
         raise DataError(
@@ -70,19 +77,22 @@ def order(dataset: Dataset, value: str) -> Dataset:
         )
     seed = value.lstrip("0") or "0"
     classes = sorted(
-        range(dataset.classes), key=lambda one: hashlib.sha256(f"{seed} {one}".encode()).digest()
+        range(dataset.classes),
+        key=lambda label: hashlib.sha256(f"{seed} {label}".encode()).digest(),
     )
     places = sorted(range(dataset.classes), key=classes.__getitem__)
-    labels = [dataset.labels[one] for one in classes]
+    labels = [dataset.labels[label] for label in classes]
     return _renumbered(dataset, f"order={seed}", places, labels)
 
 
 def other(dataset: Dataset, value: str) -> Dataset:
-    """The variant other=J. Raises DataError unless J is from 2 to the number of classes, or where
-    one of the classes before the J-th is called "other" already.
+    """Merge the classes from the J-th on, counted from 1, into one that is called other:
+    cifar10/other=2 is airplane against all else, and cifar10/order=3/other=4 has the first three
+    classes of that order, and other.
 
-    The classes J, ..., k, counted from 1, become one: OTHER[J] of RoBin (section 3.2). J classes
-    are left. With J = k there is nothing to merge, and the result is the data set itself.
+    Source: OTHER[J] of RoBin (section 3.2). J classes are left. Where J is the number of classes
+    there is nothing to merge, and the result is the data set itself. Raises DataError unless J is
+    from 2 to the number of classes, and where a class before the J-th is called "other" already.
     """
     counts = {str(count): count for count in range(2, dataset.classes + 1)}
     if value not in counts:
@@ -96,14 +106,14 @@ def other(dataset: Dataset, value: str) -> Dataset:
     kept = dataset.labels[: count - 1]
     if OTHER in kept:
         raise DataError(f"{dataset.name}: there is already a class that is called {OTHER!r}")
-    places = [min(one, count - 1) for one in range(dataset.classes)]
+    places = [min(label, count - 1) for label in range(dataset.classes)]
     return _renumbered(dataset, f"other={count}", places, [*kept, OTHER])
 
 
 def _renumbered(
     dataset: Dataset, variant: str, places: Sequence[int], labels: Sequence[str]
 ) -> Dataset:
-    """The data set with each class, in turn, given the number that `places` says."""
+    """The data set with its classes renumbered: `places` has the new number of each, in turn."""
     return replace(
         dataset,
         name=f"{dataset.name}/{variant}",
@@ -113,17 +123,18 @@ def _renumbered(
 
 
 def _load_renumbered(dataset: Dataset, places: Tensor, part: Part) -> Split:
-    # Its own splits, which are checked, and kept for other variants of it.
+    # The splits of the data set itself, which are checked, and kept for other variants of it.
     split = dataset.split(part)
     return Split(split.x, places[split.y])
 
 
 def scramble(dataset: Dataset, value: str) -> Dataset:
-    """The variant scramble=P. Raises DataError unless P is a number from 0 to 100.
+    """Draw P percent of the training labels at random; test labels stay what they are.
 
-    P percent of the training labels, at random places, are drawn anew, each from all classes alike,
-    so that some stay what they were (L2NNN, section 3.3). Test labels are left alone. The places
-    and labels are those of a fixed seed.
+    The labels drawn anew are at random places, and each is drawn from all classes alike, so that
+    some stay what they were. Places and labels are those of a fixed seed. Source: "L2-nonexpansive
+    neural networks" (Qian and Wegman 2019), section 3.3. Raises DataError unless P is a number from
+    0 to 100.
     """
     percent = to_number(value)
     if not 0 <= percent <= 100:
@@ -151,8 +162,11 @@ def _load_scrambled(dataset: Dataset, share: float, part: Part) -> Split:
 
 
 def train(dataset: Dataset, value: str) -> Dataset:
-    """The variant train=N, which keeps the first N training images alone. Raises DataError unless N
-    is an integer of at least 1 and, when they are loaded, where there are fewer."""
+    """Keep the first N training images; test images stay what they are.
+
+    Raises DataError unless N is an integer of at least 1 and, when they are loaded, where there are
+    fewer.
+    """
     count = to_number(value)
     if not (count >= 1 and count.is_integer()):
         raise DataError(
@@ -171,17 +185,20 @@ def _load_first(dataset: Dataset, count: int, part: Part) -> Split:
         return split
     if len(split.y) < count:
         raise DataError(f"{dataset.name} has {len(split.y)} training images, not {count}")
-    # A copy, so that the rest can go.
+    # A copy, so that the memory of the rest can be freed.
     return Split(split.x[:count].clone(), split.y[:count].clone())
 
 
-VARIANTS: dict[str, Variant] = {
-    "pair": pair,
-    "order": order,
-    "other": other,
-    "scramble": scramble,
-    "train": train,
-    **TRANSFORMS,
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant.of("pair=A-B", pair),
+        Variant.of("order=SEED", order),
+        Variant.of("other=J", other),
+        *TRANSFORMS,
+        Variant.of("scramble=P", scramble),
+        Variant.of("train=N", train),
+    )
 }
 
 
@@ -189,3 +206,17 @@ def hint(word: str, known: Collection[str]) -> str:
     """How the line on an unknown word goes on."""
     there_are = f"there are {', '.join(known)}"
     return f": {did_you_mean(word, known, there_are)}"
+
+
+def describe_variants(width: int = 100) -> str:
+    """What each variant does, as text."""
+    column = max(len(variant.form) for variant in VARIANTS.values()) + 2
+    lines = [
+        textwrap.fill(
+            f"{variant.form:{column}}{variant.about}", width, subsequent_indent=" " * column,
+            break_on_hyphens=False, break_long_words=False,
+        )
+        for variant in VARIANTS.values()
+    ]  # fmt: skip
+    title = "Variants, after a slash and read from left to right, as in mnist/pair=4-9/binarize:"
+    return "\n".join([title, *lines])

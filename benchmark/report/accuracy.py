@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmark.columns import percent
 from benchmark.judge.records import IntArray
 
 
@@ -38,7 +39,7 @@ class Accuracy:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{percent(self.value)} [{percent(low)}, {percent(high)}]"
 
 
 def work(frame: pd.DataFrame) -> dict[str, object]:

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.judge.records import write
-from benchmark.report.report import Report
+from benchmark.report.measurements import Measurements
 
 
-def draw(target: Path, reports: Sequence[Report], data: str) -> None:
+def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
     """Draw each report's curve from the attacks that minimised the distance, and in its colour,
     dashed, that of its certificate. No file where there are neither."""
     curves = [
@@ -49,7 +49,7 @@ def draw(target: Path, reports: Sequence[Report], data: str) -> None:
     write(target, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
-def _certified(report: Report) -> NDArray[np.float64] | None:
+def _certified(report: Measurements) -> NDArray[np.float64] | None:
     """Up to which eps each sample is certified; 0 where it is not correct."""
     correct = report.certified_within(0.0)
     if correct is None or report.radii is None:

@@ -8,32 +8,36 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Flags = NDArray[np.bool_]
+from benchmark.report.measurements import Measurements
+from benchmark.report.paired import Paired
 
-# An attack beats another where it breaks more by this part of all samples, and more than chance
-# would have it among those that only one of the two breaks.
-_CLEARLY = 0.01
-_CHANCE = 0.05
+# Which samples something is true of.
+Which = NDArray[np.bool_]
 
-# Attacks have not converged where so large a part of the samples that they met, and so many, were
-# broken only in this last part of their forwards, or by the last of a series.
-_STILL = 0.02
-_FEWEST = 3
-_LAST = 0.25
+# One attack beats another where it breaks more samples by this share of all, and where chance alone
+# would give it so many of those that only one of the two breaks with less than this probability.
+CLEARLY = 0.01
+CHANCE = 0.05
+
+# Attacks have not converged where so large a share of the samples that they met, and at least so
+# many, were broken only in this last part of an attack's forwards, or by the last of a series.
+STILL = 0.02
+FEWEST = 3
+LAST = 0.25
 
 
 @dataclass(frozen=True)
 class Trace:
     """What the records say of one attack.
 
-    lost     (total,) what its column counts as broken: misclassified clean, or broken by it or by
-             those before it in its series.
-    frame    its records: one row per sample that it worked on.
-    note     of its cell: whether it minimises, whether it transfers, its most passes.
-    before   the attacks before it in its series, of those that count.
+    broken  (total,) the samples that its column counts as broken: misclassified clean, or broken by
+            the attack or by those before it in its series.
+    frame   its records: one row per sample that it worked on.
+    note    what its cell notes: whether it minimises, whether it transfers, and its most passes.
+    before  the attacks before it in its series that were measured.
     """
 
-    lost: Flags
+    broken: Which
     frame: pd.DataFrame
     note: Mapping[str, Any]
     before: tuple[str, ...] = ()
@@ -48,68 +52,92 @@ class Trace:
 
     @property
     def is_gradient_free(self) -> bool:
-        # One without a forward is not known to have seen the model.
+        # An attack that made no forward is not known to have seen the model.
         return not self.uses_gradients and bool(self.frame["forwards"].sum())
 
-    def late(self) -> Flags:
-        """Which of its rows were broken in the last part of its forwards."""
+    def late(self) -> Which:
+        """Which rows of its records were broken in the last part of its forwards."""
         forwards = self.frame["forwards"].to_numpy()
         broken = self.frame["broken"].to_numpy(dtype=bool)
-        nothing = np.zeros_like(broken)
+        none = np.zeros_like(broken)
         if not self.note.get("passes") or self.note.get("minimises") or not broken.any():
-            return nothing
-        # An attack that goes on with what it has broken does not say when it broke it.
+            return none
+        # An attack that goes on with samples that it has broken does not say when it broke them.
         if forwards[broken].min() == forwards.max():
-            return nothing
-        last: Flags = broken & (forwards > (1 - _LAST) * forwards.max())
-        return last
+            return none
+        late: Which = broken & (forwards > (1 - LAST) * forwards.max())
+        return late
 
 
-def compare(traces: Mapping[str, Trace]) -> set[str]:
-    """Flags of attacks that should not beat others and do, each of which met all samples."""
-    direct = [t.lost for t in traces.values() if t.uses_gradients and not t.transfers]
-    blind = [t.lost for t in traces.values() if t.is_gradient_free and not t.transfers]
-    foreign = [t.lost for t in traces.values() if t.transfers]
-    found = {"gradient-free": _beats(blind, direct), "transfer": _beats(foreign, direct)}
-    return {code for code, beats in found.items() if beats}
+def traces(report: Measurements) -> dict[str, Trace]:
+    """What the records say of each attack that was measured, by label."""
+    by_label: dict[str, Trace] = {}
+    for label in report.measured:
+        # A cascade goes by cost, which may not be the order of a series.
+        before = tuple(name for name in report.after.get(label, ()) if name in by_label)
+        broken = np.ones(report.total, dtype=bool)
+        broken[report.unbroken([label, *before])] = False
+        by_label[label] = Trace(broken, report.frames[label], report.cells[label].note, before)
+    return by_label
 
 
-def _beats(challengers: list[Flags], incumbents: list[Flags]) -> bool:
-    """Whether the best of some attacks beats the best of others, by an exact test of the samples
-    that only one of the two breaks (McNemar 1947)."""
+def beaten_without_gradients(report: Measurements) -> bool:
+    """Whether an attack without gradients beats the best attack with gradients. In a cascade, where
+    attacks do not meet the same samples, none does."""
+    white_box = [trace for trace in _comparable(report) if not trace.transfers]
+    return _beats(
+        [trace.broken for trace in white_box if trace.is_gradient_free],
+        [trace.broken for trace in white_box if trace.uses_gradients],
+    )
+
+
+def beaten_by_transfer(report: Measurements) -> bool:
+    """Whether points crafted on another model beat the best attack with gradients of this one. In a
+    cascade, where attacks do not meet the same samples, they do not."""
+    compared = _comparable(report)
+    return _beats(
+        [trace.broken for trace in compared if trace.transfers],
+        [trace.broken for trace in compared if trace.uses_gradients and not trace.transfers],
+    )
+
+
+def _comparable(report: Measurements) -> list[Trace]:
+    """The attacks, where each of them met all samples."""
+    return list(traces(report).values()) if report.mode == "table" else []
+
+
+def _beats(challengers: list[Which], incumbents: list[Which]) -> bool:
+    """Whether the best of some attacks beats the best of others, by what each breaks (total,)."""
     if not challengers or not incumbents:
         return False
-    from scipy.stats import binomtest
-
-    one, other = (
-        max(group, key=lambda lost: int(lost.sum())) for group in (challengers, incumbents)
+    challenger, incumbent = (
+        max(attacks, key=lambda broken: int(broken.sum())) for attacks in (challengers, incumbents)
     )
-    more, fewer = int((one & ~other).sum()), int((other & ~one).sum())
-    if more - fewer < max(1, _CLEARLY * len(one)):
+    paired = Paired.of(challenger, incumbent)
+    if paired.first - paired.second < max(1, CLEARLY * len(challenger)):
         return False
-    return float(binomtest(more, more + fewer, alternative="greater").pvalue) < _CHANCE
+    return paired.chance("greater") < CHANCE
 
 
-def unconverged(traces: Mapping[str, Trace], total: int) -> bool:
+def unconverged(report: Measurements) -> bool:
     """Whether attacks still broke samples at the end of what they were given: in the last part of
     their forwards, or as the last of a series. Samples that any attack broke sooner do not count,
     and nothing does once hardly a sample is left."""
-    late, early = np.zeros(total, dtype=bool), np.zeros(total, dtype=bool)
-    followed = {label for trace in traces.values() for label in trace.before}
-    broken = np.zeros(total, dtype=bool)
-    for label, trace in traces.items():
-        frame = trace.frame
-        hit = frame["broken"].to_numpy(dtype=bool)
+    by_label = traces(report)
+    followed = {label for trace in by_label.values() for label in trace.before}
+    late, early, broken = (np.zeros(report.total, dtype=bool) for _ in range(3))
+    for label, trace in by_label.items():
+        hit = trace.frame["broken"].to_numpy(dtype=bool)
         if label in followed:
             at_end = np.zeros_like(hit)
         elif trace.before:
             at_end = hit
         else:
             at_end = trace.late()
-        places = frame["index"].to_numpy()
-        late[places[at_end]] = True
-        early[places[hit & ~at_end]] = True
-        broken |= trace.lost
-    met = max((len(trace.frame) for trace in traces.values()), default=0)
-    count = min(int((late & ~early).sum()), int((~broken).sum()))
-    return count >= max(_FEWEST, _STILL * met)
+        index = trace.frame["index"].to_numpy()
+        late[index[at_end]] = True
+        early[index[hit & ~at_end]] = True
+        broken |= trace.broken
+    most_met = max((len(trace.frame) for trace in by_label.values()), default=0)
+    could_fall = min(int((late & ~early).sum()), int((~broken).sum()))
+    return could_fall >= max(FEWEST, STILL * most_met)

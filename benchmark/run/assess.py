@@ -78,7 +78,9 @@ def assess(
     subject = examine(model, device, dtype)
     first = slice(0, settings.block)
     columns = check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
-    report = Report(name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes)
+    report = Report(
+        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, columns
+    )
     key = key_of(identity)
     cell = cells(key)
     try:
@@ -90,7 +92,6 @@ def assess(
     subject.flags |= probe(
         subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
     )
-    subject.flags |= plain_flags(report, columns)
     notify(report, NATURAL)
     if isinstance(subject.model, HasCertificate):
         full = identify_certificate(identity, settings.threat)
@@ -177,15 +178,6 @@ def suited(model: nn.Module, entry: Entry) -> Entry:
     if not isinstance(attack, HasVariants):
         return entry
     return dataclasses.replace(entry, attack=attack.on(model))
-
-
-def plain_flags(report: Report, columns: int) -> set[str]:
-    """The flags of a report that its natural accuracy and its threat tell, of a model with so many
-    logits."""
-    threat = report.threat
-    return ({"chance"} if report.natural <= 1 / columns else set()) | (
-        {"whole-range"} if threat.norm == "linf" and threat.eps >= 1 else set()
-    )
 
 
 def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from benchmark.models.trained import Trained, load_saved
 from benchmark.report import tables
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
-from benchmark.run.assess import plain_flags, resolve_device
+from benchmark.run.assess import resolve_device
 from benchmark.run.runner import load_run, named, relabelled, samples_again
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Device, RunSpec
@@ -138,11 +138,12 @@ def replay(
     # A model that cannot be run in float64 is judged, as in the run, without.
     columns = check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
     flags = set(report.flags) | subject.flags
-    again = Report(report.name, report.threat, report.mode, report.total, flags, report.notes)
+    again = Report(
+        report.name, report.threat, report.mode, report.total, flags, report.notes, columns
+    )
     natural = MemoryCell()
     measure_natural(subject, samples, natural, block)
     again.add(NATURAL, report.keys[NATURAL], natural, None)
-    flags |= plain_flags(again, columns)
     found = {NATURAL: _differing(report, again)}
     if CERTIFIED in report.keys:
         verdict, found[CERTIFIED] = _replay_radii(subject, samples, report, again, block)

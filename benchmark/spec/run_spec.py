@@ -21,8 +21,9 @@ from attacks.threat import Norm, ThreatModel
 from benchmark.errors import UserError
 from benchmark.spec.components import Component, first_line
 
-Part = Literal["train", "test"]
 Mode = Literal["table", "cascade"]
+# A split of a data set.
+Part = Literal["train", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "float64"]
 Labels = Literal["data", "predictions"]

@@ -13,24 +13,25 @@ import numpy as np
 import pandas as pd
 
 from attacks import HasArms
+from benchmark.columns import percent
 from benchmark.errors import UserError, did_you_mean
 from benchmark.models.trained import load_saved
+from benchmark.report.captions import NORMS, on_order, on_settings
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, on_order, on_settings
 from benchmark.run.runner import Say, load_run, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import BASE, load_plugins, rest_of
 from benchmark.spec.run_spec import Device, RunSpec, make_spec, read_budgets
-from benchmark.studies.study import Study, axes, flagged, percent
+from benchmark.studies.study import Study, axes, flagged
 
-# The lines of the attacks in the picture; best-attack has a broad one behind them.
+# How the lines of attacks are drawn; that of best-attack is a broad one behind them.
 _STYLES = ("o-", "s--", "^-.", "D:", "v-", "X--", "P-.", "*:")
 
 
 @dataclass(frozen=True)
 class How:
-    """How the runs of a study are carried out; None: as the run that is studied was."""
+    """How the runs of a study are carried out; None stands for how the studied run was."""
 
     samples: int | None = None
     device: Device | None = None
@@ -93,8 +94,8 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
     values["attacks"] = [
         Component(name=name, options=options, given_label=label) for label, name, options in named
     ]
-    about = f" Each attack is with {inner.label}; transfer is of its points on {source}."
-    return _sweep("transfer", folder, make_spec(values), models, [target], eps, how, about)
+    remark = f" Each attack is with {inner.label}; transfer is of its points on {source}."
+    return _sweep("transfer", folder, make_spec(values), models, [target], eps, how, remark)
 
 
 def _models(folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -123,9 +124,10 @@ def _sweep(
     chosen: Iterable[str],
     eps: str,
     how: How,
-    about: str = "",
+    remark: str = "",
 ) -> Study:
-    """The attacks of a spec on the chosen models at each budget, in runs under the study's name."""
+    """The attacks of a spec on the chosen models at each budget. The run at a budget lies in a
+    folder of its own, within one that has the study's name."""
     for label in chosen:
         _check_row(label, models)
     saved = {label: f"{SAVED}{home}" for label, home in models.items()}
@@ -141,20 +143,21 @@ def _sweep(
     texts = read_budgets(spec.norm, eps)
     runs = {}
     for value, text in texts.items():
-        one = spec.model_copy(update=changed | {"eps": value})
+        at_budget = spec.model_copy(update=changed | {"eps": value})
         how.say(f"eps {text}")
         home = folder / name / f"eps-{value:g}"
-        runs[value] = run(one, home, how.root, how.progress, how.say)
+        runs[value] = run(at_budget, home, how.root, how.progress, how.say)
     rows = [row for value, reports in runs.items() for row in _rows(value, reports)]
     if not rows:
         raise UserError("none of the attacks applies to these models: name others")
     records = pd.DataFrame(rows)
-    caption = _caption(name, spec, list(runs.values())) + about + _rising(records)
+    caption = _caption(name, spec, list(runs.values())) + remark + _rising(records)
     return Study(name, records, _table(records, texts), caption, _draw(records, spec.norm))
 
 
 def _sourced(attack: Component, elsewhere: Mapping[str, str]) -> Component:
-    """An attack that crafts its points on a row, by the folder of that row, under its old label."""
+    """The attack, with the folder of a row in place of its label where it crafts its points on that
+    row; the label of the attack stays."""
     home = elsewhere.get(attack.options.get(SOURCE, ""))
     if home is None:
         return attack
@@ -185,16 +188,17 @@ def _lines(records: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 
 def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
-    shown = []
+    """A line for each defense and attack, a column for each budget, as it was written."""
+    lines = []
     for defense, attack, rows in _lines(records):
         row = {"defense": defense, "attack": attack, NATURAL: percent(rows["natural"].iloc[0])}
-        found = dict(zip(rows["eps"], rows["accuracy"], strict=True))
+        accuracies = dict(zip(rows["eps"], rows["accuracy"], strict=True))
         for eps, text in texts.items():
-            share = found.get(eps, np.nan)
-            unknown = "error" if eps in found else "-"
+            share = accuracies.get(eps, np.nan)
+            unknown = "error" if eps in accuracies else "-"
             row[f"eps {text}"] = unknown if np.isnan(share) else percent(share)
-        shown.append(row)
-    return pd.DataFrame(shown)
+        lines.append(row)
+    return pd.DataFrame(lines)
 
 
 def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
@@ -214,7 +218,8 @@ def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
 
 
 def _rising(records: pd.DataFrame) -> str:
-    """What to say of attacks that break less within a larger budget, which holds the smaller."""
+    """What a caption says of attacks that break fewer samples within a larger budget, though all
+    points within the smaller one lie in it too."""
     rising = [
         f"{attack} on {defense}"
         for defense, attack, rows in _lines(records)
@@ -224,6 +229,7 @@ def _rising(records: pd.DataFrame) -> str:
 
 
 def _draw(records: pd.DataFrame, norm: str) -> Any:
+    """Accuracy against the budget: a colour for each defense, a style of line for each attack."""
     lines = _lines(records)
     defenses = list(records["defense"].unique())
     attacks = [attack for attack in records["attack"].unique() if attack != BEST]

@@ -1,4 +1,4 @@
-"""How far the parts of an aggregation share adversarial directions.
+"""How far the classifiers that an aggregated model is made of share adversarial directions.
 
 Source: RoBin, section 6, equation 1 and figure 6.
 """
@@ -29,7 +29,7 @@ from benchmark.studies.study import Study, axes
 
 _BINS = np.linspace(-1, 1, 51)
 
-# Of models that are not what they say.
+# What models raise that are not what they say they are.
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
@@ -82,8 +82,8 @@ def coherence(
         "and that of another arm (arms), or between the gradients of the losses of two members "
         "(members)."
     )
-    for label, own in _values(records):
-        if undefined := int(own.isna().sum()):
+    for label, coherences in _values(records):
+        if undefined := int(coherences.isna().sum()):
             caption += f" {label}: left out {undefined} images, where a gradient is 0."
     if left_out:
         caption += f" Left out whole: {'; '.join(left_out)}."
@@ -121,12 +121,13 @@ def of_members(members: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Ten
         raise ValueError(f"members give {tuple(logits.shape)}, not logits (members, n, classes)")
     if len(logits) < 2:
         raise ValueError("one member has no pair")
-    losses = torch.stack([cross_entropy(own, y) for own in logits])
+    losses = torch.stack([cross_entropy(of_member, y) for of_member in logits])
     pairs = combinations(_gradients(losses, points), 2)
-    return torch.stack([_cosine(one, other) for one, other in pairs]).amax(0)
+    return torch.stack([_cosine(first, second) for first, second in pairs]).amax(0)
 
 
 def _kind(model: nn.Module) -> str:
+    """What the model is made of: arms or members, or "" where it has neither."""
     if isinstance(model, HasArms):
         return "arms"
     # Not every attribute of that name is the method.
@@ -141,40 +142,42 @@ def _measured(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gradients(values: Tensor, points: Tensor) -> Tensor:
-    """Gradients (k, n, pixels), float64, of values (k, n) at the points that they are of."""
-    each = [differentiate(value, points, retain=True) for value in values]
-    return torch.stack(each).flatten(2).double()
+    """Gradients (k, n, pixels), float64, of values (k, n) by the points (n, *shape) that they were
+    computed at."""
+    gradients = [differentiate(value, points, retain=True) for value in values]
+    return torch.stack(gradients).flatten(2).double()
 
 
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine similarity along the last dimension; NaN where either is 0."""
-    lengths = one.norm(dim=-1) * other.norm(dim=-1)
-    cosine: Tensor = (one * other).sum(-1) / lengths
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine similarity along the last dimension; NaN where either vector is 0."""
+    lengths = first.norm(dim=-1) * second.norm(dim=-1)
+    cosine: Tensor = (first * second).sum(-1) / lengths
     return cosine.clamp(-1, 1)
 
 
 def _values(records: pd.DataFrame) -> "Iterator[tuple[str, pd.Series[float]]]":
+    """Each defense with the coherences of its images."""
     for label, rows in records.groupby("defense", sort=False):
         yield str(label), rows["coherence"]
 
 
 def _table(records: pd.DataFrame) -> pd.DataFrame:
     kinds = records.groupby("defense")["kind"].first()
-    shown = []
-    for label, own in _values(records):
-        quartiles = own.quantile([0.25, 0.5, 0.75]).tolist()
-        numbers = (own.mean(), own.std(ddof=0), *quartiles)
+    rows = []
+    for label, coherences in _values(records):
+        quartiles = coherences.quantile([0.25, 0.5, 0.75]).tolist()
+        numbers = (coherences.mean(), coherences.std(ddof=0), *quartiles)
         texts = ["-" if np.isnan(number) else f"{number:.3f}" for number in numbers]
         columns = ("mean", "standard deviation", "25%", "median", "75%")
-        row = {"defense": label, "kind": kinds[label], "images": str(own.count())}
-        shown.append(row | dict(zip(columns, texts, strict=True)))
-    return pd.DataFrame(shown)
+        row = {"defense": label, "kind": kinds[label], "images": str(coherences.count())}
+        rows.append(row | dict(zip(columns, texts, strict=True)))
+    return pd.DataFrame(rows)
 
 
 def _draw(records: pd.DataFrame) -> Any:
     figure, plot = axes(4.5)
-    for label, own in _values(records):
-        known = own.dropna().to_numpy()
+    for label, coherences in _values(records):
+        known = coherences.dropna().to_numpy()
         share = np.full(len(known), 100 / max(1, len(known)))
         plot.hist(known, bins=_BINS, weights=share, alpha=0.5, label=label)
     plot.set(xlabel="coherence", ylabel="images (%)", xlim=(-1, 1))

@@ -11,18 +11,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmark.columns import percent
 from benchmark.data.sets import Dataset, load_dataset
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
 from benchmark.spec.run_spec import Part
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, axes
 from defenses import BeliefEnsemble, read_card
 from defenses.fractal.belief import evidence, fractal
 from defenses.fractal.division import parts
 from defenses.fractal.dont_care import dont_care
 from defenses.training.saved import CARD
 
-# What a study calls having none of the conditions.
+# What the study calls it where none of the conditions holds.
 NONE = "none"
 
 
@@ -57,11 +58,13 @@ def dont_care_conditions(
     if not uniform:
         caption += " The subtasks' b differ: theorem 1 does not apply."
     shares = map(str, records.select_dtypes(float))
-    shown = {column: records[column].map(percent) for column in shares}
-    return Study("dont-care", records, records.assign(**shown), caption, _draw(records))
+    printed = {column: records[column].map(percent) for column in shares}
+    return Study("dont-care", records, records.assign(**printed), caption, _draw(records))
 
 
 def _ensemble(folder: Path, root: Path | None) -> tuple[BeliefEnsemble, Dataset]:
+    """The model in a folder and the data set that it was made for. Raises UserError where it has no
+    fractal structure."""
     card = read_card(folder)
     model = load_saved(folder).model
     if not isinstance(model, BeliefEnsemble) or max(map(_subtasks, model.frames)) < 2:
@@ -76,28 +79,32 @@ def _ensemble(folder: Path, root: Path | None) -> tuple[BeliefEnsemble, Dataset]
 def _explanations(
     model: BeliefEnsemble, dataset: Dataset, x: Tensor, y: Tensor, offset: float
 ) -> Iterator[dict[str, object]]:
+    """A record for each fractal structure, each of its labels and each condition."""
     outputs = model.outputs_of(x)
     for number, frame in enumerate(model.frames):
-        # One that is not the chosen of several structures has been trained on nothing.
+        # A structure that was not the chosen of several has been trained on nothing.
         if _subtasks(frame) < 2 or not bool(model.fractions[model.rows[number]].any()):
             continue
         groups = (frame.first, frame.second)
         names = ["+".join(dataset.labels[label] for label in group) for group in groups]
-        rows, labelled = model.rows[number], [(s, one) for s in (0, 1) for one in groups[s]]
+        rows = model.rows[number]
+        labelled = [(side, label) for side, group in enumerate(groups) for label in group]
         for side, label in labelled:
-            own = outputs[y == label][:, rows]
-            if not len(own):
+            of_label = outputs[y == label][:, rows]
+            if not len(of_label):
                 continue
-            moved = own - (1 - 2 * side) * offset
-            correct, robust = (_right(model, number, side, g) for g in (own, moved))
-            conditions = dont_care(frame.levels, side, own, model.slope[rows], offset)
+            # High outputs speak for the first side, low ones for the second: away from the label.
+            moved = of_label - (1 - 2 * side) * offset
+            correct, robust = (_right(model, number, side, g) for g in (of_label, moved))
+            conditions = dont_care(frame.levels, side, of_label, model.slope[rows], offset)
             conditions[NONE] = ~torch.stack(list(conditions.values())).any(0)
+            # Each image is explained by the first condition that holds for it.
             left = robust
             for name, holds in conditions.items():
                 yield {
                     "frame": " against ".join(names),
                     "label": dataset.labels[label],
-                    "images": len(own),
+                    "images": len(of_label),
                     "correct": _share(correct),
                     "robust": _share(robust),
                     "condition": name,
@@ -117,15 +124,17 @@ def _share(which: Tensor) -> float:
 
 
 def _right(model: BeliefEnsemble, number: int, side: int, outputs: Tensor) -> Tensor:
-    """Whether one structure, by its outputs (n, k), speaks less against a side than the other."""
+    """Whether a structure, by its outputs (n, k), speaks less against a side than against the
+    other one: (n,)."""
     rows, levels = model.rows[number], model.frames[number].levels
     settings = model.slope[rows], model.reliability[rows], model.fractions[rows]
     weights = evidence(outputs, *settings)
-    against = fractal([weights[:, part] for part in parts(levels)])
+    against = fractal([weights[:, level] for level in parts(levels)])
     return against[:, side] > against[:, 1 - side]
 
 
 def _draw(records: pd.DataFrame) -> Any:
+    """A bar for each structure and label, divided by the conditions that explain its images."""
     bars = records["frame"] + ": " + records["label"]
     figure, plot = axes(1.5 + 0.4 * bars.nunique())
     reached = dict.fromkeys(bars, 0.0)

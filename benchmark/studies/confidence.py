@@ -13,16 +13,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from benchmark.columns import percent
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
+from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, on_settings
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import load_run, samples_again
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import Device
-from benchmark.studies.study import Study, pairs, percent
+from benchmark.studies.study import Study, pairs
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}
 _OF_ALL = {"jacobian_norm": "Jacobian norm", "area": "area under ROC"}
@@ -45,8 +46,8 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     for report, row in zip(reports, manifest["rows"], strict=True):
         model = load_saved(folder / row["model"]).model
         gap = gaps(model, x, where).double().numpy()
-        whole = {"jacobian_norm": mean_jacobian_norm(model, x, where), "area": _area(report, gap)}
-        frames.append(_binned(report, gap, bins).assign(**whole))
+        of_all = {"jacobian_norm": mean_jacobian_norm(model, x, where), "area": _area(report, gap)}
+        frames.append(_binned(report, gap, bins).assign(**of_all))
     records = pd.concat(frames, ignore_index=True)
     first = reports[0]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
@@ -85,26 +86,27 @@ def _binned(report: Report, gap: NDArray[np.float64], bins: int) -> pd.DataFrame
     }
     frame, order = pd.DataFrame(columns), np.argsort(-gap, kind="stable")
     rows = [
-        {"defense": report.name, "bin": number, "images": len(own)} | dict(frame.iloc[own].mean())
-        for number, own in enumerate(np.array_split(order, bins), 1)
+        {"defense": report.name, "bin": number, "images": len(of_bin)}
+        | dict(frame.iloc[of_bin].mean())
+        for number, of_bin in enumerate(np.array_split(order, bins), 1)
     ]
     return pd.DataFrame(rows)
 
 
 def _table(records: pd.DataFrame) -> pd.DataFrame:
     groups = records.groupby("defense", sort=False)
-    return pd.DataFrame([line for _, own in groups for line in _lines(own)])
+    return pd.DataFrame([line for _, of_defense in groups for line in _lines(of_defense)])
 
 
 def _lines(records: pd.DataFrame) -> Iterator[dict[str, str]]:
-    """What is shown of one defense, a line for each number, over all images and in each bin."""
+    """The lines of the table on one defense: each measure, over all images and in each bin."""
     for column, name in (_OF_BINS | _OF_ALL).items():
         values = records[column]
         show = percent if name.endswith("%") else _number
-        whole = show(float(np.average(values, weights=records["images"])))
-        each = values.map(show) if column in _OF_BINS else [""] * len(records)
-        numbers = dict(zip(records["bin"].map(str), each, strict=True))
-        yield {"defense": records["defense"].iloc[0], "measure": name, "all": whole} | numbers
+        of_all = show(float(np.average(values, weights=records["images"])))
+        of_bins = values.map(show) if column in _OF_BINS else [""] * len(records)
+        numbers = dict(zip(records["bin"].map(str), of_bins, strict=True))
+        yield {"defense": records["defense"].iloc[0], "measure": name, "all": of_all} | numbers
 
 
 def _number(value: float) -> str:

@@ -16,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from attacks.threat import ThreatModel
+from benchmark.columns import percent
 from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.run.assess import resolve_device
 from benchmark.run.runner import Say
 from benchmark.spec.run_spec import Device, Part, make_threat
-from benchmark.studies.study import Study, axes, percent
+from benchmark.studies.study import Study, axes
 
-# Images from which on it is said what is measured.
+# From so many images on, the user is told what is measured, as it takes a while.
 _MANY = 20000
 
 _ABOVE, _LEAST, _MEDIAN = "oracle radius above", "smallest oracle radius", "median oracle radius"
@@ -51,7 +52,7 @@ def data(
     """
     levels, where = _read(radii), resolve_device(device)
     threat = None if eps is None else make_threat("linf", eps)
-    # All before work starts, once each, however they were written.
+    # Every data set is tried before work starts, and measured once, however often it was named.
     given = {load_dataset(name, root).name: name for name in names}
     for name in given:
         load_dataset(name, root).first(split, samples)
@@ -64,18 +65,23 @@ def data(
             say(f"{name}: measuring {count} {split} images, which takes minutes")
         x, y = images.x.to(where), images.y.to(where)
         curves[name] = oracle_radii(x, y).cpu().numpy()
-        found = [*_of_radii(curves[name], levels), (_BETWEEN, math.nan, inter_class_distance(x, y))]
+        numbers = list(_of_radii(curves[name], levels))
+        numbers.append((_BETWEEN, math.nan, inter_class_distance(x, y)))
         if threat:
-            found += _of_volumes(log_volumes(x, threat).mean().item(), x[0].numel(), threat)
+            numbers += _of_volumes(log_volumes(x, threat).mean().item(), x[0].numel(), threat)
         columns = {"data": name, "split": split, "images": count}
-        rows += [columns | {"measure": m, "at": at, "value": value} for m, at, value in found]
+        rows += [
+            columns | {"measure": measure, "at": at, "value": value}
+            for measure, at, value in numbers
+        ]
     records = pd.DataFrame(rows)
     return Study("data", records, _table(records), _caption(split, threat), _draw(curves))
 
 
 def _read(text: str) -> list[float]:
+    """The radii that a user wrote, in ascending order. Raises UserError where they are none."""
     try:
-        radii = sorted({float(one) for one in text.split(",")})
+        radii = sorted({float(radius) for radius in text.split(",")})
     except ValueError:
         radii = [math.nan]
     if not all(0 <= radius < math.inf for radius in radii):
@@ -83,17 +89,20 @@ def _read(text: str) -> list[float]:
     return radii
 
 
-Found = Iterator[tuple[str, float, float]]
+# Measures, each with the radius or eps that it is at, NaN if at none, and its value.
+Numbers = Iterator[tuple[str, float, float]]
 
 
-def _of_radii(radii: NDArray[np.float64], levels: Sequence[float]) -> Found:
+def _of_radii(radii: NDArray[np.float64], levels: Sequence[float]) -> Numbers:
+    """What is shown of oracle radii (n,): the shares above some levels, least and median."""
     for level in levels:
         yield _ABOVE, level, float((radii > level).mean())
     yield _LEAST, math.nan, float(radii.min())
     yield _MEDIAN, math.nan, float(np.median(radii))
 
 
-def _of_volumes(mean: float, pixels: int, threat: ThreatModel) -> Found:
+def _of_volumes(mean: float, pixels: int, threat: ThreatModel) -> Numbers:
+    """The mean log volume of some images, and between which values it can lie."""
     yield _VOLUME, threat.eps, mean
     # A grey and a black image: all pixels as far from 0 and 1, and as near, as they can be.
     for measure, value in ((_CORNER, threat.lower), (_INSIDE, (threat.lower + threat.upper) / 2)):
@@ -118,11 +127,12 @@ def _caption(split: Part, threat: ThreatModel | None) -> str:
 
 
 def _table(records: pd.DataFrame) -> pd.DataFrame:
-    each = records.groupby("data", sort=False)
-    return pd.DataFrame([_shown(str(name), rows) for name, rows in each])
+    groups = records.groupby("data", sort=False)
+    return pd.DataFrame([_line(str(name), rows) for name, rows in groups])
 
 
-def _shown(name: str, rows: pd.DataFrame) -> dict[str, str]:
+def _line(name: str, rows: pd.DataFrame) -> dict[str, str]:
+    """The line of the table on one data set."""
     values = rows.set_index("measure")["value"]
     above = rows[rows["measure"] == _ABOVE]
     row = {"data": name, "images": str(rows["images"].iloc[0])}
@@ -139,6 +149,7 @@ def _shown(name: str, rows: pd.DataFrame) -> dict[str, str]:
 
 
 def _draw(curves: Mapping[str, NDArray[np.float64]]) -> Any:
+    """For each data set, the share of images whose oracle radius is above a radius."""
     figure, plot = axes(4.5)
     for name, radii in curves.items():
         known = np.sort(radii[np.isfinite(radii)])

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.columns import percent
 from benchmark.errors import UserError
+from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, contradictions, on_settings
+from benchmark.report.tables import contradictions
 from benchmark.run.runner import load_run
 from benchmark.spec.components import BEST
-from benchmark.studies.study import Study, pairs, percent
+from benchmark.studies.study import Study, pairs
 
 # The assumed bounds of table 6.
 BOUNDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -44,15 +46,16 @@ def lipschitz(folder: Path) -> Study:
     caption += "".join(
         f" CONTRADICTION: {line}: it proves nothing." for line in contradictions(reports)
     )
-    shown = {
+    printed = {
         "bound": records["bound"].map("{:g}".format),
         "prediction": records["prediction"].map(percent),
         "correctness": records["correctness"].map(percent),
     }
-    return Study("lipschitz", records, records.assign(**shown), caption, _draw(records))
+    return Study("lipschitz", records, records.assign(**printed), caption, _draw(records))
 
 
 def _predictions(report: Report) -> Iterator[dict[str, object]]:
+    """A record for each assumed bound; none where the defense offers no certificate."""
     attacked = report.accuracy(BEST) is not None
     for bound in BOUNDS:
         predicted = report.certified_within(bound * report.threat.eps)

@@ -1,6 +1,5 @@
 """What every study hands back: records, the table that they make, and a picture."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from benchmark.report.report import Report
 class Study:
     """What a study found.
 
-    name     of its files.
-    records  all that it measured, as numbers; shares are fractions (NaN: of nothing).
-    table    what is shown of that, every value as it is printed.
+    name     the name of its files, without their endings.
+    records  all that it measured, as numbers; shares are fractions, NaN where there is nothing to
+             take a share of.
+    table    what is printed of the records, every value as text.
     caption  what the numbers are over.
-    figure   of matplotlib.
+    figure   its picture, a figure of matplotlib.
     """
 
     name: str
@@ -41,13 +41,8 @@ class Study:
         write(picture, lambda file: self.figure.savefig(file, format="png", dpi=150))
 
 
-def percent(share: float) -> str:
-    """A share as tables show it."""
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"
-
-
 def flagged(reports: Iterable[Report]) -> str:
-    """What a caption says of the flags of some reports; nothing where there are none."""
+    """What a caption says of the flags of some reports: an empty text where there are none."""
     lines = dict.fromkeys(
         f"{report.name}: {', '.join(report.flags)}" for report in reports if report.flags
     )
@@ -59,14 +54,14 @@ def axes(height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, height), layout="constrained")
-    only = figure.subplots()
-    only.grid(alpha=0.3)
-    return figure, only
+    plot = figure.subplots()
+    plot.grid(alpha=0.3)
+    return figure, plot
 
 
 def pairs(records: pd.DataFrame, x: str, solid: str, dashed: str) -> tuple[Any, Any]:
-    """A figure of matplotlib with two lines for each defense, of two columns of shares along a
-    third, and its only axes."""
+    """A figure of matplotlib and its only axes, with two lines for each defense: two columns of
+    shares, one drawn solid and one dashed, against the column `x`."""
     figure, plot = axes(4.5)
     for place, (name, rows) in enumerate(records.groupby("defense", sort=False)):
         colour = f"C{place}"

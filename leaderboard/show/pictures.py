@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmark.judge.records import write
+from benchmark.report.captions import NORMS
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS
 from benchmark.spec.components import NATURAL
 from leaderboard.show.table import robust
 from leaderboard.submission.submission import Row
@@ -69,14 +69,9 @@ def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
 def curve(report: Report) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Robust accuracy, a share, over eps up to the report's, by the closest example of each sample:
     an upper bound, as attacks that do not minimise leave theirs further out than need be."""
-    closest = np.where(robust(report, NATURAL), np.inf, 0.0)
-    for label in report.measured:
-        frame = report.frames[label]
-        broken = frame[frame["broken"]]
-        at = broken["index"].to_numpy()
-        closest[at] = np.fmin(closest[at], broken["distance"].to_numpy())
+    closest = report.closest([NATURAL, *report.measured], broken=True).distance
     eps = np.linspace(0, report.threat.eps, 101)
-    # A sample is lost at its distance, and before it not.
+    # A sample is lost from its distance on.
     return eps, (closest[None] > eps[:, None]).mean(1)
 
 
@@ -155,14 +150,11 @@ def _show(axes: Axes, image: torch.Tensor) -> None:
 def closest_example(report: Report, sample: int) -> tuple[torch.Tensor, float, int] | None:
     """The closest example of a sample (*shape), its distance, and the class that the model gives
     it; None where no attack broke it."""
-    best: tuple[torch.Tensor, float, int] | None = None
-    for label in report.measured:
-        frame = report.frames[label]
-        row = frame[(frame["index"] == sample) & frame["broken"]]
-        if row.empty or (best is not None and row["distance"].item() >= best[1]):
-            continue
-        examples = report.examples(label)
-        (place,) = np.flatnonzero(examples.index == sample)
-        point = torch.from_numpy(examples.points[place])
-        best = (point, row["distance"].item(), int(row["predicted"].item()))
-    return best
+    closest = report.closest(report.measured, broken=True)
+    label = closest.label[sample]
+    if not label:
+        return None
+    frame, examples = report.frames[label].set_index("index"), report.examples(label)
+    (place,) = np.flatnonzero(examples.index == sample)
+    point = torch.from_numpy(examples.points[place])
+    return point, float(closest.distance[sample]), int(frame["predicted"][sample])

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from leaderboard.show.table import Table, columns
-from leaderboard.submission.record import EVIDENCE, RECORD, SPEC
+from benchmark.columns import NONE, markdown
+from leaderboard.show.board_columns import BoardColumn
+from leaderboard.show.table import Line, Table
 
 README, SITE = "README.md", "site/index.html"
-
-_FILES = {"spec": SPEC, "record": RECORD, "examples": EVIDENCE}
-
-_LEFT = ("defense", "flags", "reported by papers", "files")
 
 
 def render_readme(tables: Sequence[Table]) -> str:
@@ -21,7 +18,7 @@ def render_readme(tables: Sequence[Table]) -> str:
 
 def render_site(tables: Sequence[Table]) -> str:
     """The board's page, which needs no other files but its pictures."""
-    return _rendered("index.html.j2", tables=tables, columns=columns)
+    return _rendered("index.html.j2", tables=tables)
 
 
 def _rendered(name: str, **values: object) -> str:
@@ -39,25 +36,22 @@ def _rendered(name: str, **values: object) -> str:
 
 
 def _markdown(table: Table) -> str:
-    from tabulate import tabulate
-
-    names = [*columns(table.task), "reported by papers", "files"]
-    rows = [
-        [
-            *(_linked(column, text, line.folder) for column, text in line.cells.items()),
-            *(text if text == "-" else f"*{text}*" for text in line.reported.values()),
-            ", ".join(f"[{name}]({line.folder}/{file})" for name, file in _FILES.items()),
-        ]
-        for line in table.lines
-    ]
-    if not rows:
+    """A table as Markdown, with links to the files of its rows."""
+    if not table.lines:
         return "No rows yet."
-    align = ["left" if name in _LEFT else "right" for name in names]
-    return tabulate(rows, names, tablefmt="github", disable_numparse=True, colalign=align)
+    return markdown(
+        [column.name for column in table.columns],
+        [[_cell(column, line) for column in table.columns] for line in table.lines],
+        [column.left for column in table.columns],
+    )
 
 
-def _linked(column: str, text: str, folder: str) -> str:
-    return f"[{text}]({folder}/README.md)" if column == "defense" else text
+def _cell(column: BoardColumn, line: Line) -> str:
+    text = line.cells[column.name]
+    if column.links:
+        links = line.links[column.name].items()
+        return ", ".join(f"[{name}]({line.folder}/{file})" for name, file in links)
+    return f"*{text}*" if column.quoted and text != NONE else text
 
 
 def _anchor(title: str) -> str:

@@ -15,7 +15,7 @@ from attacks import PGD, Facts, Problem
 from attacks.problem import NotApplicableError
 from attacks.wrappers.wrapper import Wrapper
 from benchmark.report import tables
-from benchmark.report.report import BEST
+from benchmark.spec.components import BEST
 from benchmark.spec.registry import ATTACKS
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Linear, N, Returning, evaluate_small

@@ -67,7 +67,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def _listed(out: str) -> dict[str, str]:
-    return dict(line.split(maxsplit=1) for line in out.splitlines())
+    """Names and what is said of them, without the variants that follow data sets."""
+    return dict(line.split(maxsplit=1) for line in out.partition("\n\n")[0].splitlines())
 
 
 def test_an_entry_is_imported_when_it_is_asked_for_and_not_before(

@@ -36,7 +36,8 @@ from defenses import Derived
 Distances = NDArray[np.float64]
 Side = NDArray[np.bool_]
 
-# With many classes, the first is rare enough for a model to ignore it.
+# Where a model is right on less than this share of the clean images of one side, it hardly ever
+# answers that side: with many classes, the first is rare enough to be ignored.
 _LEAST = 0.1
 _ONE_SIDED = {
     "one-sided": f"right on under {_LEAST:.0%} of one side's clean images: it hardly ever answers "
@@ -103,29 +104,30 @@ def classes(
     ]
     job = _Job(spec, texts, folder, resolve_device(spec.device), progress, say)
     attacked = spec.defenses[0]
-    found = [
-        job.study(number, dataset, one, lineup if one is attacked else Lineup({}))
+    models = [
+        job.study(number, dataset, defense, lineup if defense is attacked else Lineup({}))
         for number, dataset in data
-        for one in spec.defenses
+        for defense in spec.defenses
     ]
-    records = pd.DataFrame([row for one in found for row in one.rows])
-    rest = float(np.mean([one.rest for one in found]))
+    records = pd.DataFrame([row for model in models for row in model.rows])
+    rest = float(np.mean([model.rest for model in models]))
     distances = {}
     if any(entry.attack.facts.minimises for entry in lineup.entries.values()):
-        of_attacked = [one for one in found if one.defense == attacked.label]
+        of_attacked = [model for model in models if model.defense == attacked.label]
         distances = {
-            end: np.concatenate([one.closest for one in of_attacked if one.classes == end])
+            end: np.concatenate([model.closest for model in of_attacked if model.classes == end])
             for end in (numbers[0], numbers[-1])
         }
     about = caption(
-        spec, base.name, len(found[0].closest), orders, rest, distances,
-        [one.flags for one in found],
+        spec, base.name, len(models[0].closest), orders, rest, distances,
+        [model.flags for model in models],
     )  # fmt: skip
     figure = draw(records, spec, texts, rest, distances)
     return Study("classes", records, table(records, texts), about, figure)
 
 
 def _numbers(counts: str, most: int) -> list[int]:
+    """The numbers of classes that a user wrote, ascending. Raises UserError where one is none."""
     known = {str(count): count for count in range(2, most + 1)}
     try:
         return sorted({known[count.strip()] for count in counts.split(",")})
@@ -149,7 +151,7 @@ def _check(spec: RunSpec, lineup: Lineup) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """How models are trained and measured; `budgets` are eps, ascending, as they were written."""
+    """How models are trained and measured; `budgets` are eps, ascending, each with its text."""
 
     spec: RunSpec
     budgets: Mapping[float, str]
@@ -161,7 +163,8 @@ class _Job:
     def study(
         self, number: int, dataset: Dataset, component: Component, lineup: Lineup
     ) -> _Measured:
-        """Raises UserError where a model cannot be measured, and where an attack fails."""
+        """Train a defense on one order of the classes and measure it. Raises UserError where it
+        cannot be measured, and where an attack fails."""
         name = f"order {number}, {dataset.classes} classes, {component.label}"
         self.say(f"{name}: getting the model, which is trained unless it was before")
         model = obtain(
@@ -170,18 +173,7 @@ class _Job:
         )  # fmt: skip
         samples = samples_of(dataset, self.spec)
         first = samples.y.numpy() == 0
-        reached: dict[tuple[str, float], Distances] = {}
-        flags: dict[str, str] = {}
-        for part, eps, budgets in self._rounds(lineup):
-            for side in (first, ~first):
-                if not side.any():
-                    continue
-                report = self._assess(name, model, dataset, samples, side, part, eps)
-                flags |= report.flags
-                for label in (NATURAL, *report.attacks):
-                    distance = _reach(report, [NATURAL, *report.after.get(label, ()), label])
-                    for budget in [0.0] if label == NATURAL else budgets:
-                        reached.setdefault((label, budget), np.zeros(len(first)))[side] = distance
+        reached, flags = self._attacked(name, model, dataset, samples, first, lineup)
         closest = np.min(list(reached.values()), axis=0)
         if lineup.entries:
             reached |= {(BEST, budget): closest for budget in self.budgets}
@@ -195,33 +187,61 @@ class _Job:
             for (label, eps), distance in reached.items()
             if label == wanted
         ]  # fmt: skip
-        said = [
+        accuracies = [
             f"{row['attack']} {row['accuracy']:.2%}"
             + (f" at eps {self.budgets[row['eps']]}" if row["eps"] else "")
             for row in rows
             if row["attack"] in (NATURAL, BEST)
         ]
-        self.say(f"{name}: {', '.join(said)}")
+        self.say(f"{name}: {', '.join(accuracies)}")
         # On one side alone, being right less often than by chance says little.
         flags.pop("chance", None)
         if rows[0]["first"] < _LEAST or rows[0]["rest"] < _LEAST:
             flags |= _ONE_SIDED
-            # What always gives one answer withstands every eps, without hiding a gradient.
+            # A model that always gives one answer withstands every eps, without hiding a gradient.
             flags.pop("large-eps", None)
         return _Measured(
             component.label, dataset.classes, rows, closest, 1 - float(first.mean()), flags
         )
 
+    def _attacked(
+        self,
+        name: str,
+        model: Trained,
+        dataset: Dataset,
+        samples: Samples,
+        first: Side,
+        lineup: Lineup,
+    ) -> tuple[dict[tuple[str, float], Distances], dict[str, str]]:
+        """The distances (n,) of the closest misclassified points under each label and budget, and
+        the flags of all reports. Each side of the task is attacked on its own."""
+        reached: dict[tuple[str, float], Distances] = {}
+        flags: dict[str, str] = {}
+        for attacks, eps, budgets in self._rounds(lineup):
+            for side in (first, ~first):
+                if not side.any():
+                    continue
+                report = self._assess(name, model, dataset, samples, side, attacks, eps)
+                flags |= report.flags
+                for label in (NATURAL, *report.attacks):
+                    series = [NATURAL, *report.after.get(label, ()), label]
+                    distance = report.closest(series).distance
+                    for budget in [0.0] if label == NATURAL else budgets:
+                        reached.setdefault((label, budget), np.zeros(len(first)))[side] = distance
+        return reached, flags
+
     def _rounds(self, lineup: Lineup) -> Iterator[tuple[Lineup, float, Sequence[float]]]:
         """Attacks, the eps that they run within, and the budgets that their points speak of: once
         for those that minimise, and for the others at each budget."""
         entries, budgets = lineup.entries, list(self.budgets)
-        once = {label: entry for label, entry in entries.items() if entry.attack.facts.minimises}
-        each = {label: entry for label, entry in entries.items() if label not in once}
-        if once or not entries:
-            yield Lineup(once), self.spec.eps, budgets
-        if each:
-            yield from ((Lineup(each), budget, [budget]) for budget in budgets)
+        minimising = {
+            label: entry for label, entry in entries.items() if entry.attack.facts.minimises
+        }
+        others = {label: entry for label, entry in entries.items() if label not in minimising}
+        if minimising or not entries:
+            yield Lineup(minimising), self.spec.eps, budgets
+        if others:
+            yield from ((Lineup(others), budget, [budget]) for budget in budgets)
 
     def _assess(
         self,
@@ -237,21 +257,21 @@ class _Job:
         (untargeted, in the paper), and are attacked on the model as it is, because two logits would
         hide which of the others is near. The rest must become the first class (targeted)."""
         spec, task = self.spec, model.model
-        part = Samples(samples.x[side], samples.y[side], samples.number[side])
+        of_side = Samples(samples.x[side], samples.y[side], samples.number[side])
         identity: Identity = {
             "defense": model.identity,
-            "data": {"name": dataset.name, "sha256": fingerprint(part.x, part.y)},
+            "data": {"name": dataset.name, "sha256": fingerprint(of_side.x, of_side.y)},
         }
-        if part.y.any():
+        if of_side.y.any():
             task = FirstAgainstRest(task).eval()
-            part = replace(part, y=torch.ones_like(part.y))
+            of_side = replace(of_side, y=torch.ones_like(of_side.y))
             identity["task"] = identify_network(task)
         settings = Settings(
             ThreatModel(spec.norm, eps), "table", spec.seed, spec.device, spec.precision,
             spec.block, self.progress,
         )  # fmt: skip
         report = assess(
-            name, task, part, lineup, {}, settings,
+            name, task, of_side, lineup, {}, settings,
             lambda key: FolderCell(self.folder / "cells" / key), identity,
         )  # fmt: skip
         for label in [*report.errors, *report.inapplicable]:
@@ -261,12 +281,3 @@ class _Job:
 
 def _share(which: Side) -> float:
     return float(which.mean()) if len(which) else np.nan
-
-
-def _reach(report: Report, labels: Sequence[str]) -> Distances:
-    """The distances (n,) of the closest misclassified points under some labels."""
-    closest = np.full(report.total, np.inf)
-    for label in labels:
-        at = report.frames[label]["index"].to_numpy()
-        closest[at] = np.fmin(closest[at], report.frames[label]["distance"].to_numpy())
-    return closest

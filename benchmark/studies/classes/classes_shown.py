@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.report.tables import NORMS
+from benchmark.columns import percent
+from benchmark.report.captions import NORMS
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
-from benchmark.studies.study import percent
 
-# By number of classes, of all orders: 0 where an image is misclassified clean, infinite where no
-# misclassified point is known.
+# The distances of the closest misclassified points of all orders, by number of classes: 0 where an
+# image is misclassified clean, infinite where no misclassified point is known.
 Distances = Mapping[int, NDArray[np.float64]]
 
 _BINS = 40
@@ -26,12 +26,12 @@ def table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
     deviation over orders, and in brackets the mean balanced accuracy. `texts` is how each eps was
     written."""
     names = ["defense", "attack", "eps"]
-    shown = records.assign(
+    printed = records.assign(
         eps=[texts.get(eps, "0") for eps in records["eps"]],
         balanced=(records["first"] + records["rest"]) / 2,
     )
     rows = []
-    for keys, group in shown.groupby(names, sort=False):
+    for keys, group in printed.groupby(names, sort=False):
         row = dict(zip(names, keys, strict=True))
         for count, orders in group.groupby("classes"):
             accuracy, balanced = orders["accuracy"], percent(orders["balanced"].mean())
@@ -74,17 +74,19 @@ def caption(
             "classified correctly and have one: "
         )
         text += ", ".join(map(_mean_distance, distances, distances.values())) + "."
-    counts = Counter(flag for one in flags for flag in one.items())
+    counts = Counter(flag for of_model in flags for flag in of_model.items())
     for (code, explanation), count in sorted(counts.items()):
         text += f"\n\n{code}, {count} of {len(flags)} models: {explanation}."
     return text
 
 
 def _known(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The distances of images that are classified correctly and have a misclassified point."""
     return distance[(distance > 0) & np.isfinite(distance)]
 
 
 def _mean_distance(count: int, distance: NDArray[np.float64]) -> str:
+    """What the caption says of the distances with one number of classes."""
     known = _known(distance)
     mean = f"{known.mean():.3f}" if len(known) else "none"
     return f"{mean} with {count} classes ({int(np.isinf(distance).sum())} have none)"
@@ -107,13 +109,13 @@ def draw(
     for axes in places:
         axes.grid(alpha=0.3)
     attacked, *others = (component.label for component in spec.defenses)
-    named = records["defense"] == attacked
-    shown = _spread(records[named & records["attack"].isin([NATURAL, BEST])])
-    _against_eps(places[0], shown, NORMS[spec.norm], rest)
-    _against_classes(places[1], shown, texts)
+    of_attacked = records["defense"] == attacked
+    spread = _spread(records[of_attacked & records["attack"].isin([NATURAL, BEST])])
+    _against_eps(places[0], spread, NORMS[spec.norm], rest)
+    _against_classes(places[1], spread, texts)
     for label in others:
-        shown = _spread(records[records["defense"] == label])
-        _clean(places[1].twinx(), shown, label.partition("/")[0])
+        spread = _spread(records[records["defense"] == label])
+        _clean(places[1].twinx(), spread, label.partition("/")[0])
     if distances:
         _histograms(places[2], distances, NORMS[spec.norm])
     return figure
@@ -125,8 +127,8 @@ def _spread(records: pd.DataFrame) -> pd.DataFrame:
     return (100 * groups.agg(["mean", "std"])).fillna(0).reset_index()
 
 
-def _against_eps(axes: Any, shown: pd.DataFrame, norm: str, rest: float) -> None:
-    for count, rows in shown.groupby("classes"):
+def _against_eps(axes: Any, spread: pd.DataFrame, norm: str, rest: float) -> None:
+    for count, rows in spread.groupby("classes"):
         axes.plot(rows["eps"], rows["mean"], "o-", label=f"{count} classes")
     axes.axhline(100 * rest, color="grey", linestyle=":", label="always the rest")
     axes.set(
@@ -137,25 +139,27 @@ def _against_eps(axes: Any, shown: pd.DataFrame, norm: str, rest: float) -> None
     axes.legend()
 
 
-def _against_classes(axes: Any, shown: pd.DataFrame, texts: Mapping[float, str]) -> None:
+def _against_classes(axes: Any, spread: pd.DataFrame, texts: Mapping[float, str]) -> None:
     for eps, text in texts.items():
-        rows = shown[shown["eps"] == eps]
-        spread = rows["classes"], rows["mean"], rows["std"]
-        axes.errorbar(*spread, fmt="o-", capsize=3, label=f"eps {text}")
+        rows = spread[spread["eps"] == eps]
+        axes.errorbar(
+            rows["classes"], rows["mean"], rows["std"], fmt="o-", capsize=3, label=f"eps {text}"
+        )
     axes.set(xlabel="number of classes trained on", ylabel="robust accuracy (%)")
-    axes.set_xticks(sorted(shown["classes"].unique()))
-    # Above, for lines may be anywhere, and a second axis is at the right.
+    axes.set_xticks(sorted(spread["classes"].unique()))
+    # Above, since lines may be anywhere within, and a second axis is at the right.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
 
 
-def _clean(axes: Any, shown: pd.DataFrame, name: str) -> None:
-    axes.errorbar(shown["classes"], shown["mean"], shown["std"], fmt="ks--", capsize=3)
+def _clean(axes: Any, spread: pd.DataFrame, name: str) -> None:
+    axes.errorbar(spread["classes"], spread["mean"], spread["std"], fmt="ks--", capsize=3)
     axes.set_ylabel(f"clean accuracy of {name} (%), dashed")
 
 
 def _histograms(axes: Any, distances: Distances, norm: str) -> None:
     known = {count: _known(distance) for count, distance in distances.items()}
-    bins = np.linspace(0, max(float(one.max(initial=0)) for one in known.values()) or 1, _BINS)
+    largest = max(float(distance.max(initial=0)) for distance in known.values())
+    bins = np.linspace(0, largest or 1, _BINS)
     for count, distance in known.items():
         axes.hist(distance, bins=bins, alpha=0.5, label=f"{count} classes")
     axes.set(xlabel=f"{norm} distance of the closest misclassified point", ylabel="images")

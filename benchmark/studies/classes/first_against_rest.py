@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 
 class FirstAgainstRest(nn.Module):
-    """A classifier whose classes but the first are one.
+    """A classifier of many classes as one of two: its first class against all others.
 
-    Two logits (n, 2) of images (n, *shape): that of the first class, and the highest of the others.
-    They predict 0 where the classifier predicts its first class, else 1, and their difference is
-    what it leads by.
+    It gives two logits (n, 2) of images (n, *shape): that of the first class, and the highest of
+    the others. They predict 0 where the classifier predicts its first class, else 1, and their
+    difference is what the prediction leads by.
     """
 
     def __init__(self, classifier: nn.Module) -> None:

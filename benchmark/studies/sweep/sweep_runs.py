@@ -70,29 +70,21 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
     if (folder / "run.json").exists():
         raise UserError(f"{folder} holds a run: name another folder")
     points = spec.points()
-    for at, one in points.items():
-        try:
-            check_point(one, how.root)
-            if "log-volume" in spec.measures and one.norm != "linf":
-                raise UserError(f"log-volume is of linf alone, not of {one.norm}: leave it out")
-        except UserError as error:
-            raise UserError(f"at {spec.at(at)}: {error}") from error
-    for one in points.values():
-        _check_images(one, how.root, TRAIN in spec.measures)
-    # From here on the folder is this study's: what was found by an earlier one would not be.
+    _check(spec, points, how.root)
+    # From here on the folder is this study's: the tables of an earlier one would not be.
     for name in (NAME, "ranks"):
         for ending in ("md", "csv", "png"):
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
     write_text(folder / SPEC, yaml.safe_dump(spec.flat(), sort_keys=False))
     rows: list[dict[str, object]] = []
     reports: list[Report] = []
-    for at, one in points.items():
-        home = folder / POINTS / spec.at(at)
+    for labels, run_spec in points.items():
+        home = folder / POINTS / spec.at(labels)
         how.say(home.name)
-        axes = dict(zip(spec.over, at, strict=True))
-        found = _runs(spec, one, home, how)
-        reports += [report for of_setting in found.values() for report in of_setting]
-        numbers = [*_accuracies(found), *_others(spec, one, home, how.root)]
+        axes = dict(zip(spec.over, labels, strict=True))
+        by_setting = _runs(spec, run_spec, home, how)
+        reports += [report for of_setting in by_setting.values() for report in of_setting]
+        numbers = [*_accuracies(by_setting), *_others(spec, run_spec, home, how.root)]
         rows += [axes | number for number in numbers]
     records = pd.DataFrame(rows)
     about = caption(spec, records, reports)
@@ -107,23 +99,40 @@ def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Repo
             f"{folder} holds no finished study: name a folder that `study sweep` filled"
         )
     spec = make_sweep(read_values(folder / SPEC))
-    return spec, {at: load_run(folder / POINTS / spec.at(at))[2] for at in spec.points()}
+    return spec, {
+        labels: load_run(folder / POINTS / spec.at(labels))[2] for labels in spec.points()
+    }
 
 
-def check_point(one: RunSpec, root: Path | None) -> None:
-    """Find before any work what would fail later. Raises UserError."""
-    load_plugins(one.plugins)
-    choose(one.suite, one.attacks, one.threat, [defense.label for defense in one.defenses])
-    check_fit(enrol(one.defenses), load_dataset(one.data, root))
+def _check(spec: SweepSpec, points: Mapping[tuple[str, ...], RunSpec], root: Path | None) -> None:
+    """Find before any work what would fail at some point later. Raises UserError."""
+    for labels, run_spec in points.items():
+        try:
+            check_point(run_spec, root)
+            if "log-volume" in spec.measures and run_spec.norm != "linf":
+                raise UserError(
+                    f"log-volume is of linf alone, not of {run_spec.norm}: leave it out"
+                )
+        except UserError as error:
+            raise UserError(f"at {spec.at(labels)}: {error}") from error
+    for run_spec in points.values():
+        _check_images(run_spec, root, TRAIN in spec.measures)
 
 
-def _check_images(one: RunSpec, root: Path | None, train: bool) -> None:
+def check_point(spec: RunSpec, root: Path | None) -> None:
+    """Find before any work what would fail later in a run. Raises UserError."""
+    load_plugins(spec.plugins)
+    choose(spec.suite, spec.attacks, spec.threat, [defense.label for defense in spec.defenses])
+    check_fit(enrol(spec.defenses), load_dataset(spec.data, root))
+
+
+def _check_images(spec: RunSpec, root: Path | None, train: bool) -> None:
     """Find before any work whether there are enough images to measure on, those of the training
     set too where `train`, and to train on. Raises UserError, also DataError."""
-    dataset = load_dataset(one.data, root)
-    dataset.first(TEST, one.samples)
-    dataset.first(TRAIN, one.samples if train else None)
-    for component in one.defenses:
+    dataset = load_dataset(spec.data, root)
+    dataset.first(TEST, spec.samples)
+    dataset.first(TRAIN, spec.samples if train else None)
+    for component in spec.defenses:
         recipe = configured(component).recipe
         if recipe is not None and recipe.hold_out >= len(dataset.train.y):
             raise UserError(
@@ -132,9 +141,10 @@ def _check_images(one: RunSpec, root: Path | None, train: bool) -> None:
             )
 
 
-def _runs(spec: SweepSpec, one: RunSpec, home: Path, how: How) -> dict[str, list[Report]]:
-    """The reports of a point: of its own run, which trains the models, and of those on them."""
-    found = {TEST: run(one, home, how.root, how.progress, how.say)}
+def _runs(spec: SweepSpec, run_spec: RunSpec, home: Path, how: How) -> dict[str, list[Report]]:
+    """The reports of a point, by setting: those of the run that trains the models, and those of
+    other runs that attack the same models in another setting."""
+    reports = {TEST: run(run_spec, home, how.root, how.progress, how.say)}
     saved = [
         Component(name=f"{SAVED}{path.absolute()}", options={}, given_label=label)
         for label, path in _models(home).items()
@@ -142,9 +152,9 @@ def _runs(spec: SweepSpec, one: RunSpec, home: Path, how: How) -> dict[str, list
     for setting, changed in _AGAIN.items():
         if setting in spec.measures:
             how.say(setting)
-            again = one.model_copy(update={**changed, "defenses": saved})
-            found[setting] = run(again, home / setting, how.root, how.progress, how.say)
-    return found
+            again = run_spec.model_copy(update={**changed, "defenses": saved})
+            reports[setting] = run(again, home / setting, how.root, how.progress, how.say)
+    return reports
 
 
 def _models(home: Path) -> dict[str, Path]:
@@ -152,47 +162,50 @@ def _models(home: Path) -> dict[str, Path]:
     return {row["defense"]: home / row["model"] for row in load_run(home)[1]["rows"]}
 
 
-def _accuracies(found: Mapping[str, Iterable[Report]]) -> Iterator[dict[str, object]]:
-    for setting, report in ((one, report) for one, reports in found.items() for report in reports):
+def _accuracies(by_setting: Mapping[str, Iterable[Report]]) -> Iterator[dict[str, object]]:
+    """The accuracies of a point, as records without its axes."""
+    pairs = [(setting, report) for setting, reports in by_setting.items() for report in reports]
+    for setting, report in pairs:
         singles = [] if report.mode == "cascade" else report.measured
         # In the other settings the clean images are the same, or right by definition.
         clean = [NATURAL] if setting in (TEST, TRAIN) else []
         for label in (*clean, *singles, *report.failed, *([BEST] if report.measured else [])):
             accuracy = report.accuracy(label)
-            own: dict[str, object] = {
+            record: dict[str, object] = {
                 "defense": report.name, "setting": setting, "measure": label,
                 "value": math.nan, "images": report.total,
             }  # fmt: skip
             if accuracy is not None:
                 low, high = accuracy.interval
-                own |= {"value": accuracy.value, "low": low, "high": high}
-            yield own
+                record |= {"value": accuracy.value, "low": low, "high": high}
+            yield record
 
 
 def _others(
-    spec: SweepSpec, one: RunSpec, home: Path, root: Path | None
+    spec: SweepSpec, run_spec: RunSpec, home: Path, root: Path | None
 ) -> Iterator[dict[str, object]]:
-    """What is measured of models and data themselves, on the images of each split."""
+    """What is measured of models and data themselves, on the images of each split, as records
+    without the axes."""
     measures = set(spec.measures) & {"gap", "jacobian", "inter-class-distance", "log-volume"}
     if not measures:
         return
-    dataset, device = load_dataset(one.data, root), resolve_device(one.device)
+    dataset, device = load_dataset(run_spec.data, root), resolve_device(run_spec.device)
     for setting in (TEST, TRAIN) if TRAIN in spec.measures else (TEST,):
-        images = samples_of(dataset, one.model_copy(update={"split": setting}))
+        images = samples_of(dataset, run_spec.model_copy(update={"split": setting}))
         x, y, n = images.x, images.y, len(images)
         for label, path in _models(home).items() if measures & {"gap", "jacobian"} else ():
             model = load_saved(path).model
-            own: dict[str, object] = {"defense": label, "setting": setting}
+            of_model: dict[str, object] = {"defense": label, "setting": setting}
             if "gap" in measures:
                 mean = float(gaps(model, x, device).double().mean())
-                yield own | {"measure": "gap", "value": mean, "images": n}
+                yield of_model | {"measure": "gap", "value": mean, "images": n}
             if "jacobian" in measures:
                 mean = mean_jacobian_norm(model, x, device)
-                yield own | {"measure": "jacobian", "value": mean, "images": min(n, FIRST)}
-        own = {"defense": "", "setting": setting, "images": n}
+                yield of_model | {"measure": "jacobian", "value": mean, "images": min(n, FIRST)}
+        of_data = {"defense": "", "setting": setting, "images": n}
         if "inter-class-distance" in measures:
-            apart = inter_class_distance(x.to(device), y.to(device))
-            yield own | {"measure": "inter-class-distance", "value": apart}
+            distance = inter_class_distance(x.to(device), y.to(device))
+            yield of_data | {"measure": "inter-class-distance", "value": distance}
         if "log-volume" in measures:
-            volume = float(log_volumes(x.to(device), one.threat).mean())
-            yield own | {"measure": "log-volume", "value": volume}
+            volume = float(log_volumes(x.to(device), run_spec.threat).mean())
+            yield of_data | {"measure": "log-volume", "value": volume}

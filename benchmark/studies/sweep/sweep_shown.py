@@ -5,11 +5,12 @@ from typing import Any, Final
 
 import pandas as pd
 
+from benchmark.columns import percent
 from benchmark.judge.outputs import FIRST
+from benchmark.report.captions import NORMS, on_order
 from benchmark.report.report import Report
-from benchmark.report.tables import NORMS, on_order
 from benchmark.spec.components import BEST, NATURAL, SAVED
-from benchmark.studies.study import flagged, percent
+from benchmark.studies.study import flagged
 from benchmark.studies.sweep.sweep_spec import SweepSpec
 
 TEST: Final = "test"
@@ -18,6 +19,7 @@ TRAIN: Final = "train"
 _INTERVAL = " [95% interval]"
 _REPORTED = " (reported)"
 
+# What captions say of each measure.
 _SAID = {
     TRAIN: "train: over as many training images, the first, with the labels trained on.",
     "predictions": (
@@ -49,15 +51,17 @@ def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
         measure if setting == TEST else f"{measure}, {setting}"
         for measure, setting in zip(records["measure"], records["setting"], strict=True)
     ]
-    shown = records.assign(column=columns, text=[_text(row) for row in records.itertuples()])
-    lines = shown.loc[shown["defense"] != "", keys].drop_duplicates()
+    texts = records.assign(column=columns, text=[_text(row) for row in records.itertuples()])
+    lines = texts.loc[texts["defense"] != "", keys].drop_duplicates()
     reported = _reported(spec, keys)
-    named = [one for one in dict.fromkeys(columns) if one not in _repeated(records)]
-    for column in dict.fromkeys([*named, *reported.columns.drop(keys)]):
-        own = shown[shown["column"] == column]
-        if len(own):
-            on = keys if own["defense"].all() else axes
-            lines = lines.merge(own[[*on, "text"]], "left", on).rename(columns={"text": column})
+    repeated = _repeated(records)
+    measured = [column for column in dict.fromkeys(columns) if column not in repeated]
+    for column in dict.fromkeys([*measured, *reported.columns.drop(keys)]):
+        cells = texts[texts["column"] == column]
+        if len(cells):
+            # Numbers of the data, and not of a defense, stand in the lines of all defenses.
+            on = keys if cells["defense"].all() else axes
+            lines = lines.merge(cells[[*on, "text"]], "left", on).rename(columns={"text": column})
         if column in reported:
             beside = reported[[*keys, column]].rename(columns={column: f"{column}{_REPORTED}"})
             lines = lines.merge(beside, "left", keys)
@@ -85,6 +89,7 @@ def _repeated(records: pd.DataFrame) -> set[str]:
 
 
 def _reported(spec: SweepSpec, keys: list[str]) -> pd.DataFrame:
+    """What a paper reports, as text."""
     # Keys as text before pandas makes 1 beside 0.25 into 1.0.
     rows = [
         {column: str(value) if column in keys else value for column, value in row.items()}
@@ -101,12 +106,12 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     counts = " to ".join(str(int(count)) for count in dict.fromkeys((images[0], images[-1])))
     attacks = dict.fromkeys(label for report in reports for label in report.measured)
     points = spec.points().values()
-    balls = dict.fromkeys(f"{NORMS[one.norm]} eps {one.eps:g}" for one in points)
+    balls = dict.fromkeys(f"{NORMS[point.norm]} eps {point.eps:g}" for point in points)
     within = f" and within {' or '.join(balls)}" if attacks else ""
     text = f"{spec.about}. " if spec.about else ""
     text += f"Accuracy in % over {counts} test images of {spec.base}, natural{within}."
     text += "".join(map(_explained, spec.over.items()))
-    if not any(one.name.startswith(SAVED) for point in points for one in point.defenses):
+    if not any(defense.name.startswith(SAVED) for point in points for defense in point.defenses):
         text += " Models are trained on the training images of the same data."
     if attacks:
         text += (
@@ -124,11 +129,11 @@ def _explained(axis: tuple[str, Any]) -> str:
     name, values = axis
     if not isinstance(values, dict):
         return ""
-    told = [
+    meanings = [
         f"{label} is {', '.join(f'{k} {v}' for k, v in settings.items()) or 'as it is'}"
         for label, settings in values.items()
     ]
-    return f" {name}: {'; '.join(told)}."
+    return f" {name}: {'; '.join(meanings)}."
 
 
 def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
@@ -137,14 +142,15 @@ def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
     from matplotlib.figure import Figure
 
     first, *others = spec.over
-    panels = [one for one in (TEST, TRAIN) if one in set(records["setting"])]
-    balls = dict.fromkeys(f"{NORMS[one.norm]} {one.eps:.3g}" for one in spec.points().values())
+    panels = [setting for setting in (TEST, TRAIN) if setting in set(records["setting"])]
+    points = spec.points().values()
+    balls = dict.fromkeys(f"{NORMS[point.norm]} {point.eps:.3g}" for point in points)
     figure = Figure(figsize=(7, 4.2 * len(panels) + 0.6), layout="constrained")
     for plot, setting in zip(
         figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
     ):
-        own = records[(records["setting"] == setting) & (records["defense"] != "")]
-        for place, (name, rows) in enumerate(own.groupby(["defense", *others], sort=False)):
+        of_panel = records[(records["setting"] == setting) & (records["defense"] != "")]
+        for place, (name, rows) in enumerate(of_panel.groupby(["defense", *others], sort=False)):
             label = ", ".join(map(str, name))
             for measure, style in ((BEST, "o-"), (NATURAL, "s--")):
                 line = rows[rows["measure"] == measure]

@@ -9,7 +9,14 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from benchmark.errors import UserError, did_you_mean
-from benchmark.spec.components import BEST, NATURAL, SAVED, first_line, read_component
+from benchmark.spec.components import (
+    BEST,
+    NATURAL,
+    SAVED,
+    Component,
+    first_line,
+    read_component,
+)
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 Value = bool | int | float | str
@@ -23,10 +30,10 @@ VARIANT = "variant"
 
 _EXAMPLE = "over: {variant: [original, binarize]}"
 
-# What an axis can vary of a run; all else are options of its defenses.
+# The settings of a run that an axis can vary; all others are options of its defenses.
 _OF_RUN = ("samples", "norm", "eps", "seed")
 
-# Of records and tables.
+# The columns of records and tables, which no axis may be called.
 _COLUMNS = {
     *("defense", "setting", "measure", "value", "low", "high", "images", "column", "text"),
     *(NATURAL, BEST, *get_args(Measure)),
@@ -74,10 +81,10 @@ class SweepSpec(BaseModel):
             if axis in _COLUMNS:
                 raise ValueError(f"{axis!r} is a column of the table: name the axis otherwise")
             mapped = isinstance(values, dict) and all(
-                isinstance(one, dict) for one in values.values()
+                isinstance(settings, dict) for settings in values.values()
             )
             listed = isinstance(values, list) and not any(
-                one is None or isinstance(one, list | dict) for one in values
+                value is None or isinstance(value, list | dict) for value in values
             )
             if not values or not (mapped or listed):
                 raise ValueError(
@@ -130,16 +137,17 @@ class SweepSpec(BaseModel):
         UserError where one of them is not valid."""
         axes = [_settings(axis, values) for axis, values in self.over.items()]
         return {
-            tuple(label for label, _ in point): self._spec([one for _, one in point])
+            tuple(label for label, _ in point): self._spec([settings for _, settings in point])
             for point in itertools.product(*axes)
         }
 
     def _spec(self, changes: list[Mapping[str, Value]]) -> RunSpec:
+        """The run with some settings changed. Raises UserError where they are not valid."""
         values = ({} if self.run.get("attacks") else {"suite": "none"}) | self.run
         given = values.get("defenses")
         if not isinstance(given, list):
             return make_spec(values)  # which refuses them
-        defenses = [read_component(one, "a defense") for one in given]
+        defenses = [read_component(defense, "a defense") for defense in given]
         for key, value in (item for change in changes for item in change.items()):
             if key == VARIANT:
                 data = values.get("data", self.base)
@@ -147,18 +155,19 @@ class SweepSpec(BaseModel):
             elif key in _OF_RUN:
                 values[key] = value
             else:
-                for one in defenses:
-                    if one.name.startswith(SAVED):
-                        raise UserError(f"{one.label} is a saved model: {key} cannot vary")
-                    if key in one.options:
-                        raise UserError(f"{key} is of an axis and of {one.label}: say it once")
-                defenses = [
-                    one.model_copy(
-                        update={"options": one.options | {key: value}, "given_label": one.label}
-                    )
-                    for one in defenses
-                ]
+                defenses = [_with_option(defense, key, value) for defense in defenses]
         return make_spec(values | {"defenses": defenses})
+
+
+def _with_option(defense: Component, key: str, value: Value) -> Component:
+    """A defense with an option that an axis sets, under its old label. Raises UserError where it
+    cannot be set."""
+    if defense.name.startswith(SAVED):
+        raise UserError(f"{defense.label} is a saved model: {key} cannot vary")
+    if key in defense.options:
+        raise UserError(f"{key} is of an axis and of {defense.label}: say it once")
+    options = defense.options | {key: value}
+    return defense.model_copy(update={"options": options, "given_label": defense.label})
 
 
 def _part(label: str) -> str:
@@ -175,8 +184,9 @@ def _settings(
 
 
 def read_sweep(name: str, reduced: bool) -> SweepSpec:
-    """The study in a YAML file, or the ready one of that name; `reduced`, with what its own block
-    of that name changes. Raises UserError, in one line, where there is none or it is not valid."""
+    """The study in a YAML file, or the ready one of that name; where `reduced`, with what the block
+    "reduced" of the file changes. Raises UserError, in one line, where there is no such study or it
+    is not valid."""
     path = Path(name)
     if not path.is_file():
         ready = ready_made()
@@ -202,10 +212,10 @@ def make_sweep(values: dict[str, Any]) -> SweepSpec:
     if "over" not in values:
         raise UserError(f"the study has no axes: give over, as in '{_EXAMPLE}'")
     fields = SweepSpec.model_fields.keys() - {"run"}
-    own = {key: value for key, value in values.items() if key in fields}
-    run = {key: value for key, value in values.items() if key not in own}
+    of_study = {key: value for key, value in values.items() if key in fields}
+    of_run = {key: value for key, value in values.items() if key not in of_study}
     try:
-        return SweepSpec.model_validate({"run": run} | own)
+        return SweepSpec.model_validate({"run": of_run} | of_study)
     except ValidationError as error:
         raise UserError(f"the study is not valid: {first_line(error)}") from error
 
@@ -217,5 +227,5 @@ def ready_made() -> dict[str, Path]:
 
 
 def describe_studies() -> dict[str, str]:
-    """What each of them is about."""
+    """What each ready study is about, by name."""
     return {name: read_sweep(str(path), False).about for name, path in ready_made().items()}

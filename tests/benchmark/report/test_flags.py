@@ -1,5 +1,6 @@
 """Each sign that a number is not to be trusted: raised where it should be, and nowhere else."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,28 @@ def test_probes_cost_little_and_no_attack_is_charged_for_them() -> None:
 def test_every_flag_says_what_to_do_next() -> None:
     assert {"gradient-free", "transfer", "not-converged", "large-eps", "no-ascent"} <= set(FLAGS)
     for code in ("gradient-free", "transfer", "not-converged", "large-eps", "no-ascent"):
-        assert any(word in FLAGS[code] for word in ("add ", "attack a", "give more"))
+        assert any(word in FLAGS[code].remedy for word in ("add ", "attack a", "give more"))
+    for flag in FLAGS.values():
+        assert flag.remedy
+        assert flag.remedy in flag.line or flag.joint is None
+
+
+def test_every_flag_is_raised_by_records_or_by_the_look_at_a_model_that_names_it() -> None:
+    for code, flag in FLAGS.items():
+        assert (flag.holds is None) != (flag.seen_by is None)
+        if flag.seen_by is not None:
+            assert f'"{code}"' in inspect.getsource(flag.seen_by)
+
+
+def test_flags_are_listed_in_lines_that_can_be_read(cli: Cli) -> None:
+    ended = cli("list", "flags")
+    assert (ended.status, ended.err) == (0, "")
+    assert max(map(len, ended.out.splitlines())) <= 100
+    listed = [entry.split() for entry in ended.out.strip().split("\n\n")]
+    assert [words[0] for words in listed] == list(FLAGS)
+    for words, flag in zip(listed, FLAGS.values(), strict=True):
+        for said in (flag.meaning, flag.remedy, flag.raised_by, flag.rule):
+            assert said in " ".join(words)
 
 
 # Ordinary models raise none.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmark.data import files as data_files
 from benchmark.data.sets import load_dataset
-from tests.benchmark.splits import refusal, same
+from tests.benchmark.data.splits import refusal, same
 
 REAL = os.environ.get("BESTATTACK_DATA")
 Images = NDArray[np.uint8]

@@ -9,12 +9,16 @@ from torch import Tensor
 from benchmark.data.sets import Dataset, Split, load_dataset
 from benchmark.data.transforms import TRANSFORMS, binarize, edge, gamma, saturate, scale, smooth
 from benchmark.data.variants import VARIANTS
-from tests.benchmark.splits import refusal, same
+from tests.benchmark.conftest import Cli
+from tests.benchmark.data.splits import refusal, same
 
 GREY = (torch.arange(256) / 255).view(1, 1, 16, 16)
 GREYS = Dataset("greys", ("a",), (1, 16, 16), lambda part: Split(GREY, torch.tensor([0])))
 VALUED = {"smooth": "3", "saturate": "16", "gamma": "0.7", "scale": "0.8"}
-NAMES = [f"{name}={VALUED[name]}" if name in VALUED else name for name in TRANSFORMS]
+NAMES = [
+    f"{transform.name}={VALUED[transform.name]}" if transform.name in VALUED else transform.name
+    for transform in TRANSFORMS
+]
 
 
 def image(*rows: list[float]) -> Tensor:
@@ -175,6 +179,16 @@ def test_variants_are_read_from_left_to_right() -> None:
 )
 def test_names_are_made_alike(name: str, full: str) -> None:
     assert load_dataset(f"digits/{name}").name == f"digits/{full}"
+
+
+def test_variants_are_listed_with_what_they_do(cli: Cli) -> None:
+    ended = cli("list", "datasets")
+    assert (ended.status, ended.err) == (0, "")
+    lines = ended.out.partition("\n\n")[2].splitlines()
+    assert max(map(len, lines)) <= 100
+    listed = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
+    assert listed == [variant.form for variant in VARIANTS.values()]
+    assert all(variant.about.endswith(".") for variant in VARIANTS.values())
 
 
 # Training labels and their number

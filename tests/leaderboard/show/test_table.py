@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from leaderboard.board import check
 from leaderboard.show.pictures import closest_example, curve, shown
-from leaderboard.show.table import better, columns, make_table, ranked, robust
+from leaderboard.show.table import better, make_table, ranked, robust
 from leaderboard.submission.submission import open_row
 from tests.leaderboard.conftest import Small
 
@@ -53,14 +53,21 @@ def test_a_table_is_ordered_and_complete(made: Small) -> None:
     table = make_table(task, rows)
     best = [line.record.numbers.best_attack for line in table.lines]
     assert best == sorted(best, reverse=True)
+    names = [
+        *("rank", "defense", "natural", "PGD", "CW", "SCW", "best-attack [95%]", "certified"),
+        *("if Lipschitz ≤ 0.7 (of these broken)", "queries", "flags", "reported by papers"),
+        "files",
+    ]
+    assert [column.name for column in table.columns] == names
     for line in table.lines:
-        assert list(line.cells) == columns(task)
+        assert list(line.cells) == names
         numbers = line.record.numbers
         assert line.cells["best-attack [95%]"].startswith(f"{100 * numbers.best_attack:.1f} [")
         assert (line.cells["SCW"] == "-") == (line.record.row != "NBR")
         assert (line.cells["certified"] == "-") == (line.record.row == "vanilla")
         expected = "Plain: natural 99.5 [1]" if line.record.row == "vanilla" else "-"
-        assert line.reported == {"reported by papers": expected}
+        assert line.cells["reported by papers"] == expected
+        assert line.links["defense"] == {line.record.row: "README.md"}
     assert table.sources == ["A paper, table 1"]
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.data import files as data_files
 from benchmark.data.sets import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
 from benchmark.errors import UserError
-from tests.benchmark.splits import refusal, rows, same
+from benchmark.spec.run_spec import Part
+from tests.benchmark.data.splits import refusal, rows, same
 
 # Digits and the pair variant
 
@@ -23,7 +23,7 @@ def test_digits_is_split_without_overlap_and_by_class() -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_the_first_images_are_those_in_front(part: data_files.Part) -> None:
+def test_the_first_images_are_those_in_front(part: Part) -> None:
     dataset = load_dataset("digits")
     whole = getattr(dataset, part)
     assert same(dataset.first(part), whole)

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from attacks import ThreatModel
 from benchmark.judge.records import Block, IntArray, MemoryCell
 from benchmark.report import tables
-from benchmark.report.report import BEST, NATURAL, Accuracy, Report
+from benchmark.report.accuracy import Accuracy
+from benchmark.report.report import Report
+from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import Mode, make_spec
 
 SPEC = make_spec({"data": "mnist", "eps": 0.5, "defenses": ["d"], "suite": "none"})

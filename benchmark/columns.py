@@ -1,0 +1,96 @@
+"""Columns of tables: what one is called, holds, prints and says, for every table that shows it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, Self, TypeVar
+
+# What tables print where a row has no value.
+NONE = "-"
+
+# The tables that show columns: the run's table with a row per defense; the details below it, a row
+# per attack; the numbers of those details, as DataFrame, table.csv and the details of table.json;
+# the rows of table.json; and the leaderboard's tables, in its README and on its page.
+Table = Literal["run", "details", "numbers", "json", "board"]
+
+Row = TypeVar("Row", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a column stands in one table.
+
+    heading   what the column is called there.
+    caption   what the caption of that table says of it: whole sentences.
+    optional  whether some tables of the kind lack the column; captions speak of it last.
+    """
+
+    heading: str
+    caption: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column of one or several tables, whose rows are all of one type.
+
+    shown  the tables that show it, and how it stands there.
+    value  what the column holds for a row: None where there is nothing to tell, and a word, such as
+           "error", where there is a reason for that.
+    text   how a value prints that is neither None nor a word.
+    data   how a value is written to JSON.
+    left   whether it is aligned left, as words are; numbers are aligned right.
+    style  the classes that its cells have on the leaderboard's page.
+    """
+
+    shown: Mapping[Table, Shown]
+    value: Callable[[Row], Any]
+    text: Callable[[Any], str] = str
+    data: Callable[[Any], Any] = lambda value: value
+    left: bool = False
+    style: str = ""
+
+    def heading(self, table: Table) -> str:
+        """What the column is called in a table that shows it."""
+        return self.shown[table].heading
+
+    def cell(self, row: Row) -> str:
+        """What tables print for a row."""
+        value = self.value(row)
+        if value is None:
+            return NONE
+        return value if isinstance(value, str) else self.text(value)
+
+    def only(self, table: Table) -> Self:
+        """The same column for one of its tables, so that each can have it elsewhere."""
+        return replace(self, shown={table: self.shown[table]})
+
+
+def shown_in(table: Table, columns: Iterable[Column[Row]]) -> list[Column[Row]]:
+    """Those of the columns that a table shows, in order."""
+    return [column for column in columns if table in column.shown]
+
+
+def captions(table: Table, columns: Iterable[Column[Any]]) -> list[str]:
+    """What the caption of a table says of its columns, those that not every such table has last."""
+    entries = [column.shown[table] for column in columns if table in column.shown]
+    entries.sort(key=lambda shown: shown.optional)
+    return [shown.caption for shown in entries if shown.caption]
+
+
+def percent(share: float | None, unknown: str = NONE) -> str:
+    """A share as tables print it, in %; `unknown` where it is None or NaN."""
+    return unknown if share is None or math.isnan(share) else f"{100 * share:.1f}"
+
+
+def decimals(digits: int) -> Callable[[float], str]:
+    """How numbers print with so many digits after the point; NaN prints as unknown."""
+    return lambda value: NONE if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
+    """A table as GitHub's Markdown; `left` says which of its columns are aligned left."""
+    from tabulate import tabulate
+
+    align = ["left" if words else "right" for words in left]
+    return tabulate(rows, headings, tablefmt="github", disable_numparse=True, colalign=align)

@@ -1,0 +1,64 @@
+"""What captions say: of settings, of columns, and of attacks that saw only what others left."""
+
+from collections.abc import Sequence
+
+from benchmark.columns import captions
+from benchmark.report.measurements import Measurements
+from benchmark.report.report_columns import run_columns
+from benchmark.spec.run_spec import RunSpec
+
+# How norms are printed.
+NORMS = {"l2": "L2", "linf": "L-infinity"}
+
+
+def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
+    """What the numbers of a run's table are over."""
+    first = reports[0]
+    images = f"{first.total} {f'{spec.data} {spec.split} ' if spec else ''}images"
+    return (
+        f"Accuracy in % over all {images}, {NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
+        + (on_settings(spec) if spec else "")
+        + "A sample counts as robust if it is classified correctly and the attack of the column "
+        f"does not break it; {' '.join(captions('run', run_columns(reports)))}"
+        + on_order(reports, "column")
+    )
+
+
+def on_settings(spec: RunSpec) -> str:
+    """What a caption says of settings that change what its words mean."""
+    text = ""
+    if not spec.bounded:
+        text += "Perturbed images may leave [0, 1]. "
+    if spec.labels == "predictions":
+        text += (
+            "Correct is, for each model, what it says of the clean image itself (robustness with "
+            "respect to predictions). "
+        )
+    return text
+
+
+def on_order(reports: Sequence[Measurements], place: str) -> str:
+    """What a caption says of attacks that saw only what others left; `place` is where an attack has
+    its accuracy."""
+    if reports[0].mode == "cascade":
+        return (
+            " Cascade: each attack saw only what the ones before it left, so there is no "
+            f"{place} per attack."
+        )
+    return "".join(
+        f" {', '.join(series)} are a series: each worked only on what the ones before it left, and "
+        f"its {place} is the accuracy after it and the ones before it."
+        for series in _series(reports)
+    )
+
+
+def _series(reports: Sequence[Measurements]) -> list[tuple[str, ...]]:
+    """The labels of each series, from its first attack to its last."""
+    after = {
+        label: before
+        for report in reports
+        for label, before in report.after.items()
+        if label in report.measured
+    }
+    followed = {label for before in after.values() for label in before}
+    return [(*before, label) for label, before in after.items() if label not in followed]

@@ -1,0 +1,291 @@
+"""What was measured on one model: its records, and the accuracies that they make."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attacks import ThreatModel
+from benchmark.judge.records import Block, Cell, IntArray, blocks_of
+from benchmark.report.accuracy import Accuracy, Examples
+from benchmark.report.radii import Radii
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.run_spec import Mode
+
+
+@dataclass(frozen=True, eq=False)
+class Closest:
+    """The closest misclassified point of each sample.
+
+    distance  (n,) its distance: 0 where the clean image is misclassified, infinite where no such
+              point is known.
+    label     (n,) of what found it: an attack, or "natural"; "" where no such point is known.
+    """
+
+    distance: NDArray[np.float64]
+    label: NDArray[np.object_]
+
+
+class Measurements:
+    """What was measured on one model, over all its samples: see `Report`, which adds flags and
+    tables to this.
+
+    total    how many samples there are.
+    logits   how many logits the model gives; None where only records are known.
+    noted    the codes of flags that a look at the model raised; whoever looks may add to them.
+    cells    what all is made from: natural, the certificate and each attack, by label. For each
+             label, `keys` has the name of its cell, `places` the samples that count there, `frames`
+             their records without images, `seconds` the time that it took, and `outside` for how
+             many samples an attack left the ball or the box.
+    radii    what the model's certificate says; None where it has none or that failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        threat: ThreatModel,
+        mode: Mode,
+        total: int,
+        flags: Iterable[str] = (),
+        notes: Sequence[str] = (),
+        logits: int | None = None,
+    ) -> None:
+        self.name = name
+        self.threat = threat
+        self.mode = mode
+        self.total = total
+        self.keys: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+        self.inapplicable: dict[str, str] = {}
+        self.after: dict[str, tuple[str, ...]] = {}
+        self.notes = list(notes)
+        self.radii: Radii | None = None
+        self.noted = flags
+        self.logits = logits
+        self.cells: dict[str, Cell] = {}
+        self.places: dict[str, IntArray] = {}
+        self.frames: dict[str, pd.DataFrame] = {}
+        self.seconds: dict[str, float] = {}
+        self.outside: dict[str, int] = {}
+
+    def add(
+        self,
+        label: str,
+        key: str,
+        cell: Cell,
+        error: str | None,
+        after: Sequence[str] = (),
+        inapplicable: str | None = None,
+    ) -> None:
+        """Take in a cell. One that failed, lacks samples or does not apply counts for nothing."""
+        expected = np.arange(self.total) if label == NATURAL else self.remaining(after)
+        self.cells[label] = cell
+        self.keys[label] = key
+        self.places[label] = expected
+        frames, seconds, outside = [], 0.0, 0
+        for block in self.blocks(label, images=False):
+            frames.append(block.frame())
+            seconds += float(block.seconds.sum())
+            outside += int(block.outside.sum())
+        self.seconds[label] = seconds
+        self.outside[label] = outside
+        if after:
+            self.after[label] = tuple(after)
+        if inapplicable is not None and not frames:
+            self.inapplicable[label] = inapplicable
+            return
+        if inapplicable is not None:
+            error = f"found on some samples only that it does not apply: {inapplicable}"
+        if frames:
+            self.frames[label] = pd.concat(frames).sort_values("index", ignore_index=True)
+        elif label != NATURAL:
+            self.frames[label] = self.frames[NATURAL].iloc[:0]
+        # A sample without a record must never count as robust.
+        measured = self.frames[label]["index"].to_numpy() if label in self.frames else expected[:0]
+        if error is None and not np.array_equal(measured, expected):
+            error = f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
+        if error is not None:
+            self.errors[label] = error
+
+    def blocks(self, label: str, images: bool = True) -> Iterator[Block]:
+        """The records under a label, of the samples that count there alone: the cell may hold more,
+        of runs on other numbers of samples."""
+        return blocks_of(self.cells[label], self.places[label], images)
+
+    def certify(self, key: str, cell: Cell, error: str | None) -> None:
+        """Take in the cell of the model's certificate. One that failed certifies nothing."""
+        self.cells[CERTIFIED] = cell
+        self.keys[CERTIFIED] = key
+        self.places[CERTIFIED] = np.arange(self.total)
+        blocks = list(self.blocks(CERTIFIED, images=False))
+        self.seconds[CERTIFIED] = float(sum(block.seconds.sum() for block in blocks))
+        try:
+            self.radii = Radii.of(blocks, self.total) if error is None else None
+        except ValueError as incomplete:
+            error = str(incomplete)
+        if error is not None:
+            self.errors[CERTIFIED] = error
+
+    @property
+    def attacks(self) -> list[str]:
+        """All attacks, those that failed or do not apply among them."""
+        return [label for label in self.keys if label not in (NATURAL, CERTIFIED)]
+
+    @property
+    def failed(self) -> list[str]:
+        """The attacks that failed."""
+        return [label for label in self.attacks if label in self.errors]
+
+    @property
+    def measured(self) -> list[str]:
+        """The attacks that count."""
+        return [
+            label
+            for label in self.attacks
+            if label not in self.errors and label not in self.inapplicable
+        ]
+
+    def survivors(self) -> IntArray:
+        """The samples classified correctly and broken by no attack so far."""
+        return self.unbroken(self.measured)
+
+    def remaining(self, after: Sequence[str]) -> IntArray:
+        """The samples for an attack to work on now, `after` others of its series."""
+        if self.mode == "cascade":
+            return self.survivors()
+        return self.unbroken([label for label in self.measured if label in after])
+
+    def unbroken(self, labels: Iterable[str]) -> IntArray:
+        """The samples classified correctly and broken under none of some labels."""
+        broken = np.zeros(self.total, dtype=bool)
+        for label in (NATURAL, *labels):
+            if label in self.errors:
+                continue
+            frame = self.frames[label]
+            broken[frame["index"].to_numpy()] |= frame["broken"].to_numpy()
+        return np.flatnonzero(~broken)
+
+    def accuracy(self, label: str) -> Accuracy | None:
+        """Natural, certified, of one attack, or best-attack; None where it was not measured."""
+        proven = label == CERTIFIED
+        counted = self.certified_within(self.threat.eps) if proven else self.robust_to(label)
+        return None if counted is None else Accuracy(int(counted.sum()), self.total)
+
+    def robust_to(self, label: str) -> NDArray[np.bool_] | None:
+        """The samples (n,) classified correctly and, under the label of an attack, not broken by it
+        or by those before it in its series, under that of best-attack by none; None where it was
+        not measured, or only on what others left."""
+        if label == NATURAL and label not in self.errors:
+            attacks = []
+        elif label == BEST and self.measured:
+            attacks = self.measured
+        elif label in self.measured and self.mode == "table":
+            attacks = [one for one in self.measured if one in (*self.after.get(label, ()), label)]
+        else:
+            return None
+        return np.isin(np.arange(self.total), self.unbroken(attacks))
+
+    def _count(self, label: str) -> int:
+        accuracy = self.accuracy(label)
+        assert accuracy is not None
+        return accuracy.count
+
+    @property
+    def natural(self) -> float:
+        return self._count(NATURAL) / self.total
+
+    @property
+    def per_attack(self) -> dict[str, float]:
+        if self.mode == "cascade":
+            return {}
+        found = {label: self.accuracy(label) for label in self.attacks}
+        return {label: a.value if a else float("nan") for label, a in found.items()}
+
+    @property
+    def best_attack(self) -> float:
+        accuracy = self.accuracy(BEST)
+        return accuracy.value if accuracy else float("nan")
+
+    @property
+    def certified(self) -> float:
+        accuracy = self.accuracy(CERTIFIED)
+        return accuracy.value if accuracy else float("nan")
+
+    def certified_within(self, eps: float) -> NDArray[np.bool_] | None:
+        """The samples (n,) classified correctly and proven to stay so within eps; None where there
+        is no certificate."""
+        if self.radii is None:
+            return None
+        proven = self.radii.proves(eps)
+        proven[np.setdiff1d(np.arange(self.total), self.unbroken([]))] = False
+        return proven
+
+    @property
+    def contradictions(self) -> IntArray:
+        if self.radii is None:
+            return np.empty(0, dtype=np.int64)
+        frames = [frame for label, frame in self.frames.items() if label != NATURAL]
+        return self.radii.contradicted(self.threat.eps, frames)
+
+    @property
+    def records(self) -> pd.DataFrame:
+        records = pd.concat(
+            [frame.assign(attack=label) for label, frame in self.frames.items()],
+            ignore_index=True,
+        )
+        if self.radii is not None:
+            radius = pd.Series(self.radii.radius)
+            records["radius"] = radius.reindex(records["index"]).to_numpy()
+        return records
+
+    @property
+    def adversarial(self) -> dict[str, Examples]:
+        return {label: self.examples(label) for label in self.attacks}
+
+    def examples(self, label: str) -> Examples:
+        """The judged misclassified points of an attack."""
+        blocks = list(self.blocks(label))
+        if not blocks:
+            return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        index = np.concatenate([block.index[block.found] for block in blocks])
+        return Examples(index, np.concatenate([block.adversarial for block in blocks]))
+
+    def closest(self, labels: Iterable[str], broken: bool = False) -> Closest:
+        """The closest misclassified point of each sample under some labels; only those that break
+        the sample, which lie within eps, where `broken`. Of two that are as close, the first's."""
+        distance = np.full(self.total, np.inf)
+        closest_label = np.full(self.total, "", dtype=object)
+        for label in labels:
+            frame = self.frames[label]
+            if broken:
+                frame = frame[frame["broken"]]
+            index, found_at = frame["index"].to_numpy(), frame["distance"].to_numpy()
+            # NaN, where the attack found no such point, is not nearer.
+            nearer = found_at < distance[index]
+            distance[index[nearer]] = found_at[nearer]
+            closest_label[index[nearer]] = label
+        return Closest(distance, closest_label)
+
+    def minimal_distances(self) -> NDArray[np.float64] | None:
+        """Each sample's smallest distance (n,) over all attacks: 0 where it is misclassified clean,
+        infinite where no attack found a point. None where no attack minimises the distance."""
+        if not any(self.cells[label].note.get("minimises") for label in self.measured):
+            return None
+        # All attacks: in cascades and series, those that minimise are not given what others broke.
+        return self.closest([NATURAL, *self.measured]).distance
+
+    def summary(self, label: str) -> str:
+        """What was measured under one label, in a line."""
+        if label == NATURAL:
+            return f"natural accuracy {self.natural:.2%}"
+        if label in self.errors:
+            return f"{label} failed: {self.errors[label]}"
+        if label == CERTIFIED:
+            return f"certified accuracy {self.certified:.2%}"
+        if label in self.inapplicable:
+            return f"{label} does not apply: {self.inapplicable[label]}"
+        frame = self.frames[label]
+        seconds = f"{self.seconds[label]:.1f} s"
+        return f"{label} broke {int(frame['broken'].sum())} of {len(frame)} in {seconds}"

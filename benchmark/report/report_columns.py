@@ -1,0 +1,242 @@
+"""The columns of what is measured: those with a row per defense, and those with a row per attack.
+
+A column is added here alone: an entry in one of the two lists below. The tables that it names show
+it, with what their captions say of it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from attacks.threat import Norm
+from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
+from benchmark.report.accuracy import Accuracy, work
+from benchmark.report.flags import explain
+from benchmark.report.measurements import Measurements
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+
+_WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2"}
+
+
+def report_columns(
+    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = ()
+) -> list[Column[Measurements]]:
+    """The columns of tables with a row per defense, in order.
+
+    attacks   the labels that have a column of their own.
+    measured  the labels that best-attack accuracy is over, for the caption.
+    """
+    certified = _certified_column(norm)
+    return [
+        Column(
+            {"run": Shown("defense"), "json": Shown("defense"), "board": Shown("defense")},
+            lambda report: report.name,
+            left=True,
+        ),
+        Column(
+            {"run": Shown(NATURAL), "json": Shown("natural"), "board": Shown(NATURAL)},
+            _accuracy(NATURAL), _share, _plain_share,
+        ),
+        certified.only("json"),
+        _json("contradictions", lambda report: report.contradictions.tolist()),
+        _json("per_attack", _per_attack),
+        *map(_attack_column, attacks),
+        certified.only("run"),
+        _best_column(measured),
+        certified.only("board"),
+        _json("interval", _interval),
+        Column(
+            {"run": Shown("flags"), "json": Shown("flags"), "board": Shown("flags")},
+            lambda report: explain(report) or None,
+            text=", ".join,
+            data=lambda flags: flags or {},
+            left=True,
+            style="wide",
+        ),
+        _json("errors", lambda report: report.errors),
+        _json("inapplicable", lambda report: report.inapplicable),
+        _json("after", lambda report: {k: list(labels) for k, labels in report.after.items()}),
+        _json("notes", lambda report: report.notes),
+    ]  # fmt: skip
+
+
+def _certified_column(norm: Norm) -> Column[Measurements]:
+    shown: dict[Table, Shown] = {
+        "run": Shown(
+            CERTIFIED,
+            "certified: if it is classified correctly and the defense's own certificate proves "
+            f"that nothing within {_WITHIN[norm]} changes that.",
+            optional=True,
+        ),
+        "json": Shown(CERTIFIED),
+        "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
+    }
+    return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
+
+
+def _best_column(measured: Iterable[str]) -> Column[Measurements]:
+    """Best-attack accuracy with its interval, over the labels `measured`."""
+    shown: dict[Table, Shown] = {
+        "run": Shown(
+            f"{BEST} [95% interval]",
+            "best-attack: if no attack breaks it (worst case per sample over "
+            f"{', '.join(measured) or 'none yet'}). Samples that are misclassified clean count as "
+            "broken in every column and are not attacked.",
+        ),
+        "json": Shown("best_attack"),
+        "board": Shown(
+            f"{BEST} [95%]",
+            "best-attack: classified correctly and broken by no attack; images misclassified clean "
+            "count as broken in every column.",
+        ),
+    }
+    return Column(shown, _best, str, _plain_share, style="best")
+
+
+def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
+    """The columns of a run's table. A cascade has none of single attacks, and columns that not
+    every run has are left out where no report has a value there."""
+    attacks = dict.fromkeys(label for report in reports for label in report.attacks)
+    measured = dict.fromkeys(label for report in reports for label in report.measured)
+    cascade = all(report.mode == "cascade" for report in reports)
+    columns = report_columns(reports[0].threat.norm, () if cascade else attacks, measured)
+    return [
+        column
+        for column in shown_in("run", columns)
+        if not column.shown["run"].optional
+        or any(column.value(report) is not None for report in reports)
+    ]
+
+
+def _attack_column(label: str) -> Column[Measurements]:
+    """The column of one attack, which is headed by its label."""
+    return Column({"run": Shown(label), "board": Shown(label)}, _accuracy(label), _share)
+
+
+def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurements]:
+    """A column of table.json alone."""
+    return Column({"json": Shown(heading)}, value)
+
+
+def _accuracy(label: str) -> Callable[[Measurements], Accuracy | str | None]:
+    """What a column holds: the accuracy under a label, or that the attack failed."""
+
+    def value(report: Measurements) -> Accuracy | str | None:
+        return report.accuracy(label) or ("error" if label in report.errors else None)
+
+    return value
+
+
+def _best(report: Measurements) -> Accuracy | str | None:
+    return report.accuracy(BEST) or ("error" if report.failed else None)
+
+
+def _share(accuracy: Accuracy) -> str:
+    """An accuracy without its interval."""
+    return percent(accuracy.value)
+
+
+def _plain_share(accuracy: Accuracy | str | None) -> float | None:
+    return accuracy.value if isinstance(accuracy, Accuracy) else None
+
+
+def _per_attack(report: Measurements) -> dict[str, float | None]:
+    if report.mode == "cascade":
+        return {}
+    return {label: _plain_share(report.accuracy(label)) for label in report.attacks}
+
+
+def _interval(report: Measurements) -> list[float] | None:
+    best = report.accuracy(BEST)
+    return list(best.interval) if best else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the details: one label of one report."""
+
+    report: Measurements
+    label: str
+
+    @cached_property
+    def accuracy(self) -> Accuracy | None:
+        return self.report.accuracy(self.label)
+
+    @cached_property
+    def work(self) -> dict[str, Any]:
+        """What the attack did; empty for natural and certified, and where it does not apply."""
+        if self.label == NATURAL or self.label not in self.report.frames:
+            return {}
+        return work(self.report.frames[self.label])
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        return self.accuracy.interval if self.accuracy else (None, None)
+
+    @property
+    def seconds(self) -> float | None:
+        timed = self.label == CERTIFIED or bool(self.work)
+        return self.report.seconds[self.label] if timed else None
+
+
+def lines(reports: Sequence[Measurements]) -> list[Line]:
+    """The rows of the details: natural, each attack, certified where the defense offers a
+    certificate, and best-attack, of each report."""
+    return [
+        Line(report, label)
+        for report in reports
+        for label in (
+            NATURAL, *report.attacks, *([CERTIFIED] if CERTIFIED in report.keys else []), BEST
+        )
+    ]  # fmt: skip
+
+
+def detail_columns() -> list[Column[Line]]:
+    """The columns of tables with a row per defense and attack, in order."""
+    left_out = _done("unbroken, left out of distance", 0, "left out")
+    return [
+        Column(
+            {"details": Shown("defense"), "numbers": Shown("defense")},
+            lambda line: line.report.name,
+            left=True,
+        ),
+        Column(
+            {"details": Shown("attack"), "numbers": Shown("attack")},
+            lambda line: line.label,
+            left=True,
+        ),
+        Column({"details": Shown("robust % [95% interval]")}, lambda line: line.accuracy),
+        _number("accuracy", lambda line: _plain_share(line.accuracy)),
+        _number("low", lambda line: line.interval[0]),
+        _number("high", lambda line: line.interval[1]),
+        _done("attacked", 0),
+        _done("broken", 0),
+        left_out.only("numbers"),
+        _done("median distance", 3),
+        _done("mean distance", 3),
+        left_out.only("details"),
+        _done("forwards", 1),
+        _done("backwards", 1),
+        Column(
+            {"details": Shown("seconds"), "numbers": Shown("seconds")},
+            lambda line: line.seconds,
+            decimals(1),
+        ),
+        _number("error", lambda line: line.report.errors.get(line.label)),
+        _number("does not apply", lambda line: line.report.inapplicable.get(line.label)),
+    ]
+
+
+def _number(heading: str, value: Callable[[Line], Any]) -> Column[Line]:
+    """A column that is written, and not printed."""
+    return Column({"numbers": Shown(heading)}, value)
+
+
+def _done(name: str, digits: int, printed: str | None = None) -> Column[Line]:
+    """A column of what attacks did: see `benchmark.report.accuracy.work`."""
+    return Column(
+        {"details": Shown(printed or name), "numbers": Shown(name)},
+        lambda line: line.work.get(name),
+        decimals(digits),
+    )
