@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from benchmark.data.sets import Dataset, load_dataset
+from benchmark.data.dataset import Dataset
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.keys import identify_data

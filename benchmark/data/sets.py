@@ -23,18 +23,6 @@ from benchmark.data.variants import VARIANTS, hint
 from benchmark.spec.registry import DATASETS
 from benchmark.spec.run_spec import Part
 
-__all__ = [
-    "VARIANTS",
-    "DataError",
-    "Dataset",
-    "Split",
-    "cifar10",
-    "digits",
-    "fashion_mnist",
-    "load_dataset",
-    "mnist",
-]
-
 _TEN = tuple("0123456789")
 _FASHION = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"

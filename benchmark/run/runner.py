@@ -20,7 +20,8 @@ import yaml
 from torch import nn
 
 from attacks import ThreatModel
-from benchmark.data.sets import Dataset, load_dataset
+from benchmark.data.dataset import Dataset
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text

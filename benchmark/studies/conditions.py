@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmark.columns import percent
-from benchmark.data.sets import Dataset, load_dataset
+from benchmark.data.dataset import Dataset
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
 from benchmark.spec.run_spec import Part

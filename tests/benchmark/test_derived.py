@@ -10,7 +10,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmark.data.sets import Dataset, Split, digits, load_dataset
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.sets import digits, load_dataset
 from benchmark.models.trained import load_saved
 from benchmark.spec.components import Component
 from benchmark.spec.registry import DATASETS, load_plugin

@@ -36,7 +36,8 @@ PLUGIN = """
 from dataclasses import dataclass, replace
 
 from attacks import PGD
-from benchmark.data.sets import Dataset, Split, digits
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.sets import digits
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmark.data.sets import Dataset, Split
+from benchmark.data.dataset import Dataset, Split
 from defenses import Vanilla
 
 

@@ -22,7 +22,8 @@ ATTACKED = (*WORDS, "--defense", "vanilla/epochs=0", "--attack", "pgd/steps=2")
 PLUGIN = """
 import torch
 
-from benchmark.data.sets import Dataset, Split, digits
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.sets import digits
 
 ten = digits(None)
 

@@ -24,7 +24,7 @@ from tests.benchmark.conftest import Cli, refused
 PLUGIN = """
 import torch
 
-from benchmark.data.sets import Dataset, Split
+from benchmark.data.dataset import Dataset, Split
 
 
 class Line(torch.nn.Module):

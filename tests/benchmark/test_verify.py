@@ -23,7 +23,8 @@ PGD5, CW = "pgd/steps=5", "cw/steps=20/searches=2/minimize"
 PLUGIN = """
 from pathlib import Path
 
-from benchmark.data.sets import Dataset, Split, digits
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.sets import digits
 
 
 def photos(root):

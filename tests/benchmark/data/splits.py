@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.data.sets import DataError, Split
+from benchmark.data.dataset import Split
+from benchmark.data.files import DataError
 
 
 def refusal(load: Callable[[], object]) -> str:

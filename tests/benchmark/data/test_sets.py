@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.data.sets import VARIANTS, DataError, Dataset, Split, fingerprint, load_dataset
+from benchmark.data.dataset import Dataset, Split, fingerprint
+from benchmark.data.files import DataError
+from benchmark.data.sets import load_dataset
+from benchmark.data.variants import VARIANTS
 from benchmark.errors import UserError
 from benchmark.spec.run_spec import Part
 from tests.benchmark.data.splits import refusal, rows, same

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark.data.sets import Dataset, Split, load_dataset
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.sets import load_dataset
 from benchmark.data.transforms import TRANSFORMS, binarize, edge, gamma, saturate, scale, smooth
 from benchmark.data.variants import VARIANTS
 from tests.benchmark.conftest import Cli

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from attacks import PGD
-from benchmark.data.sets import Dataset, Split
+from benchmark.data.dataset import Dataset, Split
 
 
 class Plain(torch.nn.Module):

@@ -12,7 +12,7 @@ from tests.benchmark.conftest import Cli, assert_written, refused
 
 PLUGIN = """
 import torch
-from benchmark.data.sets import Dataset, Split
+from benchmark.data.dataset import Dataset, Split
 
 x = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1, 1)
 DATASETS = {
