@@ -104,7 +104,11 @@ def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[
     threat = ThreatModel(**manifest["threat"])
     for task in tasks.values():
         # The data last, because they have to be loaded.
-        if threat == task.spec.threat and manifest["data"] == task.data:
+        if (
+            threat == task.spec.threat
+            and manifest["data"] == task.data
+            and manifest["samples"] == len(task.samples)
+        ):
             return task
     raise UserError(
         f"{run} is of no task: {manifest['samples']} images of {manifest['data']['name']} within "

@@ -8,8 +8,8 @@ import torch
 
 from attacks import PGD, Problem
 from attacks.wrappers.robin import RoBinEvaluation
-from benchmark.models.obtain import recipe_of
 from benchmark.spec.lineup import choose
+from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import make_spec, read_values
 from defenses import initialise, train
 

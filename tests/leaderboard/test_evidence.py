@@ -48,7 +48,16 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
     empty = points.numpy()[:0]
     cells[NATURAL].add(
         Block(
-            np.arange(N), own, own.copy(), no, np.full(N, np.nan), nothing, nothing, empty, 0, 0.0
+            np.arange(N),
+            own,
+            own.copy(),
+            no,
+            np.full(N, np.nan),
+            nothing,
+            nothing,
+            no,
+            0.0 * nothing,
+            empty,
         )
     )
     distance = threat.distance(points, samples.x).numpy()
@@ -57,7 +66,7 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
         cells["attack"].add(
             Block(
                 part, own[part], own[part] + 1, yes[part], distance[part], nothing[part] + 7,
-                nothing[part] + 3, points.numpy()[part], 0, 0.0,
+                nothing[part] + 3, no[part], 0.0 * nothing[part], points.numpy()[part],
             )
         )  # fmt: skip
     for label, cell in cells.items():

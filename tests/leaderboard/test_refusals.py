@@ -171,7 +171,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "images": (_number("data", "sha256", value="0" * 64), "its images or labels: 000"),
     "task": (_number("task", value="digit"), "unknown task 'digit': did you mean 'digits'?"),
     "schema": (_number("score", value=1.0), "record.json is not valid: score"),
-    "format": (_number("format", value=2), "record.json is not valid: format"),
+    "format": (_number("format", value=3), "record.json is not valid: format"),
     "key": (_number("cells", "CW", "key", value="0" * 16), "CW: made with other weights, data"),
     "attack left out": (
         lambda folder: change_record(folder, lambda record: record["cells"].pop("CW")),

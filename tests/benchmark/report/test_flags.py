@@ -43,7 +43,8 @@ def _cell(
     cell.add(
         Block(
             places, np.ones_like(places), np.where(hit, 0, 1), hit, np.where(hit, 0.1, np.nan),
-            spent, np.full_like(places, backwards), np.zeros((int(hit.sum()), 1), np.float32), 0, 0,
+            spent, np.full_like(places, backwards), np.zeros_like(hit), np.zeros(len(hit)),
+            np.zeros((int(hit.sum()), 1), np.float32),
         )
     )  # fmt: skip
     cell.close(note)

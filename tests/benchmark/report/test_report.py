@@ -43,9 +43,10 @@ def _cell(
         ones = np.ones_like(places)
         hit = ~np.isnan(distance)
         points = np.full((int(hit.sum()), 2), 0.5, dtype=np.float32)
+        left, seconds = np.isin(places, places[:outside]), ones * 0.25 / len(places)
         cell.add(
             Block(places, ones, np.where(hit, 0, 1), distance <= EPS, distance,
-                  places * 2, places * 3, points, outside, 0.25)
+                  places * 2, places * 3, left, seconds, points)
         )  # fmt: skip
     cell.close(note or {})
     return cell
@@ -144,7 +145,7 @@ def test_where_every_attack_failed_there_is_no_best_attack() -> None:
         ([], "incomplete: 0 of 8 samples are recorded"),
         ([0, 1, 2, 3, 4, 5, 6, 7, 7], "incomplete: 9 of 8 samples are recorded"),
         ([0, 1, 2, 3, 4, 5, 6, 6], "incomplete: 8 of 8 samples are recorded"),
-        ([0, 1, 2, 3, 4, 5, 6, 8], "incomplete: 8 of 8 samples are recorded"),
+        ([0, 1, 2, 3, 4, 5, 6, 8], "incomplete: 7 of 8 samples are recorded"),
     ],
 )
 def test_a_cell_that_lacks_a_sample_never_counts_as_robust(

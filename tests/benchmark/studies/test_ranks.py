@@ -30,8 +30,11 @@ def cell(broken: NDArray[np.bool_]) -> MemoryCell:
     distance = np.where(broken, 0.1, np.nan)
     points = np.zeros((broken.sum(), 1), dtype=np.float32)
     made.add(
-        Block(np.arange(n), nothing, nothing, broken, distance, nothing, nothing, points, 0, 0.0)
-    )
+        Block(
+            np.arange(n), nothing, nothing, broken, distance, nothing, nothing,
+            np.zeros(n, dtype=bool), np.zeros(n), points,
+        )
+    )  # fmt: skip
     return made
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from benchmark.data.sets import load_dataset
-from benchmark.models.obtain import recipe_of
+from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
 from benchmark.studies.sweep.sweep_runs import check_point
 from benchmark.studies.sweep.sweep_shown import caption, table

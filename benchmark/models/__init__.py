@@ -1,0 +1,1 @@
+"""From the name of a defense to a model that is ready to be attacked."""
