@@ -75,10 +75,10 @@ PLUGINS = [fence for fence in PYTHON if fence.mark.startswith(PLUGIN)]
 
 
 def test_every_block_is_of_a_language_that_is_checked() -> None:
-    languages = {fence.language for fence in _fences(r"\w+")} | {
-        match["language"] for page in GUIDE for match in _FENCE.finditer(page.read_text())
+    opened = {
+        language for page in GUIDE for language in re.findall(r"^ *```(.*)", page.read_text(), re.M)
     }
-    assert languages <= {"python", "sh", "yaml", "toml", "text"}
+    assert opened == {"", "python", "sh", "yaml", "toml", "text"}
 
 
 @pytest.mark.parametrize("fence", PLUGINS, ids=str)

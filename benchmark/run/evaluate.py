@@ -51,12 +51,27 @@ def evaluate(
     mode        "table": every attack on every clean-correct sample. "cascade": each attack,
                 cheapest first, on what the ones before it left: the best-attack number alone,
                 sooner.
-    seed        of all noise. index (n,): each sample's number in its data set, which names its
-                noise, so that a subset or another order draws the same (default 0, 1, 2, ...).
+    seed        of all noise.
+    index       (n,): each sample's number in its data set, which names its noise, so that a subset
+                or another order draws the same (default 0, 1, 2, ...).
     block       samples worked on at once.
 
     Raises UserError, in one line, for input that cannot be evaluated. The model is copied, and
     stays as it is.
+
+    >>> class Threshold(nn.Module):
+    ...     "Class 1 where the first pixel is above a half."
+    ...
+    ...     def forward(self, x):
+    ...         pixel = x.flatten(1)[:, 0]
+    ...         return torch.stack([0.5 - pixel, pixel - 0.5], dim=1)
+    >>> x = torch.tensor([0.0, 0.45, 0.55, 1.0]).view(4, 1, 1, 1)
+    >>> y = torch.tensor([0, 0, 1, 1])
+    >>> report = evaluate(Threshold(), x, y, norm="linf", eps=0.1, attacks=["pgd/steps=10"])
+    >>> report.natural, report.best_attack
+    (1.0, 0.5)
+    >>> report.adversarial["pgd/steps=10"].index
+    array([1, 2])
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
