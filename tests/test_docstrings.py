@@ -1,7 +1,8 @@
-"""The examples in docstrings run and print what they say."""
+"""Docstrings: their examples print what they say, and they become legible pages."""
 
 import doctest
 import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,34 @@ def test_examples_in_docstrings_hold(
     assert tried.attempted, f"no example of {name} was found"
     assert not tried.failed, "".join(lines)
     assert not any(tmp_path.iterdir()), "examples leave no files"
+
+
+def test_docstrings_become_legible_pages() -> None:
+    pytest.importorskip("griffe")
+    place = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    assert place is not None
+    assert place.loader is not None
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    docstring = """
+Images (n, *shape) and `x_y`.
+
+steps      how many,
+           in all.
+norm, eps  of the threat.
+
+Differs:
+- One,
+  at length.
+- Two.
+
+>>> 1 + 1
+2
+"""
+    assert module.to_markdown(docstring) == (
+        "Images (n, \\*shape) and `x_y`.\n\n"
+        "`steps`\n:   how many, in all.\n\n"
+        "`norm`, `eps`\n:   of the threat.\n\n"
+        "Differs:\n\n- One,\n  at length.\n- Two.\n\n"
+        "```pycon\n>>> 1 + 1\n2\n```"
+    )

@@ -24,6 +24,9 @@ from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES, SUITES
 from benchmark.spec.run_spec import RunSpec, make_spec, make_threat
 from benchmark.studies.sweep.sweep_runs import check_point
 from benchmark.studies.sweep.sweep_spec import Measure, Reported, make_sweep
+from defenses import ARCHITECTURES
+from defenses.recipes.methods import METHODS
+from defenses.recipes.schedules import SCHEDULES
 from leaderboard.cli import app
 
 # With the fixtures of the command line, which are used by their names.
@@ -240,6 +243,8 @@ def test_tables_name_all_that_there_is_and_nothing_else() -> None:
     _same(attacks, ATTACKS._builtin)
     _same(_first_column("attacks.md", "`--suite`"), SUITES._builtin)
     _same(_first_column("defenses.md", "`--defense`"), DEFENSES._builtin)
+    _same(_first_column("defenses.md", "`arch`"), ARCHITECTURES)
+    _same(_first_column("defenses.md", "`schedule`"), SCHEDULES)
     _same(_first_column("data.md", "`--data`"), DATASETS._builtin)
     _same(_first_column("flags.md", "flag"), FLAGS)
     _same(_first_column("evaluating.md", "setting"), RunSpec.model_fields)
@@ -248,6 +253,11 @@ def test_tables_name_all_that_there_is_and_nothing_else() -> None:
     _same(_first_column("studies.md", "study"), studies.commands["study"].commands)
     variants = [name.split("/")[1].split("=")[0] for name in _first_column("data.md", "variant")]
     _same(variants, VARIANTS)
+
+
+def test_methods_of_adversarial_training_are_named() -> None:
+    (named,) = re.findall(r"methods are (.*?);", (ROOT / "docs" / "defenses.md").read_text())
+    _same(re.findall("`(.*?)`", named), METHODS)
 
 
 def test_attacks_and_data_in_tables_can_be_configured() -> None:
