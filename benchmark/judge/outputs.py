@@ -26,6 +26,10 @@ def gaps(model: nn.Module, x: Tensor, device: torch.device, block: int = _BLOCK)
     largest, in eval mode and of the images' dtype; on the CPU, whatever the device.
 
     The model stays as it is. Raises UserError where it cannot be copied.
+
+    >>> x = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.3, 0.2]])
+    >>> gaps(nn.Identity(), x, torch.device("cpu"))
+    tensor([0.4000, 0.1000])
     """
     frozen = freeze(model, device, x.dtype)
     return torch.cat([confidence_gap(frozen(part.to(device))).cpu() for part in x.split(block)])
@@ -40,6 +44,12 @@ def jacobian_norms(
 
     It is the local Lipschitz constant of the vector of logits. Raises also NoGradientError (a
     ValueError) where the model gives no gradients.
+
+    >>> model = nn.Linear(2, 2)
+    >>> _ = model.load_state_dict({"weight": torch.diag(torch.tensor([3.0, 1.0])),
+    ...                            "bias": torch.zeros(2)})
+    >>> jacobian_norms(model, torch.rand(2, 2), torch.device("cpu"))
+    tensor([3., 3.], dtype=torch.float64)
     """
     frozen = freeze(model, device, x.dtype)
     return torch.cat([_spectral_norms(frozen, part.to(device)).cpu() for part in x.split(block)])

@@ -51,48 +51,56 @@ def evaluate(
     mode        "table": every attack on every clean-correct sample. "cascade": each attack,
                 cheapest first, on what the ones before it left: the best-attack number alone,
                 sooner.
-    seed        of all noise. index (n,): each sample's number in its data set, which names its
-                noise, so that a subset or another order draws the same (default 0, 1, 2, ...).
+    seed        of all noise.
+    index       (n,): each sample's number in its data set, which names its noise, so that a subset
+                or another order draws the same (default 0, 1, 2, ...).
     block       samples worked on at once.
 
     Raises UserError, in one line, for input that cannot be evaluated. The model is copied, and
     stays as it is.
+
+    >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).view(2, 1, 1, 2), torch.tensor([0, 0])
+    >>> report = evaluate(nn.Flatten(), x, y, norm="linf", eps=0.2, attacks=["pgd"])
+    >>> report.natural, report.best_attack  # the two pixels are the logits
+    (1.0, 0.5)
+    >>> report.adversarial["pgd"].index
+    array([0])
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    threat = make_threat(norm, eps)
-    if isinstance(attacks, str):
-        raise UserError(f"attacks must be a list: [{attacks!r}]")
-    for option, value, known in (
-        ("mode", mode, get_args(Mode)),
-        ("device", device, get_args(Device)),
-        ("precision", precision, get_args(Precision)),
-    ):
-        if value not in known:
-            raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
-    for option, number, least in (("block", block, 1), ("seed", seed, 0)):
-        if not isinstance(number, int) or not least <= number < 2**63:
-            raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
-    for peer, module in (peers or {}).items():
-        if not isinstance(module, nn.Module):
-            raise UserError(f"peer {peer!r} must be a torch.nn.Module, not {type(module).__name__}")
+    _check_modules(model, peers or {})
+    settings = Settings(make_threat(norm, eps), mode, seed, device, precision, block, progress)
+    _check_settings(settings)
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
     given = {name: Trained(module, {}) for name, module in (peers or {}).items()}
-    lineup = _lineup(attacks, suite, threat, given)
+    lineup = _lineup(attacks, suite, settings.threat, given)
     check_sources(lineup, given)
-    settings = Settings(threat, mode, seed, device, precision, block, progress)
-    return assess(
-        name or type(model).__name__,
-        model,
-        samples,
-        lineup,
-        fetch(sources_of(lineup), given),
-        settings,
-        lambda key: MemoryCell(),
-        {},
-    )
+    others = fetch(sources_of(lineup), given)
+    label = name or type(model).__name__
+    return assess(label, model, samples, lineup, others, settings, lambda key: MemoryCell(), {})
+
+
+def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
+    modules = {"model": model} | {f"peer {name!r}": peer for name, peer in peers.items()}
+    for what, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise UserError(f"{what} must be a torch.nn.Module, not {type(module).__name__}")
+
+
+def _check_settings(settings: Settings) -> None:
+    """Python lets anything through where the command line does not."""
+    for option, known in (
+        ("mode", get_args(Mode)),
+        ("device", get_args(Device)),
+        ("precision", get_args(Precision)),
+    ):
+        value = getattr(settings, option)
+        if value not in known:
+            raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
+    for option, least in (("block", 1), ("seed", 0)):
+        number = getattr(settings, option)
+        if not isinstance(number, int) or not least <= number < 2**63:
+            raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
 
 
 def _lineup(
@@ -101,6 +109,8 @@ def _lineup(
     threat: ThreatModel,
     models: Collection[str],
 ) -> Lineup:
+    if isinstance(attacks, str):
+        raise UserError(f"attacks must be a list: [{attacks!r}]")
     named = [read_component(a, "an attack") for a in attacks if isinstance(a, str | dict)]
     lineup = choose(suite, named, threat, models)
     entries = dict(lineup.entries)

@@ -47,6 +47,12 @@ class Component(BaseModel):
     An option may have several values, separated by commas or in a list: see
     `benchmark.spec.lineup`. A mapping may give a `label` for the tables; by default it is the name
     with its options.
+
+    >>> component = Component.model_validate("pgd/steps=40/restarts=5")
+    >>> component.name, component.options
+    ('pgd', {'steps': '40', 'restarts': '5'})
+    >>> Component.model_validate({"name": "pgd", "steps": 40, "label": "PGD-40"}).label
+    'PGD-40'
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,6 +135,13 @@ def configure(registry: Registry, component: Component) -> Any:
     """The dataclass behind a name with its options set and checked.
 
     Raises UserError for an unknown name or option and for a value of the wrong kind or range.
+
+    >>> from benchmark.spec.registry import ATTACKS
+    >>> configure(ATTACKS, read_component("pgd/steps=10", "the attack")).steps
+    10
+    >>> configure(ATTACKS, read_component("pgd/step=10", "the attack"))
+    Traceback (most recent call last):
+    benchmark.errors.UserError: attack 'pgd' has no option 'step': did you mean 'steps'?
     """
     return _build(registry, component, component.name, component.options, [])
 

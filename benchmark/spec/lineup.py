@@ -44,6 +44,11 @@ def choose(
 
     Raises UserError for what is unknown, for two attacks of one label, and for a named attack that
     does not run under the norm.
+
+    >>> series = Component.model_validate("cw/steps=100,1000")
+    >>> lineup = choose("strong", [series], ThreatModel("l2", 2.0))
+    >>> {label: entry.after for label, entry in lineup.entries.items()}
+    {'strong': (), 'cw/steps=100': (), 'cw/steps=1000': ('cw/steps=100',)}
     """
     of_suite = [] if suite is None else SUITES.get(suite).attacks
     of_suite = list(_members(Component.model_validate(attack) for attack in of_suite))

@@ -103,7 +103,11 @@ class RunSpec(BaseModel):
 
 
 def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
-    """A threat from what a user wrote. Raises UserError."""
+    """A threat from what a user wrote. Raises UserError.
+
+    >>> make_threat("l2", "1/4")
+    ThreatModel(norm='l2', eps=0.25, lower=0.0, upper=1.0)
+    """
     try:
         return ThreatModel(norm, float(_number(eps)))
     except (TypeError, ValueError) as error:
@@ -112,13 +116,25 @@ def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
 
 def read_budgets(norm: Norm, text: str) -> dict[float, str]:
     """Several eps as a user wrote them, "0.5,1" or "4/255,8/255": from the smallest up, each as a
-    number and as it was written. Raises UserError."""
+    number and as it was written. Raises UserError.
+
+    >>> read_budgets("linf", "1/2,1/4")
+    {0.25: '1/4', 0.5: '1/2'}
+    """
     written = {make_threat(norm, one.strip()).eps: one.strip() for one in text.split(",")}
     return dict(sorted(written.items()))
 
 
 def make_spec(values: dict[str, Any]) -> RunSpec:
-    """A spec from plain values. Raises UserError, in one line, where they are not valid."""
+    """A spec from plain values. Raises UserError, in one line, where they are not valid.
+
+    >>> spec = make_spec({"eps": "1/4", "defenses": ["vanilla"], "suite": "quick"})
+    >>> spec.data, spec.norm, spec.eps, spec.mode
+    ('digits', 'l2', 0.25, 'table')
+    >>> make_spec({"eps": 0.5, "defenses": ["vanilla"]})
+    Traceback (most recent call last):
+    benchmark.errors.UserError: the spec is not valid: name attacks or a suite
+    """
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
