@@ -85,6 +85,7 @@ class Measurements:
         series.
         """
         expected = np.arange(self.total) if label == NATURAL else self.remaining(after)
+        # What its blocks hold.
         frames, seconds, outside = [], 0.0, 0
         for block in cell.blocks(images=False):
             frames.append(block.frame())
@@ -96,6 +97,7 @@ class Measurements:
         self.outside[label] = outside
         if after:
             self.after[label] = tuple(after)
+        # An attack must say that it does not apply before any work: later, that is an error.
         if inapplicable is not None and not frames:
             self.inapplicable[label] = inapplicable
             return
