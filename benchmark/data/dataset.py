@@ -35,8 +35,9 @@ class Split:
 class Dataset:
     """A named data set, whose splits are loaded when first asked for, each on its own.
 
-    `labels` are the names of the classes and `shape` is (C, H, W). `load` gives either split;
-    `train` and `test` keep what it gave, and raise DataError where that is not what `Split` says.
+    `labels` are the names of the classes, and `shape` (C, H, W) is that of an image. `load` gives
+    either split; `train` and `test` keep what it gave, and raise DataError where that is not what
+    `Split` says.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Dataset:
             split = self.load(part)
         except DataError:
             raise
-        except Exception as error:  # a plugin's own
+        except Exception as error:  # whatever a plugin raises
             raise DataError(f"{self.name}: {described(error)}") from error
         x, y, n = split.x, split.y, len(split.y)
         if n == 0 or x.shape != (n, *self.shape) or y.shape != (n,):

@@ -29,8 +29,8 @@ from benchmark.spec.run_spec import Part
 Bytes = NDArray[np.uint8]
 T = TypeVar("T")
 
-# A name without .gz holds for the content of both: repacked copies (Debian's) have another header.
-# The .gz and .tar.gz are what the mirrors send.
+# The checksum of a name without .gz is that of the content, packed or not: repacked copies, such as
+# Debian's, have another header. Those of .gz and .tar.gz are of the files that the mirrors send.
 MD5 = {
     "mnist/train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "mnist/train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -78,7 +78,7 @@ _PICKLED = {
 
 
 class DataError(UserError):
-    """A data set that cannot be had, in one line for the user."""
+    """A data set cannot be had; the message is one line for the user."""
 
 
 def data_roots(root: Path | None) -> list[Path]:
@@ -117,9 +117,9 @@ def read_cifar10(part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
 
 
 def _content(places: Sequence[str], download: str, root: Path | None) -> tuple[Path, bytes]:
-    """The first of the places that exists, and its checked content.
+    """The path of the first of the places that exists, and its checked content.
 
-    Where none does, the file `download` is fetched from the mirror; it gives places[0].
+    Where none exists, the file `download` is fetched from the mirror, which makes places[0].
     """
     for folder in [*data_roots(root), _SYSTEM]:
         for place in places:

@@ -17,34 +17,35 @@ _BLOCK = 512
 
 
 def oracle_radii(x: Tensor, y: Tensor) -> Tensor:
-    """Half the distance of each image from the nearest one of another label: (n,), float64; inf
-    where there is none, 0 for an image that is there with two labels.
+    """Half the distance of each image from the nearest image with another label: (n,), float64; inf
+    where all labels are the same, 0 for an image that occurs with two labels.
 
     No classifier can withstand more than half their distance on both of two images whose labels
     differ. Source: "Robustness via fractal divide and fractal aggregation" (Qian 2021), section 2.
     """
     nearest = torch.full(y.shape, math.inf, dtype=torch.float64, device=x.device)
-    which = torch.arange(len(y), device=y.device)
-    blocks = [block for own in _classes(y) for block in own.split(_BLOCK)]
-    for number, one in enumerate(blocks):
-        points = _rows(x, one)
-        for other in blocks[number + 1 :]:
-            if y[one[0]] == y[other[0]]:
+    neighbour = torch.arange(len(y), device=y.device)
+    # Find the nearest image of another label, through all pairs of blocks of different labels.
+    blocks = [block for of_class in _classes(y) for block in of_class.split(_BLOCK)]
+    for number, first in enumerate(blocks):
+        points = _rows(x, first)
+        for second in blocks[number + 1 :]:
+            if y[first[0]] == y[second[0]]:
                 continue
-            distances = torch.cdist(points, _rows(x, other))
-            for own, others, side in ((one, other, 1), (other, one, 0)):
+            distances = torch.cdist(points, _rows(x, second))
+            for images, others, side in ((first, second, 1), (second, first, 0)):
                 least, place = distances.min(side)
-                closer = least < nearest[own]
-                nearest[own] = torch.where(closer, least, nearest[own])
-                which[own] = torch.where(closer, others[place], which[own])
-    # Anew, pixel by pixel: the product leaves an error of some 1e-7 near distance 0.
+                closer = least < nearest[images]
+                nearest[images] = torch.where(closer, least, nearest[images])
+                neighbour[images] = torch.where(closer, others[place], neighbour[images])
+    # Measure it anew, pixel by pixel: the product leaves an error of some 1e-7 near distance 0.
     everything = torch.arange(len(y), device=y.device).split(_BLOCK)
-    exact = [(_rows(x, own) - _rows(x, which[own])).norm(dim=1) for own in everything]
+    exact = [(_rows(x, images) - _rows(x, neighbour[images])).norm(dim=1) for images in everything]
     return torch.where(nearest.isfinite(), torch.cat(exact) / 2, math.inf)
 
 
 def inter_class_distance(x: Tensor, y: Tensor) -> float:
-    """The mean distance of the classes from the rest; inf where there is but one.
+    """The mean distance of the classes from the rest; inf where there is only one class.
 
     An image is as far from the other classes as the mean of its distances from the nearest 10% of
     their images; a class as the mean of the least 10% of this over its own images. 10% is rounded
@@ -52,11 +53,11 @@ def inter_class_distance(x: Tensor, y: Tensor) -> float:
     Distributions", appendix D.2.1, figure 5.
     """
     classes = []
-    for own in _classes(y):
-        others = (y != y[own[0]]).nonzero()[:, 0]
+    for images in _classes(y):
+        others = (y != y[images[0]]).nonzero()[:, 0]
         if not len(others):
             return math.inf
-        margins = [_nearest_tenth(_from(x, block, others)) for block in own.split(_BLOCK)]
+        margins = [_nearest_tenth(_from(x, block, others)) for block in images.split(_BLOCK)]
         classes.append(_nearest_tenth(torch.cat(margins)))
     return float(torch.stack(classes).mean())
 
@@ -86,9 +87,10 @@ def _rows(x: Tensor, places: Tensor) -> Tensor:
     return x[places].flatten(1).double()
 
 
-def _from(x: Tensor, own: Tensor, others: Tensor) -> Tensor:
-    """Distances (own, others), float32: it halves memory, and is what means of them need."""
-    points = _rows(x, own)
+def _from(x: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """The distances of some images from others, (images, others), in float32: that halves memory,
+    and is enough for means."""
+    points = _rows(x, images)
     blocks = [torch.cdist(points, _rows(x, block)).float() for block in others.split(_BLOCK)]
     return torch.cat(blocks, 1)
 

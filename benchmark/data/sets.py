@@ -77,7 +77,7 @@ def _load_digits(part: Part) -> Split:
         raise DataError("digits needs scikit-learn: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
     split = _split(images.reshape(-1, 1, 8, 8), 16, labels)
-    # A rule, not a random draw: it cannot change with a library's version.
+    # By a rule, since a random draw could change with a library's version.
     nth = (split.y[:, None] == torch.arange(10)).cumsum(0).gather(1, split.y[:, None])[:, 0]
     keep = (nth % 5 == 0) == (part == "test")
     return Split(split.x[keep], split.y[keep])

@@ -1,4 +1,4 @@
-"""Numbers and examples that reports are made of."""
+"""The accuracies, examples and counts that reports are made of."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,8 +43,8 @@ class Accuracy:
 
 
 def work(frame: pd.DataFrame) -> dict[str, object]:
-    """What an attack did, from its records: counts, distances of the broken samples, mean passes
-    per attacked sample."""
+    """What an attack did, from its records: how many samples it attacked and broke, the distances
+    of those that it broke, and its mean passes per attacked sample."""
     distance = frame["distance"][frame["broken"]]
     return {
         "attacked": len(frame),
@@ -58,5 +58,5 @@ def work(frame: pd.DataFrame) -> dict[str, object]:
 
 
 def doubtful(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Samples that the judge saw misclassified in one precision and not in the other."""
+    """Which rows of some records the judge saw misclassified in one precision only."""
     return (frame["predicted"] != frame["label"]) & frame["distance"].isna()

@@ -11,8 +11,8 @@ from benchmark.report.measurements import Measurements
 
 
 def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
-    """Draw each report's curve from the attacks that minimised the distance, and in its colour,
-    dashed, that of its certificate. No file where there are neither."""
+    """Draw each report's curve from the attacks that minimised the distance and, dashed in the same
+    colour, the curve of its certificate. No file is written where there are neither."""
     curves = [
         (report.name, distances, radii)
         for report in reports
@@ -50,7 +50,7 @@ def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
 
 
 def _certified(report: Measurements) -> NDArray[np.float64] | None:
-    """Up to which eps each sample is certified; 0 where it is not correct."""
+    """Up to which eps each sample (n,) is certified; 0 where it is not classified correctly."""
     correct = report.certified_within(0.0)
     if correct is None or report.radii is None:
         return None
@@ -58,7 +58,8 @@ def _certified(report: Measurements) -> NDArray[np.float64] | None:
 
 
 def _steps(lasts: NDArray[np.float64], end: float) -> tuple[NDArray[np.float64], ...]:
-    """The curve (eps, %) of the samples that are left, of which each lasts to its distance."""
+    """The curve (eps, %) of the samples that are left, up to the eps `end` or beyond; each sample
+    lasts to its distance in `lasts` (n,)."""
     reached = np.sort(lasts[np.isfinite(lasts)])
     eps = np.concatenate([[0.0], np.repeat(reached, 2), [max(end, reached.max(initial=0))]])
     left = 1 - np.arange(len(reached) + 1) / len(lasts)

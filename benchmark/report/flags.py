@@ -26,14 +26,18 @@ from benchmark.report.radii import ROUNDING
 class Flag:
     """One flag.
 
+    A flag is added here alone, in _FLAGS, where the records of a report tell it; one that a look at
+    the model raises is added to the function that looks, too. The leaderboard's record.schema.json,
+    which `bestattack leaderboard build` writes, lists the codes.
+
     code     its name in tables.
     meaning  what it says of the model or its attacks.
     remedy   what to do about it.
-    joint    what stands between meaning and remedy in the line below a table; None: that line has
-             the meaning alone.
-    rule     when it is raised.
-    holds    for a flag that the records tell, whether they do.
-    seen_by  for a flag that a look at the model raises, the function that looks.
+    joint    what stands between meaning and remedy in the line below a table; with None, that line
+             has the meaning alone.
+    rule     when it is raised, in words, with its thresholds.
+    holds    of a flag that the records tell: whether the records of a report tell it.
+    seen_by  of a flag that a look at the model raises: the function that looks.
     """
 
     code: str

@@ -79,11 +79,17 @@ class Measurements:
         after: Sequence[str] = (),
         inapplicable: str | None = None,
     ) -> None:
-        """Take in a cell. One that failed, lacks samples or does not apply counts for nothing."""
+        """Take in the cell of natural accuracy or of an attack.
+
+        An attack that failed (`error` says why), that lacks samples, or that does not apply to the
+        model (`inapplicable` says why) counts for nothing. `after` are the attacks before it in its
+        series.
+        """
         expected = np.arange(self.total) if label == NATURAL else self.remaining(after)
         self.cells[label] = cell
         self.keys[label] = key
         self.places[label] = expected
+        # What its blocks hold.
         frames, seconds, outside = [], 0.0, 0
         for block in self.blocks(label, images=False):
             frames.append(block.frame())
@@ -93,6 +99,7 @@ class Measurements:
         self.outside[label] = outside
         if after:
             self.after[label] = tuple(after)
+        # An attack must say that it does not apply before any work: later, that is an error.
         if inapplicable is not None and not frames:
             self.inapplicable[label] = inapplicable
             return
@@ -115,7 +122,7 @@ class Measurements:
         return blocks_of(self.cells[label], self.places[label], images)
 
     def certify(self, key: str, cell: Cell, error: str | None) -> None:
-        """Take in the cell of the model's certificate. One that failed certifies nothing."""
+        """Take in the cell of the model's certificate; one that failed certifies nothing."""
         self.cells[CERTIFIED] = cell
         self.keys[CERTIFIED] = key
         self.places[CERTIFIED] = np.arange(self.total)
@@ -140,7 +147,7 @@ class Measurements:
 
     @property
     def measured(self) -> list[str]:
-        """The attacks that count."""
+        """The attacks that count: those that neither failed nor do not apply."""
         return [
             label
             for label in self.attacks
@@ -148,17 +155,17 @@ class Measurements:
         ]
 
     def survivors(self) -> IntArray:
-        """The samples classified correctly and broken by no attack so far."""
+        """The samples (k,) classified correctly and broken by no attack so far."""
         return self.unbroken(self.measured)
 
     def remaining(self, after: Sequence[str]) -> IntArray:
-        """The samples for an attack to work on now, `after` others of its series."""
+        """The samples (k,) that an attack would work on now, `after` others of its series."""
         if self.mode == "cascade":
             return self.survivors()
         return self.unbroken([label for label in self.measured if label in after])
 
     def unbroken(self, labels: Iterable[str]) -> IntArray:
-        """The samples classified correctly and broken under none of some labels."""
+        """The samples (k,) classified correctly and broken under none of some labels."""
         broken = np.zeros(self.total, dtype=bool)
         for label in (NATURAL, *labels):
             if label in self.errors:
@@ -174,15 +181,16 @@ class Measurements:
         return None if counted is None else Accuracy(int(counted.sum()), self.total)
 
     def robust_to(self, label: str) -> NDArray[np.bool_] | None:
-        """The samples (n,) classified correctly and, under the label of an attack, not broken by it
-        or by those before it in its series, under that of best-attack by none; None where it was
-        not measured, or only on what others left."""
+        """Which samples (n,) an accuracy counts: those classified correctly and, under the label of
+        an attack, not broken by it or by those before it in its series; under that of best-attack,
+        broken by no attack. None where it was not measured, or only on what others left."""
         if label == NATURAL and label not in self.errors:
             attacks = []
         elif label == BEST and self.measured:
             attacks = self.measured
         elif label in self.measured and self.mode == "table":
-            attacks = [one for one in self.measured if one in (*self.after.get(label, ()), label)]
+            series = (*self.after.get(label, ()), label)
+            attacks = [attack for attack in self.measured if attack in series]
         else:
             return None
         return np.isin(np.arange(self.total), self.unbroken(attacks))
@@ -200,8 +208,11 @@ class Measurements:
     def per_attack(self) -> dict[str, float]:
         if self.mode == "cascade":
             return {}
-        found = {label: self.accuracy(label) for label in self.attacks}
-        return {label: a.value if a else float("nan") for label, a in found.items()}
+        accuracies = {label: self.accuracy(label) for label in self.attacks}
+        return {
+            label: accuracy.value if accuracy else float("nan")
+            for label, accuracy in accuracies.items()
+        }
 
     @property
     def best_attack(self) -> float:
@@ -214,8 +225,8 @@ class Measurements:
         return accuracy.value if accuracy else float("nan")
 
     def certified_within(self, eps: float) -> NDArray[np.bool_] | None:
-        """The samples (n,) classified correctly and proven to stay so within eps; None where there
-        is no certificate."""
+        """Which samples (n,) are classified correctly and proven to stay so within eps; None where
+        there is no certificate."""
         if self.radii is None:
             return None
         proven = self.radii.proves(eps)
@@ -245,7 +256,7 @@ class Measurements:
         return {label: self.examples(label) for label in self.attacks}
 
     def examples(self, label: str) -> Examples:
-        """The judged misclassified points of an attack."""
+        """The misclassified points of an attack, as they were judged."""
         blocks = list(self.blocks(label))
         if not blocks:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Certified radii beside attacks: what a defense proves, held against what was found."""
+"""Certified radii beside attacks: what a defense proves, held against what attacks found."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 from benchmark.judge.records import Block, IntArray
 
-# How much nearer than a radius a misclassified point must be to contradict it: less is rounding, of
-# the radius or of the model.
+# How much nearer than a certified radius a misclassified point must be to contradict it: less is
+# rounding, in the radius or in the model.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Radii:
-    """What a certificate says of a model's samples.
+    """What a model's certificate says of its samples.
 
-    radius   (n,) within which the class that is predicted does not change, in the run's norm.
-    right    (n,) whether that class is the label.
+    radius  (n,) the distance within which the predicted class does not change, in the run's norm.
+    right   (n,) whether the predicted class is the label.
     """
 
     radius: NDArray[np.float64]
@@ -27,7 +27,7 @@ class Radii:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], total: int) -> "Radii":
-        """Those in some records. Raises ValueError where they lack some of `total` samples."""
+        """The radii in some records. Raises ValueError where they lack some of `total` samples."""
         blocks = list(blocks)
         index = np.concatenate([np.empty(0, np.int64), *(block.index for block in blocks)])
         # A sample without a record must never count as certified.
@@ -41,17 +41,18 @@ class Radii:
         return cls(radius, right)
 
     def proves(self, eps: float) -> NDArray[np.bool_]:
-        """The samples (n,) that keep their label within eps."""
+        """Which samples (n,) are proven to be classified as their label everywhere within eps."""
         return self.right & (self.radius >= eps)
 
     def contradicted(self, eps: float, frames: Iterable[pd.DataFrame]) -> IntArray:
-        """The samples with misclassified points, in the records of attacks, where the certificate
-        says that there are none: broken though certified at eps, or nearer than the radius by more
-        than ROUNDING."""
-        proven, found = self.proves(eps), np.zeros_like(self.right)
+        """The samples (k,) with misclassified points, in the records of attacks, where the
+        certificate says that there are none: broken though certified at eps, or misclassified at a
+        point that is nearer than the radius by more than ROUNDING."""
+        proven, contradicted = self.proves(eps), np.zeros_like(self.right)
         for frame in frames:
-            frame = frame[frame["index"].between(0, len(found) - 1)]
-            at = frame["index"].to_numpy()
-            near = self.right[at] & (frame["distance"].to_numpy() < self.radius[at] - ROUNDING)
-            found[at] |= near | (proven[at] & frame["broken"].to_numpy(dtype=bool))
-        return np.flatnonzero(found)
+            frame = frame[frame["index"].between(0, len(contradicted) - 1)]
+            index, distance = frame["index"].to_numpy(), frame["distance"].to_numpy()
+            too_near = self.right[index] & (distance < self.radius[index] - ROUNDING)
+            broken = frame["broken"].to_numpy(dtype=bool)
+            contradicted[index] |= too_near | (proven[index] & broken)
+        return np.flatnonzero(contradicted)

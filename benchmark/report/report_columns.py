@@ -4,6 +4,7 @@ A column is added here alone: an entry in one of the two lists below. The tables
 it, with what their captions say of it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,9 +143,9 @@ def _plain_share(accuracy: Accuracy | str | None) -> float | None:
 
 
 def _per_attack(report: Measurements) -> dict[str, float | None]:
-    if report.mode == "cascade":
-        return {}
-    return {label: _plain_share(report.accuracy(label)) for label in report.attacks}
+    """JSON has no NaN."""
+    shares = report.per_attack.items()
+    return {label: None if math.isnan(share) else share for label, share in shares}
 
 
 def _interval(report: Measurements) -> list[float] | None:

@@ -17,10 +17,10 @@ from leaderboard.show.table import robust
 from leaderboard.submission.submission import Row
 from leaderboard.tasks import Task
 
-# Of a task's images, how many are shown.
+# How many of a task's images are shown.
 _SHOWN = 3
 
-# Lines of rows beyond the colours.
+# The styles of lines, for when there are more rows than colours.
 _STYLES = ("-", "--", "-.")
 
 
@@ -41,7 +41,7 @@ def draw(task: Task, rows: Sequence[Row], folder: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without the version of matplotlib, which would change the file and not the picture.
+    # The version of matplotlib is left out: it would change the file and not the picture.
     write(path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": ""}))
 
 
@@ -97,15 +97,14 @@ def _trade_off(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
 
 
 def shown(task: Task, rows: Sequence[Row]) -> list[int]:
-    """The samples that are shown: the first, each of another label, that most rows lose to an
-    attack."""
+    """The samples that are shown: those that most rows lose to an attack, each of another label."""
     lost = sum((robust(row.report, NATURAL) & ~robust(row.report)).astype(int) for row in rows)
     labels = task.samples.y.numpy()
     order = sorted(range(len(labels)), key=lambda i: (-int(np.asarray(lost)[i]), i))
-    found: dict[int, int] = {}
+    by_label: dict[int, int] = {}
     for i in order:
-        found.setdefault(int(labels[i]), i)
-    return sorted(list(found.values())[:_SHOWN])
+        by_label.setdefault(int(labels[i]), i)
+    return sorted(list(by_label.values())[:_SHOWN])
 
 
 def _examples(task: Task, rows: Sequence[Row]) -> Figure:
@@ -116,25 +115,25 @@ def _examples(task: Task, rows: Sequence[Row]) -> Figure:
     grid = figure.subplots(len(rows), 3 * len(samples), squeeze=False)
     labels = task.dataset.labels
     for axes, row in zip(grid, rows, strict=True):
-        for one in axes:
-            one.set(xticks=[], yticks=[])
-            one.set_frame_on(False)
+        for picture in axes:
+            picture.set(xticks=[], yticks=[])
+            picture.set_frame_on(False)
         axes[0].set_ylabel(row.record.row, rotation=0, ha="right", va="center", fontsize=9)
-        for at, i in enumerate(samples):
-            first, second, third = axes[3 * at : 3 * at + 3]
+        for place, i in enumerate(samples):
+            original, perturbation, adversarial = axes[3 * place : 3 * place + 3]
             clean = x[i]
-            _show(first, clean)
-            first.set_title(str(labels[int(task.samples.y[i])]), fontsize=8)
-            found = closest_example(row.report, i)
-            if found is None:
-                third.set_title("none found", fontsize=8)
+            _show(original, clean)
+            original.set_title(str(labels[int(task.samples.y[i])]), fontsize=8)
+            example = closest_example(row.report, i)
+            if example is None:
+                adversarial.set_title("none found", fontsize=8)
                 continue
-            point, distance, predicted = found
-            # Gray where nothing changed.
-            _show(second, 0.5 + (point - clean) / 2)
-            second.set_title(f"{distance:.2f}", fontsize=8)
-            _show(third, point)
-            third.set_title(str(labels[predicted]), fontsize=8)
+            point, distance, predicted = example
+            # Grey where nothing changed.
+            _show(perturbation, 0.5 + (point - clean) / 2)
+            perturbation.set_title(f"{distance:.2f}", fontsize=8)
+            _show(adversarial, point)
+            adversarial.set_title(str(labels[predicted]), fontsize=8)
     figure.suptitle(
         "Label and original; perturbation and its length; adversarial image and its class",
         fontsize=10,

@@ -206,6 +206,20 @@ def test_minimal_distances_are_the_smallest_found(report: Report) -> None:
     assert found.tolist() == [0.05, 0.2, 0.3, 0.5, 0.7, 2.0, inf, inf, 0.0, 0.0]
 
 
+def test_the_closest_points_are_those_of_the_labels_that_are_asked_for(report: Report) -> None:
+    closest, inf = report.closest(["a", "b"]), math.inf
+    assert closest.distance.tolist() == [0.1, 0.2, 0.3, 0.5, 0.7, inf, inf, inf, inf, inf]
+    assert closest.label.tolist() == ["a", "a", "b", "b", "a", "", "", "", "", ""]
+    # Sample 4 is misclassified beyond eps, and not broken.
+    broken = report.closest([NATURAL, "a", "b"], broken=True)
+    assert broken.distance.tolist() == [0.1, 0.2, 0.3, 0.5, inf, inf, inf, inf, 0.0, 0.0]
+    assert broken.label.tolist()[-2:] == [NATURAL, NATURAL]
+    # Of two that are as close, the first's.
+    report.add("d", "kd", _cell(list(range(8)), {2: 0.3}), None)
+    assert report.closest(["b", "d"]).label[2] == "b"
+    assert report.closest(["d", "b"]).label[2] == "d"
+
+
 def test_an_attack_that_failed_gives_no_minimal_distance() -> None:
     report = _report(3, [])
     report.add("m", "km", _cell([0, 1, 2], {0: 0.1}, {"minimises": True}), "ValueError: no")

@@ -1,0 +1,64 @@
+"""Columns: what they print, where they are shown, and what captions say of them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmark.columns import Column, Shown, Table, captions, decimals, percent, shown_in
+from benchmark.report.paired import Paired
+from benchmark.report.report_columns import detail_columns, report_columns
+
+COLUMN: Column[dict[str, object]] = Column(
+    {"run": Shown("share", "share: in %."), "json": Shown("plain")}, lambda row: row["x"], percent
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.125, "12.5"), (1, "100.0"), (None, "-"), (math.nan, "-"), ("error",) * 2]
+)
+def test_a_cell_prints_a_value_a_word_or_that_there_is_none(value: object, text: str) -> None:
+    assert COLUMN.cell({"x": value}) == text
+
+
+def test_a_column_is_shown_where_it_says() -> None:
+    other = COLUMN.only("json")
+    assert shown_in("run", [COLUMN, other]) == [COLUMN]
+    assert shown_in("json", [COLUMN, other]) == [COLUMN, other]
+    assert shown_in("board", [COLUMN, other]) == []
+    assert (COLUMN.heading("run"), other.heading("json")) == ("share", "plain")
+
+
+def test_captions_speak_of_optional_columns_last() -> None:
+    optional: Column[object] = Column({"run": Shown("o", "o: not always.", True)}, str)
+    silent: Column[object] = Column({"run": Shown("s")}, str)
+    assert captions("run", [optional, silent, COLUMN]) == ["share: in %.", "o: not always."]
+    assert captions("json", [optional, silent, COLUMN]) == []
+
+
+def test_numbers_have_so_many_digits() -> None:
+    assert [decimals(n)(1.25) for n in (0, 1, 3)] == ["1", "1.2", "1.250"]
+    assert decimals(1)(math.nan) == "-"
+
+
+OF_DEFENSES: tuple[Table, ...] = ("run", "json", "board")
+OF_ATTACKS: tuple[Table, ...] = ("details", "numbers")
+
+
+def test_no_table_has_two_columns_of_one_name() -> None:
+    columns = report_columns("l2", ["a", "b"])
+    headings = [[c.heading(table) for c in shown_in(table, columns)] for table in OF_DEFENSES]
+    details = detail_columns()
+    headings += [[c.heading(table) for c in shown_in(table, details)] for table in OF_ATTACKS]
+    for names in headings:
+        assert len(set(names)) == len(names) > 4
+
+
+def test_chance_is_that_of_a_fair_coin() -> None:
+    first, second = np.array([1, 1, 1, 0, 1], bool), np.array([1, 0, 0, 0, 0], bool)
+    paired = Paired.of(first, second)
+    assert (paired.first, paired.second) == (3, 0)
+    assert paired.chance("greater") == pytest.approx(1 / 8)
+    assert paired.chance() == pytest.approx(1 / 4)
+    assert Paired(0, 3).chance("greater") == pytest.approx(1)
+    assert Paired.of(first, first).chance() == 1
