@@ -43,26 +43,22 @@ class Frame:
             raise ValueError(f"each level needs at least one subtask, not {self.levels}")
 
 
-def beliefs(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
-    """Beliefs against either group, in [0, 1], of k subtasks: (n, k, 2) (equations (1) to (3)).
+def evidence(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
+    """Weights w = log(1 - belief) against either group, of k subtasks: (n, k, 2) (equations (1) to
+    (5)).
 
     outputs      G (n, k), above 0 for the first group.
     slope        s > 0 of the sigmoid; reliability, b in [0, 1]; each (k,).
     fractions    f (k, 2), of the data of either group that a subtask was trained on.
+
+    The logarithm's argument is kept from falling below 1e-6. It is formed of positive terms alone:
+    where x saturates, 1 - belief has no digits left.
     """
-    below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
-    return 2 * scaled * below / (1 - 0.5 * reliability + scaled * below)
-
-
-def evidence(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
-    """Weights w = log(1 - belief) against either group: (n, k, 2) (equations (4) and (5)).
-
-    Arguments are those of `beliefs`. The logarithm's argument is kept from falling below 1e-6. It
-    is formed of positive terms alone: where x saturates, 1 - belief has no digits left.
-    """
-    below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
-    sided = torch.sigmoid(slope[:, None] * _sided(outputs))
-    left = 1 - 0.5 * (reliability + scaled) + scaled * sided
+    slope, reliability = slope[:, None], reliability[:, None]
+    sided, scaled = torch.stack([outputs, -outputs], dim=-1), reliability * fractions
+    # How far x is below 0.5 on either side, without the rounding of x near 0.5.
+    below = (0.5 * torch.tanh(-0.5 * slope * sided)).relu()
+    left = 1 - 0.5 * (reliability + scaled) + scaled * torch.sigmoid(slope * sided)
     weight = (left / (1 - 0.5 * reliability + scaled * below)).clamp(_FLOOR, 1).log()
     return torch.where(below > 0, weight, 0)
 
@@ -104,17 +100,3 @@ def over_frames(evidence: Tensor, groups: Tensor, rule: Rule = "minimum") -> Ten
     """
     against = evidence[..., None] * groups
     return against.amin((1, 2)) if rule == "minimum" else against.sum((1, 2))
-
-
-def _sided(outputs: Tensor) -> Tensor:
-    return torch.stack([outputs, -outputs], dim=-1)
-
-
-def _terms(
-    outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How far x is below 0.5 on either side, (n, k, 2); reliability (k, 1); b f (k, 2)."""
-    reliability = reliability[:, None]
-    # 0.5 - x, without the rounding of x near 0.5.
-    below = (0.5 * torch.tanh(-0.5 * slope[:, None] * _sided(outputs))).relu()
-    return below, reliability, reliability * fractions
