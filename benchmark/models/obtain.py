@@ -106,7 +106,9 @@ class _Training:
             return load_into(home, self.model, self.recipe)
         home.mkdir(parents=True, exist_ok=True)
         checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
-        seconds = self._fit(checkpoint, home / "log.csv", progress) if self.recipe.is_fitted else 0.0
+        seconds = (
+            self._fit(checkpoint, home / "log.csv", progress) if self.recipe.is_fitted else 0.0
+        )
         self._save(home, seconds)
         checkpoint.path.unlink(missing_ok=True)
         return load_saved(home)

@@ -1,1 +1,5 @@
 """Models made elsewhere."""
+
+from defenses.foreign.external import External, Normalised
+
+__all__ = ["External", "Normalised"]

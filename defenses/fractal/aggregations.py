@@ -24,10 +24,11 @@ _STEPS, _RATE = 500, 0.5
 
 
 class QuadraticEnsemble(OutputEnsemble):
-    """Logits (n, classes) that are, for each label, a sum over the subtasks of a quadratic function
-    of x_i in equation (3), with the source's slopes; all 0 until `fit` sets them.
+    """A classifier whose logit of each label is a sum over the subtasks of a quadratic function of
+    x_i in equation (3), which has the slopes of the ensemble that it is made from.
 
-    square, linear (k, classes) and constant (classes,) are the coefficients.
+    square, linear (k, classes) and constant (classes,) are the coefficients, all 0 until `fit` sets
+    them.
     """
 
     square: Tensor
@@ -44,6 +45,7 @@ class QuadraticEnsemble(OutputEnsemble):
         self.register_buffer("constant", zeros[0].clone())
 
     def fit(self, square: Tensor, linear: Tensor, constant: Tensor) -> None:
+        """Set the coefficients."""
         self.square.copy_(square)
         self.linear.copy_(linear)
         self.constant.copy_(constant)
@@ -62,7 +64,8 @@ class QuadraticEnsemble(OutputEnsemble):
     def worst_case(self, outputs: Tensor, label: Tensor, offset: Tensor) -> Tensor:
         """As `OutputEnsemble.worst_case`, 0 for the label itself, and exact: its lead over another
         is a sum of quadratic functions, each least at an end of its interval or at its vertex."""
-        low, high = (self.features(outputs + way * offset[:, None])[:, None] for way in (-1, 1))
+        low, high = (self.features(outputs + sign * offset[:, None])[:, None] for sign in (-1, 1))
+        # The coefficients of the lead of the label over each other.
         square, linear = (c.T[label][:, None] - c.T for c in (self.square, self.linear))
         tiny = torch.finfo(low.dtype).tiny
         vertex = torch.clamp(-linear / (2 * square).clamp_min(tiny), low, high)
@@ -75,7 +78,7 @@ class QuadraticEnsemble(OutputEnsemble):
 class Aggregation(Derived):
     """The subtasks of a neural belief reasoner or fractal classifier, aggregated in another way.
 
-    source  the nbr or fractal whose subtasks it has, as they are.
+    source  the nbr or fractal whose subtasks are taken, as they are.
     """
 
     source: str
@@ -93,6 +96,7 @@ class Aggregation(Derived):
         return self.aggregated(source)
 
     def aggregated(self, source: BeliefEnsemble) -> nn.Module:
+        """The classifier made from the ensemble; `finish` fits it to the training set."""
         return QuadraticEnsemble(source)
 
 
@@ -100,20 +104,24 @@ class Aggregation(Derived):
 class GNB(Aggregation):
     """Gaussian naive Bayes on the features (3) of all subtasks: logits are log joint densities.
 
-    Means, variances and priors are those of the training set; a variance is at least 1e-4. Unstated
-    in the source, which has two labels only: a feature is one for every label, in its frame or not,
-    since joint densities can be compared over the same features alone.
+    Means, variances and priors are those of the training set; a variance is at least 1e-4.
+
+    Unstated in the source, which has two labels only: a feature counts for every label, also for
+    those that are not in its frame, because joint densities can only be compared if they are over
+    the same features.
     """
 
     def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         ensemble = cast(QuadraticEnsemble, model)
         features = ensemble.features(ensemble.outputs_of(x)).double()
-        of = nn.functional.one_hot(y, ensemble.classes).T.double()
-        counts = of.sum(1, keepdim=True)
+        has_label = nn.functional.one_hot(y, ensemble.classes).T.double()
+        counts = has_label.sum(1, keepdim=True)
         if not bool((counts > 0).all()):
             raise ValueError("gnb: each label needs a training sample")
-        mean = of @ features / counts
-        variance = (of @ features.square() / counts - mean.square()).clamp_min(_LEAST_VARIANCE)
+        mean = has_label @ features / counts
+        square_mean = has_label @ features.square() / counts
+        variance = (square_mean - mean.square()).clamp_min(_LEAST_VARIANCE)
+        # The logarithm of a normal density, as a quadratic function of the feature.
         constant = -0.5 * (mean.square() / variance + (2 * math.pi * variance).log()).sum(1)
         constant += (counts / len(y)).log().squeeze(1)
         ensemble.fit((-0.5 / variance).T, (mean / variance).T, constant)
@@ -121,15 +129,17 @@ class GNB(Aggregation):
 
 @dataclass(frozen=True, kw_only=True)
 class MRF(Aggregation):
-    """A Markov random field on the features (3), that is a log-linear model: a weight for each
-    subtask and label of its frame, and one for each label.
+    """A Markov random field on the features (3), which is a log-linear model: it has a weight for
+    each subtask and label of its frame, and one for each label.
 
-    offset  adversarial offset: weights minimise the cross-entropy on the training set when each
-            output is moved by it the way that helps the competing label the most (against the label
-            where the subtask counts for it), a convex loss, by Adam in float64.
+    offset  adversarial offset. The weights minimise, by Adam in float64, the cross-entropy on the
+            training set when each output is moved by the offset in the direction that helps the
+            competing label the most. This loss is convex.
 
-    Raises ValueError for a negative offset. Unstated in the source: which potentials, whether there
-    are weights for labels alone, and the loss, which it says is that of another paper.
+    Raises ValueError for a negative offset.
+
+    Unstated in the source: which potentials there are, whether labels have weights of their own,
+    and the loss, which it says is that of another paper.
     """
 
     offset: float
@@ -141,35 +151,36 @@ class MRF(Aggregation):
     def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         ensemble = cast(QuadraticEnsemble, model)
         outputs = ensemble.outputs_of(x)
-        low, high = (ensemble.features(outputs + way * self.offset).double() for way in (-1, 1))
+        low, high = (ensemble.features(outputs + sign * self.offset).double() for sign in (-1, 1))
+        # For each label, its samples' features: the middles and the half widths of their intervals.
         labels = [label for label in range(ensemble.classes) if bool((y == label).any())]
-        of = {
+        intervals = {
             label: (((low + high) / 2)[y == label], ((high - low) / 2)[y == label])
             for label in labels
         }
-        known = (ensemble.source.sides != 0).double()
-        linear, constant = torch.zeros_like(known), torch.zeros_like(known[0])
+        in_frame = (ensemble.source.sides != 0).double()
+        linear, constant = torch.zeros_like(in_frame), torch.zeros_like(in_frame[0])
 
         def loss() -> None:
             total = torch.zeros_like(constant[0])
-            for label, (middle, reach) in of.items():
-                ahead = (linear * known)[:, label, None] - linear * known
+            for label, (middle, reach) in intervals.items():
+                ahead = (linear * in_frame)[:, label, None] - linear * in_frame
                 lead = middle @ ahead - reach @ ahead.abs() + constant[label] - constant
                 total = total + lead.neg().logsumexp(1).sum()
             torch.autograd.backward(total / len(y))
 
         descend([linear, constant], loss, _STEPS, _RATE)
-        ensemble.fit(torch.zeros_like(known), linear * known, constant)
+        ensemble.fit(torch.zeros_like(in_frame), linear * in_frame, constant)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Belief(Aggregation):
-    """Belief functions on the subtasks of another, with another slope, reliability or rule.
+    """Belief functions on the subtasks of another defense, with another slope, reliability or rule.
 
     slope, reliability  s and b of all subtasks; None: chosen on the training set from a small grid,
                         by how many images are predicted and kept for certain under the offset.
-    rule                how evidence is combined over frames, whatever the source's is.
-    offset              adversarial offset; needed where one of s and b is to be chosen.
+    rule                how evidence is combined over frames, whatever the other defense's rule is.
+    offset              adversarial offset; it is needed where s or b is to be chosen.
 
     Raises ValueError for values out of range, and for a missing offset.
     """

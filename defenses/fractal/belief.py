@@ -2,9 +2,9 @@
 evidence, and from evidence to a classification (Qian 2021, "Robustness via fractal divide and
 fractal aggregation"; equations are of its sections 2 and 3.3).
 
-A subtask says of its frame, two groups of labels, how strongly an image speaks against either. Here
-a dimension of 2 is (against the first group, against the second), I and II in the paper. A weight w
-is at most 0, which is no evidence at all.
+A frame is two groups of labels. A subtask says how strongly an image speaks against either group of
+its frame. Here a dimension of 2 is (against the first group, against the second), which are I and
+II in the paper. A weight of evidence w is at most 0, and 0 is no evidence at all.
 """
 
 from collections.abc import Sequence
@@ -43,45 +43,43 @@ class Frame:
             raise ValueError(f"each level needs at least one subtask, not {self.levels}")
 
 
-def beliefs(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
-    """Beliefs against either group, in [0, 1], of k subtasks: (n, k, 2) (equations (1) to (3)).
+def evidence(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
+    """Weights w = log(1 - belief) against either group, of k subtasks: (n, k, 2) (equations (1) to
+    (5)).
 
     outputs      G (n, k), above 0 for the first group.
     slope        s > 0 of the sigmoid; reliability, b in [0, 1]; each (k,).
     fractions    f (k, 2), of the data of either group that a subtask was trained on.
+
+    The logarithm's argument is kept from falling below 1e-6. It is formed of positive terms alone:
+    where x saturates, 1 - belief has no digits left.
     """
-    below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
-    return 2 * scaled * below / (1 - 0.5 * reliability + scaled * below)
-
-
-def evidence(outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor) -> Tensor:
-    """Weights w = log(1 - belief) against either group: (n, k, 2) (equations (4) and (5)).
-
-    Arguments are those of `beliefs`. The logarithm's argument is kept from falling below 1e-6. It
-    is formed of positive terms alone: where x saturates, 1 - belief has no digits left.
-    """
-    below, reliability, scaled = _terms(outputs, slope, reliability, fractions)
-    sided = torch.sigmoid(slope[:, None] * _sided(outputs))
-    left = 1 - 0.5 * (reliability + scaled) + scaled * sided
-    weight = (left / (1 - 0.5 * reliability + scaled * below)).clamp(_FLOOR, 1).log()
+    slope, reliability = slope[:, None], reliability[:, None]
+    sided, scaled = torch.stack([outputs, -outputs], dim=-1), reliability * fractions
+    # How far x is below 0.5 on either side, without the rounding of x near 0.5.
+    below = (0.5 * torch.tanh(-0.5 * slope * sided)).relu()
+    remaining = 1 - 0.5 * (reliability + scaled) + scaled * torch.sigmoid(slope * sided)
+    weight = (remaining / (1 - 0.5 * reliability + scaled * below)).clamp(_FLOOR, 1).log()
     return torch.where(below > 0, weight, 0)
 
 
-def split_first(one: Tensor, other: Tensor) -> Tensor:
-    """Combine two classifiers (..., 2) trained on disjoint data of the first group and the same of
-    the second: evidence against the first adds up, against the second the stronger holds (7)."""
-    return torch.stack([one[..., 0] + other[..., 0], one[..., 1].minimum(other[..., 1])], dim=-1)
+def split_first(left: Tensor, right: Tensor) -> Tensor:
+    """Combine the evidence (..., 2) of two classifiers that are trained on disjoint data of the
+    first group and on the same data of the second (equation (7)): evidence against the first group
+    adds up, and of the evidence against the second the stronger holds."""
+    return torch.stack([left[..., 0] + right[..., 0], left[..., 1].minimum(right[..., 1])], dim=-1)
 
 
-def split_second(one: Tensor, other: Tensor) -> Tensor:
+def split_second(left: Tensor, right: Tensor) -> Tensor:
     """As `split_first`, with the groups' parts exchanged (equation (6))."""
-    return split_first(one.flip(-1), other.flip(-1)).flip(-1)
+    return split_first(left.flip(-1), right.flip(-1)).flip(-1)
 
 
 def fractal(levels: Sequence[Tensor]) -> Tensor:
-    """Evidence (..., 2) of a fractal structure from that of its levels, each (..., subtasks, 2),
-    from the last level to the first (equations (8) and (9)). Levels split the first group's data
-    and the second's in turn. An empty level, and a subtask without evidence, change nothing."""
+    """The evidence (..., 2) of a fractal structure, combined from that of its levels, each
+    (..., subtasks, 2), from the last level to the first (equations (8) and (9)). Levels take turns
+    to split the data of the first group and of the second. An empty level, or a subtask without
+    evidence, changes nothing."""
     combined = torch.zeros_like(levels[-1][..., 0, :])
     for number, level in reversed(list(enumerate(levels))):
         if not level.shape[-2]:
@@ -104,17 +102,3 @@ def over_frames(evidence: Tensor, groups: Tensor, rule: Rule = "minimum") -> Ten
     """
     against = evidence[..., None] * groups
     return against.amin((1, 2)) if rule == "minimum" else against.sum((1, 2))
-
-
-def _sided(outputs: Tensor) -> Tensor:
-    return torch.stack([outputs, -outputs], dim=-1)
-
-
-def _terms(
-    outputs: Tensor, slope: Tensor, reliability: Tensor, fractions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How far x is below 0.5 on either side, (n, k, 2); reliability (k, 1); b f (k, 2)."""
-    reliability = reliability[:, None]
-    # 0.5 - x, without the rounding of x near 0.5.
-    below = (0.5 * torch.tanh(-0.5 * slope[:, None] * _sided(outputs))).relu()
-    return below, reliability, reliability * fractions

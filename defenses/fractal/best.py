@@ -14,22 +14,24 @@ from defenses.nonexpansive.stacks import Stack
 
 
 class BestEnsemble(BeliefEnsemble):
-    """Eight ensembles of as many subtasks each, one after the other, of which the `chosen` alone
-    answers: the others' networks do not run, and their outputs are 0. While it is None, all do."""
+    """Eight ensembles, one after the other, with equally many subtasks each. Only the one that is
+    `chosen` answers: the networks of the others do not run, and their outputs are 0. While `chosen`
+    is None, all of them answer."""
 
     chosen: int | None = None
 
     def choose(self, outputs: Tensor, y: Tensor, offset: float) -> None:
-        """Choose the ensemble by which the most samples, outputs (n, k) and labels y (n,), are
-        predicted and kept for certain under the offset; of equals the first."""
+        """Choose the ensemble that predicts the most samples, outputs (n, k) and labels y (n,),
+        and keeps them for certain under the offset; the first of equally good ones."""
         whole = self.fractions.clone()
         eighths = (self.trained // VARIANTS, (len(whole) - self.trained) // VARIANTS)
-        # Whose each subtask is: those that are trained, then the memories.
+        # Which ensemble each subtask belongs to: those that are trained, then the memories.
         numbers = torch.arange(VARIANTS, device=whole.device)
         owner = torch.cat([numbers.repeat_interleave(size) for size in eighths])
 
         def take(variant: int) -> float:
-            # What was trained on nothing says nothing.
+            """The share that one ensemble keeps, while the others are silent."""
+            # A subtask that was trained on nothing says nothing.
             self.fractions.copy_(whole * (owner == variant).to(whole)[:, None])
             return self.share_kept(outputs, y, offset)
 
@@ -42,8 +44,9 @@ class BestEnsemble(BeliefEnsemble):
             return super().outputs(x)
         size = self.trained // VARIANTS
         start = self.chosen * size
-        mine = cast(Stack, self.subtasks).some(x[None], slice(start, start + size)).squeeze(2).T
-        outputs = nn.functional.pad(mine, (start, self.trained - start - size))
+        rows = slice(start, start + size)
+        chosen = cast(Stack, self.subtasks).some(x[None], rows).squeeze(2).T
+        outputs = nn.functional.pad(chosen, (start, self.trained - start - size))
         return outputs if self.memory is None else torch.cat([outputs, self.memory(x)], dim=1)
 
     def get_extra_state(self) -> Tensor:
@@ -55,15 +58,17 @@ class BestEnsemble(BeliefEnsemble):
 
 @dataclass(frozen=True, kw_only=True)
 class BestFractal(Fractal):
-    """Fractal in all eight variants, of which the best is kept: that by which the most training
-    images are predicted and kept for certain under the offset.
+    """Fractal in all eight variants, of which the best is kept: the one that predicts the most
+    training images and keeps them for certain under the offset.
 
-    All are trained together, and saved; `variant` has no meaning. Where structures take the place
-    of some subtasks, each variant has other subtasks of its own too, which costs eight times them.
+    All variants are trained together and saved, so `variant` stays at 0. Where structures take the
+    place of only some subtasks, each variant has its own of the others too, which costs eight times
+    as much for those.
 
     Raises ValueError as `Fractal`, and where there is no offset.
 
-    Unstated in the source: how the best is found. Of several structures all have the same variant.
+    Unstated in the source: how the best is found. Where there are several structures, all have the
+    same variant.
     """
 
     ensemble: ClassVar[type[BeliefEnsemble]] = BestEnsemble

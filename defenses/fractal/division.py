@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# What a sample is to a subtask: no part of its training set, part of it, a difficult part.
+# What a sample is to a subtask: not in its training set, in it, or in it and difficult.
 OUT, IN, HARD = 0, 1, 2
 
 
@@ -33,8 +33,9 @@ class Division(nn.Module):
         self.roles = self.roles.new_zeros(0, 0)
 
     def of(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """For each subtask the members among samples `index` (n,): their roles (k, m) and places in
-        `index` (k, m). Where a subtask has fewer than others, samples that are OUT fill its row."""
+        """For each subtask those of the samples `index` (n,) that are in its training set: their
+        roles (k, m), and their places (k, m) in `index`. Where a subtask has fewer of them than
+        another, samples that are OUT fill its row."""
         roles = self.roles[:, index]
         most = int((roles != OUT).sum(1).max())
         order = (roles != OUT).sort(dim=1, descending=True, stable=True).indices[:, :most]
@@ -48,7 +49,8 @@ class Division(nn.Module):
 
 
 def one_level(levels: Sequence[int], sides: Tensor, outputs: Tensor) -> Tensor:
-    """Members (k, n) where each level is a structure by itself, that splits all data of its side.
+    """The members (k, n) where each level is a structure by itself, that splits all data of its
+    side.
 
     outputs  (n, k) by which the data are split: see `split`.
     """
@@ -61,8 +63,8 @@ def one_level(levels: Sequence[int], sides: Tensor, outputs: Tensor) -> Tensor:
 
 
 def nested(levels: Sequence[int], sides: Tensor, depth: Tensor, outputs: Tensor) -> Tensor:
-    """Members (k, n) of the fractal structure: each pair of samples of opposite sides is in those
-    of exactly one subtask.
+    """The members (k, n) of the fractal structure: any two samples of opposite sides are together
+    in the training set of exactly one subtask.
 
     depth    (n,) the level that splits a sample, or the number of levels where none does.
     outputs  (n, k) by which the data of a level are split: see `split`.
@@ -71,26 +73,26 @@ def nested(levels: Sequence[int], sides: Tensor, depth: Tensor, outputs: Tensor)
     for number, part in enumerate(parts(levels)):
         side = number % 2
         members[part] = split((sides == side) & (depth == number), outputs[:, part], side)
-        # What no level before this one has split off is the other half of its contrasts.
+        # They are contrasted with all samples of the other side that no earlier level split off.
         members[part] |= (sides == 1 - side) & (depth > number)
     return members
 
 
 def split(data: Tensor, outputs: Tensor, side: int) -> Tensor:
-    """Members (k, n) of one level: each sample of `data` (n,) goes to the subtask that is the
-    surest of it: the largest output (n, k) for the first group, the smallest for the second."""
+    """The members (k, n) of one level: each sample of `data` (n,) goes to the subtask that is
+    surest of it, by the largest output (n, k) for the first group, the smallest for the second."""
     if not outputs.shape[1]:
         return data.new_zeros(0, len(data))
-    best = outputs.argmax(1) if side == 0 else outputs.argmin(1)
-    mine = torch.arange(outputs.shape[1], device=data.device)[:, None] == best
-    return mine & data
+    surest = outputs.argmax(1) if side == 0 else outputs.argmin(1)
+    is_surest = torch.arange(outputs.shape[1], device=data.device)[:, None] == surest
+    return is_surest & data
 
 
 def splitting_levels(levels: Sequence[int], side: int) -> list[int]:
-    """The levels that the data of a side are distributed over, the last of which may be beyond the
-    structure: those data are split by none."""
-    own = [m for m, size in enumerate(levels) if size and m % 2 == side]
-    return own if (len(levels) - 1) % 2 == side else [*own, len(levels)]
+    """The levels that the data of a side are distributed over. The last of them may be one beyond
+    the structure, which stands for the data that no level splits."""
+    of_side = [m for m, size in enumerate(levels) if size and m % 2 == side]
+    return of_side if (len(levels) - 1) % 2 == side else [*of_side, len(levels)]
 
 
 def depths(
@@ -99,16 +101,18 @@ def depths(
     """The level that splits each sample (n,), by k-means on the outputs (n, k) of the first level
     that splits its side, as a one-level structure.
 
-    swapped  for either side, whether its parts, else the largest first, are the other way round.
+    swapped  for either side, whether its clusters go to the levels from the smallest to the
+             largest, in place of from the largest to the smallest.
     """
     depth = torch.zeros_like(sides)
     for side in (0, 1):
         data = (sides == side).nonzero().squeeze(1)
-        mine = splitting_levels(levels, side)
+        splitting = splitting_levels(levels, side)
         cluster = torch.zeros_like(data)
-        if len(mine) > 1:
-            cluster = _clusters(outputs[data][:, parts(levels)[mine[0]]], len(mine))[0]
-        order = torch.tensor(mine[::-1] if swapped[side] else mine, device=sides.device)
+        if len(splitting) > 1:
+            first = parts(levels)[splitting[0]]
+            cluster = _clusters(outputs[data][:, first], len(splitting))[0]
+        order = torch.tensor(splitting[::-1] if swapped[side] else splitting, device=sides.device)
         depth[data] = order[cluster]
     return depth
 
@@ -124,9 +128,10 @@ def depth_of(levels: Sequence[int], sides: Tensor, members: Tensor) -> Tensor:
 def by_clusters(
     levels: Sequence[int], sides: Tensor, features: Tensor, depth: Tensor | None = None
 ) -> Tensor:
-    """Stand-ins (n, k) for outputs, of subtasks that are to begin anew: they split each level's
-    data by k-means on features (n, d), nearness to a centre for the first group and distance for
-    the second. A level's data are those of its side, or those of them of its depth (n,)."""
+    """Stand-ins (n, k) for the outputs of subtasks that are to begin anew. They split each level's
+    data by k-means on features (n, d): an output is the nearness to a centre for the first group,
+    and the distance for the second. A level's data are those of its side or, where depths (n,) are
+    given, those of its side and depth."""
     outputs = features.new_zeros(len(sides), sum(levels))
     for number, part in enumerate(parts(levels)):
         data = sides == number % 2
@@ -153,8 +158,8 @@ def _clusters(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     # On several threads its sums are not the same each time.
     with threadpool_limits(1):
-        found = KMeans(count, n_init=3, random_state=0).fit(features.double().cpu().numpy())
-    labels = torch.from_numpy(found.labels_).long()
+        kmeans = KMeans(count, n_init=3, random_state=0).fit(features.double().cpu().numpy())
+    labels = torch.from_numpy(kmeans.labels_).long()
     order = torch.bincount(labels, minlength=count).argsort(descending=True, stable=True)
-    centres = torch.from_numpy(found.cluster_centers_)[order]
+    centres = torch.from_numpy(kmeans.cluster_centers_)[order]
     return order.argsort()[labels].to(features.device), centres

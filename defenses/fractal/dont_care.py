@@ -23,19 +23,20 @@ def dont_care(
              it holds wherever outputs differ by no more.
 
     "exact" is theorem 1, for the side that the first level splits, at a uniform b: one subtask i of
-    that level is right and no other is very wrong, x_j >= 1 - x_i. (The source drops this second
-    part where x_i is about 1; "one of level 1" is without it.) All others are approximate: some
-    subtask of a level that splits this side is right, and so are all of the levels before it that
-    split the other side; or, where the last level splits the other side, all of those that do.
+    that level is right and no other is very wrong, which means x_j >= 1 - x_i. (The source drops
+    this second part where x_i is about 1; "one of level 1" is without it.) All other conditions are
+    approximate: some subtask of a level that splits this side is right, and so are all subtasks of
+    the earlier levels that split the other side. Where the last level splits the other side, there
+    is one more condition: all subtasks of the levels that split the other side are right.
     """
     margins = slope * ((1 - 2 * side) * outputs - offset)
     right, slices = margins > 0, parts(levels)
     start = int(levels[0] == 0)
-    found: dict[str, Tensor] = {}
+    conditions: dict[str, Tensor] = {}
     if start == side:
         # x_j >= 1 - x_i is s_j G_j >= -s_i G_i.
         surest = margins[:, slices[start]].amax(1)
-        found["one of level 1, exact"] = (surest > 0) & (margins.amin(1) >= -surest)
+        conditions["one of level 1, exact"] = (surest > 0) & (margins.amin(1) >= -surest)
     for level in splitting_levels(levels, side):
         names, holds = [], torch.ones(len(outputs), dtype=torch.bool, device=outputs.device)
         if level < len(levels):
@@ -45,5 +46,5 @@ def dont_care(
             if before % 2 != side:
                 names.append(f"all of level {before + 1 - start}")
                 holds &= right[:, slices[before]].all(1)
-        found[", ".join(names)] = holds
-    return found
+        conditions[", ".join(names)] = holds
+    return conditions

@@ -18,15 +18,17 @@ class BeliefEnsemble(OutputEnsemble):
     is the one that the least speaks against.
 
     frames       each with as many subtasks as its levels have; subtasks are numbered in that order.
-    subtasks     images (1, n, *shape) to outputs (k, n, 1), each of Lipschitz constant at most 1.
-    slope        s of all subtasks at first; reliability, b in (0, 1], likewise.
+    subtasks     from images (1, n, *shape) to outputs (k, n, 1), each of Lipschitz constant at
+                 most 1.
+    slope        s > 0 of all subtasks at first; reliability, b in (0, 1], likewise.
     rule         how evidence is combined over frames: `defenses.fractal.belief.over_frames`.
-    memory       of single samples, whose outputs follow those of `subtasks`: each is the only
+    memory       memorization subtasks, whose outputs follow those of `subtasks`: each is the only
                  subtask of one of the last frames.
 
-    `fractions` (k, 2) are those of each subtask's groups that it was trained on; `division` holds
-    which samples these are while training lasts, and `rows` each frame's subtasks. Of all subtasks,
-    the first `trained` are no memories. Raises ValueError for values out of range.
+    `fractions` (k, 2) say what part of the data of either group each subtask was trained on.
+    `division` holds which samples these are while training lasts, and `rows` which subtasks each
+    frame has. The first `trained` of all subtasks are no memories. Raises ValueError for values out
+    of range.
     """
 
     fractions: Tensor
@@ -58,7 +60,7 @@ class BeliefEnsemble(OutputEnsemble):
         self.slope = nn.Parameter(torch.full((count,), slope), requires_grad=False)
         self.reliability = nn.Parameter(torch.full((count,), reliability), requires_grad=False)
         self.register_buffer("fractions", torch.ones(count, 2))
-        # A memory of nothing says nothing, even if it is moved.
+        # A memory that holds no sample yet says nothing, even if its output is moved.
         self.fractions[self.trained :] = 0
         self.register_buffer("members", _members(self.frames), persistent=False)
         groups = _groups(self.frames, classes)
@@ -78,8 +80,8 @@ class BeliefEnsemble(OutputEnsemble):
         return torch.cat(some, dim=1).squeeze(2).T
 
     def divide(self, roles: Tensor, y: Tensor, reserved: Tensor | None = None) -> None:
-        """Take in new roles (k, n) of the training samples with labels y (n,), for the subtasks
-        that are trained. Fractions are of the samples that are not reserved, bool (n,)."""
+        """Set new roles (k, n) of the training samples with labels y (n,), for the subtasks that
+        are trained. The fractions are those of the samples that are not reserved, bool (n,)."""
         signs = self.signs(y)[: self.trained]
         if reserved is not None:
             signs = signs.masked_fill(reserved, 0)
@@ -101,30 +103,32 @@ class BeliefEnsemble(OutputEnsemble):
     def worst_case(self, outputs: Tensor, label: Tensor, offset: Tensor) -> Tensor:
         """As `OutputEnsemble.worst_case`. The evidence against the label is the most that moves can
         make it, that against each other the least: exact where no frame has both in one group."""
-        own = nn.functional.one_hot(label, self.classes).bool()
-        signs = torch.where(own, -offset[:, None], offset[:, None])[..., None] * self.sides.T
-        shifted = (outputs[:, None] + signs).flatten(0, 1)
-        each = self.aggregate(shifted).unflatten(0, (-1, self.classes))
-        worst: Tensor = each.diagonal(dim1=1, dim2=2)
+        is_label = nn.functional.one_hot(label, self.classes).bool()
+        # For each class, all outputs are moved against the label and for any other class.
+        moves = torch.where(is_label, -offset[:, None], offset[:, None])[..., None] * self.sides.T
+        moved = (outputs[:, None] + moves).flatten(0, 1)
+        logits = self.aggregate(moved).unflatten(0, (-1, self.classes))
+        worst: Tensor = logits.diagonal(dim1=1, dim2=2)
         return worst
 
 
 def _members(frames: Sequence[Frame]) -> Tensor:
-    """(j, levels, most): the subtasks of each level of each frame, filled with the number of all
-    subtasks, which stands for one without evidence."""
+    """(j, levels, most): the numbers of the subtasks of each level of each frame. Shorter levels
+    are filled up with the number of all subtasks, which stands for one without evidence."""
     count = sum(sum(frame.levels) for frame in frames)
     depth = max(len(frame.levels) for frame in frames)
     most = max(max(frame.levels) for frame in frames)
     members = torch.full((len(frames), depth, most), count)
-    at = 0
+    start = 0
     for j, frame in enumerate(frames):
         for level, size in enumerate(frame.levels):
-            members[j, level, :size] = torch.arange(at, at + size)
-            at += size
+            members[j, level, :size] = torch.arange(start, start + size)
+            start += size
     return members
 
 
 def _groups(frames: Sequence[Frame], classes: int) -> Tensor:
+    """(j, 2, classes), bool: which labels are in which group of each frame."""
     groups = torch.zeros(len(frames), 2, classes, dtype=torch.bool)
     for j, frame in enumerate(frames):
         for side, group in enumerate((frame.first, frame.second)):

@@ -1,4 +1,4 @@
-"""Memorization subtasks of neural belief reasoners: single training samples that are known by heart
+"""Memorization subtasks of neural belief reasoners: single training samples, known by heart
 (Qian 2021, "Robustness via fractal divide and fractal aggregation", section 3.1)."""
 
 import torch
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Memory(nn.Module):
-    """From images (n, *shape) to outputs (n, m) of m subtasks, each r - ||t - t_i|| or the negative
-    of it, by the sign: of Lipschitz constant 1 under L2.
+    """The memorization subtasks of an ensemble: from images t (n, *shape) to outputs (n, m).
 
-    centres (m, *shape), t_i; radii (m,), r; signs (m,), which are 0 until a sample is known: such a
-    subtask's output is 0, which says nothing.
+    An output is r - ||t - t_i|| times a sign, and so of Lipschitz constant 1 under L2. Its buffers
+    are centres t_i (m, *shape), radii r (m,) and signs (m,). A sign is 0 until a sample is known:
+    the output is 0 then, which says nothing.
     """
 
     centres: Tensor
@@ -27,8 +27,9 @@ class Memory(nn.Module):
         return self.signs * (self.radii - distances(x, self.centres))
 
     def keep(self, place: int, centre: Tensor, others: Tensor, sign: int) -> None:
-        """Know an image (*shape) by heart: of the first group (sign 1) or the second (-1), where
-        `others` (n, *shape) are those of the other; r is half the distance to the nearest."""
+        """Learn an image (*shape) by heart at a place from 0 to m - 1. It is of the first group
+        (sign 1) or the second (-1). `others` (n, *shape) are the images of the other group; r is
+        half the distance to the nearest of them."""
         self.centres[place], self.signs[place] = centre, sign
         self.radii[place] = distances(centre[None], others).amin() / 2
 

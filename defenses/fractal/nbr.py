@@ -30,26 +30,26 @@ class NBR(Recipe):
     """Neural belief reasoner: one subtask for each binary frame of discernment.
 
     frames       such as "1+7+9-3+5+8,4-9": labels 1, 7, 9 against 3, 5, 8, and 4 against 9;
-                 default: all pairs of labels (NBR-45 where there are ten).
+                 default: all pairs of labels (for ten labels that is the source's NBR-45).
     rule         how evidence is combined over frames: "sum" (Dempster's rule) or "minimum"
                  (equation (10)).
     offset       adversarial offset: by how much an output is moved against the label before the
                  loss; default: the eps of an L2 run.
-    hard_offset  the same for difficult samples, whose margin is below it after three fifths of the
-                 epochs; default: offset.
+    hard_offset  the offset of difficult samples, which are those whose margin is below it after
+                 three fifths of the epochs; default: offset.
     sharpness    t of the loss softplus(-t m) / t of a shifted output m.
-    balanced     weigh each group of a subtask by the part that it has of the other's data, so that
-                 dividing the data of one group does not tip the balance.
-    slope        s of all subtasks; reliability, b of all.
-    arch         "mlp", "deep" or "conv", see `build_stack`; "default" is "mlp". scaling: of the
-                 weights.
-    reserve      the part of the training data, evenly spread, that is kept from the subtasks, and
-                 on which each one's s and b are trained in the end, see `train_each`; 0: all have
-                 the same, as given. It needs an offset.
+    balanced     weigh either group of a subtask by the fraction of the other group's data that the
+                 subtask is trained on, so that dividing one group's data does not tip the balance.
+    slope        s, and reliability, b, of all subtasks.
+    arch         "mlp", "deep" or "conv", see `build_stack`; "default" is "mlp".
+    scaling      of the weights, a name in `defenses.nonexpansive.scalings.SCALINGS`.
+    reserve      the fraction of the training data, evenly spread, that is kept from the subtasks.
+                 In the end each subtask's s and b are trained on it, see `train_each`. 0: all
+                 subtasks have the s and b that are given. It needs an offset.
     memorise     for each frame, how many of the most difficult samples of its training sets are
-                 taken out when these settle, and are a memorization subtask each, a frame of its
-                 own: see `defenses.fractal.memory`. Most difficult: least sure by the surest of the
-                 subtasks that are trained on it.
+                 taken out of them when they settle. Each becomes a memorization subtask in a frame
+                 of its own: see `defenses.fractal.memory`. A sample is the more difficult, the less
+                 sure the surest of the subtasks is that are trained on it.
 
     Raises ValueError for hyperparameters out of range and, by `trains_against`, where there is
     neither an offset nor an L2 threat.
@@ -156,11 +156,13 @@ class NBR(Recipe):
             ensemble.divide(roles, y, self.reserved(y))
 
     def roles(self, ensemble: BeliefEnsemble, x: Tensor, y: Tensor, epoch: int) -> Tensor | None:
-        """New roles (k, n) of the training samples, images x (n, *shape) and labels y (n,), from
-        this epoch on; None where they stay as they were."""
+        """The roles (k, n) that the training samples, images x (n, *shape) and labels y (n,), have
+        from this epoch on; None where they stay as they were."""
         if epoch == 0:
-            mine = (ensemble.signs(y)[: ensemble.trained] != 0) & ~self.reserved(y)
-            return mine * torch.tensor(IN, dtype=torch.uint8, device=y.device)
+            in_frame = ensemble.signs(y)[: ensemble.trained] != 0
+            return (in_frame & ~self.reserved(y)) * torch.tensor(
+                IN, dtype=torch.uint8, device=y.device
+            )
         if epoch != self.settled or self.hard_offset is None:
             return None
         roles = ensemble.division.roles
@@ -170,58 +172,62 @@ class NBR(Recipe):
     def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         ensemble = cast(BeliefEnsemble, model)
         if self.reserve and self.offset is not None:
-            mine = self.reserved(y)
-            train_each(ensemble, ensemble.outputs_of(x[mine]), y[mine], self.offset)
+            reserved = self.reserved(y)
+            train_each(ensemble, ensemble.outputs_of(x[reserved]), y[reserved], self.offset)
         ensemble.division.forget()
 
     def remember(self, ensemble: BeliefEnsemble, roles: Tensor, x: Tensor, y: Tensor) -> None:
         """Fill the ensemble's memory, and take what it holds out of the roles (k, n)."""
         assert ensemble.memory is not None
         margins = _margins(ensemble, x, y).masked_fill(roles == OUT, -math.inf)
+        # Those of the memories come last.
         frames = len(ensemble.frames) - len(ensemble.memory.signs)
-        for j, rows in enumerate(ensemble.rows[:frames]):
+        for number, rows in enumerate(ensemble.rows[:frames]):
             signs = ensemble.signs(y)[rows.start].masked_fill(self.reserved(y), 0)
             groups = {sign: x[signs == sign] for sign in (1, -1)}
             if not all(map(len, groups.values())):
                 continue
+            # The most difficult samples of the frame that any of its subtasks is trained on.
             sureness = margins[rows].amax(0)
             order = sureness.argsort(stable=True)
-            known = order[sureness[order] > -math.inf][: self.memorise]
-            for place, i in enumerate(known.tolist(), j * self.memorise):
-                sign = int(signs[i])
-                ensemble.memory.keep(place, x[i], groups[-sign], sign)
-                # Of its own group it has seen one sample, and all of the other.
+            difficult = order[sureness[order] > -math.inf][: self.memorise]
+            for place, sample in enumerate(difficult.tolist(), number * self.memorise):
+                sign = int(signs[sample])
+                ensemble.memory.keep(place, x[sample], groups[-sign], sign)
+                # A memory has seen one sample of its own group, and all of the other.
                 seen = {sign: 1 / len(groups[sign]), -sign: 1.0}
                 fractions = ensemble.fractions.new_tensor([seen[1], seen[-1]])
                 ensemble.fractions[ensemble.trained + place] = fractions
-            roles[rows.start : rows.stop, known] = OUT
+            roles[rows.start : rows.stop, difficult] = OUT
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         ensemble = cast(BeliefEnsemble, model)
+        # Each subtask runs on its own members of the batch alone.
         roles, chosen = ensemble.division.of(batch.index)
-        offsets = self.offsets(batch.threat, roles)
         signs = ensemble.signs(batch.y)[: ensemble.trained].gather(1, chosen)
         margins = signs * ensemble.subtasks(batch.x[chosen]).squeeze(2)
+        # Poor man's adversarial training: the margin is lowered by as much as an attack could.
+        offsets = self.offsets(batch.threat, roles)
         losses = softplus(self.sharpness * (offsets - margins)) / self.sharpness
         weights = (roles != OUT).to(losses)
         if self.balanced:
             first, second = ensemble.fractions[: ensemble.trained, :, None].unbind(1)
             other = torch.where(signs > 0, second, first)
-            weights = (
-                weights * 2 * other / (first + second).clamp_min(torch.finfo(other.dtype).tiny)
-            )
+            both = (first + second).clamp_min(torch.finfo(other.dtype).tiny)
+            weights = weights * 2 * other / both
         return (losses * weights).sum() / len(batch.y)
 
 
 def _margins(ensemble: BeliefEnsemble, x: Tensor, y: Tensor) -> Tensor:
-    """What trained subtasks say for labels y (n,) at images x (n, *shape): (k, n)."""
+    """The margins (k, n) by which trained subtasks speak for the labels y (n,) at images x
+    (n, *shape)."""
     trained = slice(ensemble.trained)
     return ensemble.signs(y)[trained] * ensemble.outputs_of(x, trained).T
 
 
 def parse_frames(text: str, classes: int) -> list[Frame]:
-    """Frames in the form of `NBR.frames`. Raises ValueError where it is none, or a label is none of
-    the classes."""
+    """The frames that a text in the form of `NBR.frames` says. Raises ValueError where it is not in
+    that form, or where a label is not one of the classes."""
     frames = []
     for part in text.split(","):
         try:

@@ -18,10 +18,11 @@ _HALVINGS = 30
 
 
 class OutputEnsemble(nn.Module):
-    """From images (n, *shape) to logits (n, classes), by the outputs G (n, k) of subtasks, each of
-    Lipschitz constant at most 1: an attack within an L2 distance moves none of them further.
+    """A classifier, from images (n, *shape) to logits (n, classes), that decides by the outputs
+    G (n, k) of subtasks. Each is of Lipschitz constant at most 1, so that an attack moves none of
+    them by more than its L2 distance.
 
-    slope  (k,), s of the sigmoids that outputs go through.
+    slope  s (k,) of the sigmoids that outputs go through.
     """
 
     classes: int
@@ -36,8 +37,9 @@ class OutputEnsemble(nn.Module):
         raise NotImplementedError
 
     def worst_case(self, outputs: Tensor, label: Tensor, offset: Tensor) -> Tensor:
-        """Logits (n, classes) in which other labels lead the given (n,) by as much as they ever
-        do, or more, while each output G (n, k) moves by at most an offset (n,)."""
+        """The worst case for labels (n,) while each output G (n, k) moves by at most an offset
+        (n,): logits (n, classes) in which every other label leads the given one by as much as it
+        ever does, or more."""
         raise NotImplementedError
 
     def outputs_of(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -56,14 +58,14 @@ class OutputEnsemble(nn.Module):
 
     @torch.no_grad()
     def certified_radius(self, x: Tensor) -> Tensor:
-        """L2 radius (n,) around images (n, *shape) within which the predicted label stays: the
-        least shift of all outputs, each its own way, that could change it (section 4.3)."""
+        """The L2 radius (n,) around images (n, *shape) within which the predicted label stays: the
+        least by which all outputs, each in its own direction, would have to move (section 4.3)."""
         return self.threshold(self.outputs(x))
 
     @torch.no_grad()
     def threshold(self, outputs: Tensor) -> Tensor:
         """The adversarial offset (n,) up to which outputs G (n, k) keep the predicted label for
-        certain, by the worst case, found by bisection."""
+        certain: by the worst case, and found by bisection."""
         label = self.aggregate(outputs).argmax(1)
         # Beyond it every subtask that knows the label is against it.
         far = outputs.abs().amax(1)
@@ -77,8 +79,8 @@ class OutputEnsemble(nn.Module):
     def withstands(self, outputs: Tensor, label: Tensor, offset: Tensor) -> Tensor:
         """Whether outputs (n, k) give the labels (n,) for certain under an offset (n,)."""
         worst = self.worst_case(outputs, label, offset)
-        own = nn.functional.one_hot(label, self.classes).bool()
-        kept: Tensor = worst[own] > worst.masked_fill(own, -torch.inf).amax(1)
+        is_label = nn.functional.one_hot(label, self.classes).bool()
+        kept: Tensor = worst[is_label] > worst.masked_fill(is_label, -torch.inf).amax(1)
         return kept
 
     @torch.no_grad()

@@ -40,8 +40,8 @@ def choose(
     slopes: Sequence[float] = SLOPES,
     reliabilities: Sequence[float] = RELIABILITIES,
 ) -> None:
-    """Set the uniform s and b under which the most samples, outputs (n, k) and labels y (n,), are
-    predicted and kept for certain under the offset; of equals the first."""
+    """Set the uniform s and b by which the most samples, outputs (n, k) and labels y (n,), are
+    predicted and kept for certain under the offset; the first of equally good ones."""
     best, chosen = -1.0, (slopes[0], reliabilities[0])
     for values in itertools.product(slopes, reliabilities):
         set_uniform(ensemble, *values)
@@ -53,10 +53,12 @@ def choose(
 
 def train_each(ensemble: BeliefEnsemble, outputs: Tensor, y: Tensor, offset: float) -> None:
     """Train each subtask's s and b on samples that no subtask has seen, outputs (n, k) and labels
-    y (n,): Adam, all samples at once, on the cross-entropy of their worst cases under the offset.
+    y (n,). Adam takes all samples at once, and lowers the cross-entropy of their worst cases under
+    the offset.
 
-    s > 0 is the exponential and b in (0, 1] the logistic function of what is trained. The source
-    says only that reserved data is needed; loss and optimiser are unstated there.
+    What is trained is the logarithm of s > 0, and b in (0, 1] before a logistic function.
+
+    Unstated in the source, which says only that reserved data are needed: loss and optimiser.
     """
     worst_case = _WorstCase(ensemble)
     slope = ensemble.slope.detach().log()
@@ -78,8 +80,8 @@ def train_each(ensemble: BeliefEnsemble, outputs: Tensor, y: Tensor, offset: flo
 def descend(
     values: Sequence[Tensor], backward: Callable[[], None], steps: int, rate: float
 ) -> None:
-    """Change tensors in place by Adam, whose rate falls to 0 along a half cosine; `backward` adds
-    the gradients of the loss to them."""
+    """Minimise a loss over tensors, in place, by Adam, whose rate falls to 0 along a half cosine.
+    `backward` adds the gradients of the loss to the tensors."""
     with torch.enable_grad():
         for value in values:
             value.requires_grad_()

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from defenses.networks.architectures import Shape, scaled_widths
-from defenses.nonexpansive.layers import (
-    BoundedScale,
-    Conv,
-    Flatten,
-    Linear,
-    NormPool,
-    Residual,
-    ScaledSigmoid,
-    SubtractMean,
-    TwoSided,
-    weighted,
-)
+from defenses.nonexpansive.appendix import BoundedScale, Residual, ScaledSigmoid, SubtractMean
+from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSided, weighted
 from defenses.nonexpansive.stacks import STACKS, build_stack
 
 

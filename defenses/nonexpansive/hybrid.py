@@ -29,10 +29,6 @@ class HybridClassifier(nn.Module):
         keep = confidence_gap(sure.detach()) >= self.threshold
         return torch.where(keep[:, None], sure, self.otherwise(x))
 
-    def delegated(self, x: Tensor) -> Tensor:
-        """Which of the images (n, *shape) `otherwise` answers: bool (n,)."""
-        return self.of.confidence_gap(x) < self.threshold
-
     def certified_radius(self, x: Tensor) -> Tensor:
         """The L2 distance (n,) within which `of` answers, always the same; 0 where delegated."""
         return self.of.radius((self.of.confidence_gap(x) - self.threshold).clamp_min(0))

@@ -10,15 +10,10 @@ from torch.nn.functional import cross_entropy
 from attacks import Problem, ThreatModel
 from attacks.searches.strong import Strong
 from defenses import Checkpoint, Progress, fingerprint, initialise, train
+from defenses.nonexpansive.appendix import BoundedScale, Residual, ScaledSigmoid
 from defenses.nonexpansive.classifier import L2NonexpansiveClassifier, confidence_gap
 from defenses.nonexpansive.l2nnn import L2NNN, gap_loss, l2nnn_loss
-from defenses.nonexpansive.layers import (
-    BoundedScale,
-    Residual,
-    ScaledSigmoid,
-    penalties,
-    weighted,
-)
+from defenses.nonexpansive.layers import penalties, weighted
 from defenses.recipes.batches import Batch
 from defenses.training import loop as training
 

@@ -6,16 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from defenses.nonexpansive.appendix import BoundedScale, Residual, ScaledSigmoid, SubtractMean
 from defenses.nonexpansive.layers import (
-    BoundedScale,
     Conv,
     Flatten,
     Linear,
     NormPool,
     Pair,
-    Residual,
-    ScaledSigmoid,
-    SubtractMean,
     TwoSided,
     Weighted,
     penalties,

@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from defenses.nonexpansive.layers import Linear, ScaledSigmoid
+from defenses.nonexpansive.appendix import ScaledSigmoid
+from defenses.nonexpansive.layers import Linear
 from defenses.nonexpansive.scalings import SCALINGS
 from defenses.nonexpansive.stacks import STACKS, Stack, build_stack
 
