@@ -187,24 +187,6 @@ def minimising(attack: Attack) -> Attack:
     return attack.minimising() if isinstance(attack, CanMinimise) else attack
 
 
-def in_restarts(
-    problem: Problem, restarts: int, run: Callable[[Problem, int], tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Points (n, *shape) of several runs, each on what the ones before left.
-
-    `run` takes a problem and the run's number, and gives points (n, *shape) and where they are
-    misclassified, bool (n,).
-    """
-    answer = problem.x.clone()
-    rows = torch.arange(len(problem), device=answer.device)
-    for restart in range(restarts):
-        if not len(rows):
-            break
-        answer[rows], broken = run(problem.select(rows), restart)
-        rows = rows[~broken]
-    return answer
-
-
 def climb(
     problem: Problem, points: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,12 +216,3 @@ def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor
         )
     # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
     return gradient.nan_to_num(0, 0, 0)
-
-
-def due(step: int) -> bool:
-    """Whether to look, at this step, for samples that can leave the working batch.
-
-    Looking synchronises an accelerator, so it happens at every step at first and then less often,
-    up to every 8th; a decided sample stays for at most a quarter of the steps that it has taken.
-    """
-    return step % min(8, 1 << max(0, step.bit_length() - 3)) == 0
