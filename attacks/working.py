@@ -52,7 +52,7 @@ class Working(Generic[S]):
     def __init__(self, problem: Problem, state: S) -> None:
         self.problem, self.state = problem, state
         self._rows = torch.arange(len(problem), device=problem.x.device)
-        self._final = state.select(self._rows)
+        self._final: S | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,7 +63,11 @@ class Working(Generic[S]):
         This synchronises an accelerator; `due` says at which steps that is worth it.
         """
         if bool(done.any()):
-            self._store()
+            # The first to leave find everybody's rows at hand; later the others are written anew.
+            if self._final is None:
+                self._final = self.state.select(self._rows)
+            else:
+                self._final.put(self._rows, self.state)
             keep = (~done).nonzero().squeeze(1)
             self._rows, self.problem = self._rows[keep], self.problem.select(keep)
             for field in fields(self.state):
@@ -72,11 +76,10 @@ class Working(Generic[S]):
 
     def finish(self) -> S:
         """The state of all samples, each as it left, in the order of the problem that was given."""
-        self._store()
-        return self._final
-
-    def _store(self) -> None:
+        if self._final is None:
+            return self.state
         self._final.put(self._rows, self.state)
+        return self._final
 
 
 def due(step: int) -> bool:
@@ -104,7 +107,7 @@ def in_restarts(
     `run` takes a problem and the run's number, and gives points (n, *shape) and where they are
     misclassified, bool (n,).
     """
-    reached = Reached(problem.x, torch.zeros_like(problem.y, dtype=torch.bool))
+    reached = Reached(problem.x.clone(), torch.zeros_like(problem.y, dtype=torch.bool))
     batch = Working(problem, reached)
     for restart in range(restarts):
         if not len(batch):

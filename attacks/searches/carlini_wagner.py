@@ -109,7 +109,7 @@ class CarliniWagner:
 
     def __call__(self, problem: Problem) -> Tensor:
         budget = 0.0 if self.minimize else problem.threat.eps
-        closest = _Closest(problem.x, _unknown(problem.x))
+        closest = _Closest(problem.x.clone(), _unknown(problem.x))
         batch = Working(problem, closest)
         for restart in range(self.restarts):
             if not len(batch):
