@@ -190,9 +190,10 @@ def minimising(attack: Attack) -> Attack:
 def climb(
     problem: Problem, points: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient (n, *shape) and value (n,) of an objective at some points, and the logits there.
+    """The gradient (n, *shape) and the value (n,) of an objective at some points, and the logits
+    (n, classes) there.
 
-    Raises ValueError where the model gives no gradients, not even zeros.
+    Raises NoGradientError, a ValueError, where the model gives no gradients, not even zeros.
     """
     points = points.detach().requires_grad_()
     logits = problem.logits(points)
@@ -201,9 +202,10 @@ def climb(
 
 
 def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor:
-    """Gradient (n, *shape) of values (n,) at points that they were computed from.
+    """The gradient (n, *shape) of values (n,) at the points that they were computed from.
 
-    `retain` keeps the graph for another one. Raises NoGradientError where there is none.
+    `retain` keeps torch's graph for a further gradient. Raises NoGradientError where the values do
+    not depend on the points in a way that torch can differentiate.
     """
     gradient = None
     if value.requires_grad:

@@ -90,7 +90,7 @@ class APGD:
 
 @dataclass
 class _State(State):
-    """What a run knows of each sample: points (n, *shape) and values (n,)."""
+    """What a run knows of each sample: points and gradients (n, *shape), values (n,)."""
 
     points: Tensor
     previous: Tensor
@@ -150,9 +150,9 @@ class _State(State):
 
 def _checkpoints(steps: int) -> set[int]:
     """The steps after which step sizes are reconsidered (the source's section 3)."""
-    at, stretch, found = 0, _FIRST, set()
+    at, stretch, checkpoints = 0, _FIRST, set()
     while at + stretch < 100:
         at += stretch
-        found.add(-(-at * steps // 100))  # rounded up
+        checkpoints.add(-(-at * steps // 100))  # rounded up
         stretch = max(stretch - _SHORTER, _SHORTEST)
-    return found
+    return checkpoints

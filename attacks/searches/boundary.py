@@ -22,7 +22,7 @@ _GRIDS = (7, 14, None)
 # at most. For the smallest distance more and longer ones, that rank boundaries of several classes.
 _SCOUTS, _SCOUTING = 4, 100
 _SCOUTS_TO_MINIMIZE, _SCOUTING_TO_MINIMIZE = 9, 300
-_PART = 12
+_SHARE = 12
 
 # Starts that each scout tries. Each is tried at this part of the closest distance known, at first
 # and at most: it is squared where a try succeeds, and its root where one fails.
@@ -104,8 +104,8 @@ class Boundary:
     def _scouts(self) -> tuple[int, int]:
         """The number of scouting walks, and the steps of each."""
         if self.minimize:
-            return _SCOUTS_TO_MINIMIZE, min(self.steps // _PART, _SCOUTING_TO_MINIMIZE)
-        return _SCOUTS, min(self.steps // _PART, _SCOUTING)
+            return _SCOUTS_TO_MINIMIZE, min(self.steps // _SHARE, _SCOUTING_TO_MINIMIZE)
+        return _SCOUTS, min(self.steps // _SHARE, _SCOUTING)
 
     @torch.no_grad()
     def __call__(self, problem: Problem) -> Tensor:
@@ -114,13 +114,13 @@ class Boundary:
         budget = 0.0 if self.minimize else problem.threat.eps * (1 - 1e-6)
         rows = (~decided(problem.logits(problem.x), problem.y)).nonzero().squeeze(1)
         if problem.start is not None and len(rows):
-            part = problem.select(rows)
+            chosen = problem.select(rows)
             start = problem.threat.clamp(problem.start[rows])
-            hit = decided(part.logits(start), part.y)
+            hit = decided(chosen.logits(start), chosen.y)
             if bool(hit.any()):
-                part = part.select(hit)
-                state = _pulled(part, _State.at(part, start[hit]), budget)
-                answer[rows[hit]] = _walk(part, state, self.steps, 0, budget).points
+                chosen = chosen.select(hit)
+                state = _pulled(chosen, _State.at(chosen, start[hit]), budget)
+                answer[rows[hit]] = _walk(chosen, state, self.steps, 0, budget).points
                 rows = rows[~hit]
         if len(rows):
             answer[rows] = self._scouted(problem.select(rows), budget)
@@ -133,9 +133,9 @@ class Boundary:
         rows = torch.arange(len(problem), device=best.points.device)
         scouts, scouting = self._scouts
         for scout in range(scouts):
-            part = problem.select(rows)
-            state = _pulled(part, _start(part, scout), budget)
-            state = _walk(part, state, scouting, scout * self.steps, budget)
+            chosen = problem.select(rows)
+            state = _pulled(chosen, _start(chosen, scout), budget)
+            state = _walk(chosen, state, scouting, scout * self.steps, budget)
             closer = state.length < best.length[rows]
             best.put(rows[closer], state.select(closer))
             rows = rows[best.length[rows] > budget]
@@ -176,8 +176,8 @@ def _pulled(problem: Problem, state: _State, budget: float) -> _State:
     """Points beyond the budget pulled onto the boundary."""
     going = state.length.isfinite() & (state.length > budget)
     if bool(going.any()):
-        part = problem.select(going)
-        state.put(going, _State.at(part, pull(part, state.points[going], _HALVINGS)))
+        chosen = problem.select(going)
+        state.put(going, _State.at(chosen, pull(chosen, state.points[going], _HALVINGS)))
     return state
 
 

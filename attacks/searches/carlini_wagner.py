@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.objectives import decided, margin
 from attacks.problem import Facts, Problem, climb
+from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
 from attacks.threat import ThreatModel, per_sample
@@ -105,6 +106,7 @@ class CarliniWagner:
 
     @property
     def _rate(self) -> float:
+        """Adam's learning rate, in radians."""
         return max(0.01, 10 / self.steps) if self.learning_rate is None else self.learning_rate
 
     def __call__(self, problem: Problem) -> Tensor:
@@ -141,16 +143,18 @@ class CarliniWagner:
         low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
         state = _Bracket(start, length, const, low, high, slope)
         batch = Working(problem, state)
-        left = batch.retire(~(length > budget))
-        for search in range(self.searches if left else 0):
+        if not batch.retire(~(length > budget)):
+            return batch.finish()
+        for search in range(self.searches):
+            # Slopes are known where the first search begins.
             if search:
                 state.slope, _ = slopes(batch.problem, state.points)
             before = state.length
-            found = self._search(batch.problem, state, budget, _STRIDE / (1 + search))
-            found = self._pulled(batch.problem, found, budget)
-            state.improve(found)
+            reached = self._search(batch.problem, state, budget, _STRIDE / (1 + search))
+            reached = self._pulled(batch.problem, reached, budget)
+            state.improve(reached)
             # Binary search: a c that was enough bounds c from above, one that was not from below.
-            enough = found.length.isfinite()
+            enough = reached.length.isfinite()
             state.high = torch.where(enough, state.const.minimum(state.high), state.high)
             state.low = torch.where(enough, state.low, state.const.maximum(state.low))
             state.const = self._next_const(threat, state)
@@ -177,23 +181,23 @@ class CarliniWagner:
         const = torch.where(const > low, const, (low * high).sqrt())
         return torch.where(high.isinf(), low * 10, const)
 
-    def _pulled(self, problem: Problem, found: "_Closest", budget: float) -> "_Closest":
-        """What a search found, with the points that are still beyond the budget pulled closer."""
+    def _pulled(self, problem: Problem, reached: "_Closest", budget: float) -> "_Closest":
+        """What a search reached, with the points that are still beyond the budget pulled closer."""
         # With a confidence to keep, the boundary is not where to go.
-        beyond = (found.length > budget) & found.length.isfinite()
+        beyond = (reached.length > budget) & reached.length.isfinite()
         if self.confidence or not bool(beyond.any()):
-            return found
-        part = problem.select(beyond)
-        points = pull(part, found.points[beyond], _HALVINGS)
-        found.points[beyond] = points
-        found.length[beyond] = problem.threat.length(points - part.x)
-        return found
+            return reached
+        far = problem.select(beyond)
+        points = pull(far, reached.points[beyond], _HALVINGS)
+        reached.points[beyond] = points
+        reached.length[beyond] = problem.threat.length(points - far.x)
+        return reached
 
     def _search(
         self, problem: Problem, begin: "_Bracket", budget: float, stride: float
     ) -> "_Closest":
         """One run of Adam from the closest points known: the closest points that it meets."""
-        threat, half = problem.threat, _half(problem.threat)
+        threat, half = problem.threat, half_width(problem.threat)
         known = begin.length
         if threat.norm == "linf" and budget:
             # The walk is within the budget, so its steps are in proportion to that.
@@ -201,7 +205,7 @@ class CarliniWagner:
         # How far a step goes in which all angles change by 1.
         reach = float(threat.length(torch.full_like(begin.points[:1], half)))
         wall = (known * (2 * stride / reach)).sqrt().clamp_max(_OFF_THE_WALL)
-        angle = _to_angle(begin.points, threat, wall)
+        angle = to_angle(begin.points, threat, wall)
         state = _Descent.begin(problem, angle, begin.const, begin.slope, known)
         batch = Working(problem, state)
         check = max(1, self.steps // _ABORT_CHECKS)
@@ -215,7 +219,7 @@ class CarliniWagner:
             limit = (goal - 2 * half * size).clamp_min(0)
 
             # The loss where the walk is, and whether that point is the closest misclassified one.
-            trial = _from_angle(state.angle, threat)
+            trial = from_angle(state.angle, threat)
             loss, gradient, logits = self._loss(batch.problem, trial, state, limit)
             distance = threat.length(trial - batch.problem.x)
             success = self._succeeds(batch.problem, logits)
@@ -255,6 +259,7 @@ class CarliniWagner:
         return price + state.const * lack, back + per_sample(state.const, push) * push, logits
 
     def _succeeds(self, problem: Problem, logits: Tensor) -> Tensor:
+        """Where another class leads, by the confidence at least: bool (n,)."""
         success = decided(logits, problem.y)
         if self.confidence:
             success &= margin(logits, problem.y) >= self.confidence
@@ -324,17 +329,3 @@ class _Descent(_Closest):
 def _unknown(x: Tensor) -> Tensor:
     """An infinite distance for each sample."""
     return x.new_full((len(x),), math.inf)
-
-
-def _half(threat: ThreatModel) -> float:
-    return (threat.upper - threat.lower) / 2
-
-
-def _to_angle(x: Tensor, threat: ThreatModel, wall: Tensor) -> Tensor:
-    unit = (x - threat.lower) / _half(threat) - 1
-    edge = per_sample(math.pi / 2 - wall, x)
-    return torch.minimum(torch.maximum(unit.clamp(-1, 1).asin(), -edge), edge)
-
-
-def _from_angle(w: Tensor, threat: ThreatModel) -> Tensor:
-    return threat.clamp((w.sin() + 1) * _half(threat) + threat.lower)

@@ -122,9 +122,9 @@ class _Search:
 
     def rank(self, most: int) -> None:
         """Choose the other classes that are nearest to the clean image by linearised distance."""
-        part = self.problem.select(~self.broken)
-        y = part.y[:, None]
-        slope, logits = slopes(part, part.x)
+        unbroken = self.problem.select(~self.broken)
+        y = unbroken.y[:, None]
+        slope, logits = slopes(unbroken, unbroken.x)
         distance = ((logits.gather(1, y) - logits) / slope).scatter(1, y, math.inf)
         nearest = distance.topk(min(most, logits.shape[1] - 1), dim=1, largest=False).indices
         self.targets = nearest.new_zeros(len(self.broken), nearest.shape[1])
@@ -146,10 +146,10 @@ class _Search:
         if not len(rows):
             return
         column = column[rows]
-        part = self.problem.select(rows)
+        chosen = self.problem.select(rows)
         far = math.isfinite(limit)
-        start = _far(part, self.runs) if far else part.random_start(self.runs)
-        run = _ascend(part, start, self.targets[rows, column], steps, first)
+        start = _far(chosen, self.runs) if far else chosen.random_start(self.runs)
+        run = _ascend(chosen, start, self.targets[rows, column], steps, first)
         self.answer[rows], self.broken[rows] = run.points, run.hit
         self.best[rows] = self.best[rows].maximum(run.lead)
         self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)
@@ -161,14 +161,14 @@ class _Search:
             rows = (going & ~self.broken).nonzero().squeeze(1)
             if not len(rows):
                 break
-            part = self._fresh(rows)
-            points = Square(steps=_QUERIES)(part)
+            chosen = self._fresh(rows)
+            points = Square(steps=_QUERIES)(chosen)
             with torch.no_grad():
-                logits = part.logits(points)
-            others = logits.scatter(1, part.y[:, None], -math.inf)
-            run = _ascend(part, points, others.argmax(1), _STEPS, 1.0)
+                logits = chosen.logits(points)
+            others = logits.scatter(1, chosen.y[:, None], -math.inf)
+            run = _ascend(chosen, points, others.argmax(1), _STEPS, 1.0)
             self.answer[rows], self.broken[rows] = run.points, run.hit
-            reached = margin(logits, part.y).maximum(run.lead)
+            reached = margin(logits, chosen.y).maximum(run.lead)
             added, gained = reached - self.best[rows], self.best[rows] - self.clean[rows]
             going[rows] = added > _WORTH * gained
             doubtful[rows] |= added >= _DOUBTFUL * gained
@@ -185,10 +185,10 @@ class _Search:
         rows = (which & ~self.broken).nonzero().squeeze(1)
         if not len(rows):
             return
-        part = self._fresh(rows)
-        points = part.threat.project(attack(part), part.x)
+        chosen = self._fresh(rows)
+        points = chosen.threat.project(attack(chosen), chosen.x)
         with torch.no_grad():
-            hit = decided(part.logits(points), part.y)
+            hit = decided(chosen.logits(points), chosen.y)
         self.answer[rows[hit]] = points[hit]
         self.broken[rows] = hit
 

@@ -49,7 +49,8 @@ def _softmax(arms: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _progress(arms: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
-    """The lead over the label's arm of the highest chosen other arm; where none is, of any."""
+    """How far the highest of the chosen arms leads over the label's. Where the label's is the only
+    chosen one, all others compete."""
     others = arms.gather(1, chosen).masked_fill(chosen == y[:, None], -torch.inf).amax(1)
     lead = others - arms.gather(1, y[:, None]).squeeze(1)
     return torch.where(others.isinf(), margin(arms, y), lead)

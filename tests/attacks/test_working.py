@@ -1,5 +1,6 @@
 """The working batch: what samples know stays together, and what leaves keeps what it knew."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +119,6 @@ def test_no_run_is_on_nothing() -> None:
 def test_a_decided_sample_stays_for_a_quarter_of_its_steps_at_most() -> None:
     looks = [step for step in range(200) if due(step)]
     assert looks[:9] == list(range(9))
-    for before, after in zip(looks, looks[1:], strict=False):
+    for before, after in itertools.pairwise(looks):
         assert after - before <= max(1, before / 4)
         assert after - before <= 8
