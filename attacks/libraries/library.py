@@ -77,8 +77,8 @@ class Foreign:
 
 
 def facts_of(family: Family, norms: tuple[Norm, ...]) -> Facts:
-    """The facts of a library's attack. None knows when to stop for a budget, so those of minimal
-    norm minimise; and noise is drawn for all samples of a block at once."""
+    """The facts of a library's attack. Those of minimal norm do not know the budget, so they all
+    minimise. Noise is drawn for all samples of a block at once, so points depend on the block."""
     return Facts(family, norms, minimises=family == "minimal-norm", by_block=True)
 
 

@@ -162,7 +162,7 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
         # Noise and nothing, which know no norm.
         return foreign.facts_of(family, get_args(Norm))
     measures = re.findall(r"L\w+", said[1])
-    norms = tuple(_NORMS[name] for name in sorted(measures) if name in _NORMS)
+    norms = tuple(_NORMS[measure] for measure in sorted(measures) if measure in _NORMS)
     if not norms:
         raise ValueError(
             f"torchattacks:{name} runs under {', '.join(measures)} only; "

@@ -147,8 +147,8 @@ class Boundary:
 
 @dataclass
 class _State(State):
-    """Where samples are: points (n, *shape), their distances (n,), infinite where there is none,
-    and the lengths of sideways steps (n, grids)."""
+    """Where samples are: misclassified points (n, *shape), their distances (n,), which are infinite
+    where no such point is known, and the lengths of sideways steps (n, grids)."""
 
     points: Tensor
     length: Tensor
@@ -173,7 +173,7 @@ def _grids(x: Tensor) -> tuple[int | None, ...]:
 
 
 def _pulled(problem: Problem, state: _State, budget: float) -> _State:
-    """Points beyond the budget pulled onto the boundary."""
+    """The same state, with the points that are beyond the budget pulled onto the boundary."""
     going = state.length.isfinite() & (state.length > budget)
     if bool(going.any()):
         chosen = problem.select(going)

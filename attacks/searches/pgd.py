@@ -27,8 +27,8 @@ class PGD:
     A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range.
 
-    Differs from the source: 2.5 * eps / steps is Madry et al.'s, and too short for many steps: it
-    crosses the ball once and then can no longer turn.
+    Differs from the source: a step is at least eps / 4 by default. Madry et al.'s 2.5 * eps / steps
+    is too short where there are many: they cross the ball once and then can no longer turn.
     """
 
     steps: int = 100
