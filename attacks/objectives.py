@@ -1,15 +1,18 @@
 """What an attack pushes on: from logits (n, classes) and labels (n,) to one value per sample.
 
-Every objective rises as the sample comes closer to being misclassified.
+Every objective rises as the sample comes closer to being misclassified; a targeted one, which is
+given a class (n,) for each sample, as it comes closer to being taken for that class.
 """
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+TargetedObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # A lead of another class smaller than this part of the two logits, 30 units of float32 rounding, is
 # not a verdict: it would not survive another batch size or precision. No more, because logits
@@ -21,13 +24,13 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -math.inf)
 
 
-def _of_label(logits: Tensor, y: Tensor) -> Tensor:
+def _logit(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]).squeeze(1)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The largest logit of another class minus the label's: above 0 where misclassified."""
-    return _others(logits, y).amax(1) - _of_label(logits, y)
+    return _others(logits, y).amax(1) - _logit(logits, y)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -38,7 +41,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     plain cross-entropy without a direction, is gone. Attacks that normalise the gradient or take
     its sign are otherwise unchanged by it.
     """
-    return _others(logits, y).logsumexp(1) - _of_label(logits, y)
+    return _others(logits, y).logsumexp(1) - _logit(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -55,6 +58,29 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / spread
 
 
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The lead of the target's logit over the label's (n,)."""
+    return _logit(logits, target) - _logit(logits, y)
+
+
+def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """log(p / (1 - p)) for the target's softmax probability p (n,)."""
+    return -cross_entropy(logits, target)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (n,) (Croce and Hein 2020, equation 7).
+
+    Differs from the source: of fewer than four classes, where there is no ratio, it is the margin.
+    """
+    lead = targeted_margin(logits, y, target)
+    if logits.shape[1] < 4:
+        return lead
+    top = logits.topk(4, dim=1).values
+    spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return lead / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
@@ -62,9 +88,17 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+TargetedName = Literal["margin", "cross-entropy", "dlr"]
+TARGETED_OBJECTIVES: dict[TargetedName, TargetedObjective] = {
+    "margin": targeted_margin,
+    "cross-entropy": targeted_cross_entropy,
+    "dlr": targeted_dlr,
+}
+
+
 def decided(logits: Tensor, y: Tensor) -> Tensor:
     """Where a sample is misclassified by more than rounding: bool (n,)."""
-    own, other = _of_label(logits, y), _others(logits, y).amax(1)
+    own, other = _logit(logits, y), _others(logits, y).amax(1)
     # An infinite lead is a lead.
     scale = own.abs().maximum(other.abs()).clamp_max(torch.finfo(logits.dtype).max)
     return other - own > _ROUNDING * scale

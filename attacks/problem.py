@@ -187,30 +187,13 @@ def minimising(attack: Attack) -> Attack:
     return attack.minimising() if isinstance(attack, CanMinimise) else attack
 
 
-def in_restarts(
-    problem: Problem, restarts: int, run: Callable[[Problem, int], tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Points (n, *shape) of several runs, each on what the ones before left.
-
-    `run` takes a problem and the run's number, and gives points (n, *shape) and where they are
-    misclassified, bool (n,).
-    """
-    answer = problem.x.clone()
-    rows = torch.arange(len(problem), device=answer.device)
-    for restart in range(restarts):
-        if not len(rows):
-            break
-        answer[rows], broken = run(problem.select(rows), restart)
-        rows = rows[~broken]
-    return answer
-
-
 def climb(
     problem: Problem, points: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient (n, *shape) and value (n,) of an objective at some points, and the logits there.
+    """The gradient (n, *shape) and the value (n,) of an objective at some points, and the logits
+    (n, classes) there.
 
-    Raises ValueError where the model gives no gradients, not even zeros.
+    Raises NoGradientError, a ValueError, where the model gives no gradients, not even zeros.
     """
     points = points.detach().requires_grad_()
     logits = problem.logits(points)
@@ -219,9 +202,10 @@ def climb(
 
 
 def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor:
-    """Gradient (n, *shape) of values (n,) at points that they were computed from.
+    """The gradient (n, *shape) of values (n,) at the points that they were computed from.
 
-    `retain` keeps the graph for another one. Raises NoGradientError where there is none.
+    `retain` keeps torch's graph for a further gradient. Raises NoGradientError where the values do
+    not depend on the points in a way that torch can differentiate.
     """
     gradient = None
     if value.requires_grad:
@@ -234,12 +218,3 @@ def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor
         )
     # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
     return gradient.nan_to_num(0, 0, 0)
-
-
-def due(step: int) -> bool:
-    """Whether to look, at this step, for samples that can leave the working batch.
-
-    Looking synchronises an accelerator, so it happens at every step at first and then less often,
-    up to every 8th; a decided sample stays for at most a quarter of the steps that it has taken.
-    """
-    return step % min(8, 1 << max(0, step.bit_length() - 3)) == 0

@@ -86,11 +86,11 @@ class Foolbox(foreign.Foreign):
         if not cls.__name__.endswith(_NEED_STARTS):
             return self._attack(problem, {})
         points = problem.x.clone()
-        starts, found = _starts(problem)
-        if bool(found.any()):
-            part, starts = problem.select(found), starts[found]
-            starts = pull(part, starts, _HALVINGS)
-            points[found] = self._attack(part, {"starting_points": starts})
+        starts, has_start = _starts(problem)
+        if bool(has_start.any()):
+            chosen, starts = problem.select(has_start), starts[has_start]
+            starts = pull(chosen, starts, _HALVINGS)
+            points[has_start] = self._attack(chosen, {"starting_points": starts})
         return points
 
     def _attack(self, problem: Problem, extra: dict[str, Any]) -> Tensor:
@@ -168,11 +168,11 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     elif not issubclass(cls, base.FlexibleDistanceMinimizationAttack):
         # Attacks by noise have their distance as a property, and need no options.
         distance = cls().distance if isinstance(cls.distance, property) else cls.distance
-        own = f"L{distance.p:g}"
-        norms = tuple(norm for norm in norms if norm == own.lower())
+        its_norm = f"L{distance.p:g}"
+        norms = tuple(norm for norm in norms if norm == its_norm.lower())
         if not norms:
             raise ValueError(
-                f"foolbox:{name} runs under {own} only; bestattack measures l2 and linf"
+                f"foolbox:{name} runs under {its_norm} only; bestattack measures l2 and linf"
             )
     if name.endswith("BrendelBethgeAttack") and find_spec("numba") is None:
         raise ValueError(f"foolbox:{name} needs numba: pip install numba")
@@ -182,17 +182,17 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
 def _starts(problem: Problem) -> tuple[Tensor, Tensor]:
     """A misclassified image for each sample (n, *shape), and where one was found (n,)."""
     points = problem.x.clone()
-    found = torch.zeros_like(problem.y, dtype=torch.bool)
+    has_start = torch.zeros_like(problem.y, dtype=torch.bool)
     for candidates in _candidates(problem):
-        (left,) = (~found).nonzero(as_tuple=True)
+        (left,) = (~has_start).nonzero(as_tuple=True)
         if not len(left):
             break
-        part, tried = problem.select(left), candidates[left]
+        chosen, tried = problem.select(left), candidates[left]
         with torch.no_grad():
-            hit = decided(part.logits(tried), part.y)
-        points[left] = torch.where(per_sample(hit, tried), tried, part.x)
-        found[left] = hit
-    return points, found
+            hit = decided(chosen.logits(tried), chosen.y)
+        points[left] = torch.where(per_sample(hit, tried), tried, chosen.x)
+        has_start[left] = hit
+    return points, has_start
 
 
 def _candidates(problem: Problem) -> Iterator[Tensor]:

@@ -43,7 +43,10 @@ _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 
 @dataclass(frozen=True)
 class Foreign:
-    """An attack class of a library: its name, options, and what follows from them."""
+    """An attack of another library, by its name and options.
+
+    library_version  of the library that is installed, whose behaviour this has.
+    """
 
     attack: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -74,8 +77,8 @@ class Foreign:
 
 
 def facts_of(family: Family, norms: tuple[Norm, ...]) -> Facts:
-    """The facts of a library's attack. None knows when to stop for a budget, so those of minimal
-    norm minimise; and noise is drawn for all samples of a block at once."""
+    """The facts of a library's attack. Those of minimal norm do not know the budget, so they all
+    minimise. Noise is drawn for all samples of a block at once, so points depend on the block."""
     return Facts(family, norms, minimises=family == "minimal-norm", by_block=True)
 
 
@@ -182,7 +185,7 @@ class Target(nn.Module):
             if whole:
                 logits = problem.logits(points)
             else:
-                logits = torch.cat([self._part(part) for part in points.split(len(problem))])
+                logits = torch.cat([self._chunk(chunk) for chunk in points.split(len(problem))])
             known = logits.detach()
             top = known.amax(1, keepdim=True)
             low = known.amin(1, keepdim=True).maximum(top - _DEPTH)
@@ -191,7 +194,7 @@ class Target(nn.Module):
                 logits = logits.scatter_add(1, problem.y[:, None], slack)
             return logits - low
 
-    def _part(self, points: Tensor) -> Tensor:
+    def _chunk(self, points: Tensor) -> Tensor:
         problem = self._problem
         if problem.view is not None:
             raise ValueError("it asks about parts of a batch, which a view cannot answer")
@@ -206,7 +209,8 @@ class Target(nn.Module):
 def run(
     name: str, family: Family, problem: Problem, craft: Callable[[Problem, int, int], Tensor]
 ) -> Tensor:
-    """What `craft` finds for the samples that are not misclassified yet; the others stay clean.
+    """The points (n, *shape) that `craft` finds for the samples that are not misclassified as they
+    are; the others stay clean.
 
     `craft` is given the problem in float32 and the box [0, 1], the number of classes and a seed,
     and returns points. NaN pixels become those of the image, and so does what a minimal-norm attack
@@ -221,20 +225,20 @@ def run(
     (rows,) = (~decided(logits, problem.y)).nonzero(as_tuple=True)
     if not len(rows):
         return answer
-    part = problem.select(rows)
+    undecided = problem.select(rows)
     try:
         with _seeded(problem) as seed:
-            points = craft(_unit(part), logits.shape[1], seed)
+            points = craft(_unit(undecided), logits.shape[1], seed)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise ValueError(f"{name}: {reason(error)}") from error
-    points = _from_unit(points.detach(), part)
-    points = problem.threat.clamp(torch.where(points.isnan(), part.x, points))
+    points = _from_unit(points.detach(), undecided)
+    points = problem.threat.clamp(torch.where(points.isnan(), undecided.x, points))
     if family == "minimal-norm":
         with torch.no_grad():
-            broken = decided(part.logits(points), part.y)
-        points = torch.where(per_sample(broken, points), points, part.x)
+            broken = decided(undecided.logits(points), undecided.y)
+        points = torch.where(per_sample(broken, points), points, undecided.x)
     answer[rows] = points
     return answer
 

@@ -144,7 +144,7 @@ def _classes() -> dict[str, Any]:
 def _settings(cls: Any, problem: Problem, classes: int, seed: int) -> dict[str, Any]:
     """What the constructor takes of what the problem says."""
     taken = inspect.signature(cls).parameters
-    norm = next(name for name, own in _NORMS.items() if own == problem.threat.norm)
+    norm = next(name for name, ours in _NORMS.items() if ours == problem.threat.norm)
     told: dict[str, Any] = {"norm": norm, "n_classes": classes, "seed": seed}
     told |= dict.fromkeys(_BUDGETS, problem.threat.eps)
     return {key: value for key, value in told.items() if key in taken}
@@ -161,11 +161,12 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     if not said:
         # Noise and nothing, which know no norm.
         return foreign.facts_of(family, get_args(Norm))
-    own = re.findall(r"L\w+", said[1])
-    norms = tuple(_NORMS[one] for one in sorted(own) if one in _NORMS)
+    measures = re.findall(r"L\w+", said[1])
+    norms = tuple(_NORMS[measure] for measure in sorted(measures) if measure in _NORMS)
     if not norms:
         raise ValueError(
-            f"torchattacks:{name} runs under {', '.join(own)} only; bestattack measures l2 and linf"
+            f"torchattacks:{name} runs under {', '.join(measures)} only; "
+            "bestattack measures l2 and linf"
         )
     given = options.get("norm")
     if given is None:

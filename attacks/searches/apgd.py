@@ -1,14 +1,15 @@
 """Auto-PGD: projected gradient ascent that sets its own step sizes."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, Objective, decided
-from attacks.problem import Facts, Problem, climb, due, in_restarts
+from attacks.problem import Facts, Problem, climb
 from attacks.threat import per_sample
+from attacks.working import State, Working, due, in_restarts
 
 # Croce and Hein (2020), section 3: the weight of the new step against the momentum, the length of
 # the first stretch between checkpoints and by how much the next are shorter, the shortest, in
@@ -67,24 +68,19 @@ class APGD:
         """The best points (n, *shape), misclassified ones where found, and where that is (n,)."""
         objective = OBJECTIVES[self.objective]
         state = _State.begin(problem, self._start(problem, restart), objective)
-        answer, broken = state.best.clone(), state.hit.clone()
-        rows = torch.arange(len(problem), device=broken.device)
+        batch = Working(problem, state)
         checkpoints = _checkpoints(self.steps)
         window = 0
         for step in range(self.steps):
-            if stop and due(step) and bool(state.hit.any()):
-                answer[rows], broken[rows] = state.best, state.hit
-                keep = ~state.hit
-                if not bool(keep.any()):
-                    return answer, broken
-                problem, rows, state = problem.select(keep), rows[keep], state.select(keep)
-            state.step(problem, objective, 1.0 if step == 0 else _MOMENTUM, stop)
+            if stop and due(step) and not batch.retire(state.hit):
+                break
+            state.step(batch.problem, objective, 1.0 if step == 0 else _MOMENTUM, stop)
             window += 1
             if step + 1 in checkpoints:
                 state.check(window)
                 window = 0
-        answer[rows], broken[rows] = state.best, state.hit
-        return answer, broken
+        final = batch.finish()
+        return final.best, final.hit
 
     def _start(self, problem: Problem, restart: int) -> Tensor:
         if problem.start is not None and restart == 0:
@@ -93,8 +89,8 @@ class APGD:
 
 
 @dataclass
-class _State:
-    """What a run knows of each sample: points (n, *shape) and values (n,)."""
+class _State(State):
+    """What a run knows of each sample: points and gradients (n, *shape), values (n,)."""
 
     points: Tensor
     previous: Tensor
@@ -118,9 +114,6 @@ class _State:
             points, points, gradient, value, points, gradient, value, value, size,
             torch.ones_like(hit), torch.zeros_like(value), hit,
         )  # fmt: skip
-
-    def select(self, keep: Tensor) -> "_State":
-        return _State(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def step(self, problem: Problem, objective: Objective, weight: float, stop: bool) -> None:
         """One step with momentum; `stop`: what is broken keeps its first misclassified point."""
@@ -157,9 +150,9 @@ class _State:
 
 def _checkpoints(steps: int) -> set[int]:
     """The steps after which step sizes are reconsidered (the source's section 3)."""
-    at, stretch, found = 0, _FIRST, set()
+    at, stretch, checkpoints = 0, _FIRST, set()
     while at + stretch < 100:
         at += stretch
-        found.add(-(-at * steps // 100))  # rounded up
+        checkpoints.add(-(-at * steps // 100))  # rounded up
         stretch = max(stretch - _SHORTER, _SHORTEST)
-    return found
+    return checkpoints

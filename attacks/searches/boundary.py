@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from attacks import noise
 from attacks.objectives import decided
-from attacks.problem import Facts, Problem, due
+from attacks.problem import Facts, Problem
 from attacks.segment import pull
 from attacks.threat import per_sample
+from attacks.working import State, Working, due
 
 # Rows and columns of the grids that noise is drawn on, in turn; None: one draw per pixel.
 _GRIDS = (7, 14, None)
@@ -21,7 +22,7 @@ _GRIDS = (7, 14, None)
 # at most. For the smallest distance more and longer ones, that rank boundaries of several classes.
 _SCOUTS, _SCOUTING = 4, 100
 _SCOUTS_TO_MINIMIZE, _SCOUTING_TO_MINIMIZE = 9, 300
-_PART = 12
+_SHARE = 12
 
 # Starts that each scout tries. Each is tried at this part of the closest distance known, at first
 # and at most: it is squared where a try succeeds, and its root where one fails.
@@ -103,8 +104,8 @@ class Boundary:
     def _scouts(self) -> tuple[int, int]:
         """The number of scouting walks, and the steps of each."""
         if self.minimize:
-            return _SCOUTS_TO_MINIMIZE, min(self.steps // _PART, _SCOUTING_TO_MINIMIZE)
-        return _SCOUTS, min(self.steps // _PART, _SCOUTING)
+            return _SCOUTS_TO_MINIMIZE, min(self.steps // _SHARE, _SCOUTING_TO_MINIMIZE)
+        return _SCOUTS, min(self.steps // _SHARE, _SCOUTING)
 
     @torch.no_grad()
     def __call__(self, problem: Problem) -> Tensor:
@@ -113,13 +114,13 @@ class Boundary:
         budget = 0.0 if self.minimize else problem.threat.eps * (1 - 1e-6)
         rows = (~decided(problem.logits(problem.x), problem.y)).nonzero().squeeze(1)
         if problem.start is not None and len(rows):
-            part = problem.select(rows)
+            chosen = problem.select(rows)
             start = problem.threat.clamp(problem.start[rows])
-            hit = decided(part.logits(start), part.y)
+            hit = decided(chosen.logits(start), chosen.y)
             if bool(hit.any()):
-                part = part.select(hit)
-                state = _pulled(part, _State.at(part, start[hit]), budget)
-                answer[rows[hit]] = _walk(part, state, self.steps, 0, budget).points
+                chosen = chosen.select(hit)
+                state = _pulled(chosen, _State.at(chosen, start[hit]), budget)
+                answer[rows[hit]] = _walk(chosen, state, self.steps, 0, budget).points
                 rows = rows[~hit]
         if len(rows):
             answer[rows] = self._scouted(problem.select(rows), budget)
@@ -132,9 +133,9 @@ class Boundary:
         rows = torch.arange(len(problem), device=best.points.device)
         scouts, scouting = self._scouts
         for scout in range(scouts):
-            part = problem.select(rows)
-            state = _pulled(part, _start(part, scout), budget)
-            state = _walk(part, state, scouting, scout * self.steps, budget)
+            chosen = problem.select(rows)
+            state = _pulled(chosen, _start(chosen, scout), budget)
+            state = _walk(chosen, state, scouting, scout * self.steps, budget)
             closer = state.length < best.length[rows]
             best.put(rows[closer], state.select(closer))
             rows = rows[best.length[rows] > budget]
@@ -145,9 +146,9 @@ class Boundary:
 
 
 @dataclass
-class _State:
-    """Where samples are: points (n, *shape), their distances (n,), infinite where there is none,
-    and the lengths of sideways steps (n, grids)."""
+class _State(State):
+    """Where samples are: misclassified points (n, *shape), their distances (n,), which are infinite
+    where no such point is known, and the lengths of sideways steps (n, grids)."""
 
     points: Tensor
     length: Tensor
@@ -159,12 +160,12 @@ class _State:
         grids = len(_grids(points))
         return cls(points.clone(), length, length.new_full((len(length), grids), _FIRST))
 
-    def select(self, keep: Tensor) -> "_State":
-        return _State(self.points[keep], self.length[keep], self.size[keep])
 
-    def put(self, rows: Tensor, other: "_State") -> None:
-        self.points[rows], self.length[rows] = other.points, other.length
-        self.size[rows] = other.size
+@dataclass
+class _Walk(_State):
+    """Where a walk is, and the distances (n,) when its number of steps last doubled."""
+
+    past: Tensor
 
 
 def _grids(x: Tensor) -> tuple[int | None, ...]:
@@ -172,51 +173,53 @@ def _grids(x: Tensor) -> tuple[int | None, ...]:
 
 
 def _pulled(problem: Problem, state: _State, budget: float) -> _State:
-    """Points beyond the budget pulled onto the boundary."""
+    """The same state, with the points that are beyond the budget pulled onto the boundary."""
     going = state.length.isfinite() & (state.length > budget)
     if bool(going.any()):
-        part = problem.select(going)
-        state.put(going, _State.at(part, pull(part, state.points[going], _HALVINGS)))
+        chosen = problem.select(going)
+        state.put(going, _State.at(chosen, pull(chosen, state.points[going], _HALVINGS)))
     return state
 
 
-def _walk(problem: Problem, state: _State, steps: int, stream: int, budget: float) -> _State:
+def _walk(problem: Problem, begin: _State, steps: int, stream: int, budget: float) -> _State:
     """The walk, with noise from `stream` on; samples that are done leave it."""
-    rows = torch.arange(len(problem), device=state.points.device)
-    final = state.select(rows)
-    grids = _grids(state.points)
-    turns = torch.arange(len(grids), device=rows.device)
-    past, hopeless = state.length, torch.zeros_like(rows, dtype=torch.bool)
+    state = _Walk(begin.points, begin.length, begin.size, begin.length)
+    batch = Working(problem, state)
+    grids = _grids(begin.points)
+    turns = torch.arange(len(grids), device=begin.points.device)
     for step in range(steps):
         turn = step // 2 % len(grids)
         if step % 2 == 0:
-            if step and step & (step - 1) == 0:
-                if budget and step >= _PATIENCE:
-                    gain = _TRUST * math.log2(steps / step) * (past / state.length).log()
-                    hopeless = state.length * torch.exp(-gain) > budget
-                past = state.length
+            # Steps that are powers of two, at which their number has doubled, are all due.
             if due(step):
-                going = (state.length > budget) & state.length.isfinite() & ~hopeless
-                going &= state.size.amax(1) > _CONVERGED
-                if not bool(going.all()):
-                    final.put(rows, state)
-                    problem, rows, state = problem.select(going), rows[going], state.select(going)
-                    past, hopeless = past[going], hopeless[going]
-                    if not len(rows):
-                        break
-            push = _noise(problem, stream + step // 2, grids[turn])
-            push = push * _weight(state.points - problem.x)
-        trial = _propose(problem, state, push, state.size[:, turn])
-        reached = problem.threat.length(trial - problem.x)
-        hit = decided(problem.logits(trial), problem.y) & (reached < state.length)
+                done = (state.length <= budget) | state.length.isinf()
+                done |= state.size.amax(1) <= _CONVERGED
+                if step and step & (step - 1) == 0:
+                    if budget and step >= _PATIENCE:
+                        done |= _hopeless(state, step, steps, budget)
+                    state.past = state.length
+                if not batch.retire(done):
+                    break
+            push = _noise(batch.problem, stream + step // 2, grids[turn])
+            push = push * _weight(state.points - batch.problem.x)
+        trial = _propose(batch.problem, state, push, state.size[:, turn])
+        reached = problem.threat.length(trial - batch.problem.x)
+        hit = decided(batch.problem.logits(trial), batch.problem.y) & (reached < state.length)
         state.points = torch.where(per_sample(hit, trial), trial, state.points)
         state.length = torch.where(hit, reached, state.length)
         growth = torch.exp(_FOLLOW * (hit[:, None].to(trial.dtype) - _SUCCESS))
         size = (state.size * growth).clamp_max(_LONGEST)
         state.size = torch.where(turns == turn, size, state.size)
+        # Once more the same way where that succeeded, else the other way.
         push = torch.where(per_sample(hit, push), push, -push)
-    final.put(rows, state)
-    return final
+    return batch.finish()
+
+
+def _hopeless(state: _Walk, step: int, steps: int, budget: float) -> Tensor:
+    """Which samples (n,) will not come within the budget: not even if each doubling of the steps to
+    come gains a multiple of what the last one did."""
+    gain = _TRUST * math.log2(steps / step) * (state.past / state.length).log()
+    return state.length * torch.exp(-gain) > budget
 
 
 def _propose(problem: Problem, state: _State, push: Tensor, size: Tensor) -> Tensor:

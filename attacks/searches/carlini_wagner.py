@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Facts, Problem, climb, due
+from attacks.problem import Facts, Problem, climb
+from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
 from attacks.threat import ThreatModel, per_sample
+from attacks.working import State, Working, due
 
 # Pixels start at least this far, as an angle, from the ends of the box, where the sine is flat:
 # 1/1600 of the box's width, enough to be moved and too little to matter. Less where all pixels
@@ -104,24 +106,20 @@ class CarliniWagner:
 
     @property
     def _rate(self) -> float:
+        """Adam's learning rate, in radians."""
         return max(0.01, 10 / self.steps) if self.learning_rate is None else self.learning_rate
 
     def __call__(self, problem: Problem) -> Tensor:
         budget = 0.0 if self.minimize else problem.threat.eps
-        answer = problem.x.clone()
-        best = _unknown(problem.x)
-        rows = torch.arange(len(problem), device=answer.device)
+        closest = _Closest(problem.x.clone(), _unknown(problem.x))
+        batch = Working(problem, closest)
         for restart in range(self.restarts):
-            if not len(rows):
+            if not len(batch):
                 break
-            part = problem.select(rows)
-            start = self._start(part, best[rows], restart)
-            length, points = self._run(part, start, budget)
-            closer = length < best[rows]
-            best[rows] = torch.where(closer, length, best[rows])
-            answer[rows] = torch.where(per_sample(closer, points), points, answer[rows])
-            rows = rows[best[rows] > budget]
-        return answer
+            start = self._start(batch.problem, closest.length, restart)
+            closest.improve(self._run(batch.problem, start, budget))
+            batch.retire(~(closest.length > budget))
+        return batch.finish().points
 
     def _start(self, problem: Problem, best: Tensor, restart: int) -> Tensor:
         """Where a run begins: uniform in the ball of eps, or of the smallest distance known."""
@@ -134,45 +132,41 @@ class CarliniWagner:
         scale = torch.where(best.isfinite(), best / threat.eps, 1.0)
         return threat.clamp(problem.x + per_sample(scale, start) * (start - problem.x))
 
-    def _run(self, problem: Problem, start: Tensor, budget: float) -> tuple[Tensor, Tensor]:
-        """All searches from a start: each sample's smallest distance (infinite: none) and point."""
+    def _run(self, problem: Problem, start: Tensor, budget: float) -> "_Closest":
+        """All searches from a start (n, *shape). Each begins at the closest point of those before
+        it, and with the c that these suggest."""
         threat = problem.threat
         slope, logits = slopes(problem, start)
         known = threat.length(start - problem.x)
-        best = torch.where(self._succeeds(problem, logits), known, math.inf).to(start.dtype)
-        answer = start.clone()
-        const = self._balance(threat, best)
+        length = torch.where(self._succeeds(problem, logits), known, math.inf).to(start.dtype)
+        const = self._balance(threat, length)
         low, high = torch.zeros_like(const), torch.full_like(const, math.inf)
-        rows = (best > budget).nonzero().squeeze(1)
-        slope = slope[rows]
+        state = _Bracket(start, length, const, low, high, slope)
+        batch = Working(problem, state)
+        if not batch.retire(~(length > budget)):
+            return batch.finish()
         for search in range(self.searches):
-            if not len(rows):
-                break
-            part, before = problem.select(rows), best[rows]
+            # Slopes are known where the first search begins.
             if search:
-                slope, _ = slopes(part, answer[rows])
-            stride = _STRIDE / (1 + search)
-            length, points = self._search(
-                part, answer[rows], const[rows], slope, before, budget, stride
-            )
-            length, points = self._pulled(part, length, points, budget)
-            closer = length < before
-            best[rows] = torch.where(closer, length, before)
-            answer[rows] = torch.where(per_sample(closer, points), points, answer[rows])
-            found = length.isfinite()
-            high[rows] = torch.where(found, const[rows].minimum(high[rows]), high[rows])
-            low[rows] = torch.where(found, low[rows], const[rows].maximum(low[rows]))
-            const = torch.minimum(self._balance(threat, best), high)
-            const = torch.where(const > low, const, (low * high).sqrt())
-            const = torch.where(high.isinf(), low * 10, const)
-            keep = best[rows] > budget
+                state.slope, _ = slopes(batch.problem, state.points)
+            before = state.length
+            reached = self._search(batch.problem, state, budget, _STRIDE / (1 + search))
+            reached = self._pulled(batch.problem, reached, budget)
+            state.improve(reached)
+            # Binary search: a c that was enough bounds c from above, one that was not from below.
+            enough = reached.length.isfinite()
+            state.high = torch.where(enough, state.const.minimum(state.high), state.high)
+            state.low = torch.where(enough, state.low, state.const.maximum(state.low))
+            state.const = self._next_const(threat, state)
+            done = ~(state.length > budget)
             if self.abort_early and budget and search:
                 # As much closer in each search to come would not do.
-                need = best[rows] - budget
-                gain = before - best[rows]
-                keep &= (gain * (self.searches - 1 - search) >= need) | before.isinf()
-            rows = rows[keep]
-        return best, answer
+                gain, need = before - state.length, state.length - budget
+                in_time = gain * (self.searches - 1 - search) >= need
+                done |= ~(in_time | before.isinf())
+            if not batch.retire(done):
+                break
+        return batch.finish()
 
     def _balance(self, threat: ThreatModel, best: Tensor) -> Tensor:
         """The c at which distance would outweigh f from a multiple of the known distance on."""
@@ -180,95 +174,80 @@ class CarliniWagner:
         scale = torch.where(best.isfinite(), best / threat.eps, 1.0)
         return self.initial_const * (scale if threat.norm == "l2" else torch.ones_like(best))
 
-    def _pulled(
-        self, problem: Problem, length: Tensor, points: Tensor, budget: float
-    ) -> tuple[Tensor, Tensor]:
-        """Distances and points of the search, those still beyond the budget pulled closer."""
+    def _next_const(self, threat: ThreatModel, state: "_Bracket") -> Tensor:
+        """The c (n,) of the next search: between those that bound it, on a logarithmic scale."""
+        low, high = state.low, state.high
+        const = torch.minimum(self._balance(threat, state.length), high)
+        const = torch.where(const > low, const, (low * high).sqrt())
+        return torch.where(high.isinf(), low * 10, const)
+
+    def _pulled(self, problem: Problem, reached: "_Closest", budget: float) -> "_Closest":
+        """What a search reached, with the points that are still beyond the budget pulled closer."""
         # With a confidence to keep, the boundary is not where to go.
-        beyond = (length > budget) & length.isfinite()
+        beyond = (reached.length > budget) & reached.length.isfinite()
         if self.confidence or not bool(beyond.any()):
-            return length, points
-        part = problem.select(beyond)
-        points[beyond] = pull(part, points[beyond], _HALVINGS)
-        length[beyond] = problem.threat.length(points[beyond] - part.x)
-        return length, points
+            return reached
+        far = problem.select(beyond)
+        points = pull(far, reached.points[beyond], _HALVINGS)
+        reached.points[beyond] = points
+        reached.length[beyond] = problem.threat.length(points - far.x)
+        return reached
 
     def _search(
-        self,
-        problem: Problem,
-        start: Tensor,
-        const: Tensor,
-        slope: Tensor,
-        known: Tensor,
-        budget: float,
-        stride: float,
-    ) -> tuple[Tensor, Tensor]:
-        """One run of Adam: the distance (infinite where none) and point of each sample's best."""
-        threat, half = problem.threat, _half(problem.threat)
+        self, problem: Problem, begin: "_Bracket", budget: float, stride: float
+    ) -> "_Closest":
+        """One run of Adam from the closest points known: the closest points that it meets."""
+        threat, half = problem.threat, half_width(problem.threat)
+        known = begin.length
         if threat.norm == "linf" and budget:
             # The walk is within the budget, so its steps are in proportion to that.
             known = known.clamp_max(budget)
         # How far a step goes in which all angles change by 1.
-        reach = float(threat.length(torch.full_like(start[:1], half)))
+        reach = float(threat.length(torch.full_like(begin.points[:1], half)))
         wall = (known * (2 * stride / reach)).sqrt().clamp_max(_OFF_THE_WALL)
-        w = _to_angle(start, threat, wall)
-        mean, square = torch.zeros_like(w), torch.zeros_like(w)
-        best, points = _unknown(start), problem.x.clone()
-        lowest, before = best.clone(), best.clone()
-        rows = torch.arange(len(problem), device=w.device)
-        final, answer = best.clone(), points.clone()
+        angle = to_angle(begin.points, threat, wall)
+        state = _Descent.begin(problem, angle, begin.const, begin.slope, known)
+        batch = Working(problem, state)
         check = max(1, self.steps // _ABORT_CHECKS)
         # Losses under a limit that falls do not compare.
         aborting = self.abort_early and (threat.norm == "l2" or budget > 0)
         for step in range(self.steps):
+            # How far this step goes, and in L-infinity how far pixels may be.
             decay = 0.505 + 0.495 * math.cos(math.pi * step / self.steps)
-            goal = torch.minimum(known, best)
+            goal = torch.minimum(state.known, state.length)
             size = (goal * (stride / reach)).clamp_max(self._rate) * decay
             limit = (goal - 2 * half * size).clamp_min(0)
-            trial = _from_angle(w, threat)
-            loss, gradient, logits = self._descent(problem, trial, const, slope, limit)
-            length = threat.length(trial - problem.x)
-            closer = self._succeeds(problem, logits) & (length < best)
-            best = torch.where(closer, length, best)
-            points = torch.where(per_sample(closer, trial), trial, points)
-            lowest = torch.minimum(lowest, loss)
-            checking = aborting and step % check == check - 1
-            gradient *= w.cos()
-            if due(step) or checking:
-                keep = best > budget
-                if checking:
-                    keep &= lowest < _STILL_FALLING * before
-                    before = lowest
-                if not bool(keep.all()):
-                    done = ~keep
-                    final[rows[done]], answer[rows[done]] = best[done], points[done]
-                    if not bool(keep.any()):
-                        return final, answer
-                    problem, rows = problem.select(keep), rows[keep]
-                    w, mean, square, gradient, const, slope, known, size = (
-                        state[keep]
-                        for state in (w, mean, square, gradient, const, slope, known, size)
-                    )
-                    best, points, lowest, before = (
-                        state[keep] for state in (best, points, lowest, before)
-                    )
-            mean.lerp_(gradient, 0.1)
-            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            scale = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
-            pace = size / (1 - 0.9 ** (step + 1))
-            w = w - per_sample(pace, w) * mean / scale
-        final[rows], answer[rows] = best, points
-        return final, answer
 
-    def _descent(
-        self, problem: Problem, trial: Tensor, const: Tensor, slope: Tensor, limit: Tensor
+            # The loss where the walk is, and whether that point is the closest misclassified one.
+            trial = from_angle(state.angle, threat)
+            loss, gradient, logits = self._loss(batch.problem, trial, state, limit)
+            distance = threat.length(trial - batch.problem.x)
+            success = self._succeeds(batch.problem, logits)
+            state.improve(_Closest(trial, torch.where(success, distance, math.inf)))
+            state.lowest = torch.minimum(state.lowest, loss)
+            state.descend(gradient * state.angle.cos(), size, step)
+
+            # What is within the budget leaves, and what has stopped to fall.
+            checking = aborting and step % check == check - 1
+            if due(step) or checking:
+                done = ~(state.length > budget)
+                if checking:
+                    done |= ~(state.lowest < _STILL_FALLING * state.before)
+                    state.before = state.lowest
+                if not batch.retire(done):
+                    break
+        return batch.finish()
+
+    def _loss(
+        self, problem: Problem, trial: Tensor, state: "_Descent", limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss at the trial points, its gradient in their pixels, and the logits."""
+        """The loss (n,) at trial points (n, *shape), its gradient in their pixels, and the logits.
+        In L-infinity, distance is what pixels are beyond the limit (n,)."""
 
         def hinge(logits: Tensor, y: Tensor) -> Tensor:
             largest = logits.detach().abs().nan_to_num(0, 0, 0).amax(1, keepdim=True)
             aim = largest * _CLEAR + self.confidence
-            leads = (logits - logits.gather(1, y[:, None]) - aim) / slope
+            leads = (logits - logits.gather(1, y[:, None]) - aim) / state.slope
             return (-leads.scatter(1, y[:, None], -math.inf).amax(1)).clamp_min(0)
 
         push, lack, logits = climb(problem, trial, hinge)
@@ -277,29 +256,76 @@ class CarliniWagner:
             price, back = squared_distance(problem.threat, delta)
         else:
             price, back = excess(delta, limit, push)
-        return price + const * lack, back + per_sample(const, push) * push, logits
+        return price + state.const * lack, back + per_sample(state.const, push) * push, logits
 
     def _succeeds(self, problem: Problem, logits: Tensor) -> Tensor:
+        """Where another class leads, by the confidence at least: bool (n,)."""
         success = decided(logits, problem.y)
         if self.confidence:
             success &= margin(logits, problem.y) >= self.confidence
         return success
 
 
+@dataclass
+class _Closest(State):
+    """The closest misclassified points known (n, *shape), and their distances (n,), which are
+    infinite where there is none."""
+
+    points: Tensor
+    length: Tensor
+
+    def improve(self, other: "_Closest") -> None:
+        """Take the other points where they are closer."""
+        closer = other.length < self.length
+        self.length = torch.where(closer, other.length, self.length)
+        self.points = torch.where(per_sample(closer, self.points), other.points, self.points)
+
+
+@dataclass
+class _Bracket(_Closest):
+    """What is known between searches: the next c, the largest that was too small and the smallest
+    that was enough (n,), and how fast the lead of each class grows with distance (n, classes)."""
+
+    const: Tensor
+    low: Tensor
+    high: Tensor
+    slope: Tensor
+
+
+@dataclass
+class _Descent(_Closest):
+    """How far a search is: the pixels as angles, with Adam's mean and square of their gradients
+    (n, *shape); the c and the slopes of the search, and the distance known before it; the lowest
+    loss so far, and what it was when last it was asked whether it falls (n,)."""
+
+    angle: Tensor
+    mean: Tensor
+    square: Tensor
+    const: Tensor
+    slope: Tensor
+    known: Tensor
+    lowest: Tensor
+    before: Tensor
+
+    @classmethod
+    def begin(
+        cls, problem: Problem, angle: Tensor, const: Tensor, slope: Tensor, known: Tensor
+    ) -> "_Descent":
+        nothing, unknown = torch.zeros_like(angle), _unknown(problem.x)
+        return cls(
+            problem.x, unknown, angle, nothing, nothing.clone(), const, slope, known, unknown,
+            unknown,
+        )  # fmt: skip
+
+    def descend(self, gradient: Tensor, size: Tensor, step: int) -> None:
+        """Adam's step, its number `step` from 0 on, of length `size` (n,)."""
+        self.mean.lerp_(gradient, 0.1)
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scale = (self.square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
+        pace = size / (1 - 0.9 ** (step + 1))
+        self.angle = self.angle - per_sample(pace, self.angle) * self.mean / scale
+
+
 def _unknown(x: Tensor) -> Tensor:
     """An infinite distance for each sample."""
     return x.new_full((len(x),), math.inf)
-
-
-def _half(threat: ThreatModel) -> float:
-    return (threat.upper - threat.lower) / 2
-
-
-def _to_angle(x: Tensor, threat: ThreatModel, wall: Tensor) -> Tensor:
-    unit = (x - threat.lower) / _half(threat) - 1
-    edge = per_sample(math.pi / 2 - wall, x)
-    return torch.minimum(torch.maximum(unit.clamp(-1, 1).asin(), -edge), edge)
-
-
-def _from_angle(w: Tensor, threat: ThreatModel) -> Tensor:
-    return threat.clamp((w.sin() + 1) * _half(threat) + threat.lower)

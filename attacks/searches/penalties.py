@@ -43,16 +43,16 @@ def slopes(problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
     x = points.detach().requires_grad_()
     logits = problem.logits(x)
     known = logits.detach()
-    own = logits.gather(1, problem.y[:, None])
+    of_label = logits.gather(1, problem.y[:, None])
     ranked = known.scatter(1, problem.y[:, None], -torch.inf)
     nearest = ranked.topk(min(logits.shape[1] - 1, _MOST_CLASSES), dim=1).indices
-    found = torch.zeros_like(known)
+    slope_of_class = torch.zeros_like(known)
     for classes in nearest.split(1, dim=1):
-        lead = (logits.gather(1, classes) - own).sum()
+        lead = (logits.gather(1, classes) - of_label).sum()
         gradient = differentiate(lead, x, retain=True)
         slope = problem.threat.dual_length(gradient)
-        found.scatter_(1, classes, slope[:, None])
-    largest = found.amax(1, keepdim=True)
-    measured = torch.zeros_like(found, dtype=torch.bool).scatter_(1, nearest, True)
-    found = torch.where(measured, found.maximum(_LEAST_SLOPE * largest), largest)
-    return torch.where(largest > 0, found, 1.0), known
+        slope_of_class.scatter_(1, classes, slope[:, None])
+    largest = slope_of_class.amax(1, keepdim=True)
+    measured = torch.zeros_like(slope_of_class, dtype=torch.bool).scatter_(1, nearest, True)
+    slope_of_class = torch.where(measured, slope_of_class.maximum(_LEAST_SLOPE * largest), largest)
+    return torch.where(largest > 0, slope_of_class, 1.0), known

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, Objective, decided
-from attacks.problem import Facts, Problem, climb, due, in_restarts
+from attacks.problem import Facts, Problem, climb
 from attacks.threat import per_sample
+from attacks.working import Reached, Working, due, in_restarts
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class PGD:
     A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range.
 
-    Differs from the source: 2.5 * eps / steps is Madry et al.'s, and too short for many steps: it
-    crosses the ball once and then can no longer turn.
+    Differs from the source: a step is at least eps / 4 by default. Madry et al.'s 2.5 * eps / steps
+    is too short where there are many: they cross the ball once and then can no longer turn.
     """
 
     steps: int = 100
@@ -75,34 +76,27 @@ class PGD:
         return points
 
     def _restart(self, problem: Problem, restart: int) -> tuple[Tensor, Tensor]:
+        """The points of one run (n, *shape), and where they are misclassified (n,)."""
         size = self._size(problem)
         points = self._start(problem, restart)
-        answer = points.clone()
-        broken = torch.zeros(len(problem), dtype=torch.bool, device=points.device)
-        rows = torch.arange(len(problem), device=points.device)
-        hit = broken.clone()
+        hit = torch.zeros_like(problem.y, dtype=torch.bool)
+        state = _State(points, hit, torch.zeros_like(points))
+        batch = Working(problem, state)
         for step in range(self.steps):
-            gradient, logits = self._gradient(problem, points)
-            hit |= decided(logits, problem.y)
-            if due(step) and bool(hit.any()):
-                answer[rows[hit]], broken[rows[hit]] = points[hit], True
-                keep = ~hit
-                if not bool(keep.any()):
-                    return answer, broken
-                problem, points, gradient, rows = (
-                    problem.select(keep),
-                    points[keep],
-                    gradient[keep],
-                    rows[keep],
-                )
-                hit = hit[keep]
+            state.gradient, _, logits = climb(
+                batch.problem, state.points, OBJECTIVES[self.objective]
+            )
+            state.hit |= decided(logits, batch.problem.y)
+            if due(step) and not batch.retire(state.hit):
+                break
             # A sample that is broken but still in the batch stays where it is.
-            moving = per_sample((~hit).to(points.dtype), points)
-            points = self._step(problem, points, gradient, size * moving)
-        with torch.no_grad():
-            hit |= decided(problem.logits(points), problem.y)
-        answer[rows], broken[rows] = points, hit
-        return answer, broken
+            moving = per_sample((~state.hit).to(points.dtype), state.points)
+            state.points = self._step(batch.problem, state.points, state.gradient, size * moving)
+        if len(batch):
+            with torch.no_grad():
+                state.hit |= decided(batch.problem.logits(state.points), batch.problem.y)
+        final = batch.finish()
+        return final.points, final.hit
 
     def _size(self, problem: Problem) -> float:
         return self.step_size or max(2.5 / self.steps, 0.25) * problem.threat.eps
@@ -112,12 +106,15 @@ class PGD:
             return problem.threat.project(problem.start, problem.x)
         return problem.random_start(restart) if self.random_start else problem.x
 
-    def _gradient(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, _, logits = climb(problem, points, OBJECTIVES[self.objective])
-        return gradient, logits
-
     def _step(
         self, problem: Problem, points: Tensor, gradient: Tensor, size: Tensor | float
     ) -> Tensor:
         threat = problem.threat
         return threat.project(points + size * threat.ascent(gradient), problem.x)
+
+
+@dataclass
+class _State(Reached):
+    """What a run knows of each sample, and the gradient (n, *shape) at its point."""
+
+    gradient: Tensor

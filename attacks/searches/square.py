@@ -10,8 +10,9 @@ from torch import Tensor
 
 from attacks import noise
 from attacks.objectives import decided, margin
-from attacks.problem import Facts, Problem, due, in_restarts
+from attacks.problem import Facts, Problem
 from attacks.threat import per_sample
+from attacks.working import Reached, Working, due, in_restarts
 
 # Parts of the steps after which the squares' area is halved (section 4, for 10,000 steps).
 _HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -75,28 +76,22 @@ class Square:
         first = restart * self.steps
         best = self._start(problem, restart)
         logits = problem.logits(best)
-        value, hit = margin(logits, problem.y), decided(logits, problem.y)
-        answer, broken = best.clone(), hit.clone()
-        rows = torch.arange(len(best), device=best.device)
+        state = _State(best, decided(logits, problem.y), margin(logits, problem.y))
+        batch = Working(problem, state)
+        change = _change_l2 if problem.threat.norm == "l2" else _change_linf
         for step in range(1, self.steps):
-            if due(step) and bool(hit.any()):
-                answer[rows], broken[rows] = best, hit
-                keep = ~hit
-                if not bool(keep.any()):
-                    return answer, broken
-                problem, rows = problem.select(keep), rows[keep]
-                best, value, hit = best[keep], value[keep], hit[keep]
-            change = _change_l2 if problem.threat.norm == "l2" else _change_linf
-            trial = change(problem, best, self._part(step), first + step)
-            logits = problem.logits(trial)
-            broke = decided(logits, problem.y)
-            reached = margin(logits, problem.y)
-            better = ((reached > value) | broke) & ~hit
-            best = torch.where(per_sample(better, best), trial, best)
-            value = torch.where(better, reached, value)
-            hit |= broke
-        answer[rows], broken[rows] = best, hit
-        return answer, broken
+            if due(step) and not batch.retire(state.hit):
+                break
+            trial = change(batch.problem, state.points, self._share(step), first + step)
+            logits = batch.problem.logits(trial)
+            broke = decided(logits, batch.problem.y)
+            value = margin(logits, batch.problem.y)
+            better = ((value > state.value) | broke) & ~state.hit
+            state.points = torch.where(per_sample(better, trial), trial, state.points)
+            state.value = torch.where(better, value, state.value)
+            state.hit |= broke
+        final = batch.finish()
+        return final.points, final.hit
 
     def _start(self, problem: Problem, restart: int) -> Tensor:
         if problem.start is not None and restart == 0:
@@ -104,9 +99,16 @@ class Square:
         begin = _tiles if problem.threat.norm == "l2" else _stripes
         return begin(problem, restart * self.steps)
 
-    def _part(self, step: int) -> float:
+    def _share(self, step: int) -> float:
         """The part of the pixels that a square covers at this step."""
         return self.p / 2.0 ** sum(step > at * self.steps for at in _HALVED_AT)
+
+
+@dataclass
+class _State(Reached):
+    """The best point of each sample, and the margin there (n,)."""
+
+    value: Tensor
 
 
 def _grid(x: Tensor) -> Tensor:
@@ -114,10 +116,10 @@ def _grid(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x[:, None, None, :]
 
 
-def _sides(height: int, width: int, part: float, least: int = 1) -> tuple[int, int]:
+def _sides(height: int, width: int, share: float, least: int = 1) -> tuple[int, int]:
     """Rows and columns of a window that covers this part of the image: a square where it fits."""
-    side = max(least, round(math.sqrt(part * height * width)))
-    rows, columns = max(side, round(part * height)), max(side, round(part * width))
+    side = max(least, round(math.sqrt(share * height * width)))
+    rows, columns = max(side, round(share * height)), max(side, round(share * width))
     return min(height, rows), min(width, columns)
 
 
@@ -147,11 +149,11 @@ def _stripes(problem: Problem, stream: int) -> Tensor:
     return problem.threat.clamp(x + problem.threat.eps * signs).view_as(problem.x)
 
 
-def _change_linf(problem: Problem, best: Tensor, part: float, stream: int) -> Tensor:
+def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> Tensor:
     """A square of plus or minus eps, per channel (algorithm 2)."""
     x, old, threat = _grid(problem.x), _grid(best), problem.threat
     channels, height, width = x.shape[1:]
-    rows, columns = _sides(height, width, part)
+    rows, columns = _sides(height, width, share)
     draws = _draws(problem, stream, 2 + channels)
     down = _inside(_offsets(draws[:, 0], height, rows), rows)
     across = _inside(_offsets(draws[:, 1], width, columns), columns)
@@ -186,12 +188,12 @@ def _tiles(problem: Problem, stream: int) -> Tensor:
     return _spend(problem, eta * signs)
 
 
-def _change_l2(problem: Problem, best: Tensor, part: float, stream: int) -> Tensor:
+def _change_l2(problem: Problem, best: Tensor, share: float, stream: int) -> Tensor:
     """The mass of two windows moved into the first, in the shape of `_eta` (algorithm 3)."""
     x = _grid(problem.x)
     delta = _grid(best) - x
     channels, height, width = x.shape[1:]
-    rows, columns = _sides(height, width, part, _LEAST_SIDE)
+    rows, columns = _sides(height, width, share, _LEAST_SIDE)
     draws = _draws(problem, stream, 5 + channels)
     down, across = _offsets(draws[:, 0], height, rows), _offsets(draws[:, 1], width, columns)
     into = (_inside(down, rows)[:, :, None] & _inside(across, columns)[:, None, :])[:, None]

@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.objectives import decided, margin
-from attacks.problem import Facts, NoGradientError, Problem, climb, due
+from attacks.objectives import decided, margin, targeted_margin
+from attacks.problem import Facts, NoGradientError, Problem, climb
 from attacks.searches.boundary import Boundary
 from attacks.searches.penalties import slopes
 from attacks.searches.square import Square
 from attacks.threat import per_sample
-from attacks.wrappers.targeted import targeted_margin
+from attacks.working import Reached, Working, due
 
 # The weight of the new step against the momentum, as in APGD.
 _MOMENTUM = 0.75
@@ -122,9 +122,9 @@ class _Search:
 
     def rank(self, most: int) -> None:
         """Choose the other classes that are nearest to the clean image by linearised distance."""
-        part = self.problem.select(~self.broken)
-        y = part.y[:, None]
-        slope, logits = slopes(part, part.x)
+        unbroken = self.problem.select(~self.broken)
+        y = unbroken.y[:, None]
+        slope, logits = slopes(unbroken, unbroken.x)
         distance = ((logits.gather(1, y) - logits) / slope).scatter(1, y, math.inf)
         nearest = distance.topk(min(most, logits.shape[1] - 1), dim=1, largest=False).indices
         self.targets = nearest.new_zeros(len(self.broken), nearest.shape[1])
@@ -146,10 +146,10 @@ class _Search:
         if not len(rows):
             return
         column = column[rows]
-        part = self.problem.select(rows)
+        chosen = self.problem.select(rows)
         far = math.isfinite(limit)
-        start = _far(part, self.runs) if far else part.random_start(self.runs)
-        run = _ascend(part, start, self.targets[rows, column], steps, first)
+        start = _far(chosen, self.runs) if far else chosen.random_start(self.runs)
+        run = _ascend(chosen, start, self.targets[rows, column], steps, first)
         self.answer[rows], self.broken[rows] = run.points, run.hit
         self.best[rows] = self.best[rows].maximum(run.lead)
         self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)
@@ -161,14 +161,14 @@ class _Search:
             rows = (going & ~self.broken).nonzero().squeeze(1)
             if not len(rows):
                 break
-            part = self._fresh(rows)
-            points = Square(steps=_QUERIES)(part)
+            chosen = self._fresh(rows)
+            points = Square(steps=_QUERIES)(chosen)
             with torch.no_grad():
-                logits = part.logits(points)
-            others = logits.scatter(1, part.y[:, None], -math.inf)
-            run = _ascend(part, points, others.argmax(1), _STEPS, 1.0)
+                logits = chosen.logits(points)
+            others = logits.scatter(1, chosen.y[:, None], -math.inf)
+            run = _ascend(chosen, points, others.argmax(1), _STEPS, 1.0)
             self.answer[rows], self.broken[rows] = run.points, run.hit
-            reached = margin(logits, part.y).maximum(run.lead)
+            reached = margin(logits, chosen.y).maximum(run.lead)
             added, gained = reached - self.best[rows], self.best[rows] - self.clean[rows]
             going[rows] = added > _WORTH * gained
             doubtful[rows] |= added >= _DOUBTFUL * gained
@@ -185,10 +185,10 @@ class _Search:
         rows = (which & ~self.broken).nonzero().squeeze(1)
         if not len(rows):
             return
-        part = self._fresh(rows)
-        points = part.threat.project(attack(part), part.x)
+        chosen = self._fresh(rows)
+        points = chosen.threat.project(attack(chosen), chosen.x)
         with torch.no_grad():
-            hit = decided(part.logits(points), part.y)
+            hit = decided(chosen.logits(points), chosen.y)
         self.answer[rows[hit]] = points[hit]
         self.broken[rows] = hit
 
@@ -201,48 +201,43 @@ def _far(problem: Problem, stream: int) -> Tensor:
     return threat.project(problem.x + 2 * threat.eps * ahead, problem.x)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Where an ascent left each sample: points (n, *shape), misclassified where `hit` (n,); the
-    highest lead of the target (n,), and the gap there (n,)."""
+@dataclass
+class _Ascent(Reached):
+    """How far an ascent is with each sample: points (n, *shape), misclassified where `hit` (n,);
+    the highest lead of the target so far (n,), and the gap there (n,); the target (n,), the point
+    before and the gradient (n, *shape)."""
 
-    points: Tensor
-    hit: Tensor
     lead: Tensor
     gap: Tensor
+    target: Tensor
+    previous: Tensor
+    gradient: Tensor
 
 
-def _ascend(problem: Problem, start: Tensor, target: Tensor, steps: int, first: float) -> _Run:
+def _ascend(problem: Problem, start: Tensor, target: Tensor, steps: int, first: float) -> _Ascent:
     """Climb the lead of each sample's target (n,) over its label, from `start` (n, *shape)."""
     threat = problem.threat
     tiny = torch.finfo(start.dtype).tiny
-    rows = torch.arange(len(problem), device=start.device)
-    points = previous = start
+    hit = torch.zeros_like(target, dtype=torch.bool)
     lead = start.new_full((len(problem),), -math.inf)
-    gap, hit = torch.full_like(lead, math.inf), torch.zeros_like(target, dtype=torch.bool)
-    final = _Run(start.clone(), hit.clone(), lead.clone(), gap.clone())
+    state = _Ascent(start, hit, lead, -lead, target, start, torch.zeros_like(start))
+    batch = Working(problem, state)
     for step in range(steps + 1):
-        gradient, value, logits = climb(problem, points, partial(targeted_margin, target=target))
-        new = value > lead
-        slope = threat.dual_length(gradient)
-        lead = torch.where(new, value, lead)
-        gap = torch.where(new, -value / (threat.eps * slope).clamp_min(tiny), gap)
-        hit = hit | decided(logits, problem.y)
-        last = step == steps
-        if last or (due(step) and bool(hit.any())):
-            final.points[rows], final.hit[rows] = points, hit
-            final.lead[rows], final.gap[rows] = lead, gap
-            keep = ~hit
-            if last or not bool(keep.any()):
-                return final
-            problem, rows, target = problem.select(keep), rows[keep], target[keep]
-            points, previous, gradient = points[keep], previous[keep], gradient[keep]
-            lead, gap, hit = lead[keep], gap[keep], hit[keep]
+        objective = partial(targeted_margin, target=state.target)
+        state.gradient, value, logits = climb(batch.problem, state.points, objective)
+        new = value > state.lead
+        slope = threat.dual_length(state.gradient)
+        state.lead = torch.where(new, value, state.lead)
+        state.gap = torch.where(new, -value / (threat.eps * slope).clamp_min(tiny), state.gap)
+        state.hit |= decided(logits, batch.problem.y)
+        if step == steps or (due(step) and not batch.retire(state.hit)):
+            break
         # A sample that is broken but still in the batch stays where it is.
-        moving = per_sample((~hit).to(points.dtype), points)
+        moving = per_sample((~state.hit).to(start.dtype), state.points)
         size = first * threat.eps * (1 + math.cos(math.pi * step / steps)) / 2
-        ahead = threat.project(points + size * threat.ascent(gradient), problem.x)
+        x, points = batch.problem.x, state.points
+        ahead = threat.project(points + size * threat.ascent(state.gradient), x)
         weight = _MOMENTUM if step else 1.0
-        move = weight * (ahead - points) + (1 - weight) * (points - previous)
-        previous, points = points, threat.project(points + moving * move, problem.x)
-    raise AssertionError("unreachable")
+        move = weight * (ahead - points) + (1 - weight) * (points - state.previous)
+        state.previous, state.points = points, threat.project(points + moving * move, x)
+    return batch.finish()

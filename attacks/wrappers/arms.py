@@ -33,10 +33,11 @@ class HasArms(Protocol):
 
 
 def _losses(arms: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
-    """Has the direction of the mean gradient of the chosen arms' losses (n, k).
+    """A value (n,) whose gradient has the direction of the mean gradient of some arms' losses.
 
-    The slope of each loss, a sigmoid, weighs its arm. The weights sum to 1 and are made from
-    logarithms, so that arms of any confidence keep a direction.
+    `chosen` holds the numbers of these arms (n, k). The slope of each loss, a sigmoid, weighs its
+    arm. The weights sum to 1 and are made from logarithms, so that arms of any confidence keep a
+    direction.
     """
     scores = arms.gather(1, chosen)
     wrong_way = torch.where(chosen == y[:, None], -scores, scores)
@@ -49,7 +50,8 @@ def _softmax(arms: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _progress(arms: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
-    """The lead over the label's arm of the highest chosen other arm; where none is, of any."""
+    """How far the highest of the chosen arms leads over the label's. Where the label's is the only
+    chosen one, all others compete."""
     others = arms.gather(1, chosen).masked_fill(chosen == y[:, None], -torch.inf).amax(1)
     lead = others - arms.gather(1, y[:, None]).squeeze(1)
     return torch.where(others.isinf(), margin(arms, y), lead)

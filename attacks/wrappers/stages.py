@@ -31,21 +31,20 @@ class HasStages(Protocol):
         ...
 
 
-def _first(groups: Tensor, outputs: Tensor, y: Tensor, own: Tensor) -> Tensor:
-    """The lead of the best other group over the label's, `own`; -inf where there is none."""
-    return margin(outputs[:, : outputs.shape[1] - len(groups)], own)
+def _first(groups: Tensor, outputs: Tensor, y: Tensor, group: Tensor) -> Tensor:
+    """The lead of the best other group over the label's; -inf where there is no other."""
+    return margin(outputs[:, : outputs.shape[1] - len(groups)], group)
 
 
-def _second(groups: Tensor, outputs: Tensor, y: Tensor, own: Tensor) -> Tensor:
-    """The lead of the best other class of the label's group, `own`, over the label; -inf where
-    there is none."""
+def _second(groups: Tensor, outputs: Tensor, y: Tensor, group: Tensor) -> Tensor:
+    """The lead over the label of the best other class of its group; -inf where it is alone."""
     fine = outputs[:, outputs.shape[1] - len(groups) :]
-    return margin(fine.masked_fill(groups != own[:, None], -torch.inf), y)
+    return margin(fine.masked_fill(groups != group[:, None], -torch.inf), y)
 
 
 def _either(groups: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    own = groups[y]
-    return _first(groups, outputs, y, own).maximum(_second(groups, outputs, y, own))
+    group = groups[y]
+    return _first(groups, outputs, y, group).maximum(_second(groups, outputs, y, group))
 
 
 @dataclass(frozen=True)

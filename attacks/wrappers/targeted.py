@@ -2,51 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from attacks.objectives import cross_entropy
+from attacks.objectives import TARGETED_OBJECTIVES, TargetedName
 from attacks.problem import Problem
 from attacks.views import View
 from attacks.wrappers.wrapper import Wrapper, in_turn, outermost
-
-TargetedObjective = Literal["margin", "cross-entropy", "dlr"]
-
-
-def _of(logits: Tensor, classes: Tensor) -> Tensor:
-    return logits.gather(1, classes[:, None]).squeeze(1)
-
-
-def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The target's logit minus the label's (n,)."""
-    return _of(logits, target) - _of(logits, y)
-
-
-def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """log(p / (1 - p)) for the target's softmax probability p (n,)."""
-    return -cross_entropy(logits, target)
-
-
-def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted difference of logits ratio (n,) (Croce and Hein 2020, equation 7).
-
-    Differs from the source: of fewer than four classes, where there is no ratio, it is the margin.
-    """
-    lead = targeted_margin(logits, y, target)
-    if logits.shape[1] < 4:
-        return lead
-    top = logits.topk(4, dim=1).values
-    spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-    return lead / spread.clamp_min(torch.finfo(logits.dtype).tiny)
-
-
-_OBJECTIVES = {
-    "margin": targeted_margin,
-    "cross-entropy": targeted_cross_entropy,
-    "dlr": targeted_dlr,
-}
 
 
 @dataclass(frozen=True)
@@ -65,15 +29,15 @@ class Targeted(Wrapper):
     """
 
     classes: int = 9
-    objective: TargetedObjective = "margin"
+    objective: TargetedName = "margin"
 
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.classes < 1:
             raise ValueError("targeted: classes must be at least 1")
-        if self.objective not in _OBJECTIVES:
-            known = ", ".join(get_args(TargetedObjective))
+        if self.objective not in TARGETED_OBJECTIVES:
+            known = ", ".join(get_args(TargetedName))
             raise ValueError(f"targeted: unknown objective {self.objective!r}: use one of {known}")
 
     def most_passes(self, base: int) -> int:
@@ -84,7 +48,7 @@ class Targeted(Wrapper):
         return in_turn(self.base, problem, self._runs(problem))
 
     def _runs(self, problem: Problem) -> Iterator[tuple[Problem, Tensor]]:
-        push = _OBJECTIVES[self.objective]
+        push = TARGETED_OBJECTIVES[self.objective]
         everyone = torch.ones_like(problem.y, dtype=torch.bool)
         for target in ranked_others(problem)[:, : self.classes].unbind(1):
             # Above 0 only where the target beats the label, it is its own progress.

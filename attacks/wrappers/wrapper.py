@@ -67,16 +67,16 @@ def in_turn(base: Attack, problem: Problem, runs: Runs) -> Tensor:
     reach = torch.full((len(problem),), torch.inf, dtype=torch.float64, device=answer.device)
     left = torch.ones(len(problem), dtype=torch.bool, device=answer.device)
     tried = ~left
-    for turn, (run, mine) in enumerate(runs):
-        rows = (left & mine).nonzero().squeeze(1)
+    for turn, (run, meant_for) in enumerate(runs):
+        rows = (left & meant_for).nonzero().squeeze(1)
         if not len(rows):
             continue
-        part = run.select(rows)
-        points = base(replace(part, seed=(problem.seed ^ (turn * _TURN)) % _SEEDS)).detach()
-        distance = part.threat.distance(points, part.x)
+        chosen = run.select(rows)
+        points = base(replace(chosen, seed=(problem.seed ^ (turn * _TURN)) % _SEEDS)).detach()
+        distance = chosen.threat.distance(points, chosen.x)
         if fixed:
             with torch.no_grad():
-                broken = decided(part.logits(points), part.y)
+                broken = decided(chosen.logits(points), chosen.y)
         else:
             # A minimal-norm attack leaves what it does not break at the clean image.
             broken = distance > 0
@@ -85,5 +85,5 @@ def in_turn(base: Attack, problem: Problem, runs: Runs) -> Tensor:
         reach[rows] = torch.where(broken, distance.minimum(reach[rows]), reach[rows])
         tried[rows] = True
         if not base.facts.minimises:
-            left[rows] = ~broken if fixed else reach[rows] > part.threat.eps
+            left[rows] = ~broken if fixed else reach[rows] > chosen.threat.eps
     return answer

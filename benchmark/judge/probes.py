@@ -7,7 +7,8 @@ from torch import Tensor
 
 from attacks import Problem, ThreatModel
 from attacks.objectives import decided, margin
-from attacks.problem import climb, due
+from attacks.problem import climb
+from attacks.working import due
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import IntArray
 from benchmark.judge.subject import Subject

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
-from attacks.objectives import decided
-from attacks.wrappers.targeted import Targeted, ranked_others, targeted_dlr
+from attacks.objectives import decided, targeted_dlr
+from attacks.wrappers.targeted import Targeted, ranked_others
 from tests.attacks.linear import Linear, mid_grey
 
 SHAPES = [(50,), (1, 8, 8)]

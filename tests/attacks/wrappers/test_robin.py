@@ -12,8 +12,8 @@ from attacks.wrappers.arms import BestArm, SoftmaxAttack, Top2
 from attacks.wrappers.robin import RoBinEvaluation
 from attacks.wrappers.targeted import Targeted
 from attacks.wrappers.wrapper import Wrapper
-from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
 from tests.attacks.linear import Linear, metered, mid_grey
+from tests.attacks.wrappers.arms import Aggregation, Random, breaks, grey, on_pixels
 
 PARTS = [SoftmaxAttack, Top2, BestArm]
 

@@ -19,8 +19,8 @@ from attacks.wrappers.arms import (
 )
 from attacks.wrappers.robin import RoBinEvaluation
 from attacks.wrappers.wrapper import Wrapper
-from tests.attacks.arms import Aggregation, Random, breaks, grey, on_pixels
 from tests.attacks.linear import Linear, mid_grey
+from tests.attacks.wrappers.arms import Aggregation, Random, breaks, grey, on_pixels
 
 SIX = [BestArm, Top2, SoftmaxAttack, HighestArm, AverageGradient, SoftmaxTop2]
 ALL = [*SIX, RoBinEvaluation]
