@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/bestattack run demo.yaml
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/pytest --slow

@@ -16,7 +16,7 @@ from benchmark.spec import registry
 from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES, SUITES, Registry, load_plugin
 from tests.benchmark.conftest import Cli
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 PLUGIN = '''
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import make_spec, read_values
 from defenses import initialise, train
 
-SPECS = sorted(Path(__file__).parents[2].glob("[!.]*.yaml"))
+SPECS = sorted(Path(__file__).parents[3].glob("[!.]*.yaml"))
 CIFAR10 = next(path for path in SPECS if path.stem == "cifar10-robin")
 
 
