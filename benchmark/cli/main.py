@@ -137,7 +137,7 @@ def train(
     from benchmark.data.sets import load_dataset
     from benchmark.models.obtain import train as train_into
     from benchmark.models.others import check_fit, parts_of
-    from benchmark.run.assess import resolve_device
+    from benchmark.run.environment import resolve_device
     from benchmark.spec.components import read_component
     from benchmark.spec.registry import load_plugins
     from benchmark.spec.roster import enrol

@@ -2,12 +2,9 @@
 
 import dataclasses
 import math
-import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,6 +26,7 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
+from benchmark.run.environment import environment, resolve_device
 from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup
@@ -74,102 +72,126 @@ def assess(
     the model cannot be evaluated at all.
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
-    identity = identify_natural(about, device, settings.precision)
     subject = examine(model, device, dtype)
-    first = slice(0, settings.block)
-    columns = check_model(subject, samples.x[first].to(device, dtype), samples.y, classes)
+    first = samples.x[: settings.block].to(device, dtype)
+    logits = check_model(subject, first, samples.y, classes)
     report = Report(
-        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, columns
+        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logits
     )
-    key = key_of(identity)
-    cell = cells(key)
-    try:
-        measure_natural(subject, samples, cell, settings.block)
-    except (RuntimeError, ValueError, TypeError, IndexError) as failure:
-        raise UserError(f"the model fails on some clean images: {described(failure)}") from failure
-    _close(cell, identity, device)
-    report.add(NATURAL, key, cell, None)
+    identity = identify_natural(about, device, settings.precision)
+    assessment = _Assessment(model, subject, samples, settings, cells, identity, report)
+
+    assessment.judge_clean()
     subject.flags |= probe(
         subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
     )
     notify(report, NATURAL)
+
     if isinstance(subject.model, HasCertificate):
-        full = identify_certificate(identity, settings.threat)
-        key = key_of(full)
-        cell = cells(key)
-        error = _certify(name, subject, samples, settings, cell)
-        _close(cell, full, device, error=error)
-        report.certify(key, cell, error)
+        assessment.certify()
         notify(report, CERTIFIED)
+
     entries = {label: suited(subject.model, entry) for label, entry in lineup.entries.items()}
     for label, entry in _ordered(entries, settings.mode):
-        attack, todo = entry.attack, report.remaining(entry.after)
-        used = {name: peers[name] for name in sorted(attack.facts.sources)}
-        full = identify_attacked(
-            identity, attack, {name: peer.identity for name, peer in used.items()},
-            settings.threat, settings.seed, todo, settings.block,
-        )  # fmt: skip
-        key = key_of(full)
-        cell = cells(key)
-        title = f"{name} {label}"
-        ended = _attack(title, subject, samples, todo, attack, used, settings, cell)
-        _close(cell, full, device, **dataclasses.asdict(ended), **traits(attack, model, used))
-        report.add(label, key, cell, ended.error, entry.after, ended.inapplicable)
+        assessment.attack(label, entry, peers)
         notify(report, label)
     return report
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ended:
-    """How an attack ended: a line on why it failed, or on why it does not apply, if so."""
+class _Assessment:
+    """One model under assessment: what is measured of it goes into cells, and from these into the
+    report. `identity` is that of its natural cell."""
 
-    error: str | None = None
-    inapplicable: str | None = None
+    model: nn.Module
+    subject: Subject
+    samples: Samples
+    settings: Settings
+    cells: Cells
+    identity: Identity
+    report: Report
 
-
-def _attack(
-    title: str,
-    subject: Subject,
-    samples: Samples,
-    todo: IntArray,
-    attack: Attack,
-    peers: Mapping[str, Trained],
-    settings: Settings,
-    cell: Cell,
-) -> _Ended:
-    """Run one attack into its cell."""
-    passes, block = attack.facts.passes or 0, settings.block
-    models = {
-        name: freeze(peer.model, subject.device, subject.dtype) for name, peer in peers.items()
-    }
-    with attack_bar(title, len(todo), passes, block, len(samples), settings.progress) as bar:
+    def judge_clean(self) -> None:
+        """Judge the clean images. Raises UserError where the model fails on some of them."""
+        key = key_of(self.identity)
+        cell = self.cells(key)
         try:
-            measure_attack(
-                subject, samples, todo, settings.threat, attack, settings.seed, cell, block,
-                bar.advance, bar.tick, models,
-            )  # fmt: skip
-        except UserError:
-            raise
-        except NotApplicableError as error:
-            return _Ended(inapplicable=one_line(error))
-        except Exception as error:
-            return _Ended(error=described(error))
-    return _Ended()
+            measure_natural(self.subject, self.samples, cell, self.settings.block)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UserError(f"the model fails on some clean images: {described(error)}") from error
+        self._close(cell, self.identity)
+        self.report.add(NATURAL, key, cell, None)
 
+    def certify(self) -> None:
+        """Ask the model's certificate for radii; where that fails, the report says why."""
+        identity = identify_certificate(self.identity, self.settings.threat)
+        key, settings, total = key_of(identity), self.settings, len(self.samples)
+        cell, error = self.cells(key), None
+        title = f"{self.report.name} {CERTIFIED}"
+        with attack_bar(title, total, 0, settings.block, total, settings.progress) as bar:
+            try:
+                measure_radii(
+                    self.subject, self.samples, settings.threat, cell, settings.block, bar.count
+                )
+            except UserError:
+                raise
+            except Exception as failure:
+                error = described(failure)
+        self._close(cell, identity, error=error)
+        self.report.certify(key, cell, error)
 
-def _certify(
-    name: str, subject: Subject, samples: Samples, settings: Settings, cell: Cell
-) -> str | None:
-    """Run the model's certificate into its cell: a line on why it failed, if so."""
-    total, block = len(samples), settings.block
-    with attack_bar(f"{name} {CERTIFIED}", total, 0, block, total, settings.progress) as bar:
-        try:
-            measure_radii(subject, samples, settings.threat, cell, block, bar.count)
-        except UserError:
-            raise
-        except Exception as error:
-            return described(error)
-    return None
+    def attack(self, label: str, entry: Entry, peers: Mapping[str, Trained]) -> None:
+        """Carry out one attack; where it fails or does not apply, the report says why."""
+        attack, settings = entry.attack, self.settings
+        samples = self.report.remaining(entry.after)
+        used = {name: peers[name] for name in sorted(attack.facts.sources)}
+        identity = identify_attacked(
+            self.identity, attack, {name: peer.identity for name, peer in used.items()},
+            settings.threat, settings.seed, samples, settings.block,
+        )  # fmt: skip
+        key = key_of(identity)
+        cell = self.cells(key)
+        error, inapplicable = self._attack(label, attack, samples, used, cell)
+        facts = {"error": error, "inapplicable": inapplicable}
+        self._close(cell, identity, **facts, **traits(attack, self.model, used))
+        self.report.add(label, key, cell, error, entry.after, inapplicable)
+
+    def _attack(
+        self,
+        label: str,
+        attack: Attack,
+        samples: IntArray,
+        used: Mapping[str, Trained],
+        cell: Cell,
+    ) -> tuple[str | None, str | None]:
+        """Run an attack into its cell: a line on why it failed, and one on why it does not apply,
+        if so."""
+        subject, settings = self.subject, self.settings
+        models = {
+            name: freeze(peer.model, subject.device, subject.dtype) for name, peer in used.items()
+        }
+        title, passes = f"{self.report.name} {label}", attack.facts.passes or 0
+        total, block = len(self.samples), settings.block
+        with attack_bar(title, len(samples), passes, block, total, settings.progress) as bar:
+            try:
+                measure_attack(
+                    subject, self.samples, samples, settings.threat, attack, settings.seed, cell,
+                    block, bar.advance, bar.tick, models,
+                )  # fmt: skip
+            except UserError:
+                raise
+            except NotApplicableError as error:
+                return None, one_line(error)
+            except Exception as error:
+                return described(error), None
+        return None, None
+
+    def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:
+        """Note in a cell what it is of. One that was there before keeps the environment that it
+        was made in."""
+        note = {"identity": identity, **facts}
+        if {key: cell.note.get(key) for key in note} != note:
+            cell.close(note | {"environment": environment(self.subject.device)})
 
 
 def suited(model: nn.Module, entry: Entry) -> Entry:
@@ -202,36 +224,3 @@ def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:
         return math.inf if passes is None else passes
 
     return sorted(entries.items(), key=cost)
-
-
-def _close(cell: Cell, identity: dict[str, Any], device: torch.device, **facts: Any) -> None:
-    note = {"identity": identity, **facts}
-    # A cell that was there before keeps the environment that it was made in.
-    if {key: cell.note.get(key) for key in note} != note:
-        cell.close(note | {"environment": environment(device)})
-
-
-def resolve_device(device: Device) -> torch.device:
-    """Raises UserError where CUDA is asked for and there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here: use --device cpu or auto")
-    return torch.device(device)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """The versions and the hardware that numbers were made with."""
-    try:
-        own = version("bestattack")
-    except PackageNotFoundError:
-        own = "not installed"
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "bestattack": own,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": f"{device.type}: {hardware}",
-        "threads": str(torch.get_num_threads()),
-    }

@@ -32,7 +32,8 @@ from benchmark.models.others import check_fit, check_sources, fetch, parts_of, s
 from benchmark.models.trained import Trained
 from benchmark.report import tables
 from benchmark.report.report import Report
-from benchmark.run.assess import Notify, Settings, assess, environment, resolve_device
+from benchmark.run.assess import Notify, Settings, assess
+from benchmark.run.environment import environment, resolve_device
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import load_plugins

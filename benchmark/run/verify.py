@@ -23,7 +23,7 @@ from benchmark.models.trained import Trained, load_saved
 from benchmark.report import tables
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
-from benchmark.run.assess import resolve_device
+from benchmark.run.environment import resolve_device
 from benchmark.run.runner import load_run, named, relabelled, samples_again
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Device, RunSpec

@@ -21,7 +21,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.subject import freeze, full_precision
 from benchmark.models.trained import load_saved
-from benchmark.run.assess import resolve_device
+from benchmark.run.environment import resolve_device
 from benchmark.run.runner import load_run
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, Part

@@ -19,7 +19,7 @@ from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
-from benchmark.run.assess import resolve_device
+from benchmark.run.environment import resolve_device
 from benchmark.run.runner import load_run, samples_again
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import Device

@@ -21,7 +21,8 @@ from benchmark.keys import Identity, identify_network
 from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.assess import Settings, assess, resolve_device
+from benchmark.run.assess import Settings, assess
+from benchmark.run.environment import resolve_device
 from benchmark.run.runner import Say, samples_of
 from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Lineup, choose

@@ -21,7 +21,7 @@ from benchmark.judge.records import write_text
 from benchmark.models.others import check_fit
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
-from benchmark.run.assess import resolve_device
+from benchmark.run.environment import resolve_device
 from benchmark.run.runner import Say, load_run, run, samples_of
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
 from benchmark.spec.lineup import choose

@@ -15,7 +15,7 @@ from benchmark.judge.evaluator import Samples, measure_attack
 from benchmark.judge.records import FolderCell
 from benchmark.judge.subject import examine
 from benchmark.run import assess
-from benchmark.run.assess import resolve_device
+from benchmark.run.environment import resolve_device
 
 N = 60
 ATTACKS: dict[str, list[Attack]] = {

@@ -1,0 +1,36 @@
+"""Where numbers are made: the device, and the versions of what made them."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+
+from benchmark.errors import UserError
+from benchmark.spec.run_spec import Device
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Raises UserError where CUDA is asked for and there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here: use --device cpu or auto")
+    return torch.device(device)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The versions and the hardware that numbers were made with."""
+    try:
+        own = version("bestattack")
+    except PackageNotFoundError:
+        own = "not installed"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "bestattack": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.type}: {hardware}",
+        "threads": str(torch.get_num_threads()),
+    }
