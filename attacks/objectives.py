@@ -29,7 +29,11 @@ def _logit(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest logit of another class minus the label's: above 0 where misclassified."""
+    """The largest logit of another class minus the label's: above 0 where misclassified.
+
+    >>> margin(torch.tensor([[2.0, 0.5], [0.0, 3.0]]), torch.tensor([0, 0]))
+    tensor([-1.5000,  3.0000])
+    """
     return _others(logits, y).amax(1) - _logit(logits, y)
 
 
@@ -97,7 +101,11 @@ TARGETED_OBJECTIVES: dict[TargetedName, TargetedObjective] = {
 
 
 def decided(logits: Tensor, y: Tensor) -> Tensor:
-    """Where a sample is misclassified by more than rounding: bool (n,)."""
+    """Where a sample is misclassified by more than rounding: bool (n,).
+
+    >>> decided(torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0, 0]))
+    tensor([ True, False, False])
+    """
     own, other = _logit(logits, y), _others(logits, y).amax(1)
     # An infinite lead is a lead.
     scale = own.abs().maximum(other.abs()).clamp_max(torch.finfo(logits.dtype).max)

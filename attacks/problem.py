@@ -38,6 +38,15 @@ class Problem:
             own choice.
     view    what the attack sees in place of the model's logits; see `seen`.
     peers   other models, by name, that an attack may craft its points on.
+
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6], [0.9]]), torch.tensor([0, 0])
+    >>> problem = Problem(model, x, y, ThreatModel("l2", 0.2), seed=1)
+    >>> second = problem.select(torch.tensor([False, True]))
+    >>> second.index  # so it draws the same noise alone as together
+    tensor([1])
+    >>> bool((second.normal(stream=0) == problem.normal(stream=0)[1:]).all())
+    True
     """
 
     model: Model
@@ -119,6 +128,12 @@ class Facts:
                 model itself is a sign of gradients that mislead.
     sources     the names of other models under evaluation that points are crafted on, which the
                 harness hands over in `Problem.peers`.
+
+    >>> Facts("minimal-norm", norms=("l2",), minimises=True).passes is None
+    True
+    >>> Facts("fixed-budget", minimises=True)
+    Traceback (most recent call last):
+    ValueError: only a minimal-norm attack minimises
     """
 
     family: Family

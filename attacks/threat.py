@@ -26,6 +26,16 @@ class ThreatModel:
 
     `eps` and the bounds `lower` < `upper` are in the units of the image. Raises ValueError, in one
     line, for an unknown norm, eps that is not above 0 and finite, or an empty or infinite box.
+
+    >>> threat = ThreatModel("l2", 0.5)
+    >>> x, points = torch.tensor([[0.25, 0.5]]), torch.tensor([[1.25, 0.5]])
+    >>> threat.distance(points, x)
+    tensor([1.], dtype=torch.float64)
+    >>> threat.project(points, x)
+    tensor([[0.7500, 0.5000]])
+    >>> ThreatModel("l1", 0.5)
+    Traceback (most recent call last):
+    ValueError: unknown norm 'l1': use one of l2, linf
     """
 
     norm: Norm

@@ -64,6 +64,9 @@ class Foolbox(foreign.Foreign):
     noise depends on the block; in L2CarliniWagnerAttack one sample's loss stops the others;
     BoundaryAttack shares its directions across the block; Brendel-Bethge attacks need numba and can
     loop forever.
+
+    >>> Foolbox("L2DDNAttack", {"steps": 50}).facts.family
+    'minimal-norm'
     """
 
     version: ClassVar[int] = 1

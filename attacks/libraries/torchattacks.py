@@ -57,6 +57,9 @@ class TorchAttacks(foreign.Foreign):
     that noise depends on the block; alpha does not scale with eps; AutoAttack runs APGD with 10
     steps; CW does not move pixels at 0 or 1, has no search for c, and stops on the whole block's
     loss.
+
+    >>> TorchAttacks("PGDL2", {"steps": 10}).facts.norms
+    ('l2',)
     """
 
     version: ClassVar[int] = 1

@@ -35,6 +35,13 @@ class APGD:
     ball and the box. Raises ValueError for hyperparameters out of range.
 
     Differs from the source: starts are uniform in the ball; a broken sample stops at once.
+
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5], [0.9, 0.5]]), torch.tensor([0, 0])
+    >>> points = APGD(steps=10)(Problem(model, x, y, ThreatModel("linf", 0.2)))
+    >>> model(points).argmax(1)  # the first is 0.1 from the boundary, the second 0.4
+    tensor([1, 0])
     """
 
     steps: int = 100

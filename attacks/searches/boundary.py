@@ -79,6 +79,14 @@ class Boundary:
       suffice in each doubling that is left.
     - Random images compete: each is tried on its segment nearer than the closest one before, and
       the last is pulled onto the boundary by bisection.
+
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+    >>> problem = Problem(model, x, y, ThreatModel("l2", 0.2))
+    >>> points = Boundary(steps=500, minimize=True)(problem)
+    >>> round(float(problem.threat.distance(points, problem.x)), 2)  # the boundary is 0.1 away
+    0.1
     """
 
     steps: int = 5000

@@ -73,6 +73,14 @@ class CarliniWagner:
     - In L-infinity, tau is eps, or with minimize the smallest distance known, less two steps: 20%
       less at first and 0.2% at the end of a search, a fraction of that in later searches.
     - Early abort and all else is per sample, never over the batch.
+
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+    >>> problem = Problem(model, x, y, ThreatModel("l2", 0.2))
+    >>> points = CarliniWagner(steps=100, minimize=True)(problem)
+    >>> round(float(problem.threat.distance(points, problem.x)), 3)  # the boundary is 0.1 away
+    0.1
     """
 
     steps: int = 500

@@ -29,6 +29,13 @@ class PGD:
 
     Differs from the source: a step is at least eps / 4 by default. Madry et al.'s 2.5 * eps / steps
     is too short where there are many: they cross the ball once and then can no longer turn.
+
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5], [0.9, 0.5]]), torch.tensor([0, 0])
+    >>> points = PGD(steps=10)(Problem(model, x, y, ThreatModel("l2", 0.2)))
+    >>> model(points).argmax(1)  # the first is 0.1 from the boundary, the second 0.4
+    tensor([1, 0])
     """
 
     steps: int = 100

@@ -41,6 +41,13 @@ class Square:
     - L-infinity: a square that would change nothing is drawn with its signs turned.
     - L2: what the box cuts off is given to the other pixels at once, so that every query spends the
       whole budget.
+
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5], [0.9, 0.5]]), torch.tensor([0, 0])
+    >>> points = Square(steps=50)(Problem(model, x, y, ThreatModel("linf", 0.2)))
+    >>> model(points).argmax(1)  # the first is 0.1 from the boundary, the second 0.4
+    tensor([1, 0])
     """
 
     steps: int = 5000

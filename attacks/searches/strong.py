@@ -55,6 +55,13 @@ class Strong:
     A broken sample stops at once; a problem's start is not used. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range. Own work, built of the
     parts named above.
+
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5], [0.9, 0.5]]), torch.tensor([0, 0])
+    >>> points = Strong()(Problem(model, x, y, ThreatModel("l2", 0.2)))
+    >>> model(points).argmax(1)  # the first is 0.1 from the boundary, the second 0.4
+    tensor([1, 0])
     """
 
     classes: int = 3

@@ -103,6 +103,22 @@ class BestArm(Wrapper):
     closest point counts. How many passes it takes depends on the model's number of arms, so it has
     no `passes`. Points (n, *shape) as the base's. Raises NotApplicableError where the model has no
     arms.
+
+    >>> from attacks.searches.pgd import PGD
+    >>> from attacks.threat import ThreatModel
+    >>> class Arms(torch.nn.Module):
+    ...     def arms(self, x):
+    ...         return torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], dim=1)
+    ...
+    ...     forward = arms
+    >>> model = Arms()
+    >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+    >>> problem = Problem(model, x, y, ThreatModel("l2", 0.2))
+    >>> model(BestArm(PGD(steps=10))(problem)).argmax(1)
+    tensor([1])
+    >>> BestArm(PGD())(Problem(torch.nn.Identity(), problem.x, problem.y, problem.threat))
+    Traceback (most recent call last):
+    attacks.problem.NotApplicableError: ...
     """
 
     version: ClassVar[int] = 1

@@ -23,6 +23,15 @@ class RoBinEvaluation(Wrapper):
 
     Differs from the source: the worst of them for each sample; there, the strongest of them over
     all samples, which can only be weaker.
+
+    >>> from attacks.searches.pgd import PGD
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+    >>> problem = Problem(model, x, y, ThreatModel("l2", 0.2))
+    >>> base = PGD(steps=10)  # on a model without arms or stages, it is the base itself
+    >>> RoBinEvaluation(base)(problem).equal(base(problem))
+    True
     """
 
     version: ClassVar[int] = 1

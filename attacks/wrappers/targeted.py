@@ -26,6 +26,14 @@ class Targeted(Wrapper):
     misclassified in any way. A sample leaves once it is broken within the budget; where the base
     minimises, its closest point counts. Points (n, *shape) as the base's. Raises ValueError for
     options out of range.
+
+    >>> from attacks.searches.pgd import PGD
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+    >>> problem = Problem(model, x, y, ThreatModel("l2", 0.2))
+    >>> model(Targeted(PGD(steps=10), classes=1)(problem)).argmax(1)
+    tensor([1])
     """
 
     classes: int = 9

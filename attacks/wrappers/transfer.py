@@ -104,6 +104,15 @@ class Transfer(Wrapper):
 
     Points (n, *shape) as the base's. Raises NotApplicableError where no source is named and the
     target has no surrogate, ValueError where there is no model of that name.
+
+    >>> from attacks.searches.pgd import PGD
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> near = lambda x: torch.stack([x[:, 0], 0.9 - x[:, 0]], dim=1)
+    >>> x, threat = torch.tensor([[0.6, 0.5]]), ThreatModel("l2", 0.2)
+    >>> problem = Problem(model, x, torch.tensor([0]), threat, peers={"near": near})
+    >>> model(Transfer(PGD(steps=10), source="near")(problem)).argmax(1)
+    tensor([1])
     """
 
     source: str | None = None
@@ -143,6 +152,16 @@ class Seeded(Wrapper):
     image, or where a fixed-budget base ended. Where the target misclassifies the start and the
     base finds nothing closer, the start is the answer; so also for a base that ignores starts.
     Passes on the source count as work too. Points (n, *shape) as the base's; raises as `Transfer`.
+
+    >>> from attacks.searches.carlini_wagner import CarliniWagner
+    >>> from attacks.threat import ThreatModel
+    >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
+    >>> near = lambda x: torch.stack([x[:, 0], 0.9 - x[:, 0]], dim=1)
+    >>> x, threat = torch.tensor([[0.6, 0.5]]), ThreatModel("l2", 0.2)
+    >>> problem = Problem(model, x, torch.tensor([0]), threat, peers={"near": near})
+    >>> points = Seeded(CarliniWagner(steps=50), source="near")(problem)
+    >>> float(threat.distance(points, x)) < 0.2
+    True
     """
 
     source: str | None = None

@@ -38,6 +38,11 @@ class Dataset:
     `labels` are the names of the classes, and `shape` (C, H, W) is that of an image. `load` gives
     either split; `train` and `test` keep what it gave, and raise DataError where that is not what
     `Split` says.
+
+    >>> split = Split(torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))
+    >>> dataset = Dataset("noise", ("quiet", "loud"), (1, 2, 2), lambda part: split)
+    >>> dataset.classes, len(dataset.first("test", 3).y)
+    (2, 3)
     """
 
     name: str

@@ -33,6 +33,15 @@ def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
 
     Raises DataError, in one line, for an unknown variant or label. Files are read, and missing
     ones downloaded, when a split is first asked for.
+
+    >>> dataset = load_dataset("digits/pair=4-9")
+    >>> dataset.labels, dataset.shape
+    (('4', '9'), (1, 8, 8))
+    >>> tuple(dataset.test.x.shape)
+    (72, 1, 8, 8)
+    >>> load_dataset("digits/pear=4-9")
+    Traceback (most recent call last):
+    benchmark.data.files.DataError: digits/pear=4-9: unknown variant 'pear'...
     """
     base, *variants = name.split("/")
     make: Callable[[Path | None], Dataset] = DATASETS.get(base)

@@ -27,6 +27,18 @@ class Report(Measurements):
                   is a certificate, `radius` is the sample's certified radius, in the run's norm.
     adversarial   for each attack, its judged misclassified points.
     cells         what it is made from: natural, the certificate and each attack, by label.
+
+    >>> from benchmark.run.evaluate import evaluate
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    >>> x = torch.full((8, 1, 2, 2), 0.5)
+    >>> report = evaluate(model, x, model(x).argmax(1), norm="linf", eps=1e-6, attacks=["pgd"])
+    >>> report.per_attack, report.best_attack
+    ({'pgd': 1.0}, 1.0)
+    >>> report.to_frame()["attack"].tolist()
+    ['natural', 'pgd', 'best-attack']
+    >>> len(report.records)  # a row for each sample, clean and under the attack
+    16
     """
 
     @property

@@ -32,6 +32,13 @@ class AdversarialTraining(Recipe):
 
     Unstated there: SGD's momentum, here 0.9; whether TRADES and MART have the warm-up, here they
     do.
+
+    >>> recipe = AdversarialTraining(steps=7, method="trades", weight=6)
+    >>> recipe.trains_against(ThreatModel("l2", 0.5))
+    ThreatModel(norm='l2', eps=0.5, lower=0.0, upper=1.0)
+    >>> AdversarialTraining(method="trade")
+    Traceback (most recent call last):
+    ValueError: unknown method 'trade': use one of pgd-at, trades, mart
     """
 
     optimizer: OptimizerName = "sgd"

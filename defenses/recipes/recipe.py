@@ -34,6 +34,13 @@ class Recipe(ABC):
                    what its networks compute.
 
     Raises ValueError for hyperparameters out of range.
+
+    >>> model = Vanilla(arch="mlp", widen=0.1).build((1, 8, 8), classes=10)
+    >>> tuple(model(torch.rand(2, 1, 8, 8)).shape)
+    (2, 10)
+    >>> Vanilla(epochs=-1)
+    Traceback (most recent call last):
+    ValueError: epochs and crop must be at least 0, and batch at least 1
     """
 
     version: ClassVar[int] = 1

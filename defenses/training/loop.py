@@ -59,6 +59,16 @@ def train(
     the mean cross-entropy on them is not below that of the epoch before, whose weights are kept.
     Raises TrainingError where loss or weights are no longer finite, and ValueError for a training
     set that is empty, or withheld whole, or a recipe that lacks a threat.
+
+    >>> from defenses.recipes.recipe import Vanilla
+    >>> from defenses.training.initialisation import initialise
+    >>> recipe = Vanilla(arch="mlp", widen=0.1, batch=8, learning_rate=0.01)
+    >>> x = torch.cat([torch.zeros(8, 1, 4, 4), torch.ones(8, 1, 4, 4)])
+    >>> y = torch.arange(16) // 8
+    >>> model = initialise(recipe, (1, 4, 4), classes=2, seed=0)
+    >>> _ = train(recipe, model, x, y, threat=None, seed=0, device=torch.device("cpu"))
+    >>> bool((model(x).argmax(1) == y).all())
+    True
     """
     device = torch.device(device)
     model.to(device).eval()
