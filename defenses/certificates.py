@@ -1,4 +1,4 @@
-"""What a defense may prove of its own predictions."""
+"""What a defense may prove about its own predictions."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,6 @@ class HasCertificate(Protocol):
     """A defense that knows how far its predictions provably reach."""
 
     def certified_radius(self, x: Tensor) -> Tensor:
-        """At images x (n, *shape): the L2 radius (n,), at least 0, around each within which the
-        class that is predicted there, right or wrong, provably does not change; 0 where nothing is
-        known. Each image's is its own, whatever else is in the batch."""
+        """The certified L2 radius (n,), at least 0, of images x (n, *shape): within it the class
+        that is predicted at the image, right or wrong, provably does not change. 0 where nothing is
+        known. An image's radius does not depend on what else is in the batch."""

@@ -1,4 +1,4 @@
-"""Weights: told apart by content, held against a model, rounded; and files written whole."""
+"""Weights: rounded, told apart by content, and compared with a model; and files written whole."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def round_to_half(model: nn.Module) -> None:
-    """Round a model's weights and buffers, in place, to numbers that half precision holds. Raises
-    ValueError where one is beyond its range."""
+    """Round a model's weights and buffers, in place, to numbers that half precision can hold.
+    Raises ValueError for a number beyond its range."""
     for name, value in model.state_dict().items():
         if value.is_floating_point():
             rounded = value.half().to(value.dtype)
@@ -23,9 +23,10 @@ def round_to_half(model: nn.Module) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all weights and buffers, on any device.
+    """The SHA-256 of the names, types, shapes and bytes of all weights and buffers. It is the same
+    on any device.
 
-    It tells weights apart, not code: what a network computes from them is not in it.
+    It tells weights apart, but not code: it does not depend on what a network computes from them.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -41,14 +42,14 @@ def feed(digest: "hashlib._Hash", name: str, value: Tensor) -> None:
 
 
 def misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Why a state dict does not fit a model, in one line; empty where it does."""
-    own = model.state_dict()
+    """Say in one line why a state dict does not fit a model; empty if it does."""
+    wanted = model.state_dict()
     problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": sorted(name for name in state if name not in own),
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": sorted(name for name in state if name not in wanted),
         "wrong shape": [
             f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
-            for name, value in own.items()
+            for name, value in wanted.items()
             if name in state and state[name].shape != value.shape
         ],
     }
@@ -58,7 +59,7 @@ def misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that, whatever happens, it is there as before or as meant."""
+    """Write a file so that, whatever happens, it is either as it was before or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

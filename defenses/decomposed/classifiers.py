@@ -15,8 +15,8 @@ from defenses.networks.architectures import Shape
 
 
 class BinaryAggregation(Decomposition):
-    """One binary classifier for each class, against all others; predicted is the class with the
-    highest score. From images (n, *shape) to scores (n, classes): the classifiers' log-odds."""
+    """A binary classifier for each class against all others. From images (n, *shape) to scores (n,
+    classes), the classifiers' log-odds; the class with the highest score is predicted."""
 
     def arms(self, x: Tensor) -> Tensor:
         """The scores, one arm for each class."""
@@ -44,8 +44,8 @@ class RoBin(Decomposed):
 
 
 class PairwiseClassifier(Decomposition):
-    """One binary classifier for each pair of classes. From images (n, *shape) to (n, classes): the
-    sum of the log-probabilities that its classifiers give to a class.
+    """A binary classifier for each pair of classes. From images (n, *shape) to logits (n, classes):
+    the sum of the log-probabilities that the classifiers of its pairs give to a class.
 
     Unstated in the paper: how pairs are put together.
     """
@@ -53,8 +53,8 @@ class PairwiseClassifier(Decomposition):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.tasks(x[None]).log_softmax(2)
         # Which label, if any, each class has in each task: (tasks, labels, classes).
-        own = self.targets[:, None] == torch.arange(2, device=x.device)[:, None]
-        return torch.einsum("knl,klc->nc", logits, own.to(logits))
+        labels = self.targets[:, None] == torch.arange(2, device=x.device)[:, None]
+        return torch.einsum("knl,klc->nc", logits, labels.to(logits))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,15 @@ class OneVsOne(Decomposed):
 
 
 class TwoStageClassifier(Decomposition):
-    """A network that chooses a group of classes, and one for each group that chooses a class of it.
+    """A network that chooses a group of classes, and one for each group that chooses a class in it.
 
-    From images (n, *shape) to (n, classes): a class has its group's logit less what its own logit
-    lacks of the best in the group, so that predicted is the best class of the best group, and what
-    it leads by is the lead of the one or of the other network.
+    From images (n, *shape) to logits (n, classes): the logit of a class is that of its group, less
+    what the class lacks of the best class in the group. So the best class of the best group is
+    predicted, and it leads by as much as the one or the other network says.
     """
 
     places: Tensor
-    mine: Tensor
+    members: Tensor
 
     def __init__(self, build: Callable[[int], nn.Module], shape: Shape, targets: Tensor) -> None:
         super().__init__(build, shape, targets)
@@ -89,8 +89,8 @@ class TwoStageClassifier(Decomposition):
         places = targets[1:].gather(0, groups[None])[0]
         self.register_buffer("places", places, persistent=False)
         # Which classes are in each group: (groups, classes).
-        mine = groups == torch.arange(len(targets) - 1)[:, None]
-        self.register_buffer("mine", mine, persistent=False)
+        members = groups == torch.arange(len(targets) - 1)[:, None]
+        self.register_buffer("members", members, persistent=False)
 
     @property
     def groups(self) -> Tensor:
@@ -98,23 +98,23 @@ class TwoStageClassifier(Decomposition):
         return self.targets[0]
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the groups (n, groups), and of each class in its group (n, classes)."""
+        """The logits of the groups (n, groups), and of each class within its group (n, classes)."""
         logits = self.tasks(x[None])
-        return logits[0, :, : len(self.mine)], logits[1 + self.groups, :, self.places].T
+        return logits[0, :, : len(self.members)], logits[1 + self.groups, :, self.places].T
 
     def forward(self, x: Tensor) -> Tensor:
         coarse, fine = self.stages(x)
-        best = fine[:, None].masked_fill(~self.mine, -math.inf).amax(2)
+        best = fine[:, None].masked_fill(~self.members, -math.inf).amax(2)
         # Products with zeros and ones: on a GPU, the gradient of a gather varies from run to run.
-        own = self.mine.to(coarse)
+        members = self.members.to(coarse)
         # In this order, the best class of a group has its group's logit to the last bit.
-        return coarse @ own + (fine - best @ own)
+        return coarse @ members + (fine - best @ members)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStage(Decomposed):
-    """Hierarchical: adversarially trained networks for a group of labels, then for a label of it
-    (RoBin, appendix C).
+    """Hierarchical: adversarially trained networks for a group of labels, then for a label of the
+    group (RoBin, appendix C).
 
     groups  such as "0+1+8+9-2+3+4+5+6+7", CIFAR-10's objects against its animals: any number of
             groups of labels, each label in one; default: the first half against the last.
@@ -149,11 +149,11 @@ class TwoStage(Decomposed):
 
 
 class AveragedEnsemble(Decomposition):
-    """Several multiclass networks, from images (n, *shape) to the logarithm (n, classes) of the
-    mean of their probabilities."""
+    """Several multiclass networks. From images (n, *shape) to logits (n, classes): the logarithm of
+    the mean of the networks' probabilities."""
 
     def members(self, x: Tensor) -> Tensor:
-        """The logits (members, n, classes) of each."""
+        """The logits (members, n, classes) of each network."""
         return self.tasks(x[None])
 
     def forward(self, x: Tensor) -> Tensor:

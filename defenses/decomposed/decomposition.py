@@ -19,11 +19,12 @@ _ABSENT = -1e9
 
 
 class Decomposition(nn.Module):
-    """Networks, one for each task.
+    """A classifier that consists of a network for each task.
 
-    build    makes one, to as many logits as it is given.
+    build    makes a network, given how many logits it has.
     shape    of the images: (channels, height, width).
-    targets  (tasks, classes), int64: the label in each task of each class, -1: not in it.
+    targets  (tasks, classes), int64: which label each class has in each task; -1 where the class is
+             not in the task.
     """
 
     targets: Tensor
@@ -39,31 +40,33 @@ class Decomposition(nn.Module):
         self.register_buffer("absent", absent[:, None], persistent=False)
 
     def tasks(self, x: Tensor) -> Tensor:
-        """Logits (tasks, n, labels) at images (1 or tasks, n, *shape): shared, or each task's."""
+        """The logits (tasks, n, labels) of each task, at images (1 or tasks, n, *shape) that all
+        tasks share or that each has for itself."""
         logits: Tensor = self.networks(x)
         return logits.masked_fill(self.absent, _ABSENT)
 
 
 class _InTurn(nn.Module):
-    """Logits (n, labels) of images (n, *shape), of which image i is for task i mod tasks."""
+    """The tasks as one model: the logits (n, labels) of images (n, *shape), where image i is for
+    task i mod tasks."""
 
-    def __init__(self, whole: Decomposition) -> None:
+    def __init__(self, decomposition: Decomposition) -> None:
         super().__init__()
-        self.whole = whole
+        self.decomposition = decomposition
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.unflatten(0, (-1, len(self.whole.targets))).transpose(0, 1)
-        return self.whole.tasks(rows).transpose(0, 1).flatten(0, 1)
+        by_task = x.unflatten(0, (-1, len(self.decomposition.targets))).transpose(0, 1)
+        return self.decomposition.tasks(by_task).transpose(0, 1).flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decomposed(AdversarialTraining):
-    """Adversarial training of a decomposition: each task's network by itself, on its own labels and
-    its own adversarial examples, all side by side.
+    """Adversarial training of a decomposition: each task's network learns by itself, from its own
+    labels and its own adversarial examples, while all are trained side by side.
 
-    In a step, each task learns from its share of an epoch's samples: as many as the largest task
-    has, so that a smaller one goes through its own more than once. The loss is the sum of the
-    tasks' mean losses.
+    An epoch has as many samples for each task as the largest task has, so that a smaller task goes
+    through its own more than once, and each step has an equal share of them. The loss is the sum of
+    the tasks' mean losses.
 
     balanced  draw as many samples of each label of a task as of the others (RoBin, section B.3).
 
@@ -81,27 +84,29 @@ class Decomposed(AdversarialTraining):
         """The tasks, as `Decomposition` takes them. Raises ValueError where they make no sense."""
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
-        def one(outputs: int) -> nn.Module:
+        def network(outputs: int) -> nn.Module:
             return build_architecture(self.arch, shape, outputs, widen=self.widen)
 
-        return self.decomposition(one, shape, self.targets(classes))
+        return self.decomposition(network, shape, self.targets(classes))
 
     def batches(self, model: nn.Module, x: Tensor, y: Tensor, epoch: Epoch) -> Iterator[Batch]:
         targets, split = cast(Decomposition, model).targets, epoch.split
+        # The samples of each task, for all steps: (tasks, m) numbers for a step.
         labels = targets[:, y].cpu()
         count = max(len(split), int((labels >= 0).sum(1).max()))
         drawn = torch.stack([_draw(of_task, count, self.balanced) for of_task in labels])
         numbers = drawn.to(x.device).tensor_split(len(split), dim=1)
 
         def batch(step: int) -> Batch:
-            # A seed names the crops behind those of the split, which are drawn and left.
+            # The crops of a seed are those that come after crops of the split, which nobody sees.
             self.augment(x[split[step]])
             # Sample by sample, and for each sample task by task.
             tasks, samples = numbers[step].shape
             task = torch.arange(tasks, device=x.device).repeat(samples)
             index = numbers[step].T.flatten()
-            images, own_labels = self.augment(x[index]), targets[task, y[index]]
-            return epoch.batch(step, images, own_labels, task * len(y) + index, tasks)
+            images, labels = self.augment(x[index]), targets[task, y[index]]
+            # Noise is a sample's and a task's own.
+            return epoch.batch(step, images, labels, task * len(y) + index, tasks)
 
         return map(batch, range(len(split)))
 
@@ -110,13 +115,13 @@ class Decomposed(AdversarialTraining):
 
 
 def _draw(labels: Tensor, count: int, balanced: bool) -> Tensor:
-    """The numbers of `count` samples of a task in random order, given the labels (n,) of all in it,
-    -1 where they are not in it."""
-    own = (labels >= 0).nonzero().squeeze(1)
-    if not len(own):
+    """The numbers of `count` samples of a task in random order, given the labels (n,) that all
+    samples have in it; -1 where a sample is not in the task."""
+    in_task = (labels >= 0).nonzero().squeeze(1)
+    if not len(in_task):
         raise ValueError("the training data have no sample of one of the tasks")
     if not balanced:
-        return _repeated(own, count)
+        return _repeated(in_task, count)
     groups = [(labels == label).nonzero().squeeze(1) for label in labels.unique() if label >= 0]
     each = math.ceil(count / len(groups))
     return torch.stack([_repeated(group, each) for group in groups], dim=1).flatten()[:count]

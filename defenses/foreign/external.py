@@ -20,16 +20,17 @@ from defenses.networks.text import parse_layers
 from defenses.recipes.recipe import Plain
 from defenses.weights import misfit
 
-# Characters of an error of foreign code that are shown at most.
+# How many characters of foreign code's error are shown at most.
 _LONGEST = 300
 
-# What names gain in DataParallel, in a module that holds a `model`, and behind a normalisation in
-# an nn.Sequential.
+# What the names of tensors begin with in DataParallel, in a module that holds a `model`, and in an
+# nn.Sequential after a normalisation.
 _WRAPPERS = ("module.", "model.", "1.")
 
 
 class Normalised(nn.Module):
-    """A model behind (x - mean) / std, per channel, so that images stay in [0, 1] outside.
+    """A model whose images are normalised first, to (x - mean) / std per channel. So it takes
+    images in [0, 1].
 
     mean and std hold one number per channel, or one for all. Raises ValueError where their lengths
     differ or std is not above 0.
@@ -53,16 +54,16 @@ class Normalised(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class External(Plain):
-    """A model given by its code and weights; trained on (with cross-entropy on clean images) only
-    if `epochs` says so.
+    """A model given by its code and weights. It is trained further, with cross-entropy on clean
+    images, only if `epochs` says so.
 
     model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where
                Factory(**kwargs) gives an nn.Module from images to logits. Its code is run.
     layers     in place of model and kwargs, a plain sequential network as text: see parse_layers.
     weights    a .safetensors file, or a torch file that holds a state dict and nothing that needs
                code to load, possibly nested under "state_dict", "model_state_dict" or "model".
-               What DataParallel or a module around the network adds to names is taken off.
-    mean, std  of the input normalisation that the model expects: see Normalised. Where the weights
+               Prefixes of names that DataParallel or a module around the network adds are removed.
+    mean, std  of the input normalisation that the model expects: see Normalised. If the weights
                hold them too, they must be the same.
 
     Raises ValueError for options that exclude each other, and `build`, in one line, for code,
@@ -123,12 +124,13 @@ class External(Plain):
                 raise ValueError(f"external: {len(self.mean)} means for {shape[0]} channels")
             model = Normalised(model, self.mean, self.std)
         with _foreign(source), evaluating(model), torch.no_grad():
-            found = tuple(model.cpu()(torch.zeros(1, *shape)).shape)
-            if found != (1, classes):
-                raise ValueError(f"gives {found} for an image, not logits (1, {classes})")
+            outputs = tuple(model.cpu()(torch.zeros(1, *shape)).shape)
+            if outputs != (1, classes):
+                raise ValueError(f"gives {outputs} for an image, not logits (1, {classes})")
         return model
 
     def _network(self, shape: Shape, classes: int) -> nn.Module:
+        """The network that `model` or `layers` names, with fresh weights."""
         if self.layers is not None:
             return parse_layers(self.layers)
         if ":" not in self.model:
@@ -139,27 +141,29 @@ class External(Plain):
             raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
         return model
 
-    def _fitting(self, state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-        """What of a state dict is for a model whose tensors are named `own`, named as there."""
-        state, held = _unwrapped(state, own), {}
-        for name in sorted(state.keys() - own):
-            if (part := name.split(".")[-1]) in ("mean", "std"):
-                held[part] = state.pop(name).float().flatten()
-        for part, value in held.items():
-            given = getattr(self, part)
+    def _fitting(self, state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+        """What is left of a state dict for a model whose tensors have the `known` names."""
+        state = _unwrapped(state, known)
+        # A normalisation in the file must be the one that was given, which is not in the model yet.
+        held = {}
+        for name in sorted(state.keys() - known):
+            if (option := name.split(".")[-1]) in ("mean", "std"):
+                held[option] = state.pop(name).float().flatten()
+        for option, value in held.items():
+            given = getattr(self, option)
             if given is None or not torch.allclose(value, torch.tensor(given), atol=1e-4):
-                found = [f"{key}: {[round(v, 5) for v in held[key].tolist()]}" for key in held]
-                raise ValueError(f"holds a normalisation: give {' and '.join(found)}")
-        state = _unwrapped(state, own)
-        # The code of TRADES, and all after it, saves a block that no forward uses.
-        unused = {name for name in state if name.startswith("sub_block1.")} - own
+                wanted = [f"{key}: {[round(v, 5) for v in held[key].tolist()]}" for key in held]
+                raise ValueError(f"holds a normalisation: give {' and '.join(wanted)}")
+        state = _unwrapped(state, known)
+        # The code of TRADES, and all that follows it, saves a block that no forward uses.
+        unused = {name for name in state if name.startswith("sub_block1.")} - known
         return {name: value for name, value in state.items() if name not in unused}
 
 
-def _unwrapped(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """The same without the prefixes of modules around the network, where none is its own."""
+def _unwrapped(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """The state dict without the prefixes of modules around the network, if no name is known."""
     for prefix in _WRAPPERS * 2:
-        if own.isdisjoint(state) and all(name.startswith(prefix) for name in state):
+        if known.isdisjoint(state) and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
@@ -194,23 +198,23 @@ def _module_name(spec: str) -> str:
 
 
 def _import(spec: str) -> Any:
-    """What "path/to/file.py:name" or "package.module:name" names."""
+    """Import the object that "path/to/file.py:name" or "package.module:name" names."""
     source, _, name = spec.rpartition(":")
     alias = _module_name(spec)
     if not source.endswith(".py"):
         return getattr(importlib.import_module(alias), name)
-    found = importlib.util.spec_from_file_location(alias, source)
-    assert found is not None  # because of the .py
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    module_spec = importlib.util.spec_from_file_location(alias, source)
+    assert module_spec is not None  # because of the .py
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
     sys.modules[alias] = module  # where the file's own dataclasses look
-    found.loader.exec_module(module)
+    module_spec.loader.exec_module(module)
     return getattr(module, name)
 
 
 @contextmanager
 def _foreign(name: object) -> Iterator[None]:
-    """Whatever foreign code or files raise, as a ValueError of one line."""
+    """Whatever foreign code or files raise inside becomes a ValueError of one line."""
     try:
         yield
     except Exception as error:

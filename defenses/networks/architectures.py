@@ -22,7 +22,8 @@ def scaled_widths(widen: float, *units: int) -> list[int]:
 
 
 def _quarter(shape: Shape) -> int:
-    """How many pixels a channel keeps after both sides were halved twice."""
+    """How many pixels a channel has left after both sides were halved twice. Raises ValueError for
+    images that are too small."""
     _, height, width = shape
     if min(height, width) < 4:
         raise ValueError(f"images of {height}x{width} are too small for convolutions: use mlp")
@@ -30,10 +31,10 @@ def _quarter(shape: Shape) -> int:
 
 
 class LeNet5(nn.Sequential):
-    """Ding et al. (2019), "On the Sensitivity of Adversarial Robustness to Input Data
-    Distributions", appendix B.1: two convolutions with max pooling, then 1024 units.
+    """The LeNet-5 of Ding et al. (2019), "On the Sensitivity of Adversarial Robustness to Input
+    Data Distributions", appendix B.1: two convolutions with max pooling, then 1024 units.
 
-    Unstated there: the kernels are 5x5, padded to keep the size, as in Madry et al. (2018).
+    Unstated there: the kernels, here 5x5 and padded to keep the size, as in Madry et al. (2018).
     """
 
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
@@ -101,6 +102,7 @@ class Myrtle(nn.Sequential):
 
 
 def _normalised(inputs: int, outputs: int) -> list[nn.Module]:
+    """A 3x3 convolution with batch norm and ReLU."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
@@ -112,7 +114,7 @@ def resnet18(shape: Shape, classes: int, widen: float = 1.0) -> ResNet:
 
 
 def resnet50(shape: Shape, classes: int, widen: float = 1.0) -> ResNet:
-    """As resnet18, of bottlenecks."""
+    """The ResNet-50 of robustness papers, which has bottlenecks; `widen` as in `resnet18`."""
     (base,) = scaled_widths(widen, 64)
     return ResNet(shape[0], classes, base, Bottleneck, (3, 4, 6, 3))
 
@@ -123,7 +125,8 @@ def wideresnet28(shape: Shape, classes: int, widen: float = 1.0) -> WideResNet:
 
 
 class MLP(nn.Sequential):
-    """Two hidden layers of 128 units, for small images such as digits."""
+    """A fully connected network with two hidden layers of 128 units, for small images such as
+    digits."""
 
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
         channels, height, width = shape

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded to keep the size where the stride is 1."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """Around a block: nothing where it keeps the shape, else a 1x1 convolution."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
@@ -26,19 +28,20 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 def _stage(
     block: Callable[[int, int, int], nn.Module], count: int, inputs: int, outputs: int, stride: int
 ) -> nn.Sequential:
+    """A number of blocks, the first of which changes the shape."""
     rest = (block(outputs, outputs, 1) for _ in range(count - 1))
     return nn.Sequential(block(inputs, outputs, stride), *rest)
 
 
 def _initialise(model: nn.Module) -> None:
-    """Convolutions as in He et al. (2015), "Delving Deep into Rectifiers", equation 14."""
+    """Draw the convolutions as He et al. (2015), "Delving Deep into Rectifiers", equation 14."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (He et al. 2016, figure 5, left)."""
+    """A residual block of two 3x3 convolutions (He et al. 2016, figure 5, left)."""
 
     expansion: ClassVar = 1
 
@@ -57,7 +60,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two of 1x1, on a quarter of the channels (figure 5, right).
+    """A residual block with a 3x3 convolution between two of 1x1, on a quarter of the channels (He
+    et al. 2016, figure 5, right).
 
     Differs from the source: the stride is that of the 3x3 convolution, as in all common code.
     """
@@ -83,8 +87,8 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """He et al. (2016), "Deep Residual Learning for Image Recognition", table 1, from images
-    (n, channels, height, width) to logits (n, classes).
+    """The residual networks of He et al. (2016), "Deep Residual Learning for Image Recognition",
+    table 1, from images (n, channels, height, width) to logits (n, classes).
 
     base      channels of the stem; the four stages' blocks have 1, 2, 4 and 8 times as many inside.
     counts    blocks of each stage.
@@ -120,8 +124,8 @@ class ResNet(nn.Module):
 
 
 class PreActivated(nn.Module):
-    """Batch norm and ReLU before each of two 3x3 convolutions, and before the shortcut's where
-    the shape changes."""
+    """A residual block with batch norm and ReLU before each of its two 3x3 convolutions and, where
+    the shape changes, before that of its shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -140,11 +144,12 @@ class PreActivated(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Zagoruyko and Komodakis (2016), "Wide Residual Networks", table 1, without dropout, from
-    images (n, channels, height, width) to logits (n, classes).
+    """The networks of Zagoruyko and Komodakis (2016), "Wide Residual Networks", table 1, without
+    dropout, from images (n, channels, height, width) to logits (n, classes).
 
-    widths    channels of the three stages, behind a stem of 16; 16k, 32k and 64k in WRN-depth-k.
-    depth     of 10 or more; ValueError unless 6 divides depth - 4.
+    widths    channels of the three stages, which follow a stem of 16; 16k, 32k and 64k in
+              WRN-depth-k.
+    depth     10 or more. Raises ValueError unless 6 divides depth - 4.
     """
 
     def __init__(self, channels: int, classes: int, widths: Sequence[int], depth: int) -> None:

@@ -8,13 +8,15 @@ from torch import nn
 
 
 def parse_layers(text: str) -> nn.Sequential:
-    """The network of "Conv2d(1, 16, 4, stride=2), ReLU(), Flatten(), Linear(2704, 10)".
+    """Build the network that a text describes, such as "Conv2d(1, 16, 4, stride=2), ReLU(),
+    Flatten(), Linear(2704, 10)".
 
-    Each layer is a class of torch.nn, with or without "nn." before it, and literals. What print
-    shows of an nn.Sequential is read too, others inside it included. No other code runs. No layer
-    works in place, whatever it says: the logits are the same, and the images are not overwritten.
+    Each layer is a class of torch.nn, with or without "nn." before it, and has literal arguments.
+    What print shows of an nn.Sequential can be read too, with others inside it. No other code runs.
+    No layer works in place, even if the text says so: the logits are the same, and the images are
+    not overwritten.
 
-    Raises ValueError, in one line, for anything else, and for what torch refuses.
+    Raises ValueError, in one line, for any other text, and for arguments that torch refuses.
     """
     # print numbers the layers in place of commas.
     text = re.sub(r"\)\s*\(\d+\):", "),", text)

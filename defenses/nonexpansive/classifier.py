@@ -21,20 +21,22 @@ def confidence_gap(logits: Tensor) -> Tensor:
 
 
 class L2NonexpansiveClassifier(nn.Module):
-    """Logits (n, classes) of nonexpansive networks, from images (n, *shape) of `shape` (channels,
-    height, width) in [0, 1] (L2NNN, section 2.4).
+    """A classifier of nonexpansive networks (L2NNN, section 2.4), from images (n, *shape) in [0, 1]
+    to logits (n, classes).
 
+    shape    of the images: (channels, height, width).
     arch     "mlp", "deep" or "conv": see `build_stack`.
              "paper": convolution, two-sided ReLU and 2x2 norm-pooling, twice; then fully connected
              layers, first shared and then one stack per label, all with two-sided ReLU.
              "residual": the same with the components of appendix A. Each convolution is followed by
              subtraction of the mean and bounded scaling (A.5), and by a skip around two more (A.3)
              with a two-sided scaled sigmoid between them (A.2).
-    multi    True: a network per label, that share all but the last layers. False: a single one,
-             whose vector of logits is nonexpansive.
-    widen    multiplies filters and hidden units; scaling: of the weights, a name in SCALINGS.
-    v        of equation (5); None to train it. Like u of (4) it is no part of the network: it is
-             here so that it is trained and saved with the rest.
+    multi    True: one network for each label; they share all but the last layers. False: a single
+             network, whose vector of logits is nonexpansive.
+    widen    multiplies filters and hidden units.
+    scaling  of the weights, a name in `defenses.nonexpansive.scalings.SCALINGS`.
+    v        of equation (5); None to train it. Like u of (4), it is not used for logits: it is here
+             so that it is trained and saved with the rest.
 
     Raises ValueError for an unknown name, widen not above 0, or images too small.
 

@@ -12,8 +12,9 @@ from defenses.recipes.derived import Derived
 
 
 class HybridClassifier(nn.Module):
-    """The logits (n, classes) of `of` where its confidence gap is at least `threshold`, else those
-    of `otherwise` (Qian and Wegman 2019, "L2-nonexpansive neural networks", section 3.2).
+    """A classifier of two models: the logits (n, classes) are those of `of` where its confidence
+    gap is at least `threshold`, and those of `otherwise` elsewhere (Qian and Wegman 2019,
+    "L2-nonexpansive neural networks", section 3.2).
 
     Gradients are those of the model that answers.
     """
@@ -25,12 +26,13 @@ class HybridClassifier(nn.Module):
         self.of, self.otherwise, self.threshold = of, otherwise, threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        sure: Tensor = self.of(x)
-        keep = confidence_gap(sure.detach()) >= self.threshold
-        return torch.where(keep[:, None], sure, self.otherwise(x))
+        logits: Tensor = self.of(x)
+        sure = confidence_gap(logits.detach()) >= self.threshold
+        return torch.where(sure[:, None], logits, self.otherwise(x))
 
     def certified_radius(self, x: Tensor) -> Tensor:
-        """The L2 distance (n,) within which `of` answers, always the same; 0 where delegated."""
+        """The L2 radius (n,) around images (n, *shape) within which `of` answers, and always the
+        same; 0 where `otherwise` answers."""
         return self.of.radius((self.of.confidence_gap(x) - self.threshold).clamp_min(0))
 
 
@@ -39,9 +41,9 @@ class Hybrid(Derived):
     """An L2NNN that delegates images with a small confidence gap to another model (Qian and Wegman
     2019, section 3.2).
 
-    of, otherwise  the defenses it is made of: an L2NNN, and the model that it delegates to.
-    threshold      the confidence gap, in units of the logits, below which it delegates; the
-                   source's for MNIST is 1.
+    of, otherwise  the defenses that it is made from: an L2NNN, and the one that it delegates to.
+    threshold      the confidence gap, in units of the logits, below which it delegates; for MNIST
+                   the source has 1.
 
     Raises ValueError for a threshold that is not above 0 and, by `derive`, where `of` is no L2NNN.
     """

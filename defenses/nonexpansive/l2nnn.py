@@ -1,5 +1,5 @@
-"""Classifiers of L2-nonexpansive networks, and their training (Qian and Wegman 2019, "L2-
-nonexpansive neural networks", L2NNN below)."""
+"""How classifiers of L2-nonexpansive networks are trained (Qian and Wegman 2019, "L2-nonexpansive
+neural networks", L2NNN below)."""
 
 import math
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from defenses.recipes.recipe import OptimizerName, Recipe
 def gap_loss(logits: Tensor, y: Tensor, z: float) -> Tensor:
     """The mean of log(1 - softmax(z * logits)_label) / z, a scalar (L2NNN, equation (6)).
 
-    logits (n, classes), labels y (n,), int64. For large z it is the mean over samples of less the
-    confidence gap where correct, and 0 elsewhere.
+    logits (n, classes), labels y (n,), int64. For large z, a sample that is predicted correctly
+    counts with its negative confidence gap, and any other with 0.
     """
     scaled = z * logits
     # 1 - softmax would round to 0 where the label has nearly all of it.
@@ -44,7 +44,7 @@ def l2nnn_loss(
     """The loss of L2NNN, a scalar (section 2.4, equations (3) to (6)).
 
     logits, y     outputs of the networks (n, classes); labels (n,), int64.
-    u, v          scale the logits in (4), each by its own u (classes,), and in (5), all alike.
+    u, v          what logits are multiplied by: in (4) each by its u (classes,), in (5) all by v.
     z             softness of the confidence gap in (6).
     gamma, omega  weights of (5) and (6).
     distorted     logits (n, classes) of distorted inputs, for (4) alone; default: `logits`.
@@ -55,17 +55,17 @@ def l2nnn_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class L2NNN(Recipe):
-    """Classifiers of L2-nonexpansive networks (Qian and Wegman 2019, section 2.4), with a certified
-    L2 radius for each image.
+    """A classifier of L2-nonexpansive networks (Qian and Wegman 2019, section 2.4), with a
+    certified L2 radius for each image.
 
     arch, multi, scaling  of the networks, see `L2NonexpansiveClassifier`; "default" is "mlp".
     gamma, omega, v, z    of the loss, see `l2nnn_loss`; v is trained where it is None.
     adversarial           distort the inputs of the loss's first term (the source's Model 4; without
                           it, Model 3). How is said by norm, eps, steps, step_size and warm_up, see
                           `defenses.recipes.adversarial_examples`; without it they have no effect.
-    penalised             the part of the epochs, the first ones, in which weights are raw and
-                          the penalty of equation (7), weighted by `penalty`, holds them back; for
-                          scaling "bound" alone, where None is 0.5.
+    penalised             the fraction of the epochs, the first ones, in which weights are raw and
+                          the penalty of equation (7), times `penalty`, holds them back. It is for
+                          scaling "bound" alone; None: 0.5 there.
 
     The defaults suit MNIST; a small training set needs smaller batches. Raises ValueError for
     hyperparameters out of range.
@@ -135,10 +135,10 @@ class L2NNN(Recipe):
         return self.examples.trains_against(threat) if self.adversarial else None
 
     def begin_epoch(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> None:
-        part = self.penalised
-        if part is None:
-            part = 0.5 if self.scaling == "bound" else 0.0
-        set_strict(model, epoch >= part * self.epochs)
+        penalised = self.penalised
+        if penalised is None:
+            penalised = 0.5 if self.scaling == "bound" else 0.0
+        set_strict(model, epoch >= penalised * self.epochs)
 
     def finish(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         set_strict(model, True)

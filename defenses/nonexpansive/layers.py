@@ -1,9 +1,9 @@
 """Layers that never expand an L2 distance, of k networks at once (Qian and Wegman 2019, "L2-
 nonexpansive neural networks", L2NNN below).
 
-Between layers a tensor is (k, n, *features); a first dimension of 1 says that all k networks share
-it, as they do the images. The first dimension of every parameter is k, so a slice of each parameter
-is a network. A single network is a stack of 1.
+Between layers a tensor is (k, n, *features). A first dimension of 1 says that all k networks share
+the tensor, as they share the images. The first dimension of every parameter is k, so that a slice
+of each parameter is a network. A single network is a stack of 1.
 """
 
 import math
@@ -20,18 +20,19 @@ Pair = int | tuple[int, int]
 
 
 class Weighted(nn.Module):
-    """A matrix (outputs, inputs) of spectral norm at most `gain` for each of k networks, and a
-    bias.
+    """A layer with a matrix (outputs, inputs) of spectral norm at most `gain`, and a bias, for each
+    of k networks.
 
-    weight    (k, outputs, inputs), the raw parameter; bias (k, outputs).
-    scaling   a name in SCALINGS.
+    weight    (k, outputs, inputs), the raw parameter, of which the matrix is made; bias (k,
+              outputs).
+    scaling   how the matrix is made of the weight, a name in SCALINGS.
     strict    False to take the raw weight times the gain, for early training with `penalty` in the
               loss (L2NNN, appendix A.1).
 
     Raises ValueError for an unknown scaling.
     """
 
-    # What `effective` keeps in eval mode: the weight, its version, and what was made of it.
+    # What `effective` keeps in eval mode: the weight, its version, and the matrices made of it.
     _kept: tuple[Tensor, int, Tensor] | None
 
     def __init__(
@@ -54,6 +55,7 @@ class Weighted(nn.Module):
 
     @property
     def strict(self) -> bool:
+        """Whether the matrices are of spectral norm at most `gain`."""
         return self._strict
 
     @strict.setter
@@ -74,8 +76,9 @@ class Weighted(nn.Module):
         if kept is None or kept[0] is not self.weight or kept[1] != version:
             # What inference mode makes could never take part in a gradient.
             with torch.inference_mode(False), torch.no_grad():
-                made = self._scaled(self.weight.double()).to(self.weight.dtype).contiguous()
-            self._kept = kept = (self.weight, version, made)
+                scaled = self._scaled(self.weight.double())
+                matrices = scaled.to(self.weight.dtype).contiguous()
+            self._kept = kept = (self.weight, version, matrices)
         return kept[2]
 
     def penalty(self) -> Tensor:
@@ -87,12 +90,12 @@ class Weighted(nn.Module):
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each network's effective matrix (1, outputs, inputs) and bias (1, outputs), in turn."""
-        own = self.weight if self.training else self.effective()
-        for weight, bias in zip(own.split(1), self.bias.split(1), strict=True):
-            yield (self._scaled(weight) if self.training else weight), bias
+        matrices = self.weight if self.training else self.effective()
+        for matrix, bias in zip(matrices.split(1), self.bias.split(1), strict=True):
+            yield (self._scaled(matrix) if self.training else matrix), bias
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """What the layer makes of x with matrices and biases of any of its networks."""
+        """The layer's output for x, with the matrices and biases of any of its networks."""
         raise NotImplementedError
 
     def _scaled(self, weight: Tensor) -> Tensor:
@@ -108,7 +111,7 @@ class Weighted(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy counts its weight's versions from 0, so what is kept might pass for its own.
+        # A copy counts its weight's versions from 0, so that kept matrices might pass for its own.
         return self.__dict__ | {"_kept": None}
 
 
@@ -127,8 +130,8 @@ class Conv(Weighted):
 
     Its matrix (filters, channels * kernel height * kernel width) is multiplied with each patch, and
     divided by the square root of how many patches a pixel may be in (L2NNN, section 2.1). Distance
-    is kept best by a kernel as large as its stride, where that is 1, and by no fewer filters than a
-    patch has entries.
+    is kept best by a kernel as large as its stride, because a pixel is then in one patch, and by no
+    fewer filters than a patch has entries.
     """
 
     def __init__(
@@ -155,20 +158,21 @@ class Conv(Weighted):
             return shared.view(n, stack, filters, *shared.shape[2:]).transpose(0, 1)
         # Faster than a convolution in groups, which vmap would make too.
         patches = unfold(x.flatten(0, 1), self.kernel, padding=self.padding, stride=self.stride)
-        made: Tensor = weight[:, None] @ patches.unflatten(0, (stack, n)) + bias[:, None, :, None]
+        outputs: Tensor = weight[:, None] @ patches.unflatten(0, (stack, n))
+        outputs = outputs + bias[:, None, :, None]
         size = [
             (side + 2 * around - window) // step + 1
             for side, around, window, step in zip(
                 sides, self.padding, self.kernel, self.stride, strict=True
             )
         ]
-        return made.reshape(stack, n, filters, *size)
+        return outputs.reshape(stack, n, filters, *size)
 
 
 class TwoSided(nn.Module):
     """[f(x), f(x) - x] along the features: (k, n, c, ...) to (k, n, 2c, ...) (L2NNN, section 2.2).
 
-    f is a nonexpansive, increasing scalar function; of ReLU it makes [relu(x), relu(-x)].
+    f is a nonexpansive, increasing scalar function; with ReLU it is [relu(x), relu(-x)].
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor] = torch.relu) -> None:
@@ -213,18 +217,18 @@ class Flatten(nn.Flatten):
 
 def penalties(module: nn.Module) -> Tensor:
     """Equation (7) of L2NNN, summed over all layers and the stack: a scalar."""
-    return torch.stack([one.penalty() for one in weighted(module)]).sum()
+    return torch.stack([layer.penalty() for layer in weighted(module)]).sum()
 
 
 def set_strict(module: nn.Module, strict: bool) -> None:
-    """Whether the layers inside are nonexpansive, or have raw weights: see `Weighted`."""
-    for one in weighted(module):
-        one.strict = strict
+    """Say whether the layers inside are nonexpansive, or have raw weights: see `Weighted`."""
+    for layer in weighted(module):
+        layer.strict = strict
 
 
 def weighted(module: nn.Module) -> list[Weighted]:
     """The layers inside with a scaled weight."""
-    return [one for one in module.modules() if isinstance(one, Weighted)]
+    return [layer for layer in module.modules() if isinstance(layer, Weighted)]
 
 
 # Is added to squares; its root is far below any rounding.

@@ -1,7 +1,8 @@
-"""Weights that never expand an L2 distance, stacked: many networks' in one tensor.
+"""Weights that never expand an L2 distance, of many networks stacked in one tensor.
 
-A stack of k matrices is a tensor (k, out, in). Each scaling makes matrices of spectral norm at most
-1 from any: the paper's (L2NNN, section 2.1), and two that keep more of the distances.
+A stack of k matrices is a tensor (k, out, in). Each scaling turns any matrices into others whose
+spectral norm is at most 1. One is that of Qian and Wegman 2019, "L2-nonexpansive neural networks"
+(L2NNN, section 2.1); the two others keep more of the distances.
 """
 
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def _row_sums(gram: Tensor) -> Tensor:
 def _inverse(matrices: Tensor) -> Tensor:
     # One by one: on several threads a batch of large ones comes out wrong (PyTorch issue 142815).
     alone = matrices.device.type == "cpu"
-    return torch.stack([_invert(one) for one in matrices]) if alone else _invert(matrices)
+    return torch.stack([_invert(matrix) for matrix in matrices]) if alone else _invert(matrices)
 
 
 def _invert(matrices: Tensor) -> Tensor:

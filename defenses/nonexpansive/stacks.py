@@ -1,4 +1,4 @@
-"""Nonexpansive networks, many at once."""
+"""Many nonexpansive networks in one module."""
 
 import math
 from collections.abc import Iterator
@@ -11,11 +11,10 @@ from defenses.networks.architectures import Shape, scaled_widths
 from defenses.networks.at_once import at_once, few_images
 from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSided, Weighted
 
-# Elements of one network's largest tensor up to which all networks run at once. Measured on 2 CPU
-# cores, 104 networks, forward and backward, how many times as fast as one by one: "mlp" (512
-# elements an image) 3.2 for 16 images, 2.1 for 64, 1.4 for 256; "conv" (10816) 1.4 for 4, 0.9 for
-# 8, 0.5 for 16. Beyond, the tensors of all networks fit in no cache, and those of one do.
-# On a GPU it is not measured.
+# Elements of one network's largest tensor up to which all networks run at once, see `few_images`.
+# Measured on 2 CPU cores, 104 networks, forward and backward, how many times as fast as one by one:
+# "mlp" (512 elements an image) 3.2 for 16 images, 2.1 for 64, 1.4 for 256; "conv" (10816) 1.4 for
+# 4, 0.9 for 8, 0.5 for 16. It is not measured on a GPU.
 _MOST = 2**16
 
 # The hidden units of each architecture, behind its convolutions if it has any.
@@ -23,10 +22,10 @@ STACKS = {"mlp": (256, 128, 64), "deep": (256, 256, 256, 128, 64), "conv": (64, 
 
 
 class Stack(nn.Sequential):
-    """Layers of k networks each, from (1 or k, n, ...) to (k, n, ...).
+    """k networks, whose layers follow each other, from (1 or k, n, ...) to (k, n, ...).
 
-    All networks run at once for up to `few` images, and one by one for more. Of its layers, those
-    that have parameters are `Weighted`: ValueError otherwise.
+    All networks run at once on up to `few` images, and one by one on more. Layers that have
+    parameters must be `Weighted`: ValueError otherwise.
     """
 
     def __init__(self, *layers: nn.Module, few: int = 1) -> None:
@@ -44,23 +43,23 @@ class Stack(nn.Sequential):
         return torch.cat([self._one(y, parts) for y in (x.split(1) if len(x) > 1 else [x] * stack)])
 
     def some(self, x: Tensor, rows: slice) -> Tensor:
-        """What some of the networks make of shared images (1, n, ...), in eval mode."""
+        """The outputs of some of the networks for shared images (1, n, ...), in eval mode."""
         step = rows.stop - rows.start if at_once(x, self.few) else 1
         outputs = []
         for start in range(rows.start, rows.stop, step):
-            y, mine = x, slice(start, start + step)
+            y, networks = x, slice(start, start + step)
             for layer in self:
                 if isinstance(layer, Weighted):
-                    y = layer.run(y, layer.effective()[mine], layer.bias[mine])
+                    y = layer.run(y, layer.effective()[networks], layer.bias[networks])
                 else:
                     y = layer(y)
             outputs.append(y)
         return torch.cat(outputs)
 
     def _one(self, y: Tensor, parts: list[Iterator[tuple[Tensor, Tensor]] | None]) -> Tensor:
-        """What the next network makes of its images."""
-        for layer, own in zip(self, parts, strict=True):
-            y = cast(Tensor, layer(y) if own is None else cast(Weighted, layer).run(y, *next(own)))
+        """The outputs of the next network for its images, given each layer's `parts`."""
+        for layer, weights in zip(self, parts, strict=True):
+            y = layer(y) if weights is None else cast(Weighted, layer).run(y, *next(weights))
         return y
 
 
@@ -72,8 +71,8 @@ def build_stack(
     widen: float = 1.0,
     scaling: str = "cayley",
 ) -> nn.Module:
-    """`stack` networks (L2NNN) as one, from images (1 or stack, n, channels, height, width) of
-    `shape` (channels, height, width) to (stack, n, outputs).
+    """A module of `stack` nonexpansive networks, from images (1 or stack, n, channels, height,
+    width) of `shape` (channels, height, width) to (stack, n, outputs).
 
     arch      a name in STACKS. "mlp" and "deep": fully connected, no layer wider than the image.
               "conv": two 2x2 convolutions, each with norm-pooling behind it, then fully connected.

@@ -1,4 +1,4 @@
-"""What a defense that can be named is: a network, a loss, and how the loss is minimised."""
+"""Recipes: the network of a defense, its loss, and how the loss is minimised."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ OptimizerName = Literal["adam", "sgd"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """Hyperparameters of a defense: its network and its training.
+    """How a defense is built and trained: its hyperparameters, and what is done with them.
 
     arch           a name in ARCHITECTURES or "default"; widen multiplies its widths.
     epochs         passes over the training set; 0 for a defense that needs no training.
-    batch          the most samples in a batch; those of an epoch differ by at most one sample.
-    optimizer      "adam" or "sgd"; learning_rate and weight_decay are its, momentum is SGD's.
+    batch          the most samples in a batch; the sizes in an epoch differ by at most one.
+    optimizer      "adam" or "sgd", which have learning_rate and weight_decay; momentum is for sgd.
     schedule       of the learning rate, per step: a name in `defenses.recipes.schedules.SCHEDULES`,
                    which are "constant", "step", "two-steps", "cosine" and "one-cycle".
-    crop           pad training images by so many zeros on each side, and cut them out again at
-                   random places.
-    half           round the weights to half precision after training, and store them so: half the
-                   size, and all figures are of the weights that are stored.
+    crop           pad training images by so many zeros on each side, and cut images of the same
+                   size out of them at random places.
+    half           round the weights to half precision after training, and store them so. They take
+                   half the space, and all measurements are of the weights that are stored.
     version        raised when what the recipe makes of the same options, data and seed changes, or
                    what its networks compute.
 
@@ -97,7 +97,8 @@ class Recipe(ABC):
         return build_architecture(self.arch, shape, classes, widen=self.widen)
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
-        """The threat that training depends on, given that of the run; None where on none.
+        """The threat that training depends on, given that of the run; None where it depends on
+        none.
 
         Raises ValueError where the recipe needs a threat and has none.
         """
@@ -119,16 +120,16 @@ class Recipe(ABC):
     def begin_epoch(  # noqa: B027 (a hook: most recipes need none)
         self, model: nn.Module, x: Tensor, y: Tensor, epoch: int
     ) -> None:
-        """Called before each epoch, which counts from 0, with the whole training set: images x
-        (n, *shape) and labels y (n,), on the model's device; in eval mode, without gradients. What
-        is to last goes into parameters or buffers, so that a resumed training finds it."""
+        """Called before each epoch, which counts from 0, in eval mode and without gradients, with
+        the whole training set: images x (n, *shape) and labels y (n,), on the model's device. What
+        it keeps must be in parameters or buffers, so that a resumed training finds it."""
 
     def batches(self, model: nn.Module, x: Tensor, y: Tensor, epoch: Epoch) -> Iterator[Batch]:
-        """The batches of an epoch, one for each part of `epoch.split`, in its order. Called after
-        `begin_epoch`, with the same training set; default: the samples of each part, augmented.
+        """The batches of an epoch, one for each part of `epoch.split`, in that order. Called after
+        `begin_epoch`, with the same training set. Default: the samples of each part, augmented.
 
-        Which samples are in them is drawn when this is called, and what augments them when each
-        batch is taken: so the loop has its own randomness for either, and calls for all batches."""
+        A recipe that draws samples at random does so when this is called; samples are augmented
+        when their batch is taken. The loop has its own randomness for either."""
         return (
             epoch.batch(step, self.augment(x[index]), y[index], index)
             for step, index in enumerate(epoch.split)
@@ -137,7 +138,7 @@ class Recipe(ABC):
     def finish(  # noqa: B027 (likewise)
         self, model: nn.Module, x: Tensor, y: Tensor
     ) -> None:
-        """Called once after the last epoch, or where there is none, as `begin_epoch` is."""
+        """Called once after the last epoch, and where there are no epochs, as `begin_epoch` is."""
 
     def rate(self, done: float) -> float:
         """The learning rate when a part `done`, in [0, 1), of all steps has been taken."""
@@ -145,8 +146,8 @@ class Recipe(ABC):
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:
-    """Images (n, channels, height, width), each moved at random by at most `padding` pixels along
-    both sides; zeros come in."""
+    """Move images (n, channels, height, width), each at random by at most `padding` pixels along
+    either side. Zeros come in."""
     n, _, *sides = x.shape
     padded = nn.functional.pad(x, [padding] * 4)
     starts = torch.randint(2 * padding + 1, (2, n, 1), device=x.device)
@@ -175,9 +176,9 @@ class Vanilla(Plain):
 
     dropout   the probability, in training, with which each input of the last fully connected layer
               is zeroed (Srivastava et al. 2014); the others are scaled up.
-    hold_out  early stopping: so many training images, the last, are withheld, and training stops
+    hold_out  for early stopping: so many training images, the last, are withheld. Training stops
               after the first epoch in which the mean loss on them is not below that of the epoch
-              before; the weights of that one are kept. 0: all images are trained on, to the end.
+              before, whose weights are kept. 0: all images are trained on, to the end.
 
     Both are as Qian and Wegman (2019), "L2-nonexpansive neural networks", section 3.3 and appendix
     C, have them for ordinary networks. Raises ValueError for hyperparameters out of range.
@@ -207,7 +208,7 @@ class Vanilla(Plain):
 def _drop_before_last(model: nn.Module, probability: float) -> None:
     """Put dropout before the last fully connected layer, in the order of the network's modules.
     Raises ValueError where there is none."""
-    layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise ValueError("dropout needs a fully connected layer, and this network has none")
     last = model.get_submodule(layers[-1])

@@ -1,4 +1,4 @@
-"""Trained models on disk: a folder with model.safetensors and a card.json that vouches for it."""
+"""Trained models on disk: a folder with model.safetensors, and a card.json that describes it."""
 
 import hashlib
 import json
@@ -38,10 +38,12 @@ def describe(
     seconds: float,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """How a model came to be, for its card; all but `seconds` is the same when it is made again.
+    """Describe how a model came to be, for its card. All but `seconds` is the same when the model
+    is made again.
 
-    data is what names the training set (anything that JSON holds), natural_accuracy a fraction of
-    the test set, seconds the wall-clock time of training, device where it ran.
+    data              what names the training set: anything that JSON holds.
+    natural_accuracy  a fraction of the test set.
+    seconds           the wall-clock time of training, on `device`.
     """
     device = torch.device(device)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -65,7 +67,7 @@ def describe(
 
 def save(folder: str | Path, model: nn.Module, card: Mapping[str, Any], half: bool = False) -> None:
     """Write the weights and then the card, each whole or not at all. The card gains "parameters"
-    (their number), "fingerprint" and "sha256" (of the weights file).
+    (their number), "fingerprint" (of the weights) and "sha256" (of the weights file).
 
     half stores weights in half precision, which loses nothing after `round_to_half`.
     """

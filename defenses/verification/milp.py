@@ -23,14 +23,14 @@ _FIRST = 1e9
 
 @dataclass(frozen=True, eq=False)
 class ExactResult:
-    """What holds of one sample.
+    """What was found out about one sample.
 
     status   "robust": no point of the ball and the box gives another class a logit at least as
-             large as the label's. "broken": `point` is misclassified. "undecided": out of time, or
-             so close to a tie that neither could be shown.
+             large as the label's. "broken": `point` is misclassified. "undecided": time ran out, or
+             it is so close to a tie that neither could be shown.
     point    (*shape), in the image's precision and exactly in the ball and the box; None unless
              broken.
-    seconds  it took.
+    seconds  how long it took.
     """
 
     status: Status
@@ -43,9 +43,9 @@ def exact(
 ) -> Iterator[ExactResult]:
     """Decide images x (n, *shape) with labels y (n,), one by one, each within `limit_s` seconds.
 
-    Tjeng et al. (2019), "Evaluating Robustness of Neural Networks with Mixed Integer Programming",
-    section 4: for each class that the bounds do not exclude, one program with a binary variable per
-    ReLU that may go either way.
+    It is done as by Tjeng et al. (2019), "Evaluating Robustness of Neural Networks with Mixed
+    Integer Programming", section 4: for each class that the bounds do not exclude there is one
+    program, with a binary variable for each ReLU that may go either way.
 
     "robust" holds in float64 and up to the solver's tolerance, 1e-6 of the most that a unit's input
     can be. "broken" does not rest on the solver: the model itself misclassifies the point, in its
@@ -91,11 +91,14 @@ class _Sample:
         return ExactResult(status, point, time.monotonic() - start)
 
     def _search(self, deadline: float) -> tuple[Status, Tensor | None]:
+        # The image itself may be misclassified.
         clean = self.x.double().numpy().reshape(1, -1)
         if (point := self._breaking(clean)) is not None:
             return "broken", point
         if time.monotonic() >= deadline:
             return "undecided", None
+        # Bounds on the leads of the other classes may exclude them all, or be attained where one is
+        # broken.
         low = np.maximum(clean[0] - self.threat.eps, self.threat.lower)
         high = np.minimum(clean[0] + self.threat.eps, self.threat.upper)
         lines = bound_units(self.network, low, high)
@@ -107,14 +110,15 @@ class _Sample:
             return "robust", None
         if (point := self._breaking(corners[order])) is not None:
             return "broken", point
+        # A program for each class that is left.
         program = _Program.of(self.network, lines, low, high)
         rows, offsets = _leads(program.weight, program.offset, int(self.y))
         status: Status = "robust"
         for j in order:
-            excluded, part = program.solve(rows[[j]], offsets[j], deadline - time.monotonic())
-            if part is not None:
-                found = low + part[None, : len(low)] * (high - low)
-                if (point := self._breaking(found)) is not None:
+            excluded, variables = program.solve(rows[[j]], offsets[j], deadline - time.monotonic())
+            if variables is not None:
+                points = low + variables[None, : len(low)] * (high - low)
+                if (point := self._breaking(points)) is not None:
                     return "broken", point
             if not excluded:
                 status = "undecided"
@@ -122,7 +126,8 @@ class _Sample:
 
     @torch.no_grad()
     def _breaking(self, points: Array) -> Tensor | None:
-        """The first of some points (m, inputs), put into the ball and the box, that breaks."""
+        """The first of some points (m, inputs), put into the ball and the box, that is
+        misclassified; None if none is."""
         x = self.x.expand(len(points), *self.x.shape[1:])
         near = torch.from_numpy(points).to(x.dtype).view(x.shape)
         near = self.threat.enforce(near, x)
@@ -132,10 +137,11 @@ class _Sample:
 
 
 def _leads(logits: Matrix, bias: Array, label: int) -> tuple[Matrix, Array]:
-    """What each other class's logit is above the label's, from the logits' rows and biases."""
+    """By how much each other class's logit is above the label's, as rows and biases, given those of
+    all logits."""
     others = [j for j in range(len(bias)) if j != label]
-    same = [label] * len(others)
-    return logits[others] - logits[same], bias[others] - bias[same]
+    labels = [label] * len(others)
+    return logits[others] - logits[labels], bias[others] - bias[labels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +149,9 @@ class _Program:
     """The network over a box: the variables v that fulfil least <= rows @ v <= most and
     low <= v <= 1, with integers where `integral` is 1, and its logits, weight @ v + offset.
 
-    v holds the input as a part of the way through the box; then, layer by layer, the outputs of the
-    unstable units as parts of their largest size, and a bit for each. So the solver's tolerance is
-    relative: the sizes of weights and eps do not matter to it.
+    v holds the input, as fractions of the way through the box; then, layer by layer, the outputs of
+    the unstable units, as fractions of their largest size, and a bit for each. So the solver's
+    tolerance is relative, and the sizes of weights and eps do not matter to it.
     """
 
     rows: Matrix
@@ -160,6 +166,8 @@ class _Program:
     def of(
         cls, network: PiecewiseLinear, lines: Sequence[Lines], low: Array, high: Array
     ) -> "_Program":
+        """The program of a network whose units have these lines where the flattened input lies in
+        [low, high]."""
         from scipy.sparse import csr_array, diags_array, vstack
 
         inputs = len(low)
@@ -167,19 +175,21 @@ class _Program:
         unit, integral = identity(inputs + added), np.zeros(inputs + added)
         floor = np.zeros(inputs + added)
         rows, least, most = [unit[:0]], [np.zeros(0)], [np.zeros(0)]
-        # What the current layer gives, as an expression in the variables.
+        # The output of the current layer, as an expression in the variables.
         weight, offset = diags_array(high - low) @ unit[:inputs], low
-        at = inputs
+        start = inputs
         for layer, line in zip(network.layers, lines, strict=True):
             weight, offset = layer.weight @ weight, layer.weight @ offset + layer.bias
+            # Each unstable unit has two variables, its output and a bit.
             places = np.flatnonzero(line.unstable)
             count = len(places)
-            output, bit = slice(at, at + count), slice(at + count, at + 2 * count)
-            at += 2 * count
+            output, bit = slice(start, start + count), slice(start + count, start + 2 * count)
+            start += 2 * count
             size = np.maximum(-line.low[places], line.high[places])
             below, above = line.low[places] / size, line.high[places] / size
             slope = layer.slope[places]
             floor[output], integral[bit] = slope * below, 1
+            # Together they say that the output is the larger of z and slope * z.
             z, z_offset = diags_array(1 / size) @ weight[places], offset[places] / size
             bent, bent_offset = diags_array(slope) @ z, slope * z_offset
             drop, rise, endless = (1 - slope) * below, (1 - slope) * above, np.full(count, np.inf)
@@ -191,6 +201,7 @@ class _Program:
             ]
             least += [z_offset, bent_offset, -endless, -endless]
             most += [endless, endless, z_offset - drop, bent_offset]
+            # The output of the layer: of stable units a multiple of z, of the others the variable.
             stable = np.where(line.unstable, 0.0, line.upper)
             columns = np.arange(output.start, output.stop)
             chosen = csr_array((size, (places, columns)), weight.shape)
@@ -206,8 +217,8 @@ class _Program:
         )
 
     def solve(self, row: Matrix, offset: float, seconds: float) -> tuple[bool, Array | None]:
-        """Whether row (1, variables) @ v + offset >= 0 is shown to be impossible; else the v that
-        was found, if any."""
+        """Whether row (1, variables) @ v + offset >= 0 is shown to be impossible within so many
+        seconds; and the v that fulfils it, if one was found."""
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import vstack
 
@@ -217,7 +228,7 @@ class _Program:
         row, offset = row / size, offset / size
         # A mere constraint would give points on the boundary, which rounding undoes; with the same
         # objective, the first point is usually well beyond it.
-        found = milp(
+        result = milp(
             -row.toarray()[0],
             integrality=self.integral,
             bounds=Bounds(self.low, 1.0),
@@ -228,4 +239,4 @@ class _Program:
             ),
             options={"time_limit": seconds, "mip_rel_gap": _FIRST},
         )
-        return found.status == 2, found.x
+        return result.status == 2, result.x

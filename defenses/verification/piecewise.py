@@ -1,4 +1,4 @@
-"""Small piecewise-linear networks, read off a module as matrices."""
+"""Small piecewise-linear networks as matrices, which are read from a module."""
 
 import copy
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from defenses.foreign.external import Normalised
 Array = NDArray[np.float64]
 Matrix = Any  # a scipy.sparse.csr_array: scipy is loaded only where one is made
 
-# In eval mode; their matrices are what they make of unit vectors.
+# Layers that are affine in eval mode. Their matrices are their outputs for unit vectors.
 _AFFINE = (
     nn.Linear,
     nn.Conv2d,
@@ -29,13 +29,14 @@ _AFFINE = (
     nn.Dropout2d,
 )
 
-# Unit vectors forwarded at once.
+# How many unit vectors are forwarded at once.
 _BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """z = weight @ input + bias, then max(z, slope * z): slope 0 is ReLU, slope 1 lets z pass.
+    """A layer of units: z = weight @ input + bias, and then max(z, slope * z), which is ReLU for
+    slope 0, and z itself for slope 1.
 
     weight (units, inputs), sparse; bias and slope (units,), the latter in [0, 1].
     """
@@ -47,7 +48,8 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseLinear:
-    """From flattened images through `layers` to logits weight @ output + bias, in float64."""
+    """A network from flattened images through `layers` to logits weight @ output + bias, in
+    float64."""
 
     layers: tuple[Layer, ...]
     weight: Matrix
@@ -55,11 +57,11 @@ class PiecewiseLinear:
 
 
 def read_network(model: nn.Module, shape: tuple[int, ...]) -> PiecewiseLinear:
-    """What `model` computes in eval mode from images of `shape`.
+    """Read what `model` computes in eval mode from images of `shape`.
 
-    It may consist, in Sequential and behind Normalised, of: Linear, Conv2d, BatchNorm1d and 2d,
+    It may consist, in Sequential and in Normalised, of: Linear, Conv2d, BatchNorm1d and 2d,
     AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, ReLU, LeakyReLU, Flatten, Dropout, Dropout2d, Identity.
-    Raises ValueError, in one line, for all else.
+    Raises ValueError, in one line, for any other layer.
     """
     layers: list[Layer] = []
     weight = identity(int(np.prod(shape)))
@@ -95,7 +97,8 @@ def identity(size: int) -> Matrix:
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that compute, in their order. Raises ValueError where one is not supported."""
+    """The modules that compute something, in their order. Raises ValueError for one that is not
+    supported."""
     kind = type(module)
     if module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"exact: the layer {kind.__name__} has hooks, which are not supported")
@@ -119,7 +122,7 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _affine(module: nn.Module, shape: tuple[int, ...]) -> tuple[Matrix, Array, tuple[int, ...]]:
-    """Matrix (outputs, inputs), offset (outputs,) and output shape of an affine module."""
+    """The matrix (outputs, inputs), offset (outputs,) and output shape of an affine module."""
     from scipy.sparse import csr_array, vstack
 
     inputs = int(np.prod(shape))
@@ -134,7 +137,8 @@ def _affine(module: nn.Module, shape: tuple[int, ...]) -> tuple[Matrix, Array, t
 def _windows(
     module: nn.MaxPool2d, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    """Which inputs each output is the largest of (outputs, size), and the output shape."""
+    """The numbers of the inputs (outputs, size) that each output is the largest of, and the output
+    shape."""
     if module.padding not in (0, (0, 0)) or module.ceil_mode or module.return_indices:
         raise ValueError(f"exact: {module} is supported without padding and ceil_mode only")
     places = torch.arange(int(np.prod(shape)), dtype=torch.float64).view(shape)
@@ -148,10 +152,10 @@ def _windows(
 def _round(
     windows: NDArray[np.int64], inputs: int
 ) -> tuple[Matrix, Array, Matrix, NDArray[np.int64]]:
-    """A round of a knockout among each window's inputs, by max(a, b) = a + ReLU(b - a).
+    """One round of a knockout among each window's inputs, by max(a, b) = a + ReLU(b - a).
 
-    Returns what compares (units, inputs), the units' slopes, what adds them up to the winners
-    (winners, units), and the windows over the winners.
+    Returns the matrix (units, inputs) that compares inputs, the slopes (units,), the matrix
+    (winners, units) that adds units up to the winners, and the windows over the winners.
     """
     from scipy.sparse import csr_array, vstack
 

@@ -11,8 +11,9 @@ from defenses.verification.piecewise import Array, Layer, PiecewiseLinear
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Of one layer's units, over the box: low <= z <= high, and two lines about the output,
-    lower * z <= max(z, slope * z) <= upper * z + offset. Where not `unstable`, they coincide.
+    """Bounds on one layer's units over the box: low <= z <= high, and two lines that enclose the
+    output, lower * z <= max(z, slope * z) <= upper * z + offset. The lines coincide for units that
+    are not `unstable`.
     """
 
     low: Array
@@ -24,10 +25,11 @@ class Lines:
 
 
 def bound_units(network: PiecewiseLinear, low: Array, high: Array) -> list[Lines]:
-    """Bounds on every layer's units where the flattened input lies in [low, high].
+    """Bound every layer's units where the flattened input lies in [low, high].
 
-    Intervals first; then, for units that these leave unstable, CROWN (Zhang et al. 2018, "Efficient
-    Neural Network Robustness Certification with General Activation Functions", section 3).
+    Intervals come first; then, for units that these leave unstable, CROWN (Zhang et al. 2018,
+    "Efficient Neural Network Robustness Certification with General Activation Functions", section
+    3).
     """
     lines: list[Lines] = []
     below, above = low, high
@@ -55,8 +57,8 @@ def upper_bounds(
     low: Array,
     high: Array,
 ) -> tuple[Array, Array]:
-    """Upper bounds (m,) of rows @ output + bias, rows (m, units), for the output of the last layer
-    that has `lines`; and the corners of the box (m, inputs) at which they are attained."""
+    """Upper bounds (m,) of rows @ output + bias, with rows (m, units), for the output of the last
+    layer that `lines` has; and the corners of the box (m, inputs) at which they are attained."""
     passed = network.layers[: len(lines)]
     for layer, line in zip(reversed(passed), reversed(lines), strict=True):
         plus, minus = np.maximum(rows, 0), np.minimum(rows, 0)
@@ -68,6 +70,7 @@ def upper_bounds(
 
 
 def _lines(layer: Layer, low: Array, high: Array) -> Lines:
+    """The lines of a layer whose units lie between low and high (units,)."""
     unstable = (low < 0) & (high > 0) & (layer.slope < 1)
     exact = np.where(high > 0, 1.0, layer.slope)
     width = np.where(unstable, high - low, 1.0)
