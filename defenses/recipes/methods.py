@@ -1,7 +1,8 @@
 """The methods of adversarial training: what their examples climb, and the loss that they lower.
 
 A new method is one entry in METHODS, below the functions that it needs. Its name is then a value of
-the option `method` of every recipe that trains adversarially, and the name of a defense.
+the option `method` of every recipe that trains adversarially, and the name of a defense. Where what
+a method computes changes, `AdversarialTraining.version` is to be raised.
 """
 
 from collections.abc import Callable
