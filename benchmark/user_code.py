@@ -7,7 +7,6 @@ either, nor torch, whose version is in every key.
 import ast
 import importlib.util
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -20,6 +19,9 @@ from weakref import WeakKeyDictionary
 
 _OURS = {"attacks", "benchmark", "bestattack", "defenses", "leaderboard"}
 _KNOWN = _OURS | {"torch"} | sys.stdlib_module_names
+
+# Folders of installed packages, which are told apart by their versions.
+_INSTALLED = {"site-packages", "dist-packages"}
 
 # Each module's source as it was when first asked for: an edit while a run goes on does not change
 # the code that runs.
@@ -68,13 +70,8 @@ def _file_of(name: str) -> Path | None:
     return Path(file) if file else None
 
 
-@cache
-def _installed_roots() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib"))
-
-
 def _is_installed(path: Path) -> bool:
-    return any(path.resolve().is_relative_to(root) for root in _installed_roots())
+    return not _INSTALLED.isdisjoint(path.parts)
 
 
 @cache
@@ -86,10 +83,18 @@ def _version_of(package: str) -> str:
 def _source_of(name: str, path: Path) -> bytes:
     module = sys.modules.get(name)
     if module is None:
-        return path.read_bytes()
+        return _read(path)
     if module not in _sources:
-        _sources[module] = path.read_bytes()
+        _sources[module] = _read(path)
     return _sources[module]
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file; of one that cannot be read, as in a zip archive, its name alone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return str(path).encode()
 
 
 def _imports(name: str, source: bytes) -> Iterator[str]:
