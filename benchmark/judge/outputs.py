@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.problem import NoGradientError, differentiate
 from benchmark.judge.subject import freeze, full_precision
-from defenses.nonexpansive.classifier import confidence_gap
+from defenses.nonexpansive.nonexpansive_classifier import confidence_gap
 
 # How many images the mean norm of the Jacobian is over.
 FIRST = 1000

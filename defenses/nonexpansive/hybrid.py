@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.networks.architectures import Shape
-from defenses.nonexpansive.classifier import L2NonexpansiveClassifier, confidence_gap
+from defenses.nonexpansive.nonexpansive_classifier import L2NonexpansiveClassifier, confidence_gap
 from defenses.recipes.derived import Derived
 
 

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from attacks import ThreatModel
 from attacks.threat import Norm
 from defenses.networks.architectures import Shape
-from defenses.nonexpansive.classifier import L2NonexpansiveClassifier
 from defenses.nonexpansive.layers import penalties, set_strict, weighted
+from defenses.nonexpansive.nonexpansive_classifier import L2NonexpansiveClassifier
 from defenses.recipes.adversarial_examples import AdversarialExamples
 from defenses.recipes.batches import Batch
 from defenses.recipes.recipe import OptimizerName, Recipe

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from attacks import Problem, ThreatModel
 from attacks.searches.strong import Strong
 from defenses import Vanilla, initialise, train
-from defenses.nonexpansive.classifier import L2NonexpansiveClassifier, confidence_gap
 from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
 from defenses.nonexpansive.l2nnn import L2NNN
+from defenses.nonexpansive.nonexpansive_classifier import L2NonexpansiveClassifier, confidence_gap
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -11,9 +11,9 @@ from attacks import Problem, ThreatModel
 from attacks.searches.strong import Strong
 from defenses import Checkpoint, Progress, fingerprint, initialise, train
 from defenses.nonexpansive.appendix import BoundedScale, Residual, ScaledSigmoid
-from defenses.nonexpansive.classifier import L2NonexpansiveClassifier, confidence_gap
 from defenses.nonexpansive.l2nnn import L2NNN, gap_loss, l2nnn_loss
 from defenses.nonexpansive.layers import penalties, weighted
+from defenses.nonexpansive.nonexpansive_classifier import L2NonexpansiveClassifier, confidence_gap
 from defenses.recipes.batches import Batch
 from defenses.training import loop as training
 
