@@ -63,11 +63,11 @@ class Working(Generic[S]):
         This synchronises an accelerator; `due` says at which steps that is worth it.
         """
         if bool(done.any()):
-            # The first to leave find everybody's rows at hand; later the others are written anew.
+            # A copy of everybody when the first leave, and of those who leave after that.
             if self._final is None:
                 self._final = self.state.select(self._rows)
             else:
-                self._final.put(self._rows, self.state)
+                self._final.put(self._rows[done], self.state.select(done))
             keep = (~done).nonzero().squeeze(1)
             self._rows, self.problem = self._rows[keep], self.problem.select(keep)
             for field in fields(self.state):
