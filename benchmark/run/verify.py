@@ -1,5 +1,8 @@
-"""Replaying a run: every stored adversarial example is judged again, each certified radius is
-recomputed, and so is the table."""
+"""The replay of a run, which checks that its table follows from its models and records.
+
+Every stored adversarial example is judged again, each certified radius is computed again, and the
+table is made again from what holds.
+"""
 
 import dataclasses
 import json
@@ -29,14 +32,18 @@ from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Device, RunSpec
 from defenses.certificates import HasCertificate
 
-# Part of a distance, summed up in float64, by which it may differ on another machine.
+# The relative difference that a distance, a sum in float64, may have on another machine.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell replayed: how many of its broken samples, or of its radii, were claimed, and how
-    many hold."""
+    """The outcome of replaying one cell.
+
+    claimed  how many broken samples, or certified radii, the records have.
+    holding  how many of these were found again.
+    what     how to put that in words, behind "HOLDING of CLAIMED".
+    """
 
     defense: str
     attack: str
@@ -47,12 +54,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Replay:
-    """A run replayed.
+    """The outcome of replaying a run.
 
-    spec       of the run.
-    reports    recomputed from what holds.
-    verdicts   of each cell.
-    problems   what does not hold, a line each; the run's table holds where there are none.
+    spec       the spec of the run.
+    reports    a report on each defense, made from the records that hold.
+    verdicts   one for each cell.
+    problems   a line for each thing that does not hold. The run's table holds if there are none.
     """
 
     spec: RunSpec
@@ -63,8 +70,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class ReplayedRow:
-    """One defense replayed: its report from what holds, the verdict on each cell, and what does not
-    hold, a line each."""
+    """The outcome of replaying one defense; the fields are those of `Replay`."""
 
     report: Report
     verdicts: list[Verdict]
@@ -72,7 +78,11 @@ class ReplayedRow:
 
 
 class _Doubled(Subject):
-    """A judge that forwards each batch twice over, so in another size than before."""
+    """A judge that forwards two copies of each batch at once.
+
+    Batches of another size than in the run make other rounding errors. What is wrong in one copy
+    only does not count as wrong.
+    """
 
     def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         n = len(points)
@@ -86,25 +96,25 @@ class _Doubled(Subject):
 
 
 def examine_twice(model: nn.Module, device: Device) -> Subject:
-    """The model as a judge that forwards each batch in another size than it was judged in."""
+    """A subject that judges as `examine`'s does, but forwards two copies of each batch at once."""
     return _Doubled(**vars(examine(model, resolve_device(device), torch.float32)))
 
 
 @full_precision()
 def verify(folder: Path, root: Path | None, device: Device) -> Replay:
-    """Replay a run's records.
+    """Replay the run in a folder, without attacking.
 
     Every example is forwarded in float32 and in float64, in a batch of another size than it was
     judged in, and must lie in the ball and the box without tolerance. Clean images are judged
-    anew, and radii are computed anew, in float64 where the model can. Raises UserError where data
-    or models are not those of the run.
+    again, and radii are computed again, in float64 where the model can. `root` is where data sets
+    are looked for first. Raises UserError where data or models are not those of the run.
     """
     spec, manifest, recorded = load_run(folder)
-    given = samples_again(folder, spec, manifest, root)
+    data_samples = samples_again(folder, spec, manifest, root)
     rows, problems = [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
-        samples = relabelled(given, saved.model, spec.model_copy(update={"device": device}))
+        samples = relabelled(data_samples, saved.model, spec.model_copy(update={"device": device}))
         rows.append(
             replay(report, row["errors"], saved, samples, manifest["data"], spec.block, device)
         )
@@ -126,60 +136,67 @@ def replay(
     block: int,
     device: Device,
 ) -> ReplayedRow:
-    """Replay one defense: see `verify`.
+    """Replay one defense, as `verify` does for each.
 
-    report   as recorded; `errors`, the labels that its record says failed.
-    samples  that it was measured on, `block` at once; data, what tells them from others.
+    report   the report as recorded.
+    errors   the labels of the attacks that failed, as recorded.
+    saved    the model.
+    samples  the samples that it was measured on, `block` at a time.
+    data     what identifies these samples.
 
-    Raises UserError where the model does not run on them.
+    Raises UserError where the model does not run on the samples.
     """
-    verdicts = []
+    # Examine the model, which is judged in float32 alone, as in the run, if it has no float64.
     subject = examine_twice(saved.model, device)
-    # A model that cannot be run in float64 is judged, as in the run, without.
-    columns = check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
+    logit_count = check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
     flags = set(report.flags) | subject.flags
-    again = Report(
-        report.name, report.threat, report.mode, report.total, flags, report.notes, columns
+    replayed = Report(
+        report.name, report.threat, report.mode, report.total, flags, report.notes, logit_count
     )
-    natural = MemoryCell()
-    measure_natural(subject, samples, natural, block)
-    again.add(NATURAL, report.keys[NATURAL], natural, None)
-    found = {NATURAL: _differing(report, again)}
+
+    # Replay the clean images, the certificate and the attacks: `lines` say what does not hold.
+    verdicts = []
+    natural_cell = MemoryCell()
+    measure_natural(subject, samples, natural_cell, block)
+    replayed.add(NATURAL, report.keys[NATURAL], natural_cell, None)
+    lines = {NATURAL: _differences(report, replayed)}
     if CERTIFIED in report.keys:
-        verdict, found[CERTIFIED] = _replay_radii(subject, samples, report, again, block)
+        verdict, lines[CERTIFIED] = _replay_radii(subject, samples, report, replayed, block)
         verdicts.append(verdict)
     elif isinstance(subject.model, HasCertificate) and report.attacks:
-        found[CERTIFIED] = ["left out, though the model offers a certificate"]
+        lines[CERTIFIED] = ["left out, though the model offers a certificate"]
     for label in report.attacks:
-        replayed, verdict, found[label] = _replay_cell(subject, samples, report, label)
+        cell, verdict, lines[label] = _replay_cell(subject, samples, report, label)
         inapplicable = report.inapplicable.get(label)
-        again.add(
-            label, report.keys[label], replayed, report.errors.get(label),
+        replayed.add(
+            label, report.keys[label], cell, report.errors.get(label),
             report.after.get(label, ()), inapplicable,
         )  # fmt: skip
         if inapplicable is None:
             verdicts.append(verdict)
+
+    # Check that the records belong to this model, data and threat, and that nothing else failed.
     problems = []
-    for label, lines in found.items():
+    for label, problems_of_cell in lines.items():
         if label in report.keys and not _is_of(report, label, data, saved.identity["weights"]):
-            lines.append("made with other weights, data or threat")
-        if label in again.errors and label not in errors:
-            lines.append(again.errors[label])
-        problems += [f"{report.name} {label}: {line}" for line in lines]
-    return ReplayedRow(again, verdicts, problems)
+            problems_of_cell.append("made with other weights, data or threat")
+        if label in replayed.errors and label not in errors:
+            problems_of_cell.append(replayed.errors[label])
+        problems += [f"{report.name} {label}: {line}" for line in problems_of_cell]
+    return ReplayedRow(replayed, verdicts, problems)
 
 
-def _differing(report: Report, again: Report) -> list[str]:
-    """Whether the clean records are what they are found to be now: a line for what is not."""
-    before, now = (
-        records.loc[records["attack"] == NATURAL] for records in (report.records, again.records)
+def _differences(recorded: Report, replayed: Report) -> list[str]:
+    """A line for each way in which the recorded and the replayed clean records differ."""
+    old, new = (
+        report.records.loc[report.records["attack"] == NATURAL] for report in (recorded, replayed)
     )
     differing = {
-        column: before[column].to_numpy() != now[column].to_numpy()
+        column: old[column].to_numpy() != new[column].to_numpy()
         for column in ("index", "label", "broken", "predicted")
     }
-    # Elsewhere it may be another in one precision alone, which is rounding.
-    differing["predicted"] &= now["broken"].to_numpy(dtype=bool)
+    # The class of an unbroken sample may differ: float32 and float64 need not agree on it.
+    differing["predicted"] &= new["broken"].to_numpy(dtype=bool)
     meanings = (
         "samples are not those of the data",
         "labels are not those of the data",
@@ -193,7 +210,11 @@ def _differing(report: Report, again: Report) -> list[str]:
 def _replay_cell(
     subject: Subject, samples: Samples, report: Report, label: str
 ) -> tuple[MemoryCell, Verdict, list[str]]:
-    """One cell as it is found now, its verdict, and a line for each thing that does not hold."""
+    """Replay the cell of an attack.
+
+    Returns the cell as it is found now, the verdict on it, and a line for each thing that does not
+    hold.
+    """
     replayed, problems = MemoryCell(), []
     claimed = holding = hidden = mislabelled = mispredicted = misplaced = 0
     for block in report.blocks(label):
@@ -201,13 +222,13 @@ def _replay_cell(
         if not _is_sound(block, samples):
             problems.append("a block of records does not fit the data")
             continue
-        now = _replay(subject, samples, block, report.threat)
-        replayed.add(now)
-        holding += int((block.broken & now.broken).sum())
-        hidden += int((now.broken & ~block.broken).sum())
-        same = np.isclose(now.distance, block.distance, _ROUNDING, 0, equal_nan=True)
-        misplaced += int((~same & (now.broken == block.broken)).sum())
-        mispredicted += int((now.predicted != block.predicted).sum())
+        judged = _replay_block(subject, samples, block, report.threat)
+        replayed.add(judged)
+        holding += int((block.broken & judged.broken).sum())
+        hidden += int((judged.broken & ~block.broken).sum())
+        same = np.isclose(judged.distance, block.distance, _ROUNDING, 0, equal_nan=True)
+        misplaced += int((~same & (judged.broken == block.broken)).sum())
+        mispredicted += int((judged.predicted != block.predicted).sum())
         mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
     replayed.close(report.cells[label].note)
     for count, what in (
@@ -223,32 +244,35 @@ def _replay_cell(
 
 
 def _replay_radii(
-    subject: Subject, samples: Samples, report: Report, again: Report, block: int
+    subject: Subject, samples: Samples, report: Report, replayed: Report, block: int
 ) -> tuple[Verdict, list[str]]:
-    """Take radii as they are found now into the new report: the verdict on those recorded, and a
-    line for what does not hold. Where they agree but for rounding, those recorded are taken."""
-    key, recorded, now = report.keys[CERTIFIED], report.radii, MemoryCell()
+    """Compute the certified radii again, and enter them in the replayed report.
+
+    A radius that differs by rounding alone is entered as recorded. Returns the verdict on the
+    recorded radii, and a line for what does not hold.
+    """
+    key, recorded, computed = report.keys[CERTIFIED], report.radii, MemoryCell()
     if recorded is None:
-        again.certify(key, now, report.errors[CERTIFIED])
+        replayed.certify(key, computed, report.errors[CERTIFIED])
         return Verdict(report.name, CERTIFIED, 0, 0, "radii are found again"), []
-    claimed, holding, replayed = len(samples), 0, MemoryCell()
+    claimed, holding, entered = len(samples), 0, MemoryCell()
     try:
-        measure_radii(subject, samples, report.threat, now, block)
+        measure_radii(subject, samples, report.threat, computed, block)
     except Exception as error:
-        again.certify(key, now, f"fails now: {described(error)}")
+        replayed.certify(key, computed, f"fails now: {described(error)}")
         return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
-    for part in now.blocks():
-        before, right = recorded.radius[part.index], recorded.right[part.index]
-        close = np.isclose(before, part.distance, 0, ROUNDING)
-        holding += int((close & (right == ~part.broken)).sum())
-        replayed.add(replace(part, distance=np.where(close, before, part.distance)))
-    again.certify(key, replayed, None)
+    for radii in computed.blocks():
+        radius, right = recorded.radius[radii.index], recorded.right[radii.index]
+        close = np.isclose(radius, radii.distance, 0, ROUNDING)
+        holding += int((close & (right == ~radii.broken)).sum())
+        entered.add(replace(radii, distance=np.where(close, radius, radii.distance)))
+    replayed.certify(key, entered, None)
     differing = [f"{claimed - holding} radii are not as found now"] if holding < claimed else []
     return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
 
 
 def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bool:
-    """Whether a cell was made with the run's data and threat and with these weights."""
+    """Whether a cell was made with the run's data and threat, and with these weights."""
     key = report.keys[label]
     identity = report.cells[label].note.get("identity", {})
     threat = identity.get("threat")
@@ -265,7 +289,7 @@ def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bo
 
 
 def _is_sound(block: Block, samples: Samples) -> bool:
-    """Whether a block can be replayed: places that there are, and a point for each it found."""
+    """Whether a block can be replayed: its samples exist, and it has a point for each one found."""
     places = block.index
     return (
         bool(((places >= 0) & (places < len(samples))).all())
@@ -274,9 +298,8 @@ def _is_sound(block: Block, samples: Samples) -> bool:
     )
 
 
-def _replay(subject: Subject, samples: Samples, block: Block, threat: ThreatModel) -> Block:
-    """The block with `predicted`, `broken` and `distance` as they are found now, whatever it
-    claims."""
+def _replay_block(subject: Subject, samples: Samples, block: Block, threat: ThreatModel) -> Block:
+    """The block with `predicted`, `broken` and `distance` as its examples are judged now."""
     distance, predicted = np.full(len(block.index), np.nan), block.predicted.copy()
     if block.found.any():
         rows = torch.from_numpy(block.index[block.found])
@@ -285,18 +308,18 @@ def _replay(subject: Subject, samples: Samples, block: Block, threat: ThreatMode
         in_box = (points == threat.clamp(points)).flatten(1).all(1)
         classes, wrong = subject.judge(points, y)
         predicted[block.found] = classes.cpu().numpy()
-        found = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
-        distance[block.found] = found.cpu().numpy()
-    # Its images have done their work: keeping them would add up over the run.
-    nothing = block.adversarial[:0]
+        distances = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
+        distance[block.found] = distances.cpu().numpy()
+    # The images are not needed any more, and would take memory until the end of the replay.
+    no_images = block.adversarial[:0]
     broken = distance <= threat.eps
     return replace(
-        block, predicted=predicted, broken=broken, distance=distance, adversarial=nothing
+        block, predicted=predicted, broken=broken, distance=distance, adversarial=no_images
     )
 
 
 def _table(folder: Path) -> list[dict[str, Any]] | None:
-    """The numbers in table.json; None where the run was not finished."""
+    """The accuracies in a run's table.json, row by row; None if the run was not finished."""
     path = folder / tables.JSON
     try:
         return [_numbers(row) for row in json.loads(path.read_text())["rows"]]
@@ -307,8 +330,9 @@ def _table(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """The accuracies in a row of table.json, which a replay must find again."""
     numbers = {key: row[key] for key in ("defense", "natural", "per_attack", "best_attack")}
-    # Tables made before there were certificates lack these.
+    # Tables from before certificates were introduced lack the last two.
     return (
         numbers
         | {"certified": None, "contradictions": []}

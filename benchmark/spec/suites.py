@@ -1,4 +1,4 @@
-"""The named sets of attacks."""
+"""The suites, which are named sets of attacks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks as a spec names them, text or mappings, and one line about them."""
+    """A set of attacks, each written as in a spec, and one line about them."""
 
     about: str
     attacks: tuple[str | dict[str, Any], ...]
