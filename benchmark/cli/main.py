@@ -223,7 +223,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
 
 
 def _warn_of_contradictions(reports: list["Report"], err: bool) -> None:
-    """Print a line for each report in which an attack breaks a sample that is certified."""
+    """Print a line for each report in which attacks contradict a certificate."""
     from benchmark.report import tables
 
     for line in tables.contradictions(reports):

@@ -103,7 +103,7 @@ class _Training:
         )  # fmt: skip
 
     def into_one_of(self, folder: Path, progress: bool) -> Trained:
-        """Load or train the model as `into` does, in the folder under `folder` that bears its key."""
+        """As `into`, with a home under `folder` that is named after the defense and the key."""
         return self.into(folder / f"{self.component.name}-{self.key[:8]}", progress)
 
     def into(self, home: Path, progress: bool) -> Trained:

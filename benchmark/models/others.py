@@ -13,9 +13,9 @@ from defenses import SavedModelError, read_card
 
 
 def fetch(names: Iterable[str], known: Mapping[str, Trained]) -> dict[str, Trained]:
-    """The models with some names, which are known already or saved ("saved:FOLDER").
+    """The models with some names, each of which is `known` already, or saved and then loaded.
 
-    Saved ones are loaded. Raises UserError, in a line that names the model, where one does not load.
+    Raises UserError, in a line that names the model, where a saved one does not load.
     """
     models = {}
     for name in names:

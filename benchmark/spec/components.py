@@ -111,7 +111,7 @@ class Component(BaseModel):
         return Component(name=self.name, options=self.options | {key: value}, given_label=label)
 
     def absolute(self) -> "Component":
-        """The component with the same label, and with absolute paths to models, weights and code."""
+        """The component with absolute paths to models, weights and code, and the same label."""
         name, options = self.name, dict(self.options)
         if name.startswith(SAVED):
             name = SAVED + str(Path(name.removeprefix(SAVED)).absolute())
