@@ -37,8 +37,8 @@ __all__ = [
     "evaluate",
 ]
 
-# The package that each public name comes from. It is imported when the name is first asked for, after
-# `_check_packages`.
+# The package that each public name comes from. It is imported when the name is first asked for,
+# after `_check_packages`.
 _SOURCES = {
     "attacks": ("Attack", "Facts", "Problem", "ThreatModel"),
     "benchmark": ("Report", "UserError", "evaluate"),

@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def check(folder: Path, tasks: Mapping[str, Task], run_code: bool) -> Row:
-    """Open and replay a submission. Raises UserError, in one line, where something does not hold."""
+    """Open and replay a submission. Raises UserError, in one line, where it does not hold."""
     row = open_row(folder, tasks)
     replay_row(row, run_code)
     return row
@@ -30,7 +30,7 @@ def check(folder: Path, tasks: Mapping[str, Task], run_code: bool) -> Row:
 def merge(
     board: Path, folders: Sequence[Path], tasks: Mapping[str, Task], run_code: bool, say: Say
 ) -> list[str]:
-    """Copy submissions into a board. Those that do not hold are refused, each with a line on why."""
+    """Copy the submissions that hold into a board. Returns a line for each that is refused."""
     refused = []
     for folder in folders:
         try:

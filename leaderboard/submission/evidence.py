@@ -1,9 +1,9 @@
 """The evidence for one row: its records and adversarial examples, in one small file.
 
 An example is stored as its perturbation, rounded to whole steps of a grid. The grid is the coarsest
-on which the rounded example still breaks the model. To find it, the example is decoded, judged again
-and measured for each grid. So what the file holds is what breaks the model, and its numbers, such as
-distances, are those of the decoded examples.
+on which the rounded example still breaks the model; it is found by decoding the example, judging it
+again and measuring it, grid by grid. So what the file holds is what breaks the model, and its
+numbers, such as distances, are those of the decoded examples.
 """
 
 import io
@@ -26,7 +26,7 @@ from benchmark.judge.subject import Subject
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
 
-# The finest step. In it, all of [-1, 1] fits into 16 bits, and the pixels of 8-bit images are whole.
+# The finest step. All of [-1, 1] fits into 16 bits in it, and pixels of 8 bits are whole in it.
 _UNIT = 1 / (255 * 128)
 
 # The steps in units of the finest, the coarsest first: 32/255, ..., 1/255, and fractions of that.
@@ -36,8 +36,8 @@ _STEPS = (4096, 2048, 1024, 512, 256, 128, 32, 8, 1)
 # because curves show the distances.
 _FURTHER = 1.02
 
-# The factors by which a perturbation is made longer, at the finest step, where its rounding does not
-# break the model.
+# The factors by which a perturbation is made longer, at the finest step, where its rounding alone
+# does not break the model.
 _STRETCHES = (1.001, 1.003, 1.01)
 
 # By how much another class must lead at a rounded example, relative to the largest logit. A smaller
@@ -177,7 +177,7 @@ def pack(report: Report, subject: Subject, samples: Samples) -> bytes:
 
 
 def _joined(blocks: Sequence[Block]) -> Block:
-    """One block with all samples of some blocks, in order, and the points of the broken ones alone."""
+    """One block with all samples of some blocks, in order, and points of the broken ones alone."""
     order = np.argsort(np.concatenate([block.index for block in blocks]))
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(block, name) for block in blocks])[order]
@@ -207,7 +207,7 @@ def _packed(
         arrays["forwards"] = block.forwards.astype(np.int32)
         arrays["backwards"] = block.backwards.astype(np.int32)
         arrays["broken"] = np.packbits(block.broken)
-        # Points beyond eps are not stored, so that the class at these points cannot be replayed.
+        # Points beyond eps are not stored; the evidence is then that nothing was found within it.
         predicted = np.where(block.found & ~block.broken, block.label, predicted)
     if label not in (NATURAL, CERTIFIED) and block.broken.any():
         places = torch.from_numpy(block.index[block.broken])

@@ -1,4 +1,4 @@
-"""Submissions of format 1 brought up to the present one. No figure changes.
+"""The migration of submissions from format 1 to the present one, which changes no figure.
 
 Format 1 named attacks and recipes by where their code was, with hashes of whole source files, and
 data by a hash of the images that were attacked. Now they are named by registered names and declared
@@ -29,12 +29,13 @@ from leaderboard.tasks import Task, find_task
 
 
 def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
-    """Bring a submission up to the present format, in place; whether there was anything to do.
+    """Bring a submission up to the present format, in place.
 
-    Raises UserError, and leaves everything as it was, where it is not of format 1, nor of the
-    present one, where its model cannot be loaded, and where its attacks were run with other options
-    than its specification has.
+    Returns whether it had to be changed. Raises UserError, and leaves everything as it was, where
+    the submission is of neither format, where its model cannot be loaded, and where its attacks
+    were run with other options than its specification has.
     """
+    # Read it, and see what format it is of.
     try:
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["format"] == FORMAT:
@@ -46,6 +47,7 @@ def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
         card = _card(read_card(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no submission that can be read: {error}") from error
+    # Write the card first, because the model is loaded with it, and put it back after an error.
     write_json(folder / CARD, card)
     try:
         record = _record(folder, old, task, run_code)
@@ -58,7 +60,7 @@ def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
 
 
 def _record(folder: Path, old: dict[str, Any], task: Task, run_code: bool) -> Record:
-    """The record as it is now, of a submission whose card is brought up already."""
+    """The record in the present format of a submission whose card is in that format already."""
     files = old["files"] | {CARD: digest(folder / CARD)}
     new = old | {"format": FORMAT, "data": task.data, "files": files}
     spec = make_spec(read_values(folder / SPEC))
@@ -71,7 +73,7 @@ def _record(folder: Path, old: dict[str, Any], task: Task, run_code: bool) -> Re
 
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
-    """A card without the address of its recipe, and with the hyperparameters that this has now."""
+    """A card in the present format: it names no module, and has today's hyperparameters."""
     recipe = recipe_of(Component.model_validate(card["component"]))
     card = {key: value for key, value in card.items() if key != "recipe"}
     card["hyperparameters"] = json.loads(json.dumps(asdict(recipe), default=str))
@@ -88,7 +90,7 @@ def _cell(
     task: Task,
     spec: RunSpec,
 ) -> dict[str, Any]:
-    """A cell with the identity and the key that it has now."""
+    """A cell in the present format, with the identity and the key that it has there."""
     old = cell["note"]["identity"]
     identity: Identity = {
         "judge": evaluator.VERSION,
@@ -113,6 +115,7 @@ def _cell(
 
 
 def _attack_of(folder: Path, label: str, saved: Trained, spec: RunSpec) -> Attack:
+    """The attack with a label in a spec, in its variant for the model."""
     labels = [component.label for component in spec.defenses]
     lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
     if label not in lineup.entries:
@@ -121,7 +124,7 @@ def _attack_of(folder: Path, label: str, saved: Trained, spec: RunSpec) -> Attac
 
 
 def _check_options(folder: Path, label: str, attack: Attack, old: dict[str, Any]) -> None:
-    """Raises UserError where an attack's options are not those that format 1 recorded, as texts."""
+    """Raises UserError unless an attack has the options that format 1 recorded, as texts."""
     for name, text in old["options"].items():
         value = getattr(attack, name)
         if isinstance(text, dict):
