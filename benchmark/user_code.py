@@ -1,7 +1,7 @@
 """The identity of the user's own code, on which results of plugins and foreign models depend.
 
-Our code is not part of it, because attacks, recipes and the judge declare versions. Neither are the
-standard library, and torch, whose version is in every key.
+Our code is not part of it, because attacks, recipes and the judge declare versions. Neither is the
+standard library, nor torch, whose version is in every key.
 """
 
 import ast

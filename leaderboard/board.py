@@ -1,12 +1,13 @@
 """The board as a whole: submissions are merged into it, and it is built and verified."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.judge.records import write_text
+from benchmark.run.runner import Say
 from defenses.training.saved import WEIGHTS
 from leaderboard.show.pictures import draw
 from leaderboard.show.render import README, SITE, render_readme, render_site
@@ -16,8 +17,6 @@ from leaderboard.submission.replay import check_numbers, replay_row
 from leaderboard.submission.submission import Row, open_row, row_folders
 from leaderboard.submission.submitted_model import weights_of
 from leaderboard.tasks import ROWS, Task
-
-Say = Callable[[str], None]
 
 
 def check(folder: Path, tasks: Mapping[str, Task], run_code: bool) -> Row:

@@ -17,7 +17,7 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.keys import identify_data
 from benchmark.run.runner import samples_of
-from benchmark.spec.lineup import Lineup, choose
+from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 TASKS, REPORTED, SPECS, ROWS = "tasks.yaml", "reported.yaml", "specs", "rows"
@@ -102,8 +102,7 @@ class Task:
     @cached_property
     def lineup(self) -> Lineup:
         """The attacks that each row must withstand."""
-        labels = [component.label for component in self.spec.defenses]
-        return choose(self.spec.suite, self.spec.attacks, self.spec.threat, labels)
+        return lineup_of(self.spec)
 
 
 def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:

@@ -102,7 +102,7 @@ def measure_radii(
     `advance` is called with the number of samples of each block. Errors that the certificate raises
     pass through; the blocks before it are kept.
     """
-    remaining = _remaining(cell, np.arange(len(samples)), lambda done, _: advance(done))
+    remaining = _remaining(cell, np.arange(len(samples)), lambda count, _: advance(count))
     for places in _split(remaining, block):
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, places)

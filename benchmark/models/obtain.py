@@ -184,11 +184,11 @@ def _bar(
         leave=False,
     ) as bar:
 
-        def show(done: defenses.Progress) -> None:
-            known = not math.isnan(done.accuracy)
-            accuracy = f", accuracy {done.accuracy:.1%}" if known else ""
-            bar.set_postfix_str(f"loss {done.loss:.3f}{accuracy}", False)
-            bar.n = done.epoch - 1 + done.step / done.steps
+        def show(state: defenses.Progress) -> None:
+            known = not math.isnan(state.accuracy)
+            accuracy = f", accuracy {state.accuracy:.1%}" if known else ""
+            bar.set_postfix_str(f"loss {state.loss:.3f}{accuracy}", False)
+            bar.n = state.epoch - 1 + state.step / state.steps
             bar.refresh()
 
         yield show

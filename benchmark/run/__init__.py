@@ -4,8 +4,9 @@
 # hide here.
 from benchmark.run.assess import Settings
 from benchmark.run.certify import Certified, certify_exactly
+from benchmark.run.defense_replay import ReplayedRow, Verdict, replay
 from benchmark.run.runner import load_run, run
-from benchmark.run.verify import Replay, ReplayedRow, Verdict, replay
+from benchmark.run.verify import Replay
 
 __all__ = [
     "Certified",

@@ -44,14 +44,14 @@ class Certified:
 
     def table(self) -> str:
         """A Markdown table of one row, with counts and percentages by status, and a caption."""
-        done = len(self.records)
+        decided = len(self.records)
         counts = {
             status: int((self.records["status"] == status).sum()) for status in get_args(Status)
         }
-        percent = {status: f"{100 * count / done:.1f}" for status, count in counts.items()}
+        percent = {status: f"{100 * count / decided:.1f}" for status, count in counts.items()}
         accuracy = percent["robust"]
         if counts["undecided"]:
-            highest = 100 * (counts["robust"] + counts["undecided"]) / done
+            highest = 100 * (counts["robust"] + counts["undecided"]) / decided
             accuracy = f"[{accuracy}, {highest:.1f}]"
         row = {
             "model": self.model,
@@ -61,7 +61,7 @@ class Certified:
             "seconds": f"{self.records['seconds'].sum():.1f}",
         }
         caption = (
-            f"The first {done} test images of {self.data}, L-infinity eps {self.threat.eps:g}. "
+            f"The first {decided} test images of {self.data}, L-infinity eps {self.threat.eps:g}. "
             "Robust: no point of the ball and the box ties or changes the label, up to the "
             "solver's tolerance of 1e-6. Broken: misclassified, as it is or at a point that was "
             "found and checked. Undecided: out of time, or too close to a tie; the robust "

@@ -38,7 +38,7 @@ from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
 from benchmark.run.environment import environment, resolve_device
 from benchmark.spec.components import CERTIFIED, NATURAL
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import enrol
 from benchmark.spec.run_spec import RunSpec, make_spec
@@ -57,9 +57,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     """
     # Check all that can be refused before any work is done.
     load_plugins(spec.plugins)
-    labels = [component.label for component in spec.defenses]
-    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
-    check_sources(lineup, labels)
+    lineup = lineup_of(spec)
+    check_sources(lineup, [component.label for component in spec.defenses])
     roster = enrol(spec.defenses)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
@@ -136,7 +135,7 @@ def _recorder(
     row: dict[str, Any] = {"defense": label, "model": _relative(target.folder, folder)}
     manifest["rows"].append(row)
 
-    def notify(report: Report, done: str) -> None:
+    def notify(report: Report, measured: str) -> None:
         row.update(
             flags=sorted(report.flags),
             cells=report.keys,
@@ -146,7 +145,7 @@ def _recorder(
             notes=report.notes,
         )
         write_json(folder / "run.json", manifest)
-        say(f"{report.name}: {report.summary(done)}")
+        say(f"{report.name}: {report.summary(measured)}")
 
     return notify
 

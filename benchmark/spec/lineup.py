@@ -9,6 +9,7 @@ from attacks.problem import Family
 from benchmark.errors import UserError
 from benchmark.spec.components import SOURCE, Component, configure
 from benchmark.spec.registry import ATTACKS, SUITES
+from benchmark.spec.run_spec import RunSpec
 
 # The component of one attack, and the labels of the attacks before it in its series.
 Member = tuple[Component, tuple[str, ...]]
@@ -85,6 +86,12 @@ def choose(
     return Lineup(
         entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()
     )
+
+
+def lineup_of(spec: RunSpec) -> Lineup:
+    """The attacks of a spec, which may craft their points on its defenses. Raises as `choose`."""
+    labels = [component.label for component in spec.defenses]
+    return choose(spec.suite, spec.attacks, spec.threat, labels)
 
 
 def check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:

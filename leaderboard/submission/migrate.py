@@ -6,7 +6,6 @@ versions, and data by a hash of the whole split.
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from benchmark.keys import Identity, identify_attack, key_of
 from benchmark.models.trained import Trained
 from benchmark.run.assess import suited
 from benchmark.spec.components import CERTIFIED, NATURAL, Component
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 from defenses.training.saved import CARD
 from leaderboard.submission.card import card_text
 from leaderboard.submission.record import CARD_TEXT, FORMAT, RECORD, SPEC, Record
-from leaderboard.submission.submitted_model import digest, loaded, read_card
+from leaderboard.submission.submitted_model import digest, hyperparameters, loaded, read_card
 from leaderboard.tasks import Task, find_task
 
 
@@ -76,7 +75,7 @@ def _card(card: dict[str, Any]) -> dict[str, Any]:
     """A card in the present format: it names no module, and has today's hyperparameters."""
     recipe = recipe_of(Component.model_validate(card["component"]))
     card = {key: value for key, value in card.items() if key != "recipe"}
-    card["hyperparameters"] = json.loads(json.dumps(asdict(recipe), default=str))
+    card["hyperparameters"] = hyperparameters(recipe)
     if parts := card.get("parts"):
         card["parts"] = {name: _card(part) for name, part in parts.items()}
     return card
@@ -116,8 +115,7 @@ def _cell(
 
 def _attack_of(folder: Path, label: str, saved: Trained, spec: RunSpec) -> Attack:
     """The attack with a label in a spec, in its variant for the model."""
-    labels = [component.label for component in spec.defenses]
-    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
+    lineup = lineup_of(spec)
     if label not in lineup.entries:
         raise UserError(f"{folder / SPEC} has no attack {label}")
     return suited(saved.model, lineup.entries[label]).attack

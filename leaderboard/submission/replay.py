@@ -11,9 +11,9 @@ from benchmark.keys import identify_attack
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import suited, traits
-from benchmark.run.verify import replay
+from benchmark.run.defense_replay import replay
 from benchmark.spec.components import SOURCE
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from leaderboard.submission.card import card_text
 from leaderboard.submission.record import CARD_TEXT, RECORD, SPEC, numbers_of
 from leaderboard.submission.submission import Row, unreadable
@@ -50,8 +50,7 @@ def _check_attacks(row: Row, saved: Trained) -> None:
     It is also an error if the record says that an attack does not apply to the model, and it does.
     """
     where, spec = f"{row.folder / RECORD}", row.spec
-    labels = [component.label for component in spec.defenses]
-    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
+    lineup = lineup_of(spec)
     for label, entry in row.task.lineup.entries.items():
         if lineup.entries.get(label) != entry:
             raise UserError(f"{row.folder / SPEC} has other settings of {label} than the task's")

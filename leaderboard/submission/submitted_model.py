@@ -18,7 +18,7 @@ from benchmark.spec.components import Component
 from benchmark.spec.registry import only_plugins
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
-from defenses import SavedModelError
+from defenses import Recipe, SavedModelError
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.record import NEEDED, RECORD, SPEC, Record
 
@@ -57,6 +57,12 @@ def foreign(card: dict[str, Any]) -> Iterator[str]:
         yield model
     for part in card.get("parts", {}).values():
         yield from foreign(part)
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe as a card has them, in JSON."""
+    options: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    return options
 
 
 def code_files(card: dict[str, Any], spec: RunSpec) -> list[Path]:
@@ -139,5 +145,5 @@ def _check_card(folder: Path, card: dict[str, Any], saved: Trained) -> None:
         if card.get(name) != actual:
             raise UserError(f"{folder / CARD}: {name} is {card.get(name)}, of the model {actual}")
     recipe = recipe_of(Component.model_validate(card["component"]))
-    if card.get("hyperparameters") != json.loads(json.dumps(asdict(recipe), default=str)):
+    if card.get("hyperparameters") != hyperparameters(recipe):
         raise UserError(f"{folder / CARD}: its hyperparameters are not those of its component")
