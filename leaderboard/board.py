@@ -84,7 +84,7 @@ def build(board: Path, tasks: Mapping[str, Task]) -> None:
 
 
 def _texts(tables: Sequence[Table]) -> dict[str, str]:
-    """The text files that a board is shown in, by their paths in its folder."""
+    """The content of each text file of a board that follows from its rows, by path."""
     return {README: render_readme(tables), SITE: render_site(tables), SCHEMA: schema()}
 
 

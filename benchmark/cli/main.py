@@ -30,7 +30,7 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 
-# The base class of errors of usage. Typer does not export it, and some versions of typer bring a
+# This is the base class of errors of usage. Typer does not export it, and some versions of typer bring a
 # copy of click, so that it cannot be imported from there either.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -291,5 +291,6 @@ def main() -> None:
 
 
 def _fail(line: str, status: int) -> NoReturn:
+    """Print a line on stderr and end the program."""
     print(f"bestattack: {line}", file=sys.stderr)
     sys.exit(status)

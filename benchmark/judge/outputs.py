@@ -73,6 +73,7 @@ def mean_jacobian_norm(model: nn.Module, x: Tensor, device: torch.device) -> flo
 
 
 def _spectral_norms(model: nn.Module, x: Tensor) -> Tensor:
+    """What `jacobian_norms` returns, for images that are all worked on at once."""
     points = x.detach().requires_grad_()
     logits = model(points)
     gradients = [differentiate(logit, points, retain=True) for logit in logits.T]

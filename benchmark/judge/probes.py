@@ -65,6 +65,7 @@ def probe(
 
     There are no flags if `correct` is empty, or if memory runs out: the attacks will report that.
     """
+    # Probe them, block by block.
     seen = []
     probed = torch.from_numpy(correct[:_SAMPLES])
     for places in probed.split(block) if len(probed) else ():
@@ -77,8 +78,9 @@ def probe(
                 seen.append(_look(problem))
         except torch.OutOfMemoryError:
             return set()
-        except Exception:  # a backward that fails gives no gradient either
+        except Exception:  # a backward pass that fails gives no gradient
             return {"zero-gradient"}
+    # Flag the model for what is seen on too many of them.
     if not seen:
         return set()
     blind, unreached, flat = (

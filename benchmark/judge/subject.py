@@ -79,6 +79,7 @@ class Subject:
         return self._classify(model, x), radius.double()
 
     def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
+        """The classes (n,) of points (n, *shape), UNDEFINED where logits are NaN."""
         with torch.no_grad():
             logits: Tensor = model(points)
         return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))

@@ -68,6 +68,7 @@ def naming(component: Component) -> Iterator[None]:
 def _loaded(
     home: Path, model: nn.Module, recipe: defenses.Recipe, parts: Mapping[str, Identity]
 ) -> Trained:
+    """Load weights into a model; `parts` are the identities of the models that it was made of."""
     defenses.load(home, model)
     return Trained(model, identify_model(model, recipe, parts), home)
 
@@ -84,6 +85,7 @@ def _identify_parts(card: Mapping[str, Any]) -> dict[str, Identity]:
 
 
 def _recipe_of(card: Mapping[str, Any]) -> defenses.Recipe:
+    """The recipe of a card, for a model that is built again and not trained."""
     return recipe_of(Component.model_validate(card["component"])).rebuilding()
 
 

@@ -88,6 +88,7 @@ class Component(BaseModel):
     @field_validator("given_label")
     @classmethod
     def _not_a_column(cls, label: str | None) -> str | None:
+        """Refuse a label that a column of the table has already."""
         if label in (NATURAL, CERTIFIED, BEST):
             raise ValueError(f"{label!r} is a column of the table: choose another label")
         return label
@@ -216,6 +217,7 @@ def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any
 
 
 def _text(value: Any) -> str:
+    """The value of an option as text in a label."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

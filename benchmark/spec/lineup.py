@@ -120,6 +120,7 @@ def check_attack(label: str, attack: object) -> Attack:
 
 
 def _configured(component: Component) -> Attack:
+    """Create the attack that a component names. Raises UserError."""
     return check_attack(component.name, configure(ATTACKS, component))
 
 

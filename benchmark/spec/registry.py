@@ -130,6 +130,7 @@ def rest_of(entry: Any) -> str:
 
 
 def _load(entry: Any) -> Any:
+    """The object of an entry, which may be the text "module:attribute" or the object itself."""
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")

@@ -25,7 +25,7 @@ from benchmark.errors import UserError
 from benchmark.spec.components import Component, first_line
 
 Mode = Literal["table", "cascade"]
-# A split of a data set.
+# The splits of a data set.
 Part = Literal["train", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "float64"]
@@ -85,16 +85,17 @@ class RunSpec(BaseModel):
     device: Device = "auto"
     precision: Precision = "float32"
     block: Annotated[int, Field(gt=0)] = 256
-    # Absolute, so that the saved spec finds them from everywhere.
+    # The paths are absolute, so that the spec in a run's folder is valid in any working directory.
     plugins: list[Annotated[Path, AfterValidator(Path.absolute)]] = []
 
     @field_validator("defenses", "attacks")
     @classmethod
-    def _find_from_everywhere(cls, components: list[Component]) -> list[Component]:
+    def _make_paths_absolute(cls, components: list[Component]) -> list[Component]:
         return [component.absolute() for component in components]
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
+        """Refuse a spec without attacks, and labels that occur twice."""
         if not self.attacks and self.suite is None:
             raise ValueError("name attacks or a suite")
         for kind, components in (("defense", self.defenses), ("attack", self.attacks)):
@@ -109,7 +110,7 @@ class RunSpec(BaseModel):
         """The threat that attacks have to stay within."""
         if self.bounded:
             return self.training_threat
-        # The smallest box that stops no perturbation of an image in [0, 1].
+        # This is the smallest box that holds all perturbations of images in [0, 1].
         return ThreatModel(self.norm, self.eps, -self.eps, 1 + self.eps)
 
     @property

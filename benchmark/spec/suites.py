@@ -17,6 +17,7 @@ class Suite:
 
 
 def _shown(attack: str | dict[str, Any]) -> str:
+    """An attack of a suite as text, with its options but without its label."""
     if isinstance(attack, str):
         return attack
     options = {key: value for key, value in attack.items() if key not in ("name", "label")}

@@ -38,6 +38,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
+    # A record may have no field that the schema does not name.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
