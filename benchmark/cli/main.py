@@ -30,8 +30,8 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 
-# This is the base class of errors of usage. Typer does not export it, and some versions of typer bring a
-# copy of click, so that it cannot be imported from there either.
+# This is the base class of errors of usage. Typer does not export it, and some versions of typer
+# bring a copy of click, so that it cannot be imported from there either.
 _UsageError: Any = typer.BadParameter.__base__
 
 
