@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Before torch is loaded: threads that spin while they wait for a core that another process has make
-# small networks tens of times slower.
+# This must be set before torch is loaded. If threads spin while they wait for a core that another
+# process occupies, small networks become tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ __all__ = [
     "evaluate",
 ]
 
-# Where each public name is from. They load when first asked for, after `_check_packages`.
+# The package that each public name comes from. It is imported when the name is first asked for,
+# after `_check_packages`.
 _SOURCES = {
     "attacks": ("Attack", "Facts", "Problem", "ThreatModel"),
     "benchmark": ("Report", "UserError", "evaluate"),
@@ -52,7 +53,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 
 def _check_packages() -> None:
-    """Raises ImportError, in one line, where a package of another project has the name of ours."""
+    """Raises ImportError, in one line, where a package of another project hides one of ours."""
     home = Path(__file__).resolve().parent
     for name in _PACKAGES:
         loaded = sys.modules.get(name)

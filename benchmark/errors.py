@@ -1,4 +1,4 @@
-"""The one error that users see, and the hint in it."""
+"""The error that is shown to users, and the hint in it."""
 
 from collections.abc import Iterable
 
@@ -6,10 +6,10 @@ from attacks.messages import closest
 
 
 class UserError(Exception):
-    """Something that the user can mend: one line that says what is wrong and what to do."""
+    """An error that the user can mend. Its text is one line on what is wrong and what to do."""
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A question where something close is known, else what is to be said otherwise."""
+    """A hint on an unknown word: "did you mean" and the closest known word, or else `otherwise`."""
     close = closest(word, known)
     return f"did you mean {close!r}?" if close else otherwise

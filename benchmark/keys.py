@@ -1,15 +1,19 @@
-"""What names a result. All keys are made here, of what determines the result, by content.
+"""The keys that name results, so that a result is found again as long as it is valid.
 
-A key is a hash of an *identity*: a dictionary of all that the result depends on. Attacks and
-recipes are in it by their registered names, their declared versions and their options, models by
-the content of their weights, data by the content of their images and labels, and the user's own
-code by its source with the local modules that it imports. Where a file lies, what a folder is
-called, and how a row is labelled are not in it. So moving or commenting our code, or moving the
-user's, invalidates nothing; a behaviour of ours that changes must be declared by a new version
-(`tests/test_versions.py` notices where it was not).
+A key is a hash of an *identity*: a dictionary of all that determines the result, and of nothing
+else. In an identity,
 
-Every identity of a cell has the judge's version, torch's version, the kind of device and the
-precision. Each function says what else invalidates what it names.
+- attacks and recipes are named by their registered names, declared versions and options,
+- models by the content of their weights,
+- data by the content of their images and labels,
+- the user's own code by its source, and that of the local modules that it imports.
+
+The places of files, the names of folders and the labels of rows are not in it. So moving or
+commenting our code, or moving the user's code, invalidates no result. If our code changes its
+behaviour, it must declare a new version (`tests/test_versions.py` notices where that is forgotten).
+
+The identity of every cell holds the judge's version, torch's version, the kind of device and the
+precision. The docstring of each function says what else invalidates the result that it names.
 """
 
 import dataclasses
@@ -37,29 +41,31 @@ Identity = dict[str, Any]
 
 
 def key_of(identity: Identity) -> str:
-    """The key of an identity: 16 hexadecimal digits of its SHA-256."""
+    """The key of an identity: the first 16 hexadecimal digits of its SHA-256."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def identify_data(dataset: Dataset, split: Part, labels: str = "data") -> Identity:
-    """A split of a data set. Another number of its images is the same data, since cells hold
-    records by sample.
+    """The identity of the images and labels in a split of a data set.
 
-    Invalidated by another name, by any other image or label in the split, and by measuring with
-    respect to other `labels` than those of the data.
+    How many of the images are used is not in it, because cells hold records by sample.
+
+    Invalidated by another name of the data set, by any other image or label in the split, and by
+    another choice of `labels` (as in a `RunSpec`).
     """
     identity = {"name": dataset.name, "sha256": dataset.fingerprint(split)}
     return identity | ({} if labels == "data" else {"labels": labels})
 
 
 def identify_attack(attack: Attack, peers: Mapping[str, Identity]) -> Identity:
-    """A configured attack. `peers` are the identities of models, by the names that the option
-    `source` of attacks gives them.
+    """The identity of a configured attack, with that of the attacks inside it.
 
-    Invalidated by another registered name, version or option of it or of the attacks inside it
-    (the name of a source is none, its model is), and, where the user brings it, by changes of its
-    code.
+    `peers` are the identities of other models, by the names that the option `source` gives them.
+
+    Invalidated by another registered name, version or option of the attack or of one inside it. A
+    source counts by its model and not by its name. An attack that the user brings is also
+    invalidated by changes of its code.
     """
     options: Identity = {}
     fields = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
@@ -75,20 +81,24 @@ def identify_attack(attack: Attack, peers: Mapping[str, Identity]) -> Identity:
 
 
 def identify_recipe(recipe: Recipe) -> Identity:
-    """A configured recipe, without the models that it is made of.
+    """The identity of a configured recipe, without the models that it builds on.
 
-    Invalidated by another registered name, version or option (labels of other rows, paths of
-    weights and of code are none), and, where the user brings it, by changes of its code.
+    Invalidated by another registered name, version or option. The labels of other rows, and the
+    paths of weights and of code, do not count as options. A recipe that the user brings is also
+    invalidated by changes of its code.
     """
     options = {name: _option(value) for name, value in recipe.settings().items()}
     return _named(DEFENSES, recipe, options) | _code([type(recipe)], recipe.code())
 
 
 def identify_model(model: nn.Module, recipe: Recipe, parts: Mapping[str, Identity]) -> Identity:
-    """A trained model. `parts` are those that it was made of, as `identify_parts` has them.
+    """The identity of a trained model.
 
-    Invalidated by any other weight or buffer, by what invalidates its recipe and those of its
-    parts, and, where the user brings them, by changes of the code of its modules.
+    `parts` are the models that it was made of, by the recipe's field, each as `identify_part`
+    identifies it.
+
+    Invalidated by any other weight or buffer, by what invalidates its recipe or those of its parts,
+    and, where the user brings modules, by changes of their code.
     """
     identity = {"weights": fingerprint(model), "recipe": identify_recipe(recipe)}
     code = _code({type(module) for module in model.modules()})
@@ -96,7 +106,10 @@ def identify_model(model: nn.Module, recipe: Recipe, parts: Mapping[str, Identit
 
 
 def identify_part(recipe: Recipe, parts: Mapping[str, Identity]) -> Identity:
-    """A part of a model: as the model itself, but for its weights, which are among the model's."""
+    """The identity of a model that another was made of, without weights.
+
+    Its weights are among those of the other model.
+    """
     return identify_recipe(recipe) | ({"parts": dict(parts)} if parts else {})
 
 
@@ -109,13 +122,16 @@ def training_key(
     device: torch.device,
     parts: Mapping[str, Identity],
 ) -> str:
-    """The key of a trained model and of the checkpoints on the way to it. `model` is the one that
-    training begins with, and `threat` what it trains against.
+    """The key of a trained model, and of the checkpoints of its training.
 
-    Invalidated by what invalidates the recipe and the parts, by other weights to begin with (and
-    so by other content of a file of weights), by other training images or labels (of those to test
-    on, where nothing is trained), another threat, seed, version of the training loop or of torch,
-    kind of device, or number of threads, because training rounds otherwise on another number.
+    model   the model before its training.
+    threat  the threat that it is trained against; None if there is none.
+    parts   the models that it is made of, as for `identify_model`.
+
+    Invalidated by what invalidates the recipe or the parts; by other weights of the model before
+    training, and so by another content of a file of weights; by other training images or labels, or
+    test images or labels if nothing is trained; and by another threat, seed, version of the
+    training loop or of torch, kind of device, or number of threads, on which rounding depends.
     """
     identity = {
         "recipe": identify_recipe(recipe),
@@ -131,10 +147,10 @@ def training_key(
 
 
 def identify_natural(about: Identity, device: torch.device, precision: str) -> Identity:
-    """The verdicts on clean images of a model and data, which `about` names.
+    """The identity of the verdicts on clean images; `about` identifies the model and the data.
 
-    Invalidated by what invalidates these, by another version of the judge or of torch, another
-    kind of device, and another precision.
+    Invalidated by what invalidates the model or the data, and by another version of the judge or of
+    torch, another kind of device, and another precision.
     """
     return {
         "judge": evaluator.VERSION,
@@ -146,7 +162,10 @@ def identify_natural(about: Identity, device: torch.device, precision: str) -> I
 
 
 def identify_certificate(natural: Identity, threat: ThreatModel) -> Identity:
-    """The radii that a model certifies. Invalidated as its natural cell, and by another norm."""
+    """The identity of the radii that a model certifies; `natural` is from `identify_natural`.
+
+    Invalidated by what invalidates the verdicts on clean images, and by another norm.
+    """
     return natural | {"certificate": threat.norm}
 
 
@@ -159,12 +178,15 @@ def identify_attacked(
     samples: IntArray,
     block: int,
 ) -> Identity:
-    """The records of an attack. `peers` are the models that it crafts points on, and `samples` the
-    places of those that it is to attack, `block` at once.
+    """The identity of the records of an attack on a model.
 
-    Invalidated as the model's natural cell, by what invalidates attack and peers, by another threat
-    or seed; and, for attacks that draw their noise for a whole block at once, by another block
-    size and by other samples.
+    natural  what `identify_natural` returns for the model.
+    peers    the identities of the models that the attack crafts its points on, by name.
+    samples  (k,), the places of the samples to attack, `block` at a time.
+
+    Invalidated by what invalidates the verdicts on clean images, the attack or the peers, and by
+    another threat or seed. Attacks that draw their noise for a whole block at once are also
+    invalidated by another block size and by other samples.
     """
     identity = natural | {
         "threat": dataclasses.asdict(threat),
@@ -178,27 +200,33 @@ def identify_attacked(
 
 
 def identify_network(network: nn.Module) -> Identity:
-    """A network without weights of its own that stands between an attack and a model. Invalidated
-    by another class, and by changes of its code where the user brings it."""
+    """The identity of a network without weights, which stands between an attack and a model.
+
+    Invalidated by another class, and, where the user brings the network, by changes of its code.
+    """
     return {"name": type(network).__name__} | _code([type(network)])
 
 
-def _named(registry: Registry, thing: object, options: Identity) -> Identity:
-    name = registry.name_of(type(thing)) or type(thing).__qualname__
-    return {"name": name, "version": getattr(thing, "version", None), "options": options}
+def _named(registry: Registry, configured: object, options: Identity) -> Identity:
+    """The identity of a configured attack or recipe with these options, but for its code."""
+    name = registry.name_of(type(configured)) or type(configured).__qualname__
+    return {"name": name, "version": getattr(configured, "version", None), "options": options}
 
 
 def _option(value: Any) -> Any:
-    """An option as JSON has it."""
+    """The value of an option as JSON can hold it."""
     if isinstance(value, Mapping):
         return {str(key): _option(value[key]) for key in value}
     if isinstance(value, list | tuple):
-        return [_option(each) for each in value]
+        return [_option(element) for element in value]
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
 def _code(classes: Iterable[type], modules: Iterable[str] = ()) -> Identity:
-    """The user's own code among the modules of some classes and of their bases, if any."""
+    """What identifies the user's code in some modules, and in those of classes and their bases.
+
+    It is empty if there is none.
+    """
     names = {base.__module__ for cls in classes for base in cls.__mro__}
     code = identify_code([*sorted(names), *modules])
     return {"code": code} if code else {}

@@ -1,7 +1,7 @@
-"""The user's own source code: what a plugin's or a foreign model's results depend on.
+"""The identity of the user's own code, on which results of plugins and foreign models depend.
 
-Ours is not in it: attacks, recipes and the judge declare versions. The standard library is not
-either, nor torch, whose version is in every key.
+Our code is not part of it, because attacks, recipes and the judge declare versions. Neither is the
+standard library, nor torch, whose version is in every key.
 """
 
 import ast
@@ -23,18 +23,21 @@ _KNOWN = _OURS | {"torch"} | sys.stdlib_module_names
 # Folders of installed packages, which are told apart by their versions.
 _INSTALLED = {"site-packages", "dist-packages"}
 
-# Each module's source as it was when first asked for: an edit while a run goes on does not change
-# the code that runs.
+# The source of each module when it was first asked for. An edit during a run does not change the
+# code that runs, so it must not change the identity either.
 _sources: WeakKeyDictionary[ModuleType, bytes] = WeakKeyDictionary()
 
 
 def identify_code(modules: Iterable[str]) -> dict[str, Any]:
-    """What tells the code of some modules from any other, empty where all of it is ours.
+    """The identity of the code of some modules; empty if all of it is ours.
 
-    `files` is a hash of the content of the modules' files and of the local files that they import,
-    directly or not. `packages` has the version of each installed package that these import. Names
-    and places of files are not in it, so that a folder can be moved.
+    files     a hash of the content of the modules' files, and of the local files that they import,
+              directly or through others.
+    packages  the version of each installed package that they import.
+
+    The names and places of files are not in it, so that a folder can be moved.
     """
+    # Follow the imports, from module to module.
     waiting, seen = list(modules), set[str]()
     files: set[str] = set()
     packages: dict[str, str] = {}
@@ -60,10 +63,10 @@ def identify_code(modules: Iterable[str]) -> dict[str, Any]:
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of a module, loaded or not; None where there is no such module or it has no file."""
+    """The file of a module, loaded or not; None if the module does not exist or has no file."""
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None and name not in sys.modules:
-        # A parent that is missing or is no package makes find_spec raise.
+        # find_spec raises if a parent is missing or is not a package.
         with suppress(ImportError, ValueError, AttributeError):
             spec = importlib.util.find_spec(name)
             file = spec.origin if spec is not None and spec.has_location else None
@@ -76,11 +79,13 @@ def _is_installed(path: Path) -> bool:
 
 @cache
 def _version_of(package: str) -> str:
+    """The names and versions of the distributions that provide an installed package."""
     distributions = packages_distributions().get(package, ())
     return ", ".join(f"{name} {version(name)}" for name in sorted(set(distributions)))
 
 
 def _source_of(name: str, path: Path) -> bytes:
+    """The source of a module as it was when it was first asked for."""
     module = sys.modules.get(name)
     if module is None:
         return _read(path)
@@ -98,13 +103,13 @@ def _read(path: Path) -> bytes:
 
 
 def _imports(name: str, source: bytes) -> Iterator[str]:
-    """The modules that a module's source imports, anywhere in it, and the packages around them."""
+    """The modules that the source of a module imports, and the packages that contain them."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a compiled extension
         return
     module = sys.modules.get(name)
-    around = str(getattr(module, "__package__", None) or name.rpartition(".")[0])
+    package = str(getattr(module, "__package__", None) or name.rpartition(".")[0])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for imported in node.names:
@@ -112,13 +117,14 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                parents = around.split(".")[: len(around.split(".")) - node.level + 1]
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, *([base] if base else [])])
             yield from _with_parents(base)
-            # What is imported from a package may be a module of it.
+            # A name that is imported from a package may be one of its modules.
             yield from (f"{base}.{imported.name}" for imported in node.names)
 
 
 def _with_parents(name: str) -> Iterator[str]:
+    """A module's name, after the names of the packages that contain it."""
     words = name.split(".")
     return (".".join(words[:count]) for count in range(1, len(words) + 1))

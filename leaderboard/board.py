@@ -1,12 +1,13 @@
-"""The board as a whole: built from its rows, merged with submissions, and verified."""
+"""The board as a whole: submissions are merged into it, and it is built and verified."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.judge.records import write_text
+from benchmark.run.runner import Say
 from defenses.training.saved import WEIGHTS
 from leaderboard.show.pictures import draw
 from leaderboard.show.render import README, SITE, render_readme, render_site
@@ -17,11 +18,9 @@ from leaderboard.submission.submission import Row, open_row, row_folders
 from leaderboard.submission.submitted_model import weights_of
 from leaderboard.tasks import ROWS, Task
 
-Say = Callable[[str], None]
-
 
 def check(folder: Path, tasks: Mapping[str, Task], run_code: bool) -> Row:
-    """Replay a submission. Raises UserError, in one line, where something does not hold."""
+    """Open and replay a submission. Raises UserError, in one line, where it does not hold."""
     row = open_row(folder, tasks)
     replay_row(row, run_code)
     return row
@@ -30,7 +29,7 @@ def check(folder: Path, tasks: Mapping[str, Task], run_code: bool) -> Row:
 def merge(
     board: Path, folders: Sequence[Path], tasks: Mapping[str, Task], run_code: bool, say: Say
 ) -> list[str]:
-    """Copy the submissions that hold into a board; a line for each that does not."""
+    """Copy the submissions that hold into a board. Returns a line for each that is refused."""
     refused = []
     for folder in folders:
         try:
@@ -44,8 +43,11 @@ def merge(
 
 
 def _copy(row: Row, home: Path) -> None:
-    """Copy what a submission lists, whole or not at all. Raises UserError where there is a row of
-    that name, or its weights would not be found."""
+    """Copy a submission's files into the board's folder `home`, all or none of them.
+
+    Raises UserError where the board has a row of that name, and where the weights, which may lie
+    outside the submission, would not be found from there.
+    """
     record, folder = row.record, row.folder
     if home.exists():
         if home.resolve() == folder.resolve():
@@ -68,11 +70,13 @@ def _copy(row: Row, home: Path) -> None:
 
 
 def build(board: Path, tasks: Mapping[str, Task]) -> None:
-    """Write tables, page, pictures and schema from the rows as they are. Raises UserError where a
-    row cannot be opened."""
+    """Write the tables, the page, the pictures and the schema of a board from its rows.
+
+    Raises UserError where a row cannot be opened.
+    """
     tables = []
     for task in tasks.values():
-        rows = [_own(folder, task, tasks) for folder in row_folders(board, task)]
+        rows = [_open_checked(folder, task, tasks) for folder in row_folders(board, task)]
         tables.append(make_table(task, rows))
         draw(task, rows, (board / SITE).parent / "pictures")
     for name, text in _texts(tables).items():
@@ -80,13 +84,16 @@ def build(board: Path, tasks: Mapping[str, Task]) -> None:
 
 
 def _texts(tables: Sequence[Table]) -> dict[str, str]:
-    """The files of the board that are text."""
+    """The content of each text file of a board that follows from its rows, by path."""
     return {README: render_readme(tables), SITE: render_site(tables), SCHEMA: schema()}
 
 
-def _own(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
-    """A row of a task, opened. Raises UserError where it is of another, or where its numbers are
-    not those of its evidence."""
+def _open_checked(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
+    """Open a row of a task.
+
+    Raises UserError where the row belongs to another task, or where its numbers do not follow from
+    its evidence.
+    """
     row = open_row(folder, tasks)
     if row.task.name != task.name:
         raise UserError(f"{folder} is of task {row.task.name}, not {task.name}")
@@ -97,15 +104,22 @@ def _own(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
 def verify(
     board: Path, tasks: Mapping[str, Task], chosen: Sequence[str], run_code: bool, say: Say
 ) -> list[str]:
-    """Replay the rows of the chosen tasks, or of all, from weights and evidence, and make their
-    tables anew: a line for all that does not hold."""
+    """Replay rows from weights and evidence, and make the tables and the page again from them.
+
+    chosen    the names of the tasks whose rows are replayed; those of all tasks if it is empty. The
+              rows of other tasks are taken as recorded.
+    run_code  whether to run code that submissions bring.
+    say       is called with a line on each row that holds.
+
+    Returns a line for each row and each file that does not hold.
+    """
     problems: list[str] = []
     tables: list[Table] = []
     for task in tasks.values():
         rows: list[Row] = []
         for folder in row_folders(board, task):
             try:
-                row = _own(folder, task, tasks)
+                row = _open_checked(folder, task, tasks)
                 if not chosen or task.name in chosen:
                     row = replace(row, report=replay_row(row, run_code))
                     say(f"{task.name} {row.record.row}: {row.record.numbers.best_attack:.1%} holds")
@@ -116,17 +130,20 @@ def verify(
     for name, text in _texts(tables).items():
         path = board / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            problems.append(f"{path} is not what weights and evidence give: {_first(path, text)}")
+            problems.append(
+                f"{path} is not what weights and evidence give: {_first_difference(path, text)}"
+            )
     return problems
 
 
-def _first(path: Path, text: str) -> str:
-    """The first line in which a file differs from a text."""
+def _first_difference(path: Path, text: str) -> str:
+    """Where a file first differs from a text: the number of the line, and a piece of both lines."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    wanted = text.splitlines()
-    for number, (one, other) in enumerate(zip(lines, wanted, strict=False), 1):
-        if one != other:
-            at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
-            begin = max(0, at - 20)
-            return f"line {number} has {one[begin : at + 20]!r} for {other[begin : at + 20]!r}"
-    return f"it has {len(lines)} lines for {len(wanted)}"
+    expected_lines = text.splitlines()
+    for number, (line, expected) in enumerate(zip(lines, expected_lines, strict=False), 1):
+        if line != expected:
+            pairs = enumerate(zip(line, expected, strict=False))
+            place = next((i for i, (actual, wanted) in pairs if actual != wanted), 0)
+            piece = slice(max(0, place - 20), place + 20)
+            return f"line {number} has {line[piece]!r} for {expected[piece]!r}"
+    return f"it has {len(lines)} lines for {len(expected_lines)}"

@@ -1,4 +1,4 @@
-"""The command line: `bestattack leaderboard`, beside all commands of `benchmark`."""
+"""The commands under `bestattack leaderboard`, which are added to those of `benchmark`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -117,8 +117,8 @@ def migrate(
     tasks = load_tasks(board, data_root)
     rows = [folder for task in tasks.values() for folder in row_folders(board, task)]
     for folder in folders or rows:
-        done = bring_up(folder, tasks, run_code)
-        typer.echo(f"{folder}: {'brought up' if done else 'is of the present format already'}")
+        migrated = bring_up(folder, tasks, run_code)
+        typer.echo(f"{folder}: {'brought up' if migrated else 'is of the present format already'}")
 
 
 @leaderboard.command()
@@ -147,5 +147,5 @@ def verify(
 
 
 def main() -> None:
-    """Run the command line, as `benchmark.cli.main.main` does."""
+    """Run the command line, with the commands of the leaderboard."""
     run()

@@ -1,4 +1,7 @@
-"""What the board asks for: tasks, each a spec of data, threat and attacks; what papers say."""
+"""The tasks of the board, and what papers report on them.
+
+A task is one table. It prescribes the data, the threat and the attacks for all its rows.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +17,22 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.keys import identify_data
 from benchmark.run.runner import samples_of
-from benchmark.spec.lineup import Lineup, choose
+from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 TASKS, REPORTED, SPECS, ROWS = "tasks.yaml", "reported.yaml", "specs", "rows"
 
 
 class Reported(BaseModel):
-    """What a paper reports of a defense on a task, in %.
+    """What a paper reports about a defense on a task, in %.
 
-    row      the board's row that it is shown beside.
-    source   paper and table; named, what the row is called there.
-    attacks  by the paper's names; best_attack is the worst case over them, where it is given.
+    row          the row of the board beside which it is shown.
+    source       the paper and the table in it.
+    named        what the paper calls the row.
+    natural      natural accuracy; this and the next two are None where the paper does not give it.
+    best_attack  robust accuracy in the worst case over the attacks.
+    certified    certified accuracy.
+    attacks      robust accuracy under each attack, by the paper's names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,10 +47,12 @@ class Reported(BaseModel):
 
 
 class Claim(BaseModel):
-    """An ordering that a paper claims: that one number of a task's table is above another.
+    """A claim of a paper that one number in a task's table is above another.
 
-    above, below  (row, column); by, points between them from which on the claim holds; paper, the
-                  points between them there.
+    above, below  the two numbers, each as (row, column).
+    by            the least difference, in percentage points, with which the claim counts as
+                  confirmed.
+    paper         the difference in the paper, in percentage points.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,9 +67,13 @@ class Claim(BaseModel):
 class Task:
     """One table of the board.
 
-    name      of its folder; title, in words; about, what readers should know.
-    spec      data, threat, samples, and the attacks that each row must withstand.
-    reported  by papers; claims, theirs on the order of rows and columns.
+    name      the name of the task, and of the folder of its rows.
+    title     the heading of the table.
+    about     what readers should know about it.
+    spec      the data, the threat, the samples, and the attacks that each row must withstand.
+    reported  what papers report on its rows.
+    claims    what papers claim about the order of its numbers.
+    root      where data sets are looked for first.
     """
 
     name: str
@@ -73,27 +86,31 @@ class Task:
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The data set of the task."""
         return load_dataset(self.spec.data, self.root)
 
     @cached_property
     def samples(self) -> Samples:
+        """The samples that each row is measured on."""
         return samples_of(self.dataset, self.spec)
 
     @cached_property
     def data(self) -> dict[str, str]:
-        """What tells the task's images and labels from others."""
+        """The identity of the task's images and labels."""
         return identify_data(self.dataset, self.spec.split, self.spec.labels)
 
     @cached_property
     def lineup(self) -> Lineup:
         """The attacks that each row must withstand."""
-        labels = [component.label for component in self.spec.defenses]
-        return choose(self.spec.suite, self.spec.attacks, self.spec.threat, labels)
+        return lineup_of(self.spec)
 
 
 def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
-    """The tasks of a board, by name, in its order; `root` is where data are sought first. Raises
-    UserError where the folder is no board or one of its files is not valid."""
+    """Read the tasks of a board, in its order, by name.
+
+    `root` is where data sets are looked for first. Raises UserError where the folder holds no
+    board, or one of its files is not valid.
+    """
     if not (board / TASKS).is_file():
         raise UserError(
             f"{board} is no leaderboard (it has no {TASKS}): name its folder with --board"
@@ -118,7 +135,7 @@ def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
 
 
 def find_task(tasks: Mapping[str, Task], name: str) -> Task:
-    """Raises UserError where there is no such task."""
+    """The task with a name. Raises UserError where there is none."""
     if name not in tasks:
         hint = did_you_mean(name, tasks, f"there are {', '.join(tasks)}")
         raise UserError(f"unknown task {name!r}: {hint}")
@@ -126,14 +143,15 @@ def find_task(tasks: Mapping[str, Task], name: str) -> Task:
 
 
 def _reported(path: Path, tasks: dict[str, Any]) -> dict[str, list[Reported]]:
+    """What papers report on each task, from a file that need not exist."""
     if not path.is_file():
         return {}
-    found = {}
+    reported = {}
     for task, rows in read_values(path).items():
         if task not in tasks:
             raise UserError(f"{path}: unknown task {task!r}")
         try:
-            found[task] = [Reported.model_validate(row) for row in rows or ()]
+            reported[task] = [Reported.model_validate(row) for row in rows or ()]
         except (TypeError, ValidationError) as error:
             raise UserError(f"{path} is not valid at {task}: give row, source, figures") from error
-    return found
+    return reported

@@ -30,12 +30,13 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 
-# Typer does not name it, and some versions bring a click of their own.
+# This is the base class of errors of usage. Typer does not export it, and some versions of typer
+# bring a copy of click, so that it cannot be imported from there either.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 class Kind(StrEnum):
-    """What `list` lists."""
+    """The kinds of names that `list` lists."""
 
     attacks = "attacks"
     defenses = "defenses"
@@ -92,22 +93,22 @@ def run(
         "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
         "plugins": [str(path) for path in plugin],
     }  # fmt: skip
-    made = _spec_of(spec, flags)
-    name = f"{made.data.replace('/', '_')}-{made.norm}-{made.eps:g}"
+    run_spec = _spec_of(spec, flags)
+    name = f"{run_spec.data.replace('/', '_')}-{run_spec.norm}-{run_spec.eps:g}"
     folder = out or Path("runs") / (spec.stem if spec else name)
-    reports = runner.run(made, folder, data_root, not quiet, speaker(quiet))
-    typer.echo("\n" + tables.render(reports, made))
+    reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
+    typer.echo("\n" + tables.render(reports, run_spec))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
 
 
 def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
-    """The spec in a file, if one is given, with what flags say in place of what it says."""
+    """The spec of a run from a file, if there is one, and from flags, which override the file."""
     from benchmark.spec.run_spec import make_spec, read_values
 
     values: dict[str, Any] = read_values(path) if path else {}
     if path and isinstance(values.get("plugins"), list):
-        # Beside the spec, where there is such a file: a row of the leaderboard has them there.
+        # Plugins are looked for beside the spec first, where a row of the leaderboard has them.
         beside = [path.parent / str(name) for name in values["plugins"]]
         values["plugins"] = [
             str(file) if file.is_file() else name
@@ -180,7 +181,7 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
     width = max(16, *(len(name) + 2 for name in lines))
     for name, about in lines.items():
         line = f"{name:{width}}{about}"
-        if kind in (Kind.suites, Kind.studies):  # which are long
+        if kind in (Kind.suites, Kind.studies):  # their lines are long
             line = textwrap.fill(line, 100, subsequent_indent=" " * width, break_on_hyphens=False)
         typer.echo(line)
     if kind is Kind.datasets:
@@ -222,6 +223,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
 
 
 def _warn_of_contradictions(reports: list["Report"], err: bool) -> None:
+    """Print a line for each report in which attacks contradict a certificate."""
     from benchmark.report import tables
 
     for line in tables.contradictions(reports):
@@ -257,13 +259,13 @@ def certify(
         raise UserError(f"--exact works under linf only, not {norm}")
     load_plugins(plugin)
     threat = make_threat(norm, eps)
-    found = certify_exactly(folder, data, threat, samples, limit, data_root, not quiet)
-    typer.echo(found.table())
+    certified = certify_exactly(folder, data, threat, samples, limit, data_root, not quiet)
+    typer.echo(certified.table())
     if out is not None:
-        found.write(out)
+        certified.write(out)
         typer.echo(f"Per image: {out}")
-    if len(found.records) < found.total:
-        raise UserError(f"interrupted after {len(found.records)} of {found.total} images")
+    if len(certified.records) < certified.total:
+        raise UserError(f"interrupted after {len(certified.records)} of {certified.total} images")
 
 
 def main() -> None:
@@ -272,7 +274,8 @@ def main() -> None:
 
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     try:
-        # Not standalone: typer would end an interruption in silence and a mistyped flag in a box.
+        # In standalone mode, typer would say nothing after an interruption, and would draw a box
+        # around the line about a mistyped flag.
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _UsageError as error:
         _fail(one_line(error.format_message()), 2)
@@ -288,5 +291,6 @@ def main() -> None:
 
 
 def _fail(line: str, status: int) -> NoReturn:
+    """Print a line on stderr and end the program."""
     print(f"bestattack: {line}", file=sys.stderr)
     sys.exit(status)

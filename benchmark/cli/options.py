@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they speak."""
+"""Options that several commands have, and the lines that they print on stderr."""
 
 import sys
 from collections.abc import Callable
@@ -22,12 +22,12 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 
 def say(line: str) -> None:
-    """A line on stderr, above progress bars."""
+    """Print a line on stderr, above progress bars."""
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stderr)
 
 
 def speaker(quiet: bool) -> Callable[[str], None]:
-    """What says how a command gets on, or nothing."""
+    """The function that prints how far a command is, or one that prints nothing if `quiet`."""
     return (lambda line: None) if quiet else say

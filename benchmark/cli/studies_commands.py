@@ -1,4 +1,4 @@
-"""The commands of bestattack study."""
+"""The commands under `bestattack study`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -142,8 +142,8 @@ def classes(
             "seed": seed, "device": device, "plugins": [str(path) for path in plugin],
         }
     )  # fmt: skip
-    found = measure(spec, numbers, orders, budgets, out, data_root, not quiet, speaker(quiet))
-    _show(found, out)
+    measured = measure(spec, numbers, orders, budgets, out, data_root, not quiet, speaker(quiet))
+    _show(measured, out)
 
 
 @study.command()
@@ -210,6 +210,7 @@ def ranks(
     _show(ranks.ranks(folder), folder)
 
 
-def _show(found: "Study", folder: Path) -> None:
-    found.write(folder)
-    typer.echo(found.markdown())
+def _show(outcome: "Study", folder: Path) -> None:
+    """Write the tables and figures of a study into a folder, and print the tables."""
+    outcome.write(folder)
+    typer.echo(outcome.markdown())

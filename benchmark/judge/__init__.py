@@ -1,1 +1,28 @@
-"""The only place that judges: a frozen copy of the model, its evaluation, its records."""
+"""The judge: it runs frozen copies of models, and is the only place that gives verdicts."""
+
+from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
+from benchmark.judge.outputs import gaps, jacobian_norms, mean_jacobian_norm
+from benchmark.judge.probes import probe
+from benchmark.judge.records import Block, Cell, FolderCell, MemoryCell, blocks_of
+from benchmark.judge.subject import Subject, check_model, examine, freeze, full_precision
+
+__all__ = [
+    "Block",
+    "Cell",
+    "FolderCell",
+    "MemoryCell",
+    "Samples",
+    "Subject",
+    "blocks_of",
+    "check_model",
+    "examine",
+    "freeze",
+    "full_precision",
+    "gaps",
+    "jacobian_norms",
+    "mean_jacobian_norm",
+    "measure_attack",
+    "measure_natural",
+    "measure_radii",
+    "probe",
+]

@@ -1,4 +1,8 @@
-"""The only place that judges: attacks a model block by block, and believes nothing it is told."""
+"""The evaluator measures a model block by block: on clean images, its certificate, and attacks.
+
+It is the only place that judges, and it trusts nothing that an attack returns: points are projected
+into the ball and the box, and the model is run on them again.
+"""
 
 import copy
 import math
@@ -14,20 +18,23 @@ from attacks import Attack, Problem, ThreatModel
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
 from benchmark.judge.subject import Subject
 
-# In the keys of all that is judged here. Raised when the verdict on a point, or what is recorded
-# of it, changes; `tests/test_versions.py` notices where it was not.
+# This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
+# recorded about it; `tests/test_versions.py` notices where that was forgotten.
 VERSION = 1
 
-# How far, as a part of eps, a returned point may lie outside before the attack is flagged for it.
-# It decides a flag only: every point is projected without tolerance before it is judged.
+# How far outside the ball or the box a returned point may lie, relative to eps, before the attack
+# is flagged for it. Only the flag depends on it: every point is projected without tolerance.
 _ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images x (n, *shape) in the box, labels y (n,), and the numbers (n,) that name their noise.
+    """The images and labels that a model is measured on.
 
-    A sample's number is its place in its data set, so that a subset draws what the whole drew.
+    x       (n, *shape), images in the box.
+    y       (n,), labels.
+    number  (n,), the place of each sample in its data set. Noise is drawn by number, so that a
+            sample has the same noise in a subset as in the whole set.
     """
 
     x: Tensor
@@ -39,22 +46,25 @@ class Samples:
 
 
 class Meter:
-    """Counts the forwards and backwards of each sample of a block, and reports progress."""
+    """Counts the forward and backward passes of each sample of a block.
+
+    `tick` is called with the number of model calls so far, after each of them.
+    """
 
     def __init__(self, size: int, device: torch.device, tick: Callable[[int], None]) -> None:
         self.forwards = torch.zeros(size, dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
-        self._one = torch.ones_like(self.forwards)
+        self._ones = torch.ones_like(self.forwards)
         self._calls = 0
         self._tick = tick
 
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        one = self._one[: len(rows)]
-        self.forwards.index_add_(0, rows, one)
+        ones = self._ones[: len(rows)]
+        self.forwards.index_add_(0, rows, ones)
         if logits.requires_grad:
 
             def count(_: Tensor) -> None:
-                self.backwards.index_add_(0, rows, one)
+                self.backwards.index_add_(0, rows, ones)
 
             logits.register_hook(count)
         self._calls += 1
@@ -62,13 +72,16 @@ class Meter:
 
 
 def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) -> None:
-    """Fill a cell with the model's verdicts on clean images."""
-    for part in _parts(_remaining(cell, np.arange(len(samples))), block):
+    """Judge the clean images, `block` at a time, and add the records to a cell.
+
+    Samples that a block of the cell holds already are left out.
+    """
+    for places in _split(_remaining(cell, np.arange(len(samples))), block):
         began = time.perf_counter()
-        clean, labels = _fetch(subject, samples, part)
+        clean, labels = _fetch(subject, samples, places)
         predicted, wrong = subject.judge(clean, labels)
         distance = torch.where(wrong, 0.0, torch.nan).double()
-        cell.add(_block(part, labels, predicted, wrong, distance, began))
+        cell.add(_block(places, labels, predicted, wrong, distance, began))
 
 
 def measure_radii(
@@ -79,21 +92,25 @@ def measure_radii(
     block: int,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> None:
-    """Fill a cell with what a model's certificate says of clean images.
+    """Ask a model for certified radii at the clean images, and add them to a cell.
 
-    `distance` is the radius within which the class holds, in the norm of the threat: a certificate
-    is about L2, and an L-infinity distance r is an L2 distance of up to r * sqrt(dimensions).
-    `predicted` is the class that it is about, and `broken` where that is wrong. What the
-    certificate raises passes through; the blocks before it are kept.
+    In these records, `predicted` is the class that is certified, `broken` says that it is not the
+    label, and `distance` is the radius within which the class does not change, in the norm of the
+    threat. A model certifies L2 radii; an L-infinity radius is smaller by sqrt(dimensions), because
+    an L-infinity distance r can be an L2 distance of r * sqrt(dimensions).
+
+    `advance` is called with the number of samples of each block. Errors that the certificate raises
+    pass through; the blocks before it are kept.
     """
-    for part in _parts(_remaining(cell, np.arange(len(samples)), lambda n, _: advance(n)), block):
+    remaining = _remaining(cell, np.arange(len(samples)), lambda count, _: advance(count))
+    for places in _split(remaining, block):
         began = time.perf_counter()
-        clean, labels = _fetch(subject, samples, part)
+        clean, labels = _fetch(subject, samples, places)
         predicted, radius = subject.certify(clean)
         if threat.norm == "linf":
             radius = radius / math.sqrt(clean[0].numel())
-        cell.add(_block(part, labels, predicted, predicted != labels, radius, began))
-        advance(len(part))
+        cell.add(_block(places, labels, predicted, predicted != labels, radius, began))
+        advance(len(places))
 
 
 def measure_attack(
@@ -109,20 +126,23 @@ def measure_attack(
     tick: Callable[[int], None] = lambda calls: None,
     peers: Mapping[str, nn.Module] | None = None,
 ) -> None:
-    """Fill a cell with an attack on the samples at the places `index`.
+    """Attack samples, `block` at a time, judge the points, and add the records to a cell.
 
-    `peers` are other models, frozen, on the subject's device, of which the attack gets copies.
+    index    (k,), the places of the samples to attack. Those that a block of the cell holds already
+             are left out.
+    advance  is called with the numbers of samples and of broken samples of each block, also of the
+             blocks that the cell holds already.
+    tick     is called with the number of model calls so far within a block, after each of them.
+    peers    other models, frozen and on the subject's device. The attack gets copies of them.
 
-    Only samples that no block of the cell holds yet are worked on. `advance` is told of each
-    block's (samples, broken ones), those that were there before too, `tick` of each model call
-    within a block. What the attack raises passes through; the blocks before it are kept.
+    Errors that the attack raises pass through; the blocks before it are kept.
     """
-    for part in _parts(_remaining(cell, index, advance), block):
+    for places in _split(_remaining(cell, index, advance), block):
+        # Attack copies, because an attack may work in place on what it is given.
         began = time.perf_counter()
-        clean, labels = _fetch(subject, samples, part)
-        meter = Meter(len(part), subject.device, tick)
-        numbers = torch.from_numpy(samples.number[part]).to(subject.device)
-        # Copies, because an attack may work in place on what it is given.
+        clean, labels = _fetch(subject, samples, places)
+        meter = Meter(len(places), subject.device, tick)
+        numbers = torch.from_numpy(samples.number[places]).to(subject.device)
         problem = Problem(
             subject.victim(), clean.clone(), labels.clone(), threat, seed, numbers, meter,
             peers=copy.deepcopy(dict(peers or {})),
@@ -131,20 +151,26 @@ def measure_attack(
             points = attack(problem).detach()
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")
+        # Judge the points that it returned, once they lie where they may.
         points, outside = _enforce(points.to(clean), clean, attack, threat)
         predicted, wrong = subject.judge(points, labels)
         distance = threat.distance(points, clean)
         broken = wrong & (distance <= threat.eps)
         distance = torch.where(wrong, distance, torch.nan)
         attacked = _Attacked(meter.forwards, meter.backwards, outside, points[wrong])
-        cell.add(_block(part, labels, predicted, broken, distance, began, attacked))
-        advance(len(part), int(broken.sum()))
+        cell.add(_block(places, labels, predicted, broken, distance, began, attacked))
+        advance(len(places), int(broken.sum()))
 
 
 def _enforce(
     points: Tensor, clean: Tensor, attack: Attack, threat: ThreatModel
 ) -> tuple[Tensor, Tensor]:
-    """Points in the box, and in the ball where they should be; which were clearly outside (n,)."""
+    """Project the points (n, *shape) that an attack returned, and say which lay outside.
+
+    Points are projected into the box, and into the ball. A minimal-norm attack may return points
+    beyond the ball; these stay there. NaN becomes the clean pixel. Returns the points, and which of
+    them lay outside by more than rounding (n,).
+    """
     undefined = points.isnan()
     points = torch.where(undefined, clean, points)
     slack = _ROUNDING * threat.eps
@@ -162,7 +188,10 @@ def _enforce(
 def _remaining(
     cell: Cell, index: IntArray, advance: Callable[[int, int], None] = lambda samples, broken: None
 ) -> IntArray:
-    """Those of some places that no block holds yet; `advance` is told of those that one does."""
+    """The places among `index` of the samples that no block of a cell holds yet.
+
+    `advance` is called for each block that the cell holds, as in `measure_attack`.
+    """
     held = [np.empty(0, np.int64)]
     for block in blocks_of(cell, index, images=False):
         held.append(block.index)
@@ -170,20 +199,25 @@ def _remaining(
     return np.setdiff1d(index, np.concatenate(held))
 
 
-def _parts(index: IntArray, block: int) -> list[IntArray]:
-    return [index[i : i + block] for i in range(0, len(index), block)]
+def _split(index: IntArray, block: int) -> list[IntArray]:
+    return [index[start : start + block] for start in range(0, len(index), block)]
 
 
-def _fetch(subject: Subject, samples: Samples, part: IntArray) -> tuple[Tensor, Tensor]:
-    rows = torch.from_numpy(part)
+def _fetch(subject: Subject, samples: Samples, places: IntArray) -> tuple[Tensor, Tensor]:
+    """The images, on the subject's device and of its dtype, and the labels at some places."""
+    rows = torch.from_numpy(places)
     x, y = samples.x[rows], samples.y[rows]
     return x.to(subject.device, subject.dtype), y.to(subject.device)
 
 
 @dataclass(frozen=True)
 class _Attacked:
-    """What an attack did to a block: passes (n,), which points it left outside (n,), and the judged
-    points of the misclassified samples."""
+    """What a block of records has beyond the verdict if it was attacked.
+
+    forwards, backwards  (n,), the passes spent on each sample.
+    outside              (n,), whether the returned point lay outside the ball or the box.
+    adversarial          (k, *shape), the judged points of the k misclassified samples.
+    """
 
     forwards: Tensor
     backwards: Tensor
@@ -200,10 +234,13 @@ def _block(
     began: float,
     attacked: _Attacked | None = None,
 ) -> Block:
-    """The records of a block that was begun at a time; without an attack, it took no passes."""
+    """The records of a block, which was begun at the time `began`.
+
+    Without an attack there are no passes and no points.
+    """
     if attacked is None:
-        nothing = torch.zeros_like(label)
-        attacked = _Attacked(nothing, nothing, nothing.bool(), torch.empty(0))
+        zeros = torch.zeros_like(label)
+        attacked = _Attacked(zeros, zeros, zeros.bool(), torch.empty(0))
     return Block(
         index=index,
         label=label.cpu().numpy(),
@@ -213,7 +250,7 @@ def _block(
         forwards=attacked.forwards.cpu().numpy(),
         backwards=attacked.backwards.cpu().numpy(),
         outside=attacked.outside.cpu().numpy(),
-        # After all that waits for the device.
+        # Read the clock last, after the copies above have waited for the device.
         seconds=np.full(len(index), (time.perf_counter() - began) / len(index)),
         adversarial=attacked.adversarial.cpu().numpy(),
     )

@@ -1,4 +1,4 @@
-"""What the outputs of a model say of its robustness, image by image.
+"""Measures of robustness that follow from the outputs of a model, image by image.
 
 Source: "L2-nonexpansive neural networks" (Qian and Wegman 2019), sections 3.1 and 3.2.
 """
@@ -12,38 +12,42 @@ from attacks.problem import NoGradientError, differentiate
 from benchmark.judge.subject import freeze, full_precision
 from defenses.nonexpansive.nonexpansive_classifier import confidence_gap
 
-# How many images the mean norm of the Jacobian is over.
+# How many images the mean norm of the Jacobian is taken over.
 FIRST = 1000
 
-# Images at once: ten classes of 3 x 32 x 32 pixels then take 60 MB in float64.
+# How many images are worked on at once. Ten classes of 3 x 32 x 32 pixels take 60 MB in float64.
 _BLOCK = 256
 
 
 @torch.no_grad()
 @full_precision()
 def gaps(model: nn.Module, x: Tensor, device: torch.device, block: int = _BLOCK) -> Tensor:
-    """The confidence gap (n,) of each image x (n, *shape): its largest logit less the second
-    largest, in eval mode and of the images' dtype; on the CPU, whatever the device.
+    """The confidence gap of each image: its largest logit less the second largest.
 
-    The model stays as it is. Raises UserError where it cannot be copied.
+    x       (n, *shape), images; the model is run in their dtype.
+    device  runs the model.
+    block   how many images to run at once.
+
+    Returns (n,), on the CPU. The model is copied, and the copy is run in eval mode. Raises
+    UserError where the model cannot be copied.
 
     >>> x = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.3, 0.2]])
     >>> gaps(nn.Identity(), x, torch.device("cpu"))
     tensor([0.4000, 0.1000])
     """
     frozen = freeze(model, device, x.dtype)
-    return torch.cat([confidence_gap(frozen(part.to(device))).cpu() for part in x.split(block)])
+    return torch.cat([confidence_gap(frozen(images.to(device))).cpu() for images in x.split(block)])
 
 
 @full_precision()
 def jacobian_norms(
     model: nn.Module, x: Tensor, device: torch.device, block: int = _BLOCK
 ) -> Tensor:
-    """The spectral norm (n,), float64, of the Jacobian of the logits at each image x (n, *shape),
-    in logits per L2 distance; otherwise as `gaps`.
+    """The spectral norm of the Jacobian of the logits at each image, in logits per L2 distance.
 
-    It is the local Lipschitz constant of the vector of logits. Raises also NoGradientError (a
-    ValueError) where the model gives no gradients.
+    It is the local Lipschitz constant of the vector of logits. Returns (n,), float64, on the CPU.
+    The arguments are those of `gaps`. Raises UserError where the model cannot be copied, and
+    NoGradientError (a ValueError) where it gives no gradients.
 
     >>> model = nn.Linear(2, 2)
     >>> _ = model.load_state_dict({"weight": torch.diag(torch.tensor([3.0, 1.0])),
@@ -52,12 +56,16 @@ def jacobian_norms(
     tensor([3., 3.], dtype=torch.float64)
     """
     frozen = freeze(model, device, x.dtype)
-    return torch.cat([_spectral_norms(frozen, part.to(device)).cpu() for part in x.split(block)])
+    return torch.cat(
+        [_spectral_norms(frozen, images.to(device)).cpu() for images in x.split(block)]
+    )
 
 
 def mean_jacobian_norm(model: nn.Module, x: Tensor, device: torch.device) -> float:
-    """The mean of the norms of Jacobians over the first FIRST images (section 3.1); NaN where the
-    model gives no gradients."""
+    """The mean of `jacobian_norms` over the first FIRST images (section 3.1).
+
+    It is NaN where the model gives no gradients.
+    """
     try:
         return float(jacobian_norms(model, x[:FIRST], device).mean())
     except NoGradientError:
@@ -65,10 +73,11 @@ def mean_jacobian_norm(model: nn.Module, x: Tensor, device: torch.device) -> flo
 
 
 def _spectral_norms(model: nn.Module, x: Tensor) -> Tensor:
+    """What `jacobian_norms` returns, for images that are all worked on at once."""
     points = x.detach().requires_grad_()
     logits = model(points)
-    each = [differentiate(logit, points, retain=True) for logit in logits.T]
-    # By (classes, classes) products, which are cheaper than the singular values themselves.
-    jacobian = torch.stack(each, 1).flatten(2).double()
+    gradients = [differentiate(logit, points, retain=True) for logit in logits.T]
+    # The eigenvalues of the (classes, classes) products are cheaper than the singular values.
+    jacobian = torch.stack(gradients, 1).flatten(2).double()
     largest: Tensor = torch.linalg.eigvalsh(jacobian @ jacobian.mT)[:, -1]
     return largest.clamp_min(0).sqrt()

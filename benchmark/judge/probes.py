@@ -1,4 +1,8 @@
-"""A few passes over a model that show whether gradients say where it fails."""
+"""Probes of a model, which show whether its gradients can lead an attack anywhere.
+
+Attacks that follow gradients find nothing on a model whose gradients are zero or misleading, and
+this then looks like robustness. A few passes are enough to notice that, and to flag the model.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -13,28 +17,33 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import IntArray
 from benchmark.judge.subject import Subject
 
-# Correctly classified images that are looked at, the first of them.
+# How many correctly classified images are probed, at most.
 _SAMPLES = 64
 
-# The share of these above which a model is flagged.
+# The share of blind or of flat samples above which a model is flagged.
 _MOST = 0.5
+# The share of samples that must be broken somewhere in the box, or the model is flagged.
 _REACHED = 0.95
 
-# Paths within the whole box, from a random point of it, and within eps, from the clean image: their
-# steps, and how long each is as a part of the radius.
+# The number of steps of a path, and the length of each relative to the radius: of the paths within
+# the whole box from a random point, and of those within eps from the clean image.
 _WIDE = (60, 0.25)
 _NEAR = (20, 0.1)
 
-# A path that gains less than this part of what the clean gradient promises does not rise. Promises
-# below so many units of rounding cannot be seen to be kept.
+# A path does not rise if its margin gains less than this part of what the gradient at the clean
+# image promises. A gain of less than so many units of rounding could not be told from none.
 _LEAST_GAIN = 0.1
 _UNITS = 100
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was seen of each sample, bool (n,) each: its gradient is zero or tiny; no attack within
-    the whole box broke it; its margin did not rise."""
+    """What the probes saw of each sample, as bool (n,).
+
+    blind      its gradient is zero, or too small to reach another class anywhere in the box.
+    unreached  no step of a path within the whole box broke it.
+    flat       its margin did not rise on a path within eps.
+    """
 
     blind: Tensor
     unreached: Tensor
@@ -49,53 +58,63 @@ def probe(
     seed: int,
     block: int,
 ) -> set[str]:
-    """Flags of a model, from about 80 passes over some of the samples at the places `correct`,
-    which it classifies correctly. None where there are none, or too little memory: attacks will
-    say so."""
+    """The flags of a model whose gradients mislead, from about 80 passes over some samples.
+
+    correct  (k,), the places of the samples that the model classifies correctly.
+    block    how many samples to probe at once.
+
+    There are no flags if `correct` is empty, or if memory runs out: the attacks will report that.
+    """
+    # Probe them, block by block.
     seen = []
-    chosen = torch.from_numpy(correct[:_SAMPLES])
-    for part in chosen.split(block) if len(chosen) else ():
-        x = samples.x[part].to(subject.device, subject.dtype)
-        y = samples.y[part].to(subject.device)
-        number = torch.from_numpy(samples.number)[part].to(subject.device)
+    probed = torch.from_numpy(correct[:_SAMPLES])
+    for places in probed.split(block) if len(probed) else ():
+        x = samples.x[places].to(subject.device, subject.dtype)
+        y = samples.y[places].to(subject.device)
+        number = torch.from_numpy(samples.number)[places].to(subject.device)
         problem = Problem(subject.victim(), x, y, threat, seed, number)
         try:
             with torch.enable_grad():
                 seen.append(_look(problem))
         except torch.OutOfMemoryError:
             return set()
-        except Exception:  # a backward that fails gives no gradient either
+        except Exception:  # a backward pass that fails gives no gradient
             return {"zero-gradient"}
+    # Flag the model for what is seen on too many of them.
     if not seen:
         return set()
     blind, unreached, flat = (
-        float(torch.cat([getattr(one, name) for one in seen]).float().mean())
+        float(torch.cat([getattr(of_block, name) for of_block in seen]).float().mean())
         for name in ("blind", "unreached", "flat")
     )
-    found = {
+    flagged = {
         "zero-gradient": blind > _MOST,
         "large-eps": unreached > 1 - _REACHED,
         "no-ascent": flat > _MOST,
     }
-    return {code for code, seen_often in found.items() if seen_often}
+    return {code for code, is_flagged in flagged.items() if is_flagged}
 
 
 def _look(problem: Problem) -> _Seen:
+    """Probe the samples of a problem."""
     if not _differentiable(problem):
         everywhere = torch.ones_like(problem.y, dtype=torch.bool)
         return _Seen(everywhere, everywhere, ~everywhere)
     threat, x = problem.threat, problem.x
     gradient, value, logits = climb(problem, x, margin)
-    # In float64, since the squares of a tiny gradient underflow.
+    # Whether the gradient at the clean image promises another class anywhere in the box. It is
+    # measured in float64, since the squares of a tiny gradient underflow.
     slope = threat.dual_length(gradient.double())
     width = torch.full_like(x, threat.upper - threat.lower)
     across = threat.length(width).double()
-    # By this gradient, no other class is anywhere in the box.
+
     blind = -value >= slope * across
 
+    # Whether a path through the whole box, which holds images of all classes, meets another class.
     wide = replace(problem, threat=replace(threat, eps=float(across[0])))
     unreached = _climbed(wide, wide.random_start(0), *_WIDE).isfinite()
 
+    # Whether a path within eps gains what the gradient promises.
     promise = slope * threat.eps
     rounding = torch.finfo(x.dtype).eps * logits.abs().amax(1)
     gain = _climbed(problem, x, *_NEAR) - value
@@ -104,7 +123,7 @@ def _look(problem: Problem) -> _Seen:
 
 
 def _differentiable(problem: Problem) -> bool:
-    """Whether logits depend on images in a way that torch can follow."""
+    """Whether torch can differentiate the logits with respect to the images."""
     points = problem.x.clone().requires_grad_()
     logits = problem.logits(points)
     if not logits.requires_grad:
@@ -114,13 +133,16 @@ def _differentiable(problem: Problem) -> bool:
 
 
 def _climbed(problem: Problem, points: Tensor, steps: int, stride: float) -> Tensor:
-    """The highest margin on a path of gradient steps from some points (n, *shape): (n,), infinite
-    where a sample is broken on it."""
+    """Follow a path of gradient steps from points (n, *shape); return the highest margins (n,).
+
+    `stride` is the length of a step relative to eps. A margin is infinite where the sample is
+    broken at some point of the path.
+    """
     threat = problem.threat
     best = torch.full((len(points),), -torch.inf, dtype=points.dtype, device=points.device)
     for step in range(steps + 1):
         gradient, value, logits = climb(problem, points, margin)
-        # A model that gives NaN is broken there.
+        # Logits that are NaN count as broken.
         broken = decided(logits, problem.y) | logits.isnan().any(1)
         best = best.maximum(torch.where(broken, torch.inf, value))
         if due(step) and bool(best.isinf().all()):

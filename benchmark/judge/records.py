@@ -1,8 +1,9 @@
-"""What was measured: records by sample, in blocks, in memory or on disk.
+"""Records of what was measured on each sample, kept in memory or on disk.
 
-A cell is one (defense, data, threat, attack, seed). It is a set of blocks, each written whole or
-not at all, and a closing note. A run that is killed keeps every block that it finished; running
-again, also for more or for fewer samples, works on those alone that no block holds.
+A cell holds the records of one (defense, data, threat, attack, seed). It is a set of blocks, each
+written whole or not at all, and a closing note. A run that is killed keeps every block that it
+finished. When it is run again, for the same, more or fewer samples, it works only on the samples
+that no block holds.
 """
 
 import io
@@ -25,17 +26,20 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Block:
-    """What became of n samples under one attack (or none: natural, certified).
+    """The records of n samples under one attack, on clean images, or of a certificate.
 
-    index         each sample's place among the samples evaluated; label its class.
-    predicted     the model's class at the judged point; -1 where its logits are NaN.
-    broken        misclassified there, within the threat.
-    distance      float64, of the judged point where misclassified, NaN where not; in the cell of a
-                  certificate, the radius within which `predicted` holds.
-    forwards, backwards   model passes spent on the sample by the attack.
-    outside       whether the attack left the sample outside the ball or the box.
-    seconds       float64, the time of the block that a sample was measured in, shared equally.
-    adversarial   (k, *shape) the judged points of the k misclassified samples, in order.
+    index        (n,), the place of each sample among the samples that are evaluated.
+    label        (n,), its label.
+    predicted    (n,), the model's class at the judged point, which is the point that the attack
+                 returned, or the clean image; -1 where the logits are NaN.
+    broken       (n,), whether the judged point is misclassified and within the threat.
+    distance     (n,), float64, the distance of the judged point if it is misclassified, and NaN if
+                 not; for a certificate, the radius within which the class does not change.
+    forwards     (n,), the forward passes that the attack spent on the sample.
+    backwards    (n,), the backward passes.
+    outside      (n,), whether the attack returned a point outside the ball or the box.
+    seconds      (n,), float64, an equal share of the time that the whole block took.
+    adversarial  (k, *shape), the judged points of the k misclassified samples, in order.
     """
 
     index: IntArray
@@ -51,38 +55,49 @@ class Block:
 
     @property
     def found(self) -> BoolArray:
-        """The samples that `adversarial` holds a point for."""
+        """(n,), the samples for which `adversarial` holds a point."""
         return ~np.isnan(self.distance)
 
     def select(self, keep: BoolArray) -> "Block":
-        """The block of some samples alone. Points that were not loaded stay so."""
+        """The block with the samples to `keep` (n,) alone, and with their points if it has any."""
         values = {name: getattr(self, name)[keep] for name in BY_SAMPLE}
         if len(self.adversarial):
             values["adversarial"] = self.adversarial[keep[self.found]]
         return replace(self, **values)
 
     def frame(self) -> pd.DataFrame:
-        """One row per sample, without the images."""
+        """A table with one row for each sample, without its points."""
         columns = ("index", "label", "predicted", "broken", "distance", "forwards", "backwards")
         return pd.DataFrame({name: getattr(self, name) for name in columns})
 
 
-# All fields of a block but the last have one value for each sample.
+# The fields of a block that have one value for each sample: all but the points.
 BY_SAMPLE = tuple(field.name for field in fields(Block))[:-1]
 
 
 class Cell(Protocol):
-    """Where the blocks of one cell are kept. Without `images` their `adversarial` is empty."""
+    """A place that keeps the blocks of one cell, and a note about the whole cell."""
 
-    def blocks(self, images: bool = True) -> Iterator[Block]: ...
-    def add(self, block: Block) -> None: ...
-    def close(self, note: dict[str, Any]) -> None: ...
+    def blocks(self, images: bool = True) -> Iterator[Block]:
+        """The blocks so far. If not `images`, their `adversarial` may be empty."""
+        ...
+
+    def add(self, block: Block) -> None:
+        """Keep a further block."""
+        ...
+
+    def close(self, note: dict[str, Any]) -> None:
+        """Note what is true of the whole cell, when all its samples are measured."""
+        ...
+
     @property
-    def note(self) -> dict[str, Any]: ...
+    def note(self) -> dict[str, Any]:
+        """The note; empty if the cell was never closed."""
+        ...
 
 
 class MemoryCell:
-    """A cell that lives as long as its report."""
+    """A cell in memory."""
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
@@ -99,15 +114,15 @@ class MemoryCell:
 
 
 class FolderCell:
-    """A cell in a folder: one .npz file per block, and cell.json when closed."""
+    """A cell in a folder, with an .npz file for each block, and cell.json for the note."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def blocks(self, images: bool = True) -> Iterator[Block]:
-        """The finished blocks, in order. A file that is damaged counts as missing."""
+        """The blocks, in order. A damaged file counts as missing, so that it is measured again."""
         for path in sorted(self.folder.glob("*.npz")):
-            # Read apart from decoding: a disk that fails for a moment has damaged nothing.
+            # A file that cannot be read is an error: it need not be damaged.
             try:
                 content = path.read_bytes()
             except OSError as error:
@@ -119,7 +134,7 @@ class FolderCell:
     def add(self, block: Block) -> None:
         name = f"{block.index.min():06d}-{block.index.max():06d}.npz"
         arrays = {field.name: getattr(block, field.name) for field in fields(Block)}
-        # Packed in memory: a disk that is full while zipfile writes makes it raise something else.
+        # Pack in memory first: zipfile hides the error of a disk that becomes full under it.
         content = io.BytesIO()
         np.savez(content, **arrays)
         write(self.folder / name, lambda file: file.write(content.getbuffer()))
@@ -137,8 +152,11 @@ class FolderCell:
 
 
 def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Block]:
-    """A cell's records of some samples: what it holds of others is left out, and of a sample that
-    two blocks hold, the first counts."""
+    """The blocks of a cell with the records of some samples alone.
+
+    samples  (k,), the places of the samples. If two blocks hold a sample, the first counts.
+    images   as for `Cell.blocks`.
+    """
     for block in cell.blocks(images):
         wanted = np.isin(block.index, samples)
         samples = np.setdiff1d(samples, block.index)
@@ -147,14 +165,14 @@ def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Bl
 
 
 def _decode(content: bytes, images: bool) -> Block | None:
-    """The block in a file; None where it is damaged."""
+    """The block in the content of a file; None if that is damaged."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
             values = {name: data[name] for name in BY_SAMPLE}
             if len({len(value) for value in values.values()}) != 1:
                 return None
-            images_or_none = data["adversarial"] if images else np.empty(0, np.float32)
-            return Block(**values, adversarial=images_or_none)
+            adversarial = data["adversarial"] if images else np.empty(0, np.float32)
+            return Block(**values, adversarial=adversarial)
     except MemoryError:
         raise
     except Exception:  # a damaged file fails in more ways than numpy, zipfile and zlib list
@@ -162,7 +180,7 @@ def _decode(content: bytes, images: bool) -> Block | None:
 
 
 def write(path: Path, content: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all. Raises UserError where it cannot be written."""
+    """Write a file, whole or not at all. Raises UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -174,10 +192,10 @@ def write(path: Path, content: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises UserError."""
+    """Write a text file, as `write` does."""
     write(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises UserError."""
+    """Write a JSON file, as `write` does."""
     write_text(path, json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A model under evaluation: copied, frozen, checked, and judged."""
+"""A model that is evaluated: it is copied, frozen, checked, and asked for its classes."""
 
 import copy
 from collections.abc import Iterator
@@ -12,16 +12,21 @@ from attacks.messages import described
 from benchmark.errors import UserError
 from defenses.certificates import HasCertificate
 
-# The class that is predicted where logits are NaN.
+# The class that is recorded where logits are NaN.
 UNDEFINED = -1
 
 
 @dataclass
 class Subject:
-    """A frozen copy of a model in eval mode, its float64 twin, and what was noticed.
+    """A frozen copy of a model, which judges points.
 
-    Neither is ever handed to an attack, so that no attack can change how it is judged. Parameters
-    take no gradients, which a plain backward() in an attack would pay for.
+    model  the copy, in eval mode. Its parameters take no gradients, which would cost an attack that
+           calls backward() time.
+    twin   the same in float64; None if `model` is in float64 itself, or does not run in it.
+    flags  what was noticed about the model.
+
+    Neither `model` nor `twin` is ever handed to an attack, so that no attack can change how it is
+    judged; attacks get a copy, the `victim`.
     """
 
     model: nn.Module
@@ -31,29 +36,31 @@ class Subject:
     flags: set[str] = field(default_factory=set)
 
     def victim(self) -> nn.Module:
-        """A copy for an attack, which may do with it what it likes."""
+        """A copy of the model for an attack, which may change it."""
         return copy.deepcopy(self.model)
 
     def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted classes (n,), UNDEFINED where logits are NaN, and where they are wrong (n,), at
-        points (n, *shape).
+        """Classify points (n, *shape) with labels y (n,), and say which are misclassified.
 
-        Forwards afresh, in float32 and in float64: a misclassification that one of the two does
-        not see is rounding and does not count. NaN in either is wrong.
+        The model is run in its own precision and in float64. A misclassification that only one of
+        the two sees is due to rounding, and does not count. Logits that are NaN count as wrong.
+        Returns the classes (n,), UNDEFINED where logits are NaN, and which are wrong (n,).
         """
         predicted = self._classify(self.model, points.to(self.dtype))
         wrong = predicted != y
         doubtful = wrong & (predicted != UNDEFINED)
         if self.twin is not None and bool(doubtful.any()):
-            again = self._classify(self.twin, points[doubtful].double()) != y[doubtful]
-            wrong = wrong.masked_scatter(doubtful, again)
+            wrong_in_twin = self._classify(self.twin, points[doubtful].double()) != y[doubtful]
+            wrong = wrong.masked_scatter(doubtful, wrong_in_twin)
         return predicted, wrong
 
     def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted classes (n,) at images x (n, *shape), and the L2 radii (n,), float64, within
-        which the model's certificate says that they hold. Both in float64 where the model can.
+        """Ask the model for its classes at images x (n, *shape), and for certified radii.
 
-        Raises ValueError for radii that are none, TypeError where there is no certificate.
+        The model is run in float64 where it can be. Returns the classes (n,), and the L2 radii
+        (n,), float64, within which the model certifies that the class does not change. Raises
+        TypeError where the model has no certificate, and ValueError where what it returns are not
+        radii.
         """
         model, dtype = (self.model, self.dtype) if self.twin is None else (self.twin, torch.float64)
         if not isinstance(model, HasCertificate):
@@ -62,23 +69,26 @@ class Subject:
         with torch.no_grad():
             radius = model.certified_radius(x)
         if not isinstance(radius, Tensor) or radius.shape != (len(x),):
-            found = tuple(radius.shape) if isinstance(radius, Tensor) else type(radius).__name__
-            raise ValueError(f"certified_radius must give ({len(x)},) for as many images: {found}")
+            returned = tuple(radius.shape) if isinstance(radius, Tensor) else type(radius).__name__
+            raise ValueError(
+                f"certified_radius must give ({len(x)},) for as many images: {returned}"
+            )
         bad = ~(radius >= 0)  # NaN is not at least 0 either
         if bool(bad.any()):
             raise ValueError(f"a certified radius must be at least 0, not {float(radius[bad][0])}")
         return self._classify(model, x), radius.double()
 
     def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
+        """The classes (n,) of points (n, *shape), UNDEFINED where logits are NaN."""
         with torch.no_grad():
             logits: Tensor = model(points)
         return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
 
 
 def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subject:
-    """The model as a Subject; it is copied and stays as it is.
+    """Copy a model into a Subject. The model stays as it is.
 
-    Raises UserError where it cannot be copied.
+    Raises UserError where the model cannot be copied.
     """
     frozen = freeze(model, device, dtype)
     twin = None if dtype is torch.float64 else copy.deepcopy(frozen).double()
@@ -86,25 +96,28 @@ def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subje
 
 
 def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy in eval mode whose parameters take no gradients.
+    """Copy a model to a device and a dtype, in eval mode, with parameters that take no gradients.
 
     Raises UserError where the model cannot be copied.
     """
     try:
-        with torch.no_grad():  # without it, the copy of a ScriptModule is no leaf
+        with torch.no_grad():  # else the parameters of a copied ScriptModule would not be leaves
             frozen = copy.deepcopy(model).to(device, dtype).eval()
     except Exception as error:
         raise UserError(
             f"the model cannot be copied to {device} as {dtype}: {described(error)}"
         ) from error
-    for parameter in frozen.parameters():  # one by one, as a ScriptModule wants it
+    for parameter in frozen.parameters():  # a ScriptModule itself refuses requires_grad_
         parameter.requires_grad_(False)
     return frozen
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 on CUDA: its mantissa of 10 bits would stop attacks at points that are not broken."""
+    """Turn TF32 off on CUDA while the context lasts.
+
+    Its mantissa of 10 bits would stop attacks at points that are not broken.
+    """
     cudnn = torch.backends.cudnn
     matmul = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -121,18 +134,24 @@ def full_precision() -> Iterator[None]:
 
 
 def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> int:
-    """Look at all labels y, and at the logits of some clean images x (n, *shape), and note flags.
-    Returns how many logits there are.
+    """Check that a model gives logits that fit the labels, and return how many.
 
-    Raises UserError where the model does not run, does not give logits (n, classes), or gives NaN.
+    x        (n, *shape), some of the clean images.
+    y        all labels.
+    classes  how many logits there must be; any number if None.
+
+    Flags of the subject are set for what is odd but can be evaluated. Raises UserError where the
+    model does not run, does not give logits (n, classes), or gives NaN.
     """
+    # Run it twice on the same images.
     try:
         with torch.no_grad():
-            logits, again = subject.model(x), subject.model(x)
+            logits, repeated = subject.model(x), subject.model(x)
     except Exception as error:
         raise UserError(
             f"the model does not run on images of shape {tuple(x.shape)}: {described(error)}"
         ) from error
+    # Refuse what is not one logit for each class.
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the model must give logits (n, classes) for {len(x)} images, not {shape}")
@@ -143,7 +162,8 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
         raise UserError(f"labels go up to {int(y.max())} but the model gives {columns} logits")
     if not bool(logits.isfinite().all()):
         raise UserError("the model gives NaN or infinite logits on clean images")
-    if not torch.equal(logits, again):
+    # Flag what is odd.
+    if not torch.equal(logits, repeated):
         subject.flags.add("non-deterministic")
     sums = logits.sum(1)
     if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):

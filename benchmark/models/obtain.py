@@ -1,4 +1,4 @@
-"""From a defense to a model: loaded where it was trained before, trained otherwise."""
+"""From a defense to a model, which is loaded if it was trained before, and else trained."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from benchmark.models.trained import Trained, load_into, load_saved, naming
 from benchmark.spec.roster import Member
 from defenses.training.saved import CARD
 
-# Images at once when the natural accuracy of a card is measured.
+# How many images to run at once when the natural accuracy for the card is measured.
 _BATCH = 512
 
 
@@ -33,10 +33,15 @@ def obtain(
     progress: bool,
     parts: Mapping[str, Trained],
 ) -> Trained:
-    """The model of a defense for a data set: the one that is saved, or one from under `folder`,
-    trained into it where it is not there. `parts` are the models that it is made of, by field.
+    """Obtain the model of a defense of a run: load it, or train it if `folder` does not have it.
 
-    Raises UserError for input that does not fit, SavedModelError and TrainingError as `defenses`.
+    threat    the threat to train against; None if the user gave none.
+    folder    holds a folder for each trained model, which is named after the model's key.
+    progress  whether to show a progress bar.
+    parts     the models that this one is made of, by the recipe's field.
+
+    Raises UserError for input that does not fit, SavedModelError for a folder that does not hold
+    the model that it should, and TrainingError where the training fails.
     """
     if member.folder is not None:
         return load_saved(member.folder)
@@ -53,10 +58,11 @@ def train(
     progress: bool,
     parts: Mapping[str, Trained],
 ) -> Trained:
-    """Train a defense into the folder `home`, going on from its checkpoint where there is one, or
-    load it where the folder holds it already.
+    """Train a defense into the folder `home`, or load it if the folder holds it already.
 
-    Raises UserError where the folder holds another model, and as `obtain` does.
+    A training that was interrupted goes on from its last checkpoint in the folder. The other
+    arguments are those of `obtain`. Raises UserError where the folder holds another model, and what
+    `obtain` raises.
     """
     if member.folder is not None:
         raise UserError(f"{member.label} is trained already: name a defense")
@@ -64,7 +70,10 @@ def train(
 
 
 class _Training:
-    """One training: the model that it begins with, and the key of the one that it comes to."""
+    """One training: the model before it, and the key that names the trained model.
+
+    Raises UserError where the recipe cannot build the model.
+    """
 
     def __init__(
         self,
@@ -82,7 +91,8 @@ class _Training:
         with naming(self.component):
             self.recipe.check_weights()
             self.threat = self.recipe.trains_against(threat)
-            # Copies, because parts that are trained on stay what they are as rows of their own.
+            # The parts are copied, because training must not change them: they may be other rows
+            # of the run.
             copies = {name: copy.deepcopy(part.model) for name, part in parts.items()}
             self.model = defenses.initialise(
                 self.recipe, dataset.shape, dataset.classes, seed, copies
@@ -93,14 +103,14 @@ class _Training:
         )  # fmt: skip
 
     def into_one_of(self, folder: Path, progress: bool) -> Trained:
-        """The model in the folder under `folder` that is named after the key."""
+        """As `into`, with a home under `folder` that is named after the defense and the key."""
         return self.into(folder / f"{self.component.name}-{self.key[:8]}", progress)
 
     def into(self, home: Path, progress: bool) -> Trained:
-        """The trained model, from `home` or trained into it."""
-        # What costs nothing to build is built anew, whatever the folder holds.
-        keeps = self.recipe.is_fitted or isinstance(self.recipe, defenses.Derived)
-        if keeps and (home / CARD).exists():
+        """Load the trained model from `home`, or train it into that folder."""
+        # A model that is not trained but only built is always built again, which costs nothing.
+        may_load = self.recipe.is_fitted or isinstance(self.recipe, defenses.Derived)
+        if may_load and (home / CARD).exists():
             if defenses.read_card(home).get("key") != self.key:
                 raise UserError(f"{home} holds another model: name another folder, or delete it")
             return load_into(home, self.model, self.recipe)
@@ -114,7 +124,7 @@ class _Training:
         return load_saved(home)
 
     def _fit(self, checkpoint: defenses.Checkpoint, log: Path, progress: bool) -> float:
-        """Train the model; the seconds that it took."""
+        """Train the model, and return how many seconds that took."""
         with naming(self.component), _bar(self.component.label, self.recipe, progress) as show:
             return defenses.train(
                 self.recipe,
@@ -130,7 +140,7 @@ class _Training:
             )
 
     def _save(self, home: Path, seconds: float) -> None:
-        """Write weights and card into a folder."""
+        """Write the weights and the card into a folder."""
         if self.recipe.half:
             with naming(self.component):
                 defenses.round_to_half(self.model)
@@ -146,21 +156,25 @@ class _Training:
             seconds=round(seconds, 1),
             device=self.device,
         )
-        made_by = {"component": self.component.model_dump(mode="json"), "key": self.key}
+        # What it takes to build the model again.
+        origin = {"component": self.component.model_dump(mode="json"), "key": self.key}
         if self.parts:
-            made_by["parts"] = {
+            origin["parts"] = {
                 name: defenses.read_card(part.folder)
                 for name, part in self.parts.items()
                 if part.folder is not None
             }
-        defenses.save(home, self.model, card | made_by, self.recipe.half)
+        defenses.save(home, self.model, card | origin, self.recipe.half)
 
 
 @contextmanager
 def _bar(
     label: str, recipe: defenses.Recipe, progress: bool
 ) -> Iterator[Callable[[defenses.Progress], None]]:
-    """A progress bar over the epochs of a training, and what shows on it how far that is."""
+    """Show a progress bar for a training while the context lasts.
+
+    It yields the function that brings the bar up to date.
+    """
     with tqdm(
         total=recipe.epochs,
         desc=f"training {label}",
@@ -170,11 +184,11 @@ def _bar(
         leave=False,
     ) as bar:
 
-        def show(done: defenses.Progress) -> None:
-            known = not math.isnan(done.accuracy)
-            accuracy = f", accuracy {done.accuracy:.1%}" if known else ""
-            bar.set_postfix_str(f"loss {done.loss:.3f}{accuracy}", False)
-            bar.n = done.epoch - 1 + done.step / done.steps
+        def show(state: defenses.Progress) -> None:
+            known = not math.isnan(state.accuracy)
+            accuracy = f", accuracy {state.accuracy:.1%}" if known else ""
+            bar.set_postfix_str(f"loss {state.loss:.3f}{accuracy}", False)
+            bar.n = state.epoch - 1 + state.step / state.steps
             bar.refresh()
 
         yield show
@@ -182,7 +196,8 @@ def _bar(
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, dataset: Dataset) -> float:
-    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    """The natural accuracy of a model on the test split."""
+    device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
     hits = 0
     for x, y in zip(dataset.test.x.split(_BATCH), dataset.test.y.split(_BATCH), strict=True):
         hits += int((model(x.to(device)).argmax(1).cpu() == y).sum())

@@ -13,9 +13,9 @@ from defenses import SavedModelError, read_card
 
 
 def fetch(names: Iterable[str], known: Mapping[str, Trained]) -> dict[str, Trained]:
-    """Models by name: those known, and saved ones ("saved:FOLDER"), which are loaded.
+    """The models with some names, each of which is `known` already, or saved and then loaded.
 
-    Raises UserError, in a line that names the model, where one does not load.
+    Raises UserError, in a line that names the model, where a saved one does not load.
     """
     models = {}
     for name in names:
@@ -23,7 +23,7 @@ def fetch(names: Iterable[str], known: Mapping[str, Trained]) -> dict[str, Train
             models[name] = known[name]
             continue
         folder = saved_folder(name)
-        assert folder is not None  # names are checked before
+        assert folder is not None  # `check_sources` and `enrol` have refused other names
         try:
             models[name] = load_saved(folder)
         except SavedModelError as error:
@@ -32,8 +32,10 @@ def fetch(names: Iterable[str], known: Mapping[str, Trained]) -> dict[str, Train
 
 
 def check_fit(roster: Roster, dataset: Dataset) -> None:
-    """Raises UserError where a defense is made of a saved model for other images or labels than
-    those of the data set."""
+    """Raises UserError where a defense is made of a saved model that does not fit the data set.
+
+    The model fits if it was trained for images of the same shape and for as many classes.
+    """
     for member in roster.values():
         for field, name in member.made_of.items():
             folder = roster[name].folder if name in roster else saved_folder(name)
@@ -50,13 +52,16 @@ def check_fit(roster: Roster, dataset: Dataset) -> None:
 
 
 def parts_of(member: Member, known: Mapping[str, Trained]) -> dict[str, Trained]:
-    """The models that a defense is made of, by field. Raises UserError where one does not load."""
+    """The models that a defense is made of, by the recipe's field.
+
+    `known` are models that need not be loaded. Raises UserError where one does not load.
+    """
     models = fetch(member.made_of.values(), known)
     return {field: models[name] for field, name in member.made_of.items()}
 
 
 def sources_of(lineup: Lineup) -> list[str]:
-    """The names of the models that attacks craft their points on, in order."""
+    """The names of the models that attacks craft their points on, sorted."""
     entries = lineup.entries.values()
     return sorted({name for entry in entries for name in entry.attack.facts.sources})
 

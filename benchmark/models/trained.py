@@ -1,4 +1,4 @@
-"""Models that are ready to be attacked, and those in folders that training has filled."""
+"""Models that are ready to be attacked, and how they are loaded from the folders of a training."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +19,11 @@ from defenses.training.saved import CARD
 
 @dataclass(frozen=True)
 class Trained:
-    """A model ready to be attacked, what tells it from any other, and the folder that holds it
-    (None for a model that was only handed over)."""
+    """A model that is ready to be attacked.
+
+    identity  what tells it from any other model; see `benchmark.keys`.
+    folder    where it is saved; None for a model that a caller handed over.
+    """
 
     model: nn.Module
     identity: Identity
@@ -28,7 +31,10 @@ class Trained:
 
 
 def load_saved(home: Path) -> Trained:
-    """The model in a folder that training has filled. Raises SavedModelError or UserError."""
+    """Load the model from a folder that training has filled.
+
+    Raises SavedModelError or UserError where the folder does not hold a whole model.
+    """
     card = defenses.read_card(home)
     try:
         recipe, model = _rebuild(card)
@@ -39,14 +45,16 @@ def load_saved(home: Path) -> Trained:
 
 
 def load_into(home: Path, model: nn.Module, recipe: defenses.Recipe) -> Trained:
-    """The model in a folder that training has filled, loaded into one that its recipe has built.
-    Raises SavedModelError or UserError."""
+    """Load the weights from a folder that training has filled into a model built by its recipe.
+
+    Raises SavedModelError or UserError, as `load_saved` does.
+    """
     return _loaded(home, model, recipe, _identify_parts(defenses.read_card(home)))
 
 
 @contextmanager
 def naming(component: Component) -> Iterator[None]:
-    """What a recipe refuses or fails with, as a UserError that names the defense."""
+    """Turn errors that a recipe raises in this context into a UserError that names the defense."""
     try:
         yield
     except defenses.TrainingError:
@@ -60,12 +68,16 @@ def naming(component: Component) -> Iterator[None]:
 def _loaded(
     home: Path, model: nn.Module, recipe: defenses.Recipe, parts: Mapping[str, Identity]
 ) -> Trained:
+    """Load weights into a model; `parts` are the identities of the models that it was made of."""
     defenses.load(home, model)
     return Trained(model, identify_model(model, recipe, parts), home)
 
 
 def _identify_parts(card: Mapping[str, Any]) -> dict[str, Identity]:
-    """The identities of the parts that the model of a card was made of, and of theirs."""
+    """The identities of the models that the model of a card was made of, by the recipe's field.
+
+    Each holds the identities of the models that it was made of itself.
+    """
     return {
         name: identify_part(_recipe_of(part), _identify_parts(part))
         for name, part in card.get("parts", {}).items()
@@ -73,12 +85,16 @@ def _identify_parts(card: Mapping[str, Any]) -> dict[str, Identity]:
 
 
 def _recipe_of(card: Mapping[str, Any]) -> defenses.Recipe:
+    """The recipe of a card, for a model that is built again and not trained."""
     return recipe_of(Component.model_validate(card["component"])).rebuilding()
 
 
 def _rebuild(card: Mapping[str, Any]) -> tuple[defenses.Recipe, nn.Module]:
-    """The recipe of a card, and its model with fresh weights, made from parts that are so too.
-    Raises UserError, and KeyError, TypeError, ValueError or AttributeError where it is no card."""
+    """Build the recipe and the model of a card, and the models that this was made of, untrained.
+
+    Raises UserError where the recipe fails, and KeyError, TypeError, ValueError or AttributeError
+    where the mapping is not a card.
+    """
     shape, classes, seed = tuple(card["shape"]), int(card["classes"]), int(card["seed"])
     parts = {name: _rebuild(part)[1] for name, part in card.get("parts", {}).items()}
     recipe = _recipe_of(card)

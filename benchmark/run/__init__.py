@@ -1,1 +1,21 @@
-"""Runs: models are attacked, and what was measured is kept, resumed and replayed."""
+"""Runs: models are attacked, and the records are kept, resumed and replayed."""
+
+# `assess`, `evaluate` and `verify` are imported from the modules of these names, which they would
+# hide here.
+from benchmark.run.assess import Settings
+from benchmark.run.certify import Certified, certify_exactly
+from benchmark.run.defense_replay import ReplayedRow, Verdict, replay
+from benchmark.run.runner import load_run, run
+from benchmark.run.verify import Replay
+
+__all__ = [
+    "Certified",
+    "Replay",
+    "ReplayedRow",
+    "Settings",
+    "Verdict",
+    "certify_exactly",
+    "load_run",
+    "replay",
+    "run",
+]

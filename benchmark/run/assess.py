@@ -1,4 +1,7 @@
-"""One model, many attacks: from a model and samples to a report. Shared by `evaluate` and runs."""
+"""The assessment of one model: from the model, samples and attacks to a report.
+
+`evaluate` and whole runs share it; they differ in where the records are kept.
+"""
 
 import dataclasses
 import math
@@ -39,7 +42,7 @@ Notify = Callable[[Report, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to evaluate; see `RunSpec` for the meaning of each."""
+    """How a model is assessed. The fields mean what they mean in a `RunSpec`."""
 
     threat: ThreatModel
     mode: Mode
@@ -63,34 +66,45 @@ def assess(
     classes: int | None = None,
     notify: Notify = lambda report, label: None,
 ) -> Report:
-    """Attack a model and report. `peers` are the models that attacks craft points on, by name;
-    `cells` gives the cell of a key; `about` identifies model and data in each key; `notify`
-    is told of the natural cell, of the certificate and of each attack when it is done.
+    """Attack a model on samples with every attack of a lineup, and report the outcomes.
+
+    name     how the report calls the model.
+    peers    the models that attacks craft points on, by the names that the attacks give them.
+    cells    returns the cell in which the records of a key are kept. What a cell holds already is
+             not measured again.
+    about    what identifies the model and the data; it becomes part of each key.
+    classes  how many logits the model must give; any number if None.
+    notify   is called with the report and a label as soon as the clean images, the certificate or
+             an attack are done.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
     attack that finds that it does not apply to the model counts for nothing. Raises UserError where
     the model cannot be evaluated at all.
     """
+    # Copy and check the model.
     device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
     subject = examine(model, device, dtype)
-    first = samples.x[: settings.block].to(device, dtype)
-    logits = check_model(subject, first, samples.y, classes)
+    first_block = samples.x[: settings.block].to(device, dtype)
+    logit_count = check_model(subject, first_block, samples.y, classes)
     report = Report(
-        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logits
+        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
     )
     identity = identify_natural(about, device, settings.precision)
     assessment = _Assessment(model, subject, samples, settings, cells, identity, report)
 
+    # Clean images, and whether gradients can be relied on.
     assessment.judge_clean()
     subject.flags |= probe(
         subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
     )
     notify(report, NATURAL)
 
+    # What the model certifies of itself.
     if isinstance(subject.model, HasCertificate):
         assessment.certify()
         notify(report, CERTIFIED)
 
+    # The attacks.
     entries = {label: suited(subject.model, entry) for label, entry in lineup.entries.items()}
     for label, entry in _ordered(entries, settings.mode):
         assessment.attack(label, entry, peers)
@@ -100,8 +114,12 @@ def assess(
 
 @dataclasses.dataclass(frozen=True)
 class _Assessment:
-    """One model under assessment: what is measured of it goes into cells, and from these into the
-    report. `identity` is that of its natural cell."""
+    """The measurements on one model: each fills a cell and then enters that cell in the report.
+
+    model     as it was handed over; `subject` is its frozen copy.
+    identity  all that determines the verdicts on clean images. Those of the certificate and of
+              attacks extend it.
+    """
 
     model: nn.Module
     subject: Subject
@@ -123,7 +141,7 @@ class _Assessment:
         self.report.add(NATURAL, key, cell, None)
 
     def certify(self) -> None:
-        """Ask the model's certificate for radii; where that fails, the report says why."""
+        """Measure the radii that the model certifies. Where that fails, the report says why."""
         identity = identify_certificate(self.identity, self.settings.threat)
         key, settings, total = key_of(identity), self.settings, len(self.samples)
         cell, error = self.cells(key), None
@@ -141,7 +159,7 @@ class _Assessment:
         self.report.certify(key, cell, error)
 
     def attack(self, label: str, entry: Entry, peers: Mapping[str, Trained]) -> None:
-        """Carry out one attack; where it fails or does not apply, the report says why."""
+        """Carry out one attack. Where it fails or does not apply, the report says why."""
         attack, settings = entry.attack, self.settings
         samples = self.report.remaining(entry.after)
         used = {name: peers[name] for name in sorted(attack.facts.sources)}
@@ -164,8 +182,11 @@ class _Assessment:
         used: Mapping[str, Trained],
         cell: Cell,
     ) -> tuple[str | None, str | None]:
-        """Run an attack into its cell: a line on why it failed, and one on why it does not apply,
-        if so."""
+        """Run an attack on the samples at some places, and keep its records in a cell.
+
+        Returns two lines, each None unless it has something to say: why the attack failed, and why
+        it does not apply to the model.
+        """
         subject, settings = self.subject, self.settings
         models = {
             name: freeze(peer.model, subject.device, subject.dtype) for name, peer in used.items()
@@ -187,15 +208,17 @@ class _Assessment:
         return None, None
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:
-        """Note in a cell what it is of. One that was there before keeps the environment that it
-        was made in."""
+        """Note in a cell which result it holds, and in which environment it was measured.
+
+        A cell that has the same note from an earlier run keeps the environment of that run.
+        """
         note = {"identity": identity, **facts}
         if {key: cell.note.get(key) for key in note} != note:
             cell.close(note | {"environment": environment(self.subject.device)})
 
 
 def suited(model: nn.Module, entry: Entry) -> Entry:
-    """The attack that an entry's is on this model, which may be a simpler one."""
+    """The entry with its attack in the variant for this model; some models need a simpler one."""
     attack = entry.attack
     if not isinstance(attack, HasVariants):
         return entry
@@ -203,19 +226,27 @@ def suited(model: nn.Module, entry: Entry) -> Entry:
 
 
 def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dict[str, Any]:
-    """What flags need to know of an attack on a model, where it crafts points on `used`."""
-    # A row may be its own source; only its surrogate is another model then.
-    itself = any(peer.model is model for peer in used.values())
-    elsewhere = not itself or isinstance(model, HasSurrogate)
+    """The facts about an attack that flags depend on, given the model that is attacked.
+
+    `used` are the models that the attack crafts its points on.
+    """
+    # A model may be its own source. Its points come from another model then only if it offers
+    # attacks a surrogate.
+    is_own_source = any(peer.model is model for peer in used.values())
+    crafted_elsewhere = not is_own_source or isinstance(model, HasSurrogate)
     return {
         "minimises": attack.facts.minimises,
         "passes": attack.facts.passes,
-        "transfers": elsewhere and attack.facts.transfers,
+        "transfers": crafted_elsewhere and attack.facts.transfers,
     }
 
 
 def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:
-    """As given; in a cascade the cheapest first, those of unknown cost last."""
+    """The attacks in the order in which they are carried out.
+
+    That is the order of the lineup. In a cascade the cheapest attack comes first, and attacks of
+    unknown cost come last.
+    """
     if mode == "table":
         return list(entries.items())
 

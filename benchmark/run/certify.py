@@ -1,4 +1,4 @@
-"""What is proven of a saved model, rather than measured: exact robust accuracy."""
+"""The exact robust accuracy of a saved model, which is proven by a solver, not measured."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,13 +26,14 @@ from defenses.verification.milp import ExactResult, Status, exact
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """A model's exact robustness.
+    """What the exact solver decided about a model, sample by sample.
 
-    model, data  their names.
-    records      a row per sample in the data's order: index, label, correct (on the clean image),
-                 status ("robust", "broken" or "undecided"), distance (of the point that breaks it,
-                 NaN unless broken) and seconds.
-    total        how many samples were asked for; an interruption leaves fewer records.
+    model, data  the names of the model and of its data set.
+    records      one row per sample, in the order of the data, with the columns index, label,
+                 correct (whether the clean image is classified correctly), status ("robust",
+                 "broken" or "undecided"), distance (from the clean image to the point that breaks
+                 it; NaN unless it is broken) and seconds.
+    total        how many samples were asked for; there are fewer records after an interruption.
     """
 
     model: str
@@ -42,13 +43,15 @@ class Certified:
     total: int
 
     def table(self) -> str:
-        """Markdown: counts and percentages of the records, and the time."""
-        done = len(self.records)
-        counts = {s: int((self.records["status"] == s).sum()) for s in get_args(Status)}
-        percent = {status: f"{100 * count / done:.1f}" for status, count in counts.items()}
+        """A Markdown table of one row, with counts and percentages by status, and a caption."""
+        decided = len(self.records)
+        counts = {
+            status: int((self.records["status"] == status).sum()) for status in get_args(Status)
+        }
+        percent = {status: f"{100 * count / decided:.1f}" for status, count in counts.items()}
         accuracy = percent["robust"]
         if counts["undecided"]:
-            highest = 100 * (counts["robust"] + counts["undecided"]) / done
+            highest = 100 * (counts["robust"] + counts["undecided"]) / decided
             accuracy = f"[{accuracy}, {highest:.1f}]"
         row = {
             "model": self.model,
@@ -58,7 +61,7 @@ class Certified:
             "seconds": f"{self.records['seconds'].sum():.1f}",
         }
         caption = (
-            f"The first {done} test images of {self.data}, L-infinity eps {self.threat.eps:g}. "
+            f"The first {decided} test images of {self.data}, L-infinity eps {self.threat.eps:g}. "
             "Robust: no point of the ball and the box ties or changes the label, up to the "
             "solver's tolerance of 1e-6. Broken: misclassified, as it is or at a point that was "
             "found and checked. Undecided: out of time, or too close to a tie; the robust "
@@ -68,7 +71,7 @@ class Certified:
         return f"{table}\n\n{caption}"
 
     def write(self, path: Path) -> None:
-        """The records as CSV. Raises UserError where it cannot be written."""
+        """Write the records as CSV. Raises UserError where the file cannot be written."""
         write_text(path, self.records.to_csv(index=False))
 
 
@@ -81,14 +84,18 @@ def certify_exactly(
     root: Path | None,
     progress: bool,
 ) -> Certified:
-    """Run the exact solver on the first test images, `limit_s` seconds each at most.
+    """Decide for the first test images whether any perturbation breaks a saved model.
 
-    data     its name; default: the data set that the model's card names.
-    samples  how many images; default: all.
+    folder   holds the model, as training leaves it.
+    data     the name of the data set; by default, the one that the model's card names.
+    samples  how many images to take; all by default.
+    limit_s  the most seconds that the solver may take for one image.
+    root     where data sets are looked for first.
 
-    An interruption ends it early, with what is decided by then. Raises UserError or SavedModelError
-    where the folder, the data or the network will not do.
+    After an interruption, the records are those of the images that were decided before it. Raises
+    UserError or SavedModelError where the folder, the data or the network cannot be used.
     """
+    # Load the model and its data, and see that they fit.
     card = read_card(folder)
     model = load_saved(folder).model
     try:
@@ -99,7 +106,9 @@ def certify_exactly(
     if list(dataset.shape) != card["shape"] or dataset.classes != card["classes"]:
         raise UserError(f"{folder} is no model of {dataset.name}: name the data it was made for")
     test = dataset.first("test", samples)
-    x, y, count = test.x, test.y, len(test.y)
+    x, y = test.x, test.y
+
+    # Solve, image by image.
     try:
         results = exact(model, x, y, threat, limit_s)
     except ValueError as error:
@@ -109,7 +118,7 @@ def certify_exactly(
     records = _records(results, x, y, correct, threat, progress)
     if records.empty:
         raise KeyboardInterrupt
-    return Certified(defense, dataset.name, threat, records, count)
+    return Certified(defense, dataset.name, threat, records, len(y))
 
 
 def _records(
@@ -120,11 +129,11 @@ def _records(
     threat: ThreatModel,
     progress: bool,
 ) -> pd.DataFrame:
-    """A row for each image that is decided before the end, or before an interruption."""
+    """One row for each image that the solver decides before the end or an interruption."""
     rows: list[dict[str, object]] = []
     tally: Counter[str] = Counter()
     shown = tqdm(results, total=len(y), unit="img", disable=None if progress else True, leave=False)
-    # What is decided before an interruption holds.
+    # An interruption ends the loop; the rows made before it are valid.
     with suppress(KeyboardInterrupt), shown as bar:
         for i, result in enumerate(bar):
             distance = np.nan

@@ -1,4 +1,4 @@
-"""Where numbers are made: the device, and the versions of what made them."""
+"""The device to compute on, and the environment that is noted beside results."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +11,7 @@ from benchmark.spec.run_spec import Device
 
 
 def resolve_device(device: Device) -> torch.device:
-    """Raises UserError where CUDA is asked for and there is none."""
+    """The torch device that an option names. Raises UserError for CUDA without a CUDA device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -20,14 +20,14 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """The versions and the hardware that numbers were made with."""
+    """The versions of the software, and the hardware, that results are computed with here."""
     try:
-        own = version("bestattack")
+        bestattack = version("bestattack")
     except PackageNotFoundError:
-        own = "not installed"
+        bestattack = "not installed"
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "bestattack": own,
+        "bestattack": bestattack,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

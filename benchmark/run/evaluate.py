@@ -1,4 +1,4 @@
-"""`evaluate`: the benchmark on any torch module, no files needed."""
+"""`evaluate`: the benchmark as one function on a torch module, which needs no files."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
@@ -43,21 +43,25 @@ def evaluate(
 ) -> Report:
     """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
 
-    norm, eps   the threat: "l2" or "linf", radius in the units of x, also as "8/255".
-    attacks     registered names ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}), around
-                others ("best-arm:pgd"), in series ("cw/steps=100,1000"), or configured Attack
-                objects; `suite` names a set of them ("quick" where neither is given).
+    norm, eps   the threat: "l2" or "linf", and the radius in the units of x, also as "8/255".
+    attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
+                wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
+                configured Attack objects.
+    suite       the name of a set of attacks; "quick" where neither it nor attacks are given.
     peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
-    mode        "table": every attack on every clean-correct sample. "cascade": each attack,
-                cheapest first, on what the ones before it left: the best-attack number alone,
-                sooner.
-    seed        of all noise.
-    index       (n,): each sample's number in its data set, which names its noise, so that a subset
-                or another order draws the same (default 0, 1, 2, ...).
-    block       samples worked on at once.
+    mode        "table" carries out every attack on every correctly classified sample. "cascade"
+                carries out the cheapest attack first, and each on the samples that the ones before
+                it left unbroken; it is faster, and gives the best-attack accuracy alone.
+    seed        determines all noise, together with `index`.
+    device      "auto" takes CUDA where there is a CUDA device.
+    precision   of the model and the attacks: "float32" or "float64".
+    block       how many samples are worked on at once.
+    index       (n,), the number of each sample in its data set (default 0, 1, 2, ...). A sample's
+                noise depends on its number, so that it is the same in a subset and in any order.
+    name        how the report calls the model; by default, its class.
+    progress    whether to show progress bars.
 
-    Raises UserError, in one line, for input that cannot be evaluated. The model is copied, and
-    stays as it is.
+    Raises UserError for input that cannot be evaluated. The model is copied and stays as it is.
 
     >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).view(2, 1, 1, 2), torch.tensor([0, 0])
     >>> report = evaluate(nn.Flatten(), x, y, norm="linf", eps=0.2, attacks=["pgd"])
@@ -72,12 +76,12 @@ def evaluate(
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
-    given = {name: Trained(module, {}) for name, module in (peers or {}).items()}
-    lineup = _lineup(attacks, suite, settings.threat, given)
-    check_sources(lineup, given)
-    others = fetch(sources_of(lineup), given)
+    known = {name: Trained(module, {}) for name, module in (peers or {}).items()}
+    lineup = _lineup(attacks, suite, settings.threat, known)
+    check_sources(lineup, known)
+    sources = fetch(sources_of(lineup), known)
     label = name or type(model).__name__
-    return assess(label, model, samples, lineup, others, settings, lambda key: MemoryCell(), {})
+    return assess(label, model, samples, lineup, sources, settings, lambda key: MemoryCell(), {})
 
 
 def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
@@ -88,7 +92,7 @@ def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
 
 
 def _check_settings(settings: Settings) -> None:
-    """Python lets anything through where the command line does not."""
+    """Raises UserError for settings that the types do not allow, which Python does not check."""
     for option, known in (
         ("mode", get_args(Mode)),
         ("device", get_args(Device)),
@@ -109,9 +113,15 @@ def _lineup(
     threat: ThreatModel,
     models: Collection[str],
 ) -> Lineup:
+    """The attacks to carry out: those of the suite, those named, and then the Attack objects.
+
+    `models` are the names of the models that attacks may craft points on. Raises UserError.
+    """
     if isinstance(attacks, str):
         raise UserError(f"attacks must be a list: [{attacks!r}]")
-    named = [read_component(a, "an attack") for a in attacks if isinstance(a, str | dict)]
+    named = [
+        read_component(attack, "an attack") for attack in attacks if isinstance(attack, str | dict)
+    ]
     lineup = choose(suite, named, threat, models)
     entries = dict(lineup.entries)
     for attack in attacks:
@@ -126,6 +136,7 @@ def _lineup(
 
 
 def _unused(label: str, taken: Collection[str]) -> str:
+    """The label, with a number behind it where it is taken."""
     number = 2
     unused = label
     while unused in taken:
@@ -136,6 +147,7 @@ def _unused(label: str, taken: Collection[str]) -> str:
 def _samples(
     x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], index: ArrayLike | None
 ) -> Samples:
+    """The images and labels as Samples. Raises UserError where they cannot be evaluated."""
     try:
         x, y = torch.as_tensor(x), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:

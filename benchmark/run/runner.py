@@ -1,10 +1,13 @@
-"""A run: defenses are trained, attacked and tabled in one folder, from which all can be repeated.
+"""A run: it trains defenses, attacks them, and keeps all results in one folder.
+
+The folder is enough to resume the run, to show its tables again, and to verify them. It holds:
 
 spec.yaml        what was asked for
-run.json         what was measured: rows of defenses, and the cells that hold their records
-defenses/NAME/   model.safetensors, card.json, log.csv of each trained defense
+run.json         what was measured: a row for each defense, with the keys of its cells
+defenses/NAME/   model.safetensors, card.json and log.csv of each trained defense
 cells/KEY/       per-sample records and adversarial examples, block by block
-table.*          the tables; curves.png, robust accuracy against eps
+table.*          the tables
+curves.png       robust accuracy against eps
 """
 
 import dataclasses
@@ -35,7 +38,7 @@ from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
 from benchmark.run.environment import environment, resolve_device
 from benchmark.spec.components import CERTIFIED, NATURAL
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import enrol
 from benchmark.spec.run_spec import RunSpec, make_spec
@@ -44,16 +47,18 @@ Say = Callable[[str], None]
 
 
 def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say) -> list[Report]:
-    """Carry out a spec in a folder; what the folder already holds is not measured again.
+    """Carry out a spec in a folder, and report on each defense.
 
-    Raises UserError, SavedModelError or TrainingError, each in one line; what was measured before
-    stays in the folder.
+    What the folder already holds is not trained or measured again. `root` is where data sets are
+    looked for first, and `say` is called with a line on each thing that is done.
+
+    Raises UserError, SavedModelError or TrainingError, each in one line. What was measured before
+    that stays in the folder.
     """
-    # All that can be refused is refused before any work.
+    # Check all that can be refused before any work is done.
     load_plugins(spec.plugins)
-    labels = [component.label for component in spec.defenses]
-    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
-    check_sources(lineup, labels)
+    lineup = lineup_of(spec)
+    check_sources(lineup, [component.label for component in spec.defenses])
     roster = enrol(spec.defenses)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
@@ -61,6 +66,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     samples = samples_of(dataset, spec)
     data = identify_data(dataset, spec.split, spec.labels)
 
+    # Train the defenses, or load them.
     trained: dict[str, Trained] = {}
     for label, member in roster.items():
         say(f"{label}: getting the model, which is trained unless it was before")
@@ -70,6 +76,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
         )  # fmt: skip
     peers = fetch(sources_of(lineup), trained)
 
+    # Attack each of them, and note every step in the folder.
     manifest = _begin(folder, spec, data, len(samples), device)
     settings = Settings(
         spec.threat, spec.mode, spec.seed, spec.device, spec.precision, spec.block, progress
@@ -100,8 +107,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
 def _begin(
     folder: Path, spec: RunSpec, data: Identity, samples: int, device: torch.device
 ) -> dict[str, Any]:
-    """Make a folder this run's own, and give the run's manifest, without rows."""
-    # The tables of an earlier run would not be this one's.
+    """Begin a run in a folder: write its spec, and return its manifest, which has no rows yet."""
+    # Tables that an earlier run left in the folder do not belong to this run.
     for name in tables.FILES:
         (folder / name).unlink(missing_ok=True)
     plain = spec.model_dump(mode="json")
@@ -120,12 +127,15 @@ def _begin(
 def _recorder(
     folder: Path, manifest: dict[str, Any], label: str, target: Trained, say: Say
 ) -> Notify:
-    """What writes a new row of the manifest whenever a part of its report is done, and says so."""
+    """A function that records how far the assessment of one defense is.
+
+    Each call brings the row of the defense in run.json up to date, and says what was measured.
+    """
     assert target.folder is not None
     row: dict[str, Any] = {"defense": label, "model": _relative(target.folder, folder)}
     manifest["rows"].append(row)
 
-    def notify(report: Report, done: str) -> None:
+    def notify(report: Report, measured: str) -> None:
         row.update(
             flags=sorted(report.flags),
             cells=report.keys,
@@ -135,19 +145,21 @@ def _recorder(
             notes=report.notes,
         )
         write_json(folder / "run.json", manifest)
-        say(f"{report.name}: {report.summary(done)}")
+        say(f"{report.name}: {report.summary(measured)}")
 
     return notify
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
-    """The spec with the name that its data set gives itself, however it was written."""
+    """The spec with the full name of its data set, which a user may have written differently."""
     return spec.model_copy(update={"data": manifest["data"]["name"]})
 
 
 def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:
-    """The first images of the split that a spec asks for. Raises DataError where there are
-    fewer."""
+    """The images and labels that a spec asks for, the first of their split.
+
+    Raises DataError where the split has fewer.
+    """
     split = dataset.first(spec.split, spec.samples)
     return Samples(split.x, split.y, np.arange(len(split.y)))
 
@@ -155,8 +167,10 @@ def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:
 def samples_again(
     folder: Path, spec: RunSpec, manifest: dict[str, Any], root: Path | None
 ) -> Samples:
-    """The samples that the run in a folder was measured on, its plugins loaded. Raises UserError
-    where its data are other ones now."""
+    """Load the plugins of the run in a folder, and the samples that it was measured on.
+
+    Raises UserError where the data set holds other images or labels now.
+    """
     load_plugins(spec.plugins)
     dataset = load_dataset(spec.data, root)
     samples = samples_of(dataset, spec)
@@ -167,21 +181,24 @@ def samples_again(
 
 @full_precision()
 def relabelled(samples: Samples, model: nn.Module, spec: RunSpec) -> Samples:
-    """The samples, with the model's predictions in place of labels where a spec asks for these."""
+    """The samples with the labels that count for a model under a spec.
+
+    They are the labels of the data, or, if the spec says so, the model's own predictions.
+    """
     if spec.labels == "data":
         return samples
     device = resolve_device(spec.device)
     subject = examine(model, device, getattr(torch, spec.precision))
     check_model(subject, samples.x[: spec.block].to(device, subject.dtype), samples.y, None)
     blocks = zip(samples.x.split(spec.block), samples.y.split(spec.block), strict=True)
-    made = [subject.judge(x.to(device), y.to(device))[0].cpu() for x, y in blocks]
-    return dataclasses.replace(samples, y=torch.cat(made).clamp_min(0))
+    predicted = [subject.judge(x.to(device), y.to(device))[0].cpu() for x, y in blocks]
+    return dataclasses.replace(samples, y=torch.cat(predicted).clamp_min(0))
 
 
 def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
-    """Spec, manifest and reports of a run, finished or not, from its records alone.
+    """The spec, the manifest and the reports of a run, read from its folder without any model.
 
-    Raises UserError where the folder holds none.
+    The run need not be finished. Raises UserError where the folder holds no run, or a damaged one.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / "run.json").read_text())
@@ -200,8 +217,9 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
 
 
 def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
+    """The report on a defense, from its row in the manifest and its cells."""
     threat = ThreatModel(**manifest["threat"])
-    # Runs made before these were recorded lack them.
+    # Older runs did not record these two.
     after, inapplicable = row.get("after", {}), row.get("inapplicable", {})
     report = Report(
         row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"],
@@ -219,9 +237,12 @@ def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) ->
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """A model's path from a run's folder; absolute where neither that folder nor that of a run
-    around it holds the model."""
+    """The path of a model as a run's manifest has it.
+
+    It is relative to the run's folder if the model lies in that folder, or in that of another run
+    around it, so that these can be moved. It is absolute otherwise.
+    """
     path, folder = path.resolve(), folder.resolve()
-    around = [home for home in folder.parents if (home / "run.json").exists()]
-    inside = any(map(path.is_relative_to, (folder, *around)))
+    outer_runs = [parent for parent in folder.parents if (parent / "run.json").exists()]
+    inside = any(map(path.is_relative_to, (folder, *outer_runs)))
     return os.path.relpath(path, folder) if inside else str(path)

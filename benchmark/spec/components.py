@@ -1,8 +1,8 @@
-"""From what a user writes, "pgd/steps=40" or a mapping, to a configured attack or defense.
+"""Components: from what a user writes, such as "pgd/steps=40", to a configured attack or defense.
 
-Names may be composed: "best-arm:pgd/steps=40" is the attack best-arm with pgd as its base, where
-each option goes to the first of the two that has it, and "foolbox:NAME/steps=40" is an attack of
-that library with its own options.
+Names may be composed. "best-arm:pgd/steps=40" is the attack best-arm with pgd as its base; each
+option goes to the first of the two that has an option of that name. "foolbox:NAME/steps=40" is an
+attack of that library, with the options that it has there.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from pydantic import (
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec.registry import BASE, NAME, Registry, rest_of
 
-# The columns of a table that are no attack's.
+# The names of the columns of a table that do not belong to an attack.
 NATURAL = "natural"
 CERTIFIED = "certified"
 BEST = "best-attack"
@@ -32,21 +32,21 @@ SAVED = "saved:"
 
 
 def saved_folder(name: str) -> Path | None:
-    """The folder of a name such as "saved:FOLDER"; None for other names."""
+    """The folder that a name such as "saved:FOLDER" holds; None for other names."""
     return Path(name.removeprefix(SAVED)) if name.startswith(SAVED) else None
 
 
-# The option that names another model. In text it comes last and takes all that follows, because
-# labels and folders hold slashes.
+# The option that names another model. In text it stands last, and its value is all that follows,
+# because labels and folders hold slashes.
 SOURCE = "source"
 
 
 class Component(BaseModel):
     """A registered name with options: "name/key=value/flag", or a mapping with `name` in it.
 
-    An option may have several values, separated by commas or in a list: see
-    `benchmark.spec.lineup`. A mapping may give a `label` for the tables; by default it is the name
-    with its options.
+    An option may have several values, separated by commas or in a list; they make a series of
+    attacks (see `benchmark.spec.lineup`). A mapping may give a `label`, which names the component
+    in tables; by default, the label is the name with its options.
 
     >>> component = Component.model_validate("pgd/steps=40/restarts=5")
     >>> component.name, component.options
@@ -64,13 +64,15 @@ class Component(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
+        """The fields of a component, from text or from the mapping that a user wrote."""
         if isinstance(value, str):
             if value.startswith(SAVED):
                 return {"name": value}
             value, named, source = value.partition(f"/{SOURCE}=")
-            name, *parts = value.split("/")
-            pairs = [part.partition("=") for part in parts]
-            options: dict[str, Any] = {k: v if eq else True for k, eq, v in pairs}
+            name, *settings = value.split("/")
+            pairs = [setting.partition("=") for setting in settings]
+            # An option without a value is a flag that is set.
+            options: dict[str, Any] = {key: text if eq else True for key, eq, text in pairs}
             if len(options) < len(pairs):
                 raise ValueError(f"{value!r} gives an option twice")
             return {"name": name, "options": options | ({SOURCE: source} if named else {})}
@@ -86,28 +88,31 @@ class Component(BaseModel):
     @field_validator("given_label")
     @classmethod
     def _not_a_column(cls, label: str | None) -> str | None:
+        """Refuse a label that a column of the table has already."""
         if label in (NATURAL, CERTIFIED, BEST):
             raise ValueError(f"{label!r} is a column of the table: choose another label")
         return label
 
     @property
     def label(self) -> str:
-        """How tables name it."""
+        """The name of the component in tables."""
         if self.given_label is not None:
             return self.given_label
-        options = [k if v is True else f"{k}={_text(v)}" for k, v in self.options.items()]
+        options = [
+            key if value is True else f"{key}={_text(value)}" for key, value in self.options.items()
+        ]
         return "/".join([self.name, *options])
 
     def with_option(self, key: str, value: Any) -> "Component":
-        """The same with one option changed, which its label says."""
-        label, written = self.given_label, f"{key}={_text(self.options.get(key))}"
+        """The component with one option changed, in its label too."""
+        label, before = self.given_label, f"{key}={_text(self.options.get(key))}"
         if label is not None:
-            changed = f"{key}={value}"
-            label = label.replace(written, changed) if written in label else f"{label} {changed}"
+            after = f"{key}={value}"
+            label = label.replace(before, after) if before in label else f"{label} {after}"
         return Component(name=self.name, options=self.options | {key: value}, given_label=label)
 
     def absolute(self) -> "Component":
-        """The same with the paths in it absolute, and the label that it had."""
+        """The component with absolute paths to models, weights and code, and the same label."""
         name, options = self.name, dict(self.options)
         if name.startswith(SAVED):
             name = SAVED + str(Path(name.removeprefix(SAVED)).absolute())
@@ -124,7 +129,10 @@ class Component(BaseModel):
 
 
 def read_component(value: Any, what: str) -> Component:
-    """The component that a user wrote. Raises UserError, naming `what` it is, where it is none."""
+    """Validate a component that a user wrote, as text or as a mapping.
+
+    Raises UserError where it is not valid, in a line that begins with `what`, such as "the attack".
+    """
     try:
         return Component.model_validate(value)
     except ValidationError as error:
@@ -132,7 +140,7 @@ def read_component(value: Any, what: str) -> Component:
 
 
 def configure(registry: Registry, component: Component) -> Any:
-    """The dataclass behind a name with its options set and checked.
+    """Create the attack or the defense that a component names, with its options.
 
     Raises UserError for an unknown name or option and for a value of the wrong kind or range.
 
@@ -149,7 +157,13 @@ def configure(registry: Registry, component: Component) -> Any:
 def _build(
     registry: Registry, whole: Component, name: str, options: dict[str, Any], outer: list[str]
 ) -> Any:
-    """The dataclass of the last parts of a composed name; those before have the options `outer`."""
+    """Create the object of a name, which may be composed: "best-arm:pgd".
+
+    whole    the component that the user wrote, for messages.
+    name     the part of its name that is to be built: all of it, or what follows a wrapper.
+    options  the options that no wrapper before it has taken.
+    outer    the names of the options of the wrappers before it.
+    """
     head, colon, rest = name.partition(":")
     cls = registry.get(head)
     kind = f"{registry.kind} {head!r}"
@@ -165,23 +179,25 @@ def _build(
         raise UserError(f"{kind} is {what}: write '{head}:{form}'{such}")
     if form == NAME:
         return _make(registry, whole, cls, {"attack": rest, "options": options})
+    # Take the options that this class has, and leave the others to its base.
     fields = [field.name for field in dataclasses.fields(cls) if field.init]
     if form == BASE:
         fields.remove("base")
-    own = {key: value for key, value in options.items() if key in fields}
-    others = {key: value for key, value in options.items() if key not in fields}
+    taken = {key: value for key, value in options.items() if key in fields}
+    left = {key: value for key, value in options.items() if key not in fields}
     known = [*outer, *fields]
     if form == BASE:
-        own["base"] = _build(registry, whole, rest, others, known)
-    for key in others if not form else ():
+        taken["base"] = _build(registry, whole, rest, left, known)
+    for key in left if not form else ():
         hint = did_you_mean(key, known, f"it has {', '.join(known)}")
         raise UserError(f"{registry.kind} {whole.name!r} has no option {key!r}: {hint}")
-    return _make(registry, whole, cls, own)
+    return _make(registry, whole, cls, taken)
 
 
 def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
+    """Create an object of a dataclass from values that are checked. Raises UserError."""
     try:
-        made: Any = TypeAdapter(cls).validate_python(values)
+        configured: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         detail = error.errors()[0]
         wrong = first_line(error)
@@ -194,20 +210,21 @@ def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any
             "the __pydantic_config__ of attacks.Wrapper"
         ) from error
     for key, value in values.items():
-        # A number forgotten, as in "pgd/steps", would be taken as 1.
-        if isinstance(value, bool) and getattr(made, key) is not value:
+        # Pydantic would take an option without its number, as in "pgd/steps", as 1.
+        if isinstance(value, bool) and getattr(configured, key) is not value:
             raise UserError(f"{registry.kind} {whole.label!r}: give {key} a value: {key}=...")
-    return made
+    return configured
 
 
 def _text(value: Any) -> str:
+    """The value of an option as text in a label."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def first_line(error: ValidationError) -> str:
-    """What pydantic found first, in one line."""
+    """The first error that pydantic found, in one line."""
     detail = error.errors()[0]
-    where = ".".join(str(part) for part in detail["loc"])
+    where = ".".join(str(step) for step in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         flag = {"defenses": "defense", "attacks": "attack"}.get(where, where)

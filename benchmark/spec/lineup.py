@@ -1,4 +1,4 @@
-"""Which attacks a run carries out: those of a suite and others, with their series."""
+"""The lineup of attacks that a run carries out: those of a suite, and those that a user names."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,14 +9,18 @@ from attacks.problem import Family
 from benchmark.errors import UserError
 from benchmark.spec.components import SOURCE, Component, configure
 from benchmark.spec.registry import ATTACKS, SUITES
+from benchmark.spec.run_spec import RunSpec
 
+# The component of one attack, and the labels of the attacks before it in its series.
 Member = tuple[Component, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A configured attack, and the labels of the attacks before it in its series: it works only on
-    what they left."""
+    """A configured attack, and the labels of the attacks before it in its series.
+
+    It works only on the samples that these left unbroken.
+    """
 
     attack: Attack
     after: tuple[str, ...] = ()
@@ -24,7 +28,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lineup:
-    """Label to attack, in order, and what is to be said of attacks that were left out."""
+    """The attacks of a run.
+
+    entries  the attacks by label, in order.
+    notes    lines for the report on attacks of the suite that were left out.
+    """
 
     entries: dict[str, Entry]
     notes: tuple[str, ...] = ()
@@ -36,37 +44,40 @@ def choose(
     threat: ThreatModel,
     models: Collection[str] = (),
 ) -> Lineup:
-    """The attacks of a suite that run under the threat's norm and craft their points on the known
-    `models` alone, and those named, each once.
+    """Choose the attacks of a run: those of a suite, then those named, each once.
 
-    An option of an attack may have several values: that is a series of attacks, of which each works
-    only on what the ones before it left.
+    An attack of the suite is left out if it does not run under the threat's norm, or if it crafts
+    its points on a model that is not among the `models`. An option of an attack may have several
+    values. This makes a series of attacks, of which each works only on the samples that the ones
+    before it left unbroken.
 
-    Raises UserError for what is unknown, for two attacks of one label, and for a named attack that
-    does not run under the norm.
+    Raises UserError for unknown names, for two attacks with the same label, and for a named attack
+    that does not run under the norm.
 
     >>> series = Component.model_validate("cw/steps=100,1000")
     >>> lineup = choose("strong", [series], ThreatModel("l2", 2.0))
     >>> {label: entry.after for label, entry in lineup.entries.items()}
     {'strong': (), 'cw/steps=100': (), 'cw/steps=1000': ('cw/steps=100',)}
     """
-    of_suite = [] if suite is None else SUITES.get(suite).attacks
-    of_suite = list(_members(Component.model_validate(attack) for attack in of_suite))
-    of_spec = list(_members(named))
+    # Collect them by label.
+    attacks = [] if suite is None else SUITES.get(suite).attacks
+    of_suite = list(_members(Component.model_validate(attack) for attack in attacks))
+    of_user = list(_members(named))
     members: dict[str, Member] = {}
-    for member in of_suite + of_spec:
+    for member in of_suite + of_user:
         label = member[0].label
         if members.setdefault(label, member) != member:
             raise UserError(f"two attacks are labelled {label!r}: rename one")
+    # Configure each, unless it has to be left out.
     entries, left_out = {}, []
     for label, member in members.items():
         attack = _configured(member[0])
-        if member in of_spec:
+        if member in of_user:
             check_norm(label, attack, threat)
         missing = sorted(set(attack.facts.sources) - set(models))
         if threat.norm not in attack.facts.norms:
             left_out.append(f"{label} ({_norms(attack)})")
-        elif missing and member not in of_spec:
+        elif missing and member not in of_user:
             left_out.append(f"{label} (no row {', '.join(missing)})")
         else:
             entries[label] = Entry(attack, member[1])
@@ -75,6 +86,12 @@ def choose(
     return Lineup(
         entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()
     )
+
+
+def lineup_of(spec: RunSpec) -> Lineup:
+    """The attacks of a spec, which may craft their points on its defenses. Raises as `choose`."""
+    labels = [component.label for component in spec.defenses]
+    return choose(spec.suite, spec.attacks, spec.threat, labels)
 
 
 def check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:
@@ -88,7 +105,10 @@ def _norms(attack: Attack) -> str:
 
 
 def check_attack(label: str, attack: object) -> Attack:
-    """The object, which is an attack. Raises UserError where it is none, as a plugin's may be."""
+    """Check that an object is an attack, and return it.
+
+    Raises UserError where it is not, which may happen for the entry of a plugin.
+    """
     if not callable(attack):
         raise UserError(f"attack {label!r} cannot be called: give it __call__(self, problem)")
     if not isinstance(attack, Attack) or not isinstance(attack.facts, Facts):
@@ -100,15 +120,20 @@ def check_attack(label: str, attack: object) -> Attack:
 
 
 def _configured(component: Component) -> Attack:
+    """Create the attack that a component names. Raises UserError."""
     return check_attack(component.name, configure(ATTACKS, component))
 
 
 def _members(components: Iterable[Component]) -> Iterator[Member]:
-    """Each component, those that are a series one by one, with the labels before it in its series.
-    Raises UserError where a series is not clear."""
+    """Each component, where a series counts as one component for each of its values.
+
+    Raises UserError where more than one option has several values.
+    """
     for component in components:
         several = {
-            key: values for key, v in component.options.items() if (values := _values(key, v))
+            key: values
+            for key, value in component.options.items()
+            if (values := _values(key, value))
         }
         if len(several) > 1:
             raise UserError(
@@ -118,15 +143,15 @@ def _members(components: Iterable[Component]) -> Iterator[Member]:
         series = [component]
         for key, values in several.items():
             series = [component.with_option(key, value) for value in values]
-        labels = tuple(one.label for one in series)
-        yield from ((one, labels[:place]) for place, one in enumerate(series))
+        labels = tuple(member.label for member in series)
+        yield from ((member, labels[:place]) for place, member in enumerate(series))
 
 
 def _values(key: str, value: Any) -> list[Any]:
-    """The values of an option that has several, none otherwise."""
+    """The values of an option that has several; empty for an option with one value."""
     if isinstance(value, list):
         return value
-    # Commas within brackets are of one value, as libraries' attacks take them.
+    # Commas within brackets belong to one value, which attacks of libraries may take.
     if isinstance(value, str) and "," in value and value[0] not in "([{" and key != SOURCE:
         return value.split(",")
     return []

@@ -1,8 +1,9 @@
-"""Attacks, defenses, data sets and suites by name: built in, installed, or from a local file.
+"""The registries, which find attacks, defenses, data sets and suites by name.
 
-Built-in entries are "module:attribute" strings and load when first asked for. Installed packages
-add theirs through the entry point groups `bestattack.attacks`, `bestattack.defenses` and
-`bestattack.datasets`; a local file through dictionaries named ATTACKS, DEFENSES and DATASETS.
+Built-in entries are "module:attribute" strings, and load when they are first asked for. Installed
+packages add entries through the entry point groups `bestattack.attacks`, `bestattack.defenses` and
+`bestattack.datasets`. A local file, called a plugin, adds entries through dictionaries named
+ATTACKS, DEFENSES and DATASETS.
 """
 
 import dataclasses
@@ -22,12 +23,18 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import suites
 from defenses.recipes.adversarial import TRAINED_BY
 
-# What follows "HEAD:" in a composed name: a registered base, or the name of a foreign attack.
+# The forms of what follows "HEAD:" in a composed name: the name of another registered attack, or
+# the name of an attack in a library.
 BASE, NAME = "BASE", "NAME"
 
 
 class Registry:
-    """Entries of one kind, found by name and loaded lazily."""
+    """The entries of one kind, which are found by name and loaded when they are asked for.
+
+    kind, plural  what an entry and several entries are called, in messages and in the names of
+                  entry point groups.
+    builtin       the built-in entries, by name.
+    """
 
     def __init__(self, kind: str, plural: str, builtin: dict[str, Any]) -> None:
         self.kind = kind
@@ -37,12 +44,14 @@ class Registry:
 
     @property
     def group(self) -> str:
-        """The entry point group that installed packages add to."""
+        """The entry point group through which installed packages add entries."""
         return f"bestattack.{self.plural}"
 
     def describe(self) -> dict[str, str]:
-        """Every name, with what is to follow it, and one line about it; an entry that does not load
-        warns and says so."""
+        """One line about each entry, by its name, with ":BASE" or ":NAME" where that must follow.
+
+        For an entry that does not load, the line says so, and there is a warning.
+        """
         lines = {}
         for name, (source, _) in sorted(self._entries().items()):
             try:
@@ -70,12 +79,12 @@ class Registry:
             ) from error
 
     def name_of(self, cls: type) -> str | None:
-        """The name that a class is registered under; None where it has none."""
+        """The name under which a class is registered; None if it is not."""
         for name, (_, entry) in self._entries().items():
             if isinstance(entry, EntryPoint):
                 registered = entry.value == f"{cls.__module__}:{cls.__qualname__}"
             elif isinstance(entry, str):
-                # Only what ends in the name of the class is worth loading.
+                # Load the entry only if its name allows that it is the class.
                 registered = entry.endswith(f":{cls.__name__}") and _load(entry) is cls
             else:
                 registered = entry is cls
@@ -84,13 +93,14 @@ class Registry:
         return None
 
     def add(self, name: str, entry: Any, source: str) -> None:
-        """Add one entry of a local file. Raises UserError where the name is taken."""
+        """Add one entry of the local file `source`. Raises UserError where its name is taken."""
         taken = self._entries().get(name)
         if taken is not None and taken[0] != source:
             raise UserError(self._clash(name, taken[0], source))
         self._local[name] = (source, entry)
 
     def _entries(self) -> dict[str, tuple[str, Any]]:
+        """All entries by name, each with where it is from, as messages put it."""
         entries: dict[str, tuple[str, Any]] = {
             name: ("built in", entry) for name, entry in self._builtin.items()
         }
@@ -106,8 +116,11 @@ class Registry:
 
 
 def rest_of(entry: Any) -> str:
-    """What must follow an entry's name after a colon: BASE where it wraps a base, NAME where it is
-    a library's attacks, nothing otherwise."""
+    """The form of what must follow the name of an entry and a colon.
+
+    It is BASE for a wrapper around another attack, NAME for the attacks of a library, and empty for
+    an entry whose name stands by itself.
+    """
     if not dataclasses.is_dataclass(entry):
         return ""
     fields = {field.name for field in dataclasses.fields(entry)}
@@ -117,6 +130,7 @@ def rest_of(entry: Any) -> str:
 
 
 def _load(entry: Any) -> Any:
+    """The object of an entry, which may be the text "module:attribute" or the object itself."""
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
@@ -124,6 +138,7 @@ def _load(entry: Any) -> Any:
 
 
 def _about(entry: Any) -> str:
+    """One line about an entry: the opening paragraph of its docstring."""
     if isinstance(entry, suites.Suite):
         return str(entry)
     return (inspect.getdoc(entry) or "").partition("\n\n")[0].replace("\n", " ")
@@ -189,7 +204,7 @@ SUITES = Registry("suite", "suites", dict(suites.SUITES))
 
 
 def describe_library(name: str) -> dict[str, str]:
-    """Every attack of "foolbox" or "torchattacks" that can be used, with its family and norms.
+    """The usable attacks of "foolbox" or "torchattacks": by name, a line with family and norms.
 
     Raises UserError where the library is not installed.
     """
@@ -202,8 +217,10 @@ def describe_library(name: str) -> dict[str, str]:
 
 @contextmanager
 def only_plugins(paths: Sequence[Path]) -> Iterator[None]:
-    """These local files alone in place of those that were loaded before, for a while. Raises
-    UserError as `load_plugin` does."""
+    """Have these plugins alone while the context lasts, without those that were loaded before it.
+
+    Raises UserError as `load_plugin` does.
+    """
     before = {registry: registry._local for registry in (ATTACKS, DEFENSES, DATASETS)}
     try:
         for registry in before:
@@ -216,13 +233,13 @@ def only_plugins(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def load_plugins(paths: Iterable[Path]) -> None:
-    """`load_plugin` for each of some files, in their order."""
+    """Load several plugins, in their order, as `load_plugin` does."""
     for path in paths:
         load_plugin(path)
 
 
 def load_plugin(path: Path) -> None:
-    """Run a local Python file and add what its ATTACKS, DEFENSES and DATASETS name.
+    """Run a local Python file, and add the entries of its ATTACKS, DEFENSES and DATASETS.
 
     Raises UserError where the file is missing, fails, or adds nothing.
     """
@@ -230,7 +247,7 @@ def load_plugin(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"plugin {path} is not a file")
     name = f"bestattack_plugin_{path.stem}"
-    # Two files of one name are two modules; that of the same file is replaced.
+    # Two files with the same name become two modules; a file that is loaded again replaces its own.
     while getattr(sys.modules.get(name), "__file__", str(path)) != str(path):
         name += "_"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -242,7 +259,7 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"plugin {path} fails: {described(error)}") from error
-    found = False
+    adds_entries = False
     for registry in (ATTACKS, DEFENSES, DATASETS):
         table = registry.plural.upper()
         entries = getattr(module, table, {})
@@ -250,6 +267,6 @@ def load_plugin(path: Path) -> None:
             raise UserError(f"plugin {path}: {table} must be a dictionary from names to entries")
         for key, entry in entries.items():
             registry.add(key, entry, str(path))
-            found = True
-    if not found:
+            adds_entries = True
+    if not adds_entries:
         raise UserError(f"plugin {path} adds nothing: define ATTACKS, DEFENSES or DATASETS in it")

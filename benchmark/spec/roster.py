@@ -1,4 +1,4 @@
-"""Which defenses a run has: each configured once, and what it is made of."""
+"""The roster of a run's defenses: each is configured once, and may be made of other models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from defenses import Derived, Recipe, SavedModelError, read_card
 class Member:
     """A defense of a run.
 
-    component  as the user wrote it.
-    recipe     configured; None for a model that is saved already.
-    made_of    the models that the recipe takes, by field: each the label of a defense above it in
-               the run, or "saved:FOLDER".
+    component  the defense as the user wrote it.
+    recipe     the configured recipe; None for a model that is saved already.
+    made_of    the names of the models that the recipe builds on, by the recipe's field. A name is
+               the label of a defense above this one in the run, or "saved:FOLDER".
     """
 
     component: Component
@@ -26,12 +26,12 @@ class Member:
 
     @property
     def label(self) -> str:
-        """How tables name it."""
+        """The name of the defense in tables."""
         return self.component.label
 
     @property
     def folder(self) -> Path | None:
-        """Where the model is saved; None where the run is to train it."""
+        """The folder of a saved model; None for a defense that the run has to train."""
         return saved_folder(self.component.name)
 
 
@@ -39,7 +39,7 @@ Roster = dict[str, Member]
 
 
 def enrol(components: Sequence[Component]) -> Roster:
-    """The defenses of a run, by label, each configured and checked.
+    """Configure and check the defenses of a run, and return them by label.
 
     Raises UserError or SavedModelError where a name or an option is not valid, and where a defense
     is made of a model that is neither above it nor saved.
@@ -58,7 +58,7 @@ def enrol(components: Sequence[Component]) -> Roster:
 
 
 def configured(component: Component) -> Member:
-    """A defense with its recipe configured. Raises UserError."""
+    """Configure one defense. Raises UserError where a name or an option is not valid."""
     if saved_folder(component.name) is not None:
         return Member(component, None, {})
     recipe = recipe_of(component)
@@ -67,7 +67,7 @@ def configured(component: Component) -> Member:
 
 
 def recipe_of(component: Component) -> Recipe:
-    """The configured recipe that a component names. Raises UserError."""
+    """Create the recipe that a component names. Raises UserError where it names none."""
     recipe = configure(DEFENSES, component)
     if not isinstance(recipe, Recipe):
         raise UserError(f"defense {component.name!r} is not a defenses.Recipe")
@@ -75,7 +75,7 @@ def recipe_of(component: Component) -> Recipe:
 
 
 def check_saved(wrong: str, name: str) -> None:
-    """Raises UserError, in a line that begins with `wrong`, where no model is saved there."""
+    """Raises UserError unless a model is saved at "saved:FOLDER"; its line begins with `wrong`."""
     folder = saved_folder(name)
     assert folder is not None
     try:
@@ -85,8 +85,12 @@ def check_saved(wrong: str, name: str) -> None:
 
 
 def _check_known(wrong: str, name: str, label: str, above: Roster, labels: list[str]) -> None:
-    """Raises UserError, in a line that begins with `wrong`, unless a name that the defense `label`
-    gives is that of a defense above it or of a saved model."""
+    """Raises UserError unless a name is that of a defense above, or of a saved model.
+
+    wrong   how the line of the error begins.
+    label   the label of the defense that is made of the model with this name.
+    above   the defenses above it in the run; `labels` are those of all defenses.
+    """
     if name in above:
         return
     choices = [", ".join(above)] if above else []

@@ -1,4 +1,7 @@
-"""What a run is: the spec that a user writes as YAML or as flags, and that its folder keeps."""
+"""The spec of a run, which determines its numbers.
+
+A user writes it as YAML or as flags of the command line, and the run's folder keeps it.
+"""
 
 import math
 from pathlib import Path
@@ -22,7 +25,7 @@ from benchmark.errors import UserError
 from benchmark.spec.components import Component, first_line
 
 Mode = Literal["table", "cascade"]
-# A split of a data set.
+# The splits of a data set.
 Part = Literal["train", "test"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "float64"]
@@ -30,7 +33,7 @@ Labels = Literal["data", "predictions"]
 
 
 def _number(value: Any) -> Any:
-    """Budgets are often written as fractions: 8/255."""
+    """A number from what a user wrote, which may be a fraction, as budgets often are: 8/255."""
     if isinstance(value, str):
         try:
             top, slash, bottom = value.partition("/")
@@ -44,12 +47,25 @@ def _number(value: Any) -> Any:
 
 
 class RunSpec(BaseModel):
-    """All that determines a run's numbers; validated here and nowhere else.
+    """All that determines a run's numbers, validated.
 
-    split    which images are attacked; models are trained on the train split in any case.
-    labels   "predictions": what counts is not the label of the data but the class that the model
-             gives the clean image (Ding et al. 2019, section 3.2, "robustness wrt predictions").
-    bounded  whether perturbed images must stay in [0, 1]; training is bounded in any case.
+    data       the name of the data set, with variants: "mnist", "mnist/pair=4-9".
+    samples    how many images to attack, the first of the split; all by default.
+    split      which images to attack. Models are always trained on the train split.
+    labels     "predictions" takes as the label of an image not that of the data but the class that
+               the model gives the clean image (Ding et al. 2019, section 3.2, "robustness wrt
+               predictions").
+    norm, eps  the threat: the norm, and the radius for images in [0, 1].
+    bounded    whether perturbed images must stay in [0, 1]. In training, they always must.
+    defenses   the models to train, or saved ones.
+    attacks    the attacks on each of them, besides those of the suite.
+    suite      the name of a set of attacks.
+    mode       "table" carries out every attack on every correctly classified sample. "cascade"
+               carries out each attack only on what cheaper ones left.
+    seed       of training, and of all noise of attacks.
+    precision  of the models while they are attacked.
+    block      how many samples to attack at once.
+    plugins    local files that add attacks, defenses or data sets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,20 +85,21 @@ class RunSpec(BaseModel):
     device: Device = "auto"
     precision: Precision = "float32"
     block: Annotated[int, Field(gt=0)] = 256
-    # Absolute, so that the saved spec finds them from everywhere.
+    # The paths are absolute, so that the spec in a run's folder is valid in any working directory.
     plugins: list[Annotated[Path, AfterValidator(Path.absolute)]] = []
 
     @field_validator("defenses", "attacks")
     @classmethod
-    def _find_from_everywhere(cls, components: list[Component]) -> list[Component]:
+    def _make_paths_absolute(cls, components: list[Component]) -> list[Component]:
         return [component.absolute() for component in components]
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
+        """Refuse a spec without attacks, and labels that occur twice."""
         if not self.attacks and self.suite is None:
             raise ValueError("name attacks or a suite")
-        for kind, parts in (("defense", self.defenses), ("attack", self.attacks)):
-            labels = [part.label for part in parts]
+        for kind, components in (("defense", self.defenses), ("attack", self.attacks)):
+            labels = [component.label for component in components]
             for label in labels:
                 if labels.count(label) > 1:
                     raise ValueError(f"{kind} {label!r} is named twice")
@@ -90,20 +107,20 @@ class RunSpec(BaseModel):
 
     @property
     def threat(self) -> ThreatModel:
-        """What the attacks may do."""
+        """The threat that attacks have to stay within."""
         if self.bounded:
             return self.training_threat
-        # The smallest box that stops no perturbation of an image in [0, 1].
+        # This is the smallest box that holds all perturbations of images in [0, 1].
         return ThreatModel(self.norm, self.eps, -self.eps, 1 + self.eps)
 
     @property
     def training_threat(self) -> ThreatModel:
-        """What defenses train against."""
+        """The threat that defenses are trained against."""
         return ThreatModel(self.norm, self.eps)
 
 
 def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
-    """A threat from what a user wrote. Raises UserError.
+    """The threat on images in [0, 1] with a radius as a user wrote it. Raises UserError.
 
     >>> make_threat("l2", "1/4")
     ThreatModel(norm='l2', eps=0.25, lower=0.0, upper=1.0)
@@ -115,18 +132,20 @@ def make_threat(norm: Norm, eps: float | str) -> ThreatModel:
 
 
 def read_budgets(norm: Norm, text: str) -> dict[float, str]:
-    """Several eps as a user wrote them, "0.5,1" or "4/255,8/255": from the smallest up, each as a
-    number and as it was written. Raises UserError.
+    """Several radii from one text, such as "0.5,1" or "4/255,8/255".
+
+    Returns each radius as a number with the text that the user wrote for it, the smallest first.
+    Raises UserError.
 
     >>> read_budgets("linf", "1/2,1/4")
     {0.25: '1/4', 0.5: '1/2'}
     """
-    written = {make_threat(norm, one.strip()).eps: one.strip() for one in text.split(",")}
+    written = {make_threat(norm, radius).eps: radius.strip() for radius in text.split(",")}
     return dict(sorted(written.items()))
 
 
 def make_spec(values: dict[str, Any]) -> RunSpec:
-    """A spec from plain values. Raises UserError, in one line, where they are not valid.
+    """Validate the values of a spec. Raises UserError, in one line, where they are not valid.
 
     >>> spec = make_spec({"eps": "1/4", "defenses": ["vanilla"], "suite": "quick"})
     >>> spec.data, spec.norm, spec.eps, spec.mode
@@ -142,7 +161,10 @@ def make_spec(values: dict[str, Any]) -> RunSpec:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """A spec file's values, not yet validated. Raises UserError where it is missing or no YAML."""
+    """Read the values in a spec file, without validating them.
+
+    Raises UserError where the file is missing, or is not YAML with a mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

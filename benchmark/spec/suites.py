@@ -1,4 +1,4 @@
-"""The named sets of attacks."""
+"""The suites, which are named sets of attacks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks as a spec names them, text or mappings, and one line about them."""
+    """A set of attacks, each written as in a spec, and one line about them."""
 
     about: str
     attacks: tuple[str | dict[str, Any], ...]
@@ -17,6 +17,7 @@ class Suite:
 
 
 def _shown(attack: str | dict[str, Any]) -> str:
+    """An attack of a suite as text, with its options but without its label."""
     if isinstance(attack, str):
         return attack
     options = {key: value for key, value in attack.items() if key not in ("name", "label")}

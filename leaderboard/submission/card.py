@@ -1,4 +1,4 @@
-"""The model card of a row, for readers, as Markdown."""
+"""The model card of a row, in Markdown, which tells readers about it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from leaderboard.submission.record import EVIDENCE, RECORD, SPEC, Record
 
 
 def card_text(record: Record, card: dict[str, Any]) -> str:
-    """The card of a submission's model and how its numbers came about. `card` is its card.json."""
+    """The text on a submission's model and its numbers. `card` is the content of its card.json."""
     numbers = record.numbers
     low, high = numbers.interval
     versions = ", ".join(f"{name} {value}" for name, value in card["versions"].items())

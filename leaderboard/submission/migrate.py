@@ -1,4 +1,4 @@
-"""Submissions of format 1 brought up to the present one. No figure changes.
+"""The migration of submissions from format 1 to the present one, which changes no figure.
 
 Format 1 named attacks and recipes by where their code was, with hashes of whole source files, and
 data by a hash of the images that were attacked. Now they are named by registered names and declared
@@ -6,7 +6,6 @@ versions, and data by a hash of the whole split.
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,24 @@ from benchmark.keys import Identity, identify_attack, key_of
 from benchmark.models.trained import Trained
 from benchmark.run.assess import suited
 from benchmark.spec.components import CERTIFIED, NATURAL, Component
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 from defenses.training.saved import CARD
 from leaderboard.submission.card import card_text
 from leaderboard.submission.record import CARD_TEXT, FORMAT, RECORD, SPEC, Record
-from leaderboard.submission.submitted_model import digest, loaded, read_card
+from leaderboard.submission.submitted_model import digest, hyperparameters, loaded, read_card
 from leaderboard.tasks import Task, find_task
 
 
 def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
-    """Bring a submission up to the present format, in place; whether there was anything to do.
+    """Bring a submission up to the present format, in place.
 
-    Raises UserError, and leaves everything as it was, where it is not of format 1, nor of the
-    present one, where its model cannot be loaded, and where its attacks were run with other options
-    than its specification has.
+    Returns whether it had to be changed. Raises UserError, and leaves everything as it was, where
+    the submission is of neither format, where its model cannot be loaded, and where its attacks
+    were run with other options than its specification has.
     """
+    # Read it, and see what format it is of.
     try:
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["format"] == FORMAT:
@@ -46,6 +46,7 @@ def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
         card = _card(read_card(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no submission that can be read: {error}") from error
+    # Write the card first, because the model is loaded with it, and put it back after an error.
     write_json(folder / CARD, card)
     try:
         record = _record(folder, old, task, run_code)
@@ -58,7 +59,7 @@ def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
 
 
 def _record(folder: Path, old: dict[str, Any], task: Task, run_code: bool) -> Record:
-    """The record as it is now, of a submission whose card is brought up already."""
+    """The record in the present format of a submission whose card is in that format already."""
     files = old["files"] | {CARD: digest(folder / CARD)}
     new = old | {"format": FORMAT, "data": task.data, "files": files}
     spec = make_spec(read_values(folder / SPEC))
@@ -71,10 +72,10 @@ def _record(folder: Path, old: dict[str, Any], task: Task, run_code: bool) -> Re
 
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
-    """A card without the address of its recipe, and with the hyperparameters that this has now."""
+    """A card in the present format: it names no module, and has today's hyperparameters."""
     recipe = recipe_of(Component.model_validate(card["component"]))
     card = {key: value for key, value in card.items() if key != "recipe"}
-    card["hyperparameters"] = json.loads(json.dumps(asdict(recipe), default=str))
+    card["hyperparameters"] = hyperparameters(recipe)
     if parts := card.get("parts"):
         card["parts"] = {name: _card(part) for name, part in parts.items()}
     return card
@@ -88,7 +89,7 @@ def _cell(
     task: Task,
     spec: RunSpec,
 ) -> dict[str, Any]:
-    """A cell with the identity and the key that it has now."""
+    """A cell in the present format, with the identity and the key that it has there."""
     old = cell["note"]["identity"]
     identity: Identity = {
         "judge": evaluator.VERSION,
@@ -113,15 +114,15 @@ def _cell(
 
 
 def _attack_of(folder: Path, label: str, saved: Trained, spec: RunSpec) -> Attack:
-    labels = [component.label for component in spec.defenses]
-    lineup = choose(spec.suite, spec.attacks, spec.threat, labels)
+    """The attack with a label in a spec, in its variant for the model."""
+    lineup = lineup_of(spec)
     if label not in lineup.entries:
         raise UserError(f"{folder / SPEC} has no attack {label}")
     return suited(saved.model, lineup.entries[label]).attack
 
 
 def _check_options(folder: Path, label: str, attack: Attack, old: dict[str, Any]) -> None:
-    """Raises UserError where an attack's options are not those that format 1 recorded, as texts."""
+    """Raises UserError unless an attack has the options that format 1 recorded, as texts."""
     for name, text in old["options"].items():
         value = getattr(attack, name)
         if isinstance(text, dict):

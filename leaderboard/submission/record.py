@@ -1,4 +1,4 @@
-"""What a submission says: record.json, whose schema is published as record.schema.json."""
+"""The record of a submission, record.json, whose schema is published as record.schema.json."""
 
 import json
 from pathlib import Path
@@ -16,18 +16,19 @@ from benchmark.spec.components import BEST
 from defenses.training.saved import CARD
 
 RECORD, SPEC, EVIDENCE, CARD_TEXT = "record.json", "spec.yaml", "evidence.npz", "README.md"
-# What each submission lists; whatever else it lists is code of its own.
+# The files that each submission must list. All others that it lists are code of its own.
 NEEDED = (SPEC, CARD, EVIDENCE)
 SCHEMA = "record.schema.json"
-# Of records and cards. Format 1 named attacks and recipes by where their code was, and data by the
-# images that were attacked alone: `bestattack leaderboard migrate` brings those up.
+# The format of records and cards. Format 1 named attacks and recipes by where their code was, and
+# data by the attacked images alone; `bestattack leaderboard migrate` turns it into the present one.
 FORMAT: Final = 2
 
 # The local Lipschitz bound that the paper of fractal classifiers calls safe to assume (table 6).
 ASSUMED = 0.7
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# What is shown in tables and on the page can hold no markup, and files lie in the folder itself.
+# Labels and texts are shown in tables and on the page, so they can hold no markup. Files lie in the
+# submission's folder itself, so their names can hold no slash.
 Label = Annotated[str, Field(pattern=r"^[\w .:+=/,()%@-]+$", max_length=120)]
 Text = Annotated[str, Field(pattern=r"^[^\[\]<>|\\`*\n]*$", max_length=600)]
 FileName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=120)]
@@ -37,18 +38,19 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
+    # A record may have no field that the schema does not name.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(_Strict):
-    """The images and labels: the name of their set and a hash of all of them."""
+    """The images and labels: the name of the data set, and a hash of its split."""
 
     name: str
     sha256: Sha256
 
 
 class Threat(_Strict):
-    """As `attacks.ThreatModel`."""
+    """The threat; the fields are those of `attacks.ThreatModel`."""
 
     norm: Norm
     eps: Annotated[Finite, Field(gt=0)]
@@ -57,15 +59,23 @@ class Threat(_Strict):
 
 
 class Weights(_Strict):
-    """The file of weights: in the submission, or `at` a path from its folder or an address."""
+    """The file of weights.
+
+    sha256  the SHA-256 of the file.
+    at      an address, or a path from the submission's folder; None if the submission holds it.
+    """
 
     sha256: Sha256
     at: str | None = None
 
 
 class Note(BaseModel):
-    """What a run noted when a column was done: `identity`, all that determines the result; the
-    environment; and what flags need to know of the attack."""
+    """What a run noted when a column was done.
+
+    identity  all that determines the result.
+
+    Further entries are the environment, and the facts about the attack that flags depend on.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -76,9 +86,11 @@ class Measured(_Strict):
     """How one column came about.
 
     key           a hash of `note.identity`.
-    after         the attacks before it in its series.
-    inapplicable  why the attack does not apply to the model.
-    outside       samples for which the attack left the ball or the box.
+    note          what the run noted.
+    after         the labels of the attacks before it in its series.
+    inapplicable  why the attack does not apply to the model; None if it does.
+    outside       for how many samples the attack returned a point outside the ball or the box.
+    seconds       how long it took.
     """
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -90,7 +102,7 @@ class Measured(_Strict):
 
 
 class Work(_Strict):
-    """Of an attack: samples attacked and broken, and mean passes for each of those attacked."""
+    """What an attack did: samples attacked and broken, and mean passes per attacked sample."""
 
     attacked: Count
     broken: Count
@@ -99,8 +111,12 @@ class Work(_Strict):
 
 
 class Assumed(_Strict):
-    """What would be certified if no output changed by more than `bound` times the distance, and how
-    many of these samples are broken nevertheless."""
+    """What would be certified under an assumed local Lipschitz bound.
+
+    bound      no output is assumed to change by more than this times the distance.
+    certified  the share of samples that would be certified.
+    broken     how many of these samples an attack breaks nevertheless.
+    """
 
     bound: float
     certified: Share
@@ -108,7 +124,17 @@ class Assumed(_Strict):
 
 
 class Numbers(_Strict):
-    """The numbers of a row; shares are over all samples. None where there is none."""
+    """The numbers of a row. Accuracies are shares of all samples.
+
+    natural         natural accuracy.
+    per_attack      robust accuracy under each attack; None if the attack does not apply.
+    best_attack     robust accuracy in the worst case over all attacks, sample by sample.
+    interval        the confidence interval of best_attack.
+    certified       certified accuracy; None if the model has no certificate.
+    assumed         what would be certified under an assumed bound; None if it cannot be told.
+    contradictions  the places of the samples that attacks misclassify within the certified radius.
+    work            what each attack did.
+    """
 
     natural: Share
     per_attack: dict[Label, Share | None]
@@ -123,11 +149,21 @@ class Numbers(_Strict):
 class Record(_Strict):
     """A row of the leaderboard.
 
-    task, row  where it belongs, and its name there.
-    about      what was scaled down or differs from the paper, for readers.
-    block      samples attacked at once.
-    cells      natural, the certificate and each attack, in the order of the evidence file.
-    files      the SHA-256 of the other files of the submission.
+    format   the version of this format.
+    task     the task that the row belongs to.
+    row      the name of the row.
+    about    for readers: what was scaled down, or differs from the paper.
+    data     the images and labels that the model was measured on; samples, how many.
+    threat   what the attacks had to stay within.
+    mode     every attack was carried out on every correctly classified sample.
+    block    how many samples were attacked at once.
+    flags    codes of signs that a number is not to be trusted.
+    notes    remarks, such as on attacks that were left out.
+    cells    one for each column: natural accuracy, the certificate and each attack, in the order of
+             the evidence file.
+    numbers  the numbers that the table shows.
+    weights  the file of weights.
+    files    the SHA-256 of each other file of the submission.
     """
 
     format: Literal[2]
@@ -148,11 +184,15 @@ class Record(_Strict):
 
 
 def slug(row: str) -> str:
-    """The name of a row's folder. Raises UserError where nothing is left of its name."""
-    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in row.lower()).strip("-")
-    if not kept:
+    """The name of a row's folder: the row's name in lower case, with "-" for most signs.
+
+    Raises UserError where the name of the row has no letter and no digit.
+    """
+    signs = (sign if sign.isascii() and sign.isalnum() else "-" for sign in row.lower())
+    name = "".join(signs).strip("-")
+    if not name:
         raise UserError(f"the row {row!r} needs a letter or a digit in its name")
-    return kept
+    return name
 
 
 def schema() -> str:
@@ -161,7 +201,7 @@ def schema() -> str:
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a submission. Raises UserError where there is none, or it is not valid."""
+    """Read the record of a submission. Raises UserError where it is missing or not valid."""
     path = folder / RECORD
     try:
         text = path.read_text(encoding="utf-8")
@@ -180,7 +220,7 @@ def read_record(folder: Path) -> Record:
 
 
 def first_error(error: ValidationError) -> str:
-    """What pydantic found first in a record, in one line."""
+    """The first error that pydantic found in a record, in one line."""
     detail = error.errors()[0]
     where = ".".join(map(str, detail["loc"]))
     return f"{where or 'it'}: {detail['msg']}"
@@ -190,7 +230,10 @@ def numbers_of(report: Report) -> Numbers:
     """The numbers of a report that has best-attack accuracy."""
     best = report.accuracy(BEST)
     assert best is not None
-    per_attack = {k: None if np.isnan(v) else v for k, v in report.per_attack.items()}
+    per_attack = {
+        label: None if np.isnan(accuracy) else accuracy
+        for label, accuracy in report.per_attack.items()
+    }
     return Numbers(
         natural=report.natural,
         per_attack=per_attack,
@@ -204,16 +247,18 @@ def numbers_of(report: Report) -> Numbers:
 
 
 def _work(report: Report, label: str) -> Work:
-    done = work(report.frames[label])
-    if not done["attacked"]:
+    """What an attack did; zeros rather than means over nothing if it attacked no sample."""
+    figures = work(report.frames[label])
+    if not figures["attacked"]:
         return Work(attacked=0, broken=0, forwards=0, backwards=0)
-    return Work.model_validate({name: done[name] for name in Work.model_fields})
+    return Work.model_validate({name: figures[name] for name in Work.model_fields})
 
 
 def _assumed(report: Report) -> Assumed | None:
-    predicted = report.certified_within(ASSUMED * report.threat.eps)
-    kept = report.robust_to(BEST)
-    if predicted is None or kept is None or report.threat.norm != "l2":
+    """What would be certified under the bound ASSUMED, of an L2 report with certified radii."""
+    certified = report.certified_within(ASSUMED * report.threat.eps)
+    robust = report.robust_to(BEST)
+    if certified is None or robust is None or report.threat.norm != "l2":
         return None
-    broken = int((predicted & ~kept).sum())
-    return Assumed(bound=ASSUMED, certified=predicted.mean(), broken=broken)
+    broken = int((certified & ~robust).sum())
+    return Assumed(bound=ASSUMED, certified=certified.mean(), broken=broken)

@@ -1,4 +1,4 @@
-"""Submissions, replayed from weights and evidence alone."""
+"""The replay of submissions, from weights and evidence alone."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from benchmark.keys import identify_attack
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import suited, traits
-from benchmark.run.verify import replay
+from benchmark.run.defense_replay import replay
 from benchmark.spec.components import SOURCE
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from leaderboard.submission.card import card_text
 from leaderboard.submission.record import CARD_TEXT, RECORD, SPEC, numbers_of
 from leaderboard.submission.submission import Row, unreadable
@@ -21,8 +21,10 @@ from leaderboard.submission.submitted_model import loaded, read_card
 
 
 def replay_row(row: Row, run_code: bool = False) -> Report:
-    """The report as it is found now, from weights and evidence. Raises UserError, in one line,
-    where anything differs from the record. Code of the submission's own is run only if `run_code`.
+    """Replay a submission, and return the report that its weights and evidence give.
+
+    Code that the submission brings is run only if `run_code`. Raises UserError, in one line, where
+    anything differs from the record.
     """
     try:
         with loaded(row.folder, row.record, row.spec, run_code) as saved:
@@ -37,18 +39,20 @@ def replay_row(row: Row, run_code: bool = False) -> Report:
         _check_text(row)
     except UserError:
         raise
-    except Exception as error:  # what strangers write fails in more ways than can be listed
+    except Exception as error:  # files of strangers fail in more ways than can be listed
         raise unreadable(row.folder, error) from error
     return replayed.report
 
 
 def _check_attacks(row: Row, saved: Trained) -> None:
-    """Whether the task's attacks were run as the task has them, and those that are said not to
-    apply do not."""
+    """Raises UserError unless the attacks were run with the settings of the task.
+
+    It is also an error if the record says that an attack does not apply to the model, and it does.
+    """
     where, spec = f"{row.folder / RECORD}", row.spec
-    named = choose(spec.suite, spec.attacks, spec.threat, [c.label for c in spec.defenses])
+    lineup = lineup_of(spec)
     for label, entry in row.task.lineup.entries.items():
-        if named.entries.get(label) != entry:
+        if lineup.entries.get(label) != entry:
             raise UserError(f"{row.folder / SPEC} has other settings of {label} than the task's")
         measured = row.record.cells[label]
         attack, note = suited(saved.model, entry).attack, measured.note.model_dump()
@@ -61,11 +65,14 @@ def _check_attacks(row: Row, saved: Trained) -> None:
             raise UserError(f"{where}: {label} is said not to apply to the model, and does")
 
 
-def _same(wanted: dict[str, Any], found: Any) -> bool:
-    """Whether two attacks have one name and options, whatever their versions and sources are."""
-    if not isinstance(found, dict) or wanted["name"] != found.get("name"):
+def _same(wanted: dict[str, Any], recorded: Any) -> bool:
+    """Whether two identities of attacks have the same name and options.
+
+    Versions and sources may differ.
+    """
+    if not isinstance(recorded, dict) or wanted["name"] != recorded.get("name"):
         return False
-    options = found.get("options")
+    options = recorded.get("options")
     return (
         isinstance(options, dict)
         and wanted["options"].keys() == options.keys()
@@ -78,8 +85,7 @@ def _same(wanted: dict[str, Any], found: Any) -> bool:
 
 
 def _applies(attack: Attack, row: Row, saved: Trained) -> bool:
-    """Whether an attack finds something to do on a model; one that does not says so before any
-    work."""
+    """Whether an attack applies to a model, which it says when it is called."""
     samples = row.task.samples
     number = torch.from_numpy(samples.number[:1])
     problem = Problem(saved.model, samples.x[:1], samples.y[:1], row.task.spec.threat, index=number)
@@ -91,17 +97,20 @@ def _applies(attack: Attack, row: Row, saved: Trained) -> bool:
 
 
 def check_numbers(row: Row, report: Report) -> None:
-    """Raises UserError where the numbers of a row's record are not those of a report."""
+    """Raises UserError unless the numbers and flags in a row's record are those of a report."""
     where = row.folder / RECORD
-    found, said = numbers_of(report).model_dump(), row.record.numbers.model_dump()
-    for name, value in found.items():
-        if value != said[name]:
-            raise UserError(f"{where}: {name} is {said[name]}, and by weights and evidence {value}")
+    recorded = row.record.numbers.model_dump()
+    for name, value in numbers_of(report).model_dump().items():
+        if value != recorded[name]:
+            raise UserError(
+                f"{where}: {name} is {recorded[name]}, and by weights and evidence {value}"
+            )
     if missing := sorted(set(report.flags) - set(row.record.flags)):
         raise UserError(f"{where} lacks the flags {', '.join(missing)}")
 
 
 def _check_text(row: Row) -> None:
+    """Raises UserError unless the text for readers is the one that record and card give."""
     path = row.folder / CARD_TEXT
     wanted = card_text(row.record, read_card(row.folder))
     if not path.is_file() or path.read_text(encoding="utf-8") != wanted:

@@ -1,4 +1,4 @@
-"""Submissions, opened: what their files say, as far as it can be told without their models."""
+"""Opening a submission: its files are read and checked, as far as that needs no model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,13 @@ from leaderboard.tasks import ROWS, Task, find_task
 
 @dataclass(frozen=True)
 class Row:
-    """A submission that was opened: its files are those that its record lists, its record and its
-    spec are of the task, and `report` is made from its evidence."""
+    """A submission that was opened.
+
+    Its files are those that its record lists, and its record and spec fit the task.
+
+    record, spec  what record.json and spec.yaml hold.
+    report        the report that its evidence gives.
+    """
 
     folder: Path
     task: Task
@@ -39,14 +44,17 @@ class Row:
 
 
 def row_folders(board: Path, task: Task) -> list[Path]:
-    """The folders of a task's rows."""
+    """The folders of a task's rows on a board, sorted."""
     home = board / ROWS / task.name
     return sorted(path.parent for path in home.glob(f"*/{RECORD}"))
 
 
 def open_row(folder: Path, tasks: Mapping[str, Task]) -> Row:
-    """Open a submission, without its model. Raises UserError, in one line, for what does not hold
-    of its schema, its files, its task and its evidence."""
+    """Open the submission in a folder, without loading its model.
+
+    Raises UserError, in one line, where its record does not fit the schema, its files or the task,
+    and where its evidence is damaged.
+    """
     record = read_record(folder)
     try:
         _check_files(folder, record)
@@ -56,17 +64,18 @@ def open_row(folder: Path, tasks: Mapping[str, Task]) -> Row:
         report = _report(folder, record, task)
     except UserError:
         raise
-    except Exception as error:  # what strangers write fails in more ways than can be listed
+    except Exception as error:  # files of strangers fail in more ways than can be listed
         raise unreadable(folder, error) from error
     return Row(folder, task, record, spec, report)
 
 
 def unreadable(folder: Path, error: Exception) -> UserError:
-    """A line for what is not foreseen of a submission's files."""
+    """The error for files of a submission that fail in a way that is not foreseen."""
     return UserError(f"{folder} cannot be read: {described(error)[:200]}")
 
 
 def _check_files(folder: Path, record: Record) -> None:
+    """Raises UserError unless a submission has all that it needs, as its record lists it."""
     for name in NEEDED:
         if name not in record.files:
             raise UserError(f"{folder / RECORD} lists no {name}")
@@ -79,19 +88,19 @@ def _check_files(folder: Path, record: Record) -> None:
 
 
 def _check_settings(folder: Path, record: Record, task: Task) -> None:
-    """Whether a record is of its task's data and threat, and has its attacks."""
+    """Raises UserError unless a record has the data, the threat and the attacks of its task."""
     where = f"{folder / RECORD} is not of task {task.name}"
-    given, wanted = record.threat, task.spec.threat
-    for what, found, asked in (
-        ("norm", given.norm, wanted.norm),
-        ("eps", given.eps, wanted.eps),
-        ("box", [given.lower, given.upper], [wanted.lower, wanted.upper]),
+    threat, wanted = record.threat, task.spec.threat
+    for what, recorded, asked in (
+        ("norm", threat.norm, wanted.norm),
+        ("eps", threat.eps, wanted.eps),
+        ("box", [threat.lower, threat.upper], [wanted.lower, wanted.upper]),
         ("data", record.data.name, task.data["name"]),
         ("images or labels", record.data.sha256, task.data["sha256"]),
         ("number of samples", record.samples, len(task.samples)),
     ):
-        if found != asked:
-            raise UserError(f"{where}: its {what}: {found}, and the task's: {asked}")
+        if recorded != asked:
+            raise UserError(f"{where}: its {what}: {recorded}, and the task's: {asked}")
     first, natural = next(iter(record.cells.items()), ("", None))
     if first != NATURAL or natural is None or natural.inapplicable or natural.after:
         raise UserError(f"{folder / RECORD}: its first cell must be that of natural accuracy")
@@ -103,7 +112,7 @@ def _check_settings(folder: Path, record: Record, task: Task) -> None:
 
 
 def _read_spec(folder: Path, record: Record, task: Task) -> RunSpec:
-    """The spec of a submission. Raises UserError where it does not make the row."""
+    """Read the spec of a submission. Raises UserError where a run of it would not give the row."""
     path = folder / SPEC
     try:
         spec = make_spec(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -129,10 +138,12 @@ def _read_spec(folder: Path, record: Record, task: Task) -> RunSpec:
 
 
 def _rest(spec: RunSpec) -> tuple[str, ...]:
+    """The settings of a spec that must be those of the task, and have one message together."""
     return spec.labels, spec.mode, spec.precision
 
 
 def _report(folder: Path, record: Record, task: Task) -> Report:
+    """The report that the evidence in a folder gives. Raises UserError, which names the file."""
     content = (folder / EVIDENCE).read_bytes()
     try:
         return make_report(record.row, task, content, record.cells, record.flags, record.notes)
@@ -148,12 +159,19 @@ def make_report(
     flags: Iterable[str],
     notes: Sequence[str],
 ) -> Report:
-    """The report that the content of an evidence file and what a record says of its cells make.
-    Raises UserError where they do not fit together."""
-    found = unpack(content, list(cells), task.samples, task.spec.threat)
+    """Make the report on a row from its evidence and its record.
+
+    row           the name of the row.
+    content       the content of the evidence file.
+    cells         how each cell came about, as recorded.
+    flags, notes  as recorded.
+
+    Raises UserError where they do not fit together.
+    """
+    unpacked = unpack(content, list(cells), task.samples, task.spec.threat)
     report = Report(row, task.spec.threat, "table", len(task.samples), flags, notes)
     for label, measured in cells.items():
-        cell = found[label]
+        cell = unpacked[label]
         cell.close(measured.note.model_dump())
         if label == CERTIFIED:
             report.certify(measured.key, cell, None)

@@ -1,4 +1,4 @@
-"""From a run to submissions: a self-contained folder for each row."""
+"""Making submissions from a run: a self-contained folder for each row."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,8 @@ from benchmark.judge.records import write
 from benchmark.judge.subject import full_precision
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
+from benchmark.run.defense_replay import examine_twice
 from benchmark.run.runner import load_run
-from benchmark.run.verify import examine_twice
 from benchmark.spec.components import CERTIFIED, SAVED, Component
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import RunSpec
@@ -55,15 +55,20 @@ def submit(
     about: Mapping[str, str],
     weights_at: str | None,
 ) -> Iterator[Path]:
-    """Make the folder of each row of a run, or of those named, under `out`/TASK; its path is given
-    when it is done, and holds.
+    """Make a submission of each row of a run, and yield its folder when it is done and holds.
 
-    about       for readers, by row: what was scaled down or differs from the paper.
-    weights_at  where the weights can be had, in place of a copy.
+    run         the folder of the run.
+    tasks       the tasks of the board; one of them must be that of the run.
+    out         where the folders are made, as OUT/TASK/ROW.
+    rows        the labels of the rows; all rows if it is empty.
+    about       for readers, by row: what was scaled down, or differs from the paper.
+    weights_at  where the weights can be had, as an address or a path from the submission's folder;
+                None to copy them into the submission.
 
-    Raises UserError where the run does not fit a task of the board or is not whole, and where what
-    was made of a row does not hold; nothing is left of that row then.
+    Raises UserError where the run fits no task of the board, where it is not finished, and where
+    the submission of a row does not hold, which is then deleted.
     """
+    # Read the run, and choose its rows.
     spec, manifest, reports = load_run(run)
     load_plugins(spec.plugins)
     task = _task_of(run, spec, manifest, tasks)
@@ -76,12 +81,14 @@ def submit(
         for report, row in zip(reports, manifest["rows"], strict=True)
         if not rows or report.name in rows
     ]
-    folders: dict[str, str] = {}
+    # Check all of them before the first is written.
+    names_by_folder: dict[str, str] = {}
     for report, _ in chosen:
-        other = folders.setdefault(slug(report.name), report.name)
-        if other != report.name:
-            raise UserError(f"{run}: rows {other!r} and {report.name!r} differ too little: rename")
+        first = names_by_folder.setdefault(slug(report.name), report.name)
+        if first != report.name:
+            raise UserError(f"{run}: rows {first!r} and {report.name!r} differ too little: rename")
         _check_whole(run, report, task)
+
     for report, row in chosen:
         home = run / row["model"]
         line = one_line(about.get(report.name, ""))
@@ -96,6 +103,7 @@ def _list(names: list[str]) -> str:
 
 
 def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[str, Task]) -> Task:
+    """The task whose data and threat are those of a run. Raises UserError where there is none."""
     if (spec.mode, spec.precision) != ("table", "float32"):
         raise UserError(
             f"{run} was run in mode {spec.mode} and {spec.precision}: the board takes table and "
@@ -103,7 +111,7 @@ def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[
         )
     threat = ThreatModel(**manifest["threat"])
     for task in tasks.values():
-        # The data last, because they have to be loaded.
+        # Compare the threat first, because a task has to load its data to compare them.
         if (
             threat == task.spec.threat
             and manifest["data"] == task.data
@@ -117,6 +125,7 @@ def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[
 
 
 def _check_whole(run: Path, report: Report, task: Task) -> None:
+    """Raises UserError unless a row has all attacks of a task, and none of them failed."""
     for label, error in report.errors.items():
         raise UserError(f"{run}: {report.name}: {label} failed ({error}): mend it and run it again")
     for label in task.lineup.entries:
@@ -130,8 +139,11 @@ def _check_whole(run: Path, report: Report, task: Task) -> None:
 
 
 def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> None:
-    """Write a submission, and see that it holds. Weights elsewhere may not be there yet."""
-    (folder / WEIGHTS).unlink(missing_ok=True)  # of an earlier one, if they are elsewhere now
+    """Write the files of a submission, and delete them if the submission does not hold.
+
+    A submission whose weights lie elsewhere is not replayed, because they may not be there yet.
+    """
+    (folder / WEIGHTS).unlink(missing_ok=True)  # an earlier submission may have left them
     for name, content in files.items():
         write(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
     try:
@@ -141,7 +153,7 @@ def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> 
     except UserError:
         for name in files:
             (folder / name).unlink()
-        with suppress(OSError):  # what else lies there is the user's
+        with suppress(OSError):  # the folder stays if it holds other files, which are the user's
             folder.rmdir()
         raise
 
@@ -156,11 +168,16 @@ def _files(
     about: str,
     weights_at: str | None,
 ) -> dict[str, bytes]:
-    """The files of a submission of the model in a folder. Raises UserError where its row or its
-    text cannot be shown."""
+    """The files of the submission of a row, by name. The row's model lies in `home`.
+
+    Raises UserError where the row's name or the line about it has signs that cannot be shown.
+    """
+    # Evidence, and the report that follows from it.
     evidence = pack(report, examine_twice(load_saved(home).model, "cpu"), task.samples)
     cells = {label: _measured(report, label) for label in report.keys}
-    found = make_report(report.name, task, evidence, cells, report.flags, report.notes)
+    shown = make_report(report.name, task, evidence, cells, report.flags, report.notes)
+
+    # Card, spec, and the user's code.
     card = read_card(home)
     paths = code_files(card, spec)
     code = {path.name: path.read_bytes() for path in paths}
@@ -174,6 +191,7 @@ def _files(
         EVIDENCE: evidence,
         **code,
     }
+    # The record, which lists all of these, and the weights.
     weights = (home / WEIGHTS).read_bytes()
     try:
         record = Record(
@@ -186,10 +204,10 @@ def _files(
             threat=Threat(**manifest["threat"]),
             mode="table",
             block=spec.block,
-            flags=list(found.flags),
+            flags=list(shown.flags),
             notes=report.notes,
             cells=cells,
-            numbers=numbers_of(found),
+            numbers=numbers_of(shown),
             weights=Weights(sha256=sha256(weights).hexdigest(), at=weights_at),
             files={name: sha256(content).hexdigest() for name, content in files.items()},
         )
@@ -198,11 +216,12 @@ def _files(
     if weights_at is None:
         files[WEIGHTS] = weights
     files[CARD_TEXT] = card_text(record, card).encode()
-    # Last: without it the folder is no submission.
+    # The record is written last, because a folder without it is not a submission.
     return files | {RECORD: (record.model_dump_json(indent=1) + "\n").encode()}
 
 
 def _measured(report: Report, label: str) -> Measured:
+    """What the record says about one column of a report."""
     return Measured(
         key=report.keys[label],
         note=Note(**report.cells[label].note),
@@ -214,11 +233,11 @@ def _measured(report: Report, label: str) -> Measured:
 
 
 def _portable(value: Any) -> Any:
-    """The value with the names of files alone in place of paths of this machine."""
+    """The value with each absolute path in it shortened to the name of its file or folder."""
     if isinstance(value, dict):
-        return {key: _portable(one) for key, one in value.items()}
+        return {key: _portable(nested) for key, nested in value.items()}
     if isinstance(value, list | tuple):
-        return [_portable(one) for one in value]
+        return [_portable(nested) for nested in value]
     if isinstance(value, str):
         head = SAVED if value.startswith(SAVED) else ""
         path = value.removeprefix(head)
@@ -227,11 +246,14 @@ def _portable(value: Any) -> Any:
 
 
 def _spec_of(row: str, spec: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
-    """The run's spec with the row, and those that it or an attack needs, alone."""
+    """The spec of a run of one row alone.
+
+    Its defenses are that of the row, and those that it or an attack needs.
+    """
     components = {
         Component.model_validate(defense).label: defense for defense in _portable(spec["defenses"])
     }
-    # What made the model, also where the run took it as saved.
+    # The card says how the model was trained, which the run's spec does not if it took a saved one.
     components[row] = card["component"] | {"given_label": row}
     needed, waiting = set(), [row, *_strings(spec["attacks"])]
     while waiting:
@@ -240,12 +262,13 @@ def _spec_of(row: str, spec: dict[str, Any], card: dict[str, Any]) -> dict[str, 
             needed.add(name)
             waiting += _strings(components[name]["options"])
     defenses = [defense for label, defense in components.items() if label in needed]
-    made: dict[str, Any] = _portable(spec)
-    return made | {"defenses": defenses}
+    portable_spec: dict[str, Any] = _portable(spec)
+    return portable_spec | {"defenses": defenses}
 
 
 def _strings(value: Any) -> list[str]:
+    """All texts in nested lists and dictionaries, without the keys."""
     if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return [text for part in parts for text in _strings(part)]
+        nested = value.values() if isinstance(value, dict) else value
+        return [text for element in nested for text in _strings(element)]
     return [value] if isinstance(value, str) else []

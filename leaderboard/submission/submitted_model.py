@@ -1,4 +1,7 @@
-"""The model of a submission: its card, its weights, and code of its own, run only by leave."""
+"""The model of a submission: its card, its weights, and the code that the submission brings.
+
+That code is run only if the user allows it.
+"""
 
 import json
 import tempfile
@@ -15,7 +18,7 @@ from benchmark.spec.components import Component
 from benchmark.spec.registry import only_plugins
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
-from defenses import SavedModelError
+from defenses import Recipe, SavedModelError
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.record import NEEDED, RECORD, SPEC, Record
 
@@ -29,8 +32,7 @@ def digest(path: Path) -> str:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a submission, with its components, and those of its parts, in one form. Raises
-    UserError where it is none."""
+    """Read the card of a submission, and normalise it. Raises UserError where it is not a card."""
     try:
         return normalised(json.loads((folder / CARD).read_text(encoding="utf-8")))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -38,15 +40,18 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def normalised(card: dict[str, Any]) -> dict[str, Any]:
-    """A card with its components, and those of its parts, in one form: a component may be written
-    in several. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+    """A card with the components in it, which may be written in several forms, in the same form.
+
+    Its parts are the cards of the models that the model was made of; they are normalised too.
+    Raises KeyError, TypeError, ValueError or AttributeError where the mapping is not a card.
+    """
     component = Component.model_validate(card["component"]).model_dump(mode="json")
     parts = {name: normalised(part) for name, part in card.get("parts", {}).items()}
     return card | {"component": component} | ({"parts": parts} if parts else {})
 
 
 def foreign(card: dict[str, Any]) -> Iterator[str]:
-    """The code that a card in the form of `read_card`, or one of its parts, names."""
+    """The code that a normalised card and its parts name, as "FILE:NAME" or "MODULE:NAME"."""
     model = card["component"]["options"].get(_MODEL)
     if isinstance(model, str) and ":" in model:
         yield model
@@ -54,14 +59,23 @@ def foreign(card: dict[str, Any]) -> Iterator[str]:
         yield from foreign(part)
 
 
+def hyperparameters(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe as a card has them, in JSON."""
+    options: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    return options
+
+
 def code_files(card: dict[str, Any], spec: RunSpec) -> list[Path]:
-    """The files of code that a model needs: plugins, and those that its card names."""
+    """The files of code that a model needs: plugins of the spec, and those that the card names."""
     named = [Path(model.partition(":")[0]) for model in foreign(card)]
     return list(dict.fromkeys([*spec.plugins, *(path for path in named if path.suffix == ".py")]))
 
 
 def weights_of(folder: Path, record: Record) -> Path:
-    """The file of weights. Raises UserError where it is not at hand, or another."""
+    """The file of a submission's weights.
+
+    Raises UserError where it is missing, has not been downloaded, or is not the recorded one.
+    """
     at = record.weights.at
     path = folder / (at or WEIGHTS)
     if at is not None and "://" in at:
@@ -77,23 +91,27 @@ def weights_of(folder: Path, record: Record) -> Path:
 
 @contextmanager
 def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Iterator[Trained]:
-    """The model of a submission whose files are those that its record lists, while its plugins are
-    known. Raises UserError where it cannot be made, or has code of its own that is not to be run.
+    """Load the model of a submission; its plugins are loaded while the context lasts.
+
+    The files must be known to be those that the record lists. Raises UserError where the model
+    cannot be loaded, and where the submission brings code and `run_code` is not set.
     """
+    # Check the card against the record, and see what code the submission brings.
     card, weights = read_card(folder), weights_of(folder, record)
     if card.get("sha256") != record.weights.sha256:
         raise UserError(f"{folder / CARD} is of other weights than {RECORD}: its SHA-256 differs")
-    own = [name for name in record.files if name not in NEEDED]
+    listed_code = [name for name in record.files if name not in NEEDED]
     files = code_files(card, spec)
-    code = dict.fromkeys([*own, *(path.name for path in spec.plugins), *foreign(card)])
+    code = dict.fromkeys([*listed_code, *(path.name for path in spec.plugins), *foreign(card)])
     if code and not run_code:
         raise UserError(
             f"{folder} brings code of its own ({', '.join(code)}): read it, and give --run-code to "
             "run it"
         )
     for path in files:
-        if path.name not in own:
+        if path.name not in listed_code:
             raise UserError(f"{folder / SPEC} or {CARD} names {path.name}, which {RECORD} does not")
+    # Load the model from a copy whose card names the code in the submission's folder.
     plugins = [folder / path.name for path in spec.plugins]
     with tempfile.TemporaryDirectory() as home, only_plugins(plugins):
         (Path(home) / WEIGHTS).write_bytes(weights.read_bytes())
@@ -107,7 +125,7 @@ def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Itera
 
 
 def _at_home(card: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The card with the files of code that it names in the submission's folder."""
+    """The card, with the paths of code in it and in its parts in the submission's folder."""
     options = dict(card["component"]["options"])
     file, colon, factory = str(options.get(_MODEL, "")).partition(":")
     if colon and file.endswith(".py"):
@@ -118,16 +136,14 @@ def _at_home(card: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _check_card(folder: Path, card: dict[str, Any], saved: Trained) -> None:
-    """Whether what a card says of its model is so."""
+    """Raises UserError unless a card tells the truth about its model."""
     parameters = sum(parameter.numel() for parameter in saved.model.parameters())
-    for name, found in (
+    for name, actual in (
         ("fingerprint", saved.identity["weights"]),
         ("parameters", parameters),
     ):
-        if card.get(name) != found:
-            raise UserError(f"{folder / CARD}: {name} is {card.get(name)}, of the model {found}")
+        if card.get(name) != actual:
+            raise UserError(f"{folder / CARD}: {name} is {card.get(name)}, of the model {actual}")
     recipe = recipe_of(Component.model_validate(card["component"]))
-    given = card.get("hyperparameters")
-    made = json.loads(json.dumps(asdict(recipe), default=str))
-    if given != made:
+    if card.get("hyperparameters") != hyperparameters(recipe):
         raise UserError(f"{folder / CARD}: its hyperparameters are not those of its component")

@@ -13,7 +13,7 @@ from benchmark import Report
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell
-from benchmark.run.verify import examine_twice
+from benchmark.run.defense_replay import examine_twice
 from benchmark.spec.components import NATURAL
 from leaderboard.submission.evidence import pack, unpack
 

@@ -1,0 +1,274 @@
+"""The replay of one defense of a run: its records are made again, without attacking.
+
+Every stored adversarial example is judged again, and each certified radius is computed again.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks import ThreatModel
+from attacks.messages import described
+from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
+from benchmark.judge.records import Block, MemoryCell
+from benchmark.judge.subject import Subject, check_model, examine, full_precision
+from benchmark.keys import key_of
+from benchmark.models.trained import Trained
+from benchmark.report.radii import ROUNDING
+from benchmark.report.report import Report
+from benchmark.run.environment import resolve_device
+from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.run_spec import Device
+from defenses.certificates import HasCertificate
+
+# The relative difference that a distance, a sum in float64, may have on another machine.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of replaying one cell.
+
+    claimed  how many broken samples, or certified radii, the records have.
+    holding  how many of these were found again.
+    what     how to put that in words, behind "HOLDING of CLAIMED".
+    """
+
+    defense: str
+    attack: str
+    claimed: int
+    holding: int
+    what: str = "examples hold"
+
+
+@dataclass(frozen=True)
+class ReplayedRow:
+    """The outcome of replaying one defense.
+
+    report    made from the records that hold.
+    verdicts  one for each cell.
+    problems  a line for each thing that does not hold.
+    """
+
+    report: Report
+    verdicts: list[Verdict]
+    problems: list[str]
+
+
+class _Doubled(Subject):
+    """A judge that forwards two copies of each batch at once.
+
+    Batches of another size than in the run make other rounding errors. What is wrong in one copy
+    only does not count as wrong.
+    """
+
+    def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(points)
+        predicted, wrong = super().judge(torch.cat([points, points]), torch.cat([y, y]))
+        return predicted[:n], wrong[:n] & wrong[n:]
+
+    def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(x)
+        predicted, radius = super().certify(torch.cat([x, x]))
+        return predicted[:n], radius[:n].minimum(radius[n:])
+
+
+def examine_twice(model: nn.Module, device: Device) -> Subject:
+    """A subject that judges as `examine`'s does, but forwards two copies of each batch at once."""
+    return _Doubled(**vars(examine(model, resolve_device(device), torch.float32)))
+
+
+@full_precision()
+def replay(
+    report: Report,
+    errors: Collection[str],
+    saved: Trained,
+    samples: Samples,
+    data: dict[str, str],
+    block: int,
+    device: Device,
+) -> ReplayedRow:
+    """Replay one defense, as `verify` does for each.
+
+    report   the report as recorded.
+    errors   the labels of the attacks that failed, as recorded.
+    saved    the model.
+    samples  the samples that it was measured on, `block` at a time.
+    data     what identifies these samples.
+
+    Raises UserError where the model does not run on the samples.
+    """
+    # Examine the model, which is judged in float32 alone, as in the run, if it has no float64.
+    subject = examine_twice(saved.model, device)
+    logit_count = check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
+    flags = set(report.flags) | subject.flags
+    replayed = Report(
+        report.name, report.threat, report.mode, report.total, flags, report.notes, logit_count
+    )
+
+    # Replay the clean images, the certificate and the attacks: `lines` say what does not hold.
+    verdicts = []
+    natural_cell = MemoryCell()
+    measure_natural(subject, samples, natural_cell, block)
+    replayed.add(NATURAL, report.keys[NATURAL], natural_cell, None)
+    lines = {NATURAL: _differences(report, replayed)}
+    if CERTIFIED in report.keys:
+        verdict, lines[CERTIFIED] = _replay_radii(subject, samples, report, replayed, block)
+        verdicts.append(verdict)
+    elif isinstance(subject.model, HasCertificate) and report.attacks:
+        lines[CERTIFIED] = ["left out, though the model offers a certificate"]
+    for label in report.attacks:
+        cell, verdict, lines[label] = _replay_cell(subject, samples, report, label)
+        inapplicable = report.inapplicable.get(label)
+        replayed.add(
+            label, report.keys[label], cell, report.errors.get(label),
+            report.after.get(label, ()), inapplicable,
+        )  # fmt: skip
+        if inapplicable is None:
+            verdicts.append(verdict)
+
+    # Check that the records belong to this model, data and threat, and that nothing else failed.
+    problems = []
+    for label, problems_of_cell in lines.items():
+        if label in report.keys and not _is_of(report, label, data, saved.identity["weights"]):
+            problems_of_cell.append("made with other weights, data or threat")
+        if label in replayed.errors and label not in errors:
+            problems_of_cell.append(replayed.errors[label])
+        problems += [f"{report.name} {label}: {line}" for line in problems_of_cell]
+    return ReplayedRow(replayed, verdicts, problems)
+
+
+def _differences(recorded: Report, replayed: Report) -> list[str]:
+    """A line for each way in which the recorded and the replayed clean records differ."""
+    old, new = (
+        report.records.loc[report.records["attack"] == NATURAL] for report in (recorded, replayed)
+    )
+    differing = {
+        column: old[column].to_numpy() != new[column].to_numpy()
+        for column in ("index", "label", "broken", "predicted")
+    }
+    # The class of an unbroken sample may differ: float32 and float64 need not agree on it.
+    differing["predicted"] &= new["broken"].to_numpy(dtype=bool)
+    meanings = (
+        "samples are not those of the data",
+        "labels are not those of the data",
+        "records are not as found now",
+        "predicted classes are not as found now",
+    )
+    counts = [int(places.sum()) for places in differing.values()]
+    return [f"{count} {what}" for count, what in zip(counts, meanings, strict=True) if count]
+
+
+def _replay_cell(
+    subject: Subject, samples: Samples, report: Report, label: str
+) -> tuple[MemoryCell, Verdict, list[str]]:
+    """Replay the cell of an attack.
+
+    Returns the cell as it is found now, the verdict on it, and a line for each thing that does not
+    hold.
+    """
+    replayed, problems = MemoryCell(), []
+    claimed = holding = hidden = mislabelled = mispredicted = misplaced = 0
+    for block in report.blocks(label):
+        claimed += int(block.broken.sum())
+        if not _is_sound(block, samples):
+            problems.append("a block of records does not fit the data")
+            continue
+        judged = _replay_block(subject, samples, block, report.threat)
+        replayed.add(judged)
+        holding += int((block.broken & judged.broken).sum())
+        hidden += int((judged.broken & ~block.broken).sum())
+        same = np.isclose(judged.distance, block.distance, _ROUNDING, 0, equal_nan=True)
+        misplaced += int((~same & (judged.broken == block.broken)).sum())
+        mispredicted += int((judged.predicted != block.predicted).sum())
+        mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
+    replayed.close(report.cells[label].note)
+    for count, what in (
+        (claimed - holding, "examples do not hold"),
+        (hidden, "samples recorded as unbroken are broken by their own examples"),
+        (misplaced, "distances are not those of the examples"),
+        (mispredicted, "predicted classes are not those of the examples"),
+        (mislabelled, "labels are not those of the data"),
+    ):
+        if count:
+            problems.append(f"{count} {what}")
+    return replayed, Verdict(report.name, label, claimed, holding), problems
+
+
+def _replay_radii(
+    subject: Subject, samples: Samples, report: Report, replayed: Report, block: int
+) -> tuple[Verdict, list[str]]:
+    """Compute the certified radii again, and enter them in the replayed report.
+
+    A radius that differs by rounding alone is entered as recorded. Returns the verdict on the
+    recorded radii, and a line for what does not hold.
+    """
+    key, recorded, computed = report.keys[CERTIFIED], report.radii, MemoryCell()
+    if recorded is None:
+        replayed.certify(key, computed, report.errors[CERTIFIED])
+        return Verdict(report.name, CERTIFIED, 0, 0, "radii are found again"), []
+    claimed, holding, entered = len(samples), 0, MemoryCell()
+    try:
+        measure_radii(subject, samples, report.threat, computed, block)
+    except Exception as error:
+        replayed.certify(key, computed, f"fails now: {described(error)}")
+        return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
+    for radii in computed.blocks():
+        radius, right = recorded.radius[radii.index], recorded.right[radii.index]
+        close = np.isclose(radius, radii.distance, 0, ROUNDING)
+        holding += int((close & (right == ~radii.broken)).sum())
+        entered.add(replace(radii, distance=np.where(close, radius, radii.distance)))
+    replayed.certify(key, entered, None)
+    differing = [f"{claimed - holding} radii are not as found now"] if holding < claimed else []
+    return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
+
+
+def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bool:
+    """Whether a cell was made with the run's data and threat, and with these weights."""
+    key = report.keys[label]
+    identity = report.cells[label].note.get("identity", {})
+    threat = identity.get("threat")
+    return (
+        key_of(identity) == key
+        and identity.get("data") == data
+        and identity.get("defense", {}).get("weights") == weights
+        and (
+            identity.get("certificate") == report.threat.norm
+            if label == CERTIFIED
+            else label == NATURAL or threat == dataclasses.asdict(report.threat)
+        )
+    )
+
+
+def _is_sound(block: Block, samples: Samples) -> bool:
+    """Whether a block can be replayed: its samples exist, and it has a point for each one found."""
+    places = block.index
+    return (
+        bool(((places >= 0) & (places < len(samples))).all())
+        and block.adversarial.shape == (block.found.sum(), *samples.x.shape[1:])
+        and block.adversarial.dtype in (np.float32, np.float64)
+    )
+
+
+def _replay_block(subject: Subject, samples: Samples, block: Block, threat: ThreatModel) -> Block:
+    """The block with `predicted`, `broken` and `distance` as its examples are judged now."""
+    distance, predicted = np.full(len(block.index), np.nan), block.predicted.copy()
+    if block.found.any():
+        rows = torch.from_numpy(block.index[block.found])
+        clean, y = samples.x[rows].to(subject.device), samples.y[rows].to(subject.device)
+        points = torch.from_numpy(block.adversarial).to(subject.device)
+        in_box = (points == threat.clamp(points)).flatten(1).all(1)
+        classes, wrong = subject.judge(points, y)
+        predicted[block.found] = classes.cpu().numpy()
+        distances = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
+        distance[block.found] = distances.cpu().numpy()
+    # The images are not needed any more, and would take memory until the end of the replay.
+    no_images = block.adversarial[:0]
+    broken = distance <= threat.eps
+    return replace(
+        block, predicted=predicted, broken=broken, distance=distance, adversarial=no_images
+    )
