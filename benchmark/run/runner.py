@@ -210,7 +210,9 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
         spec = make_spec(manifest["spec"])
         reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+        raise UserError(
+            f"{folder / 'run.json'} is damaged, or of another version: run the same command again"
+        ) from error
     if (ThreatModel(**manifest["threat"]), manifest["mode"]) != (spec.threat, spec.mode):
         raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
     return spec, manifest, reports
@@ -219,18 +221,16 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
 def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
     """The report on a defense, from its row in the manifest and its cells."""
     threat = ThreatModel(**manifest["threat"])
-    # Older runs did not record these two.
-    after, inapplicable = row.get("after", {}), row.get("inapplicable", {})
     report = Report(
-        row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"],
-        row.get("notes", ()),
-    )  # fmt: skip
+        row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"], row["notes"]
+    )
     for label, key in row["cells"].items():
         cell, error = FolderCell(folder / "cells" / key), row["errors"].get(label)
         if label == CERTIFIED:
             report.certify(key, cell, error)
         else:
-            report.add(label, key, cell, error, after.get(label, ()), inapplicable.get(label))
+            after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
+            report.add(label, key, cell, error, after, inapplicable)
     if NATURAL not in report.keys or NATURAL in report.errors:
         raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
     return report

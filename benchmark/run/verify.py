@@ -70,10 +70,5 @@ def _table(folder: Path) -> list[dict[str, Any]] | None:
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     """The accuracies in a row of table.json, which a replay must find again."""
-    numbers = {key: row[key] for key in ("defense", "natural", "per_attack", "best_attack")}
-    # Tables from before certificates were introduced lack the last two.
-    return (
-        numbers
-        | {"certified": None, "contradictions": []}
-        | {key: row[key] for key in ("certified", "contradictions") if key in row}
-    )
+    accuracies = ("natural", "per_attack", "best_attack", "certified", "contradictions")
+    return {key: row[key] for key in ("defense", *accuracies)}

@@ -24,7 +24,7 @@ from benchmark.report.report import Report
 from benchmark.run.environment import resolve_device
 from benchmark.run.runner import Say, load_run, run, samples_of
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
-from benchmark.spec.lineup import choose
+from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import configured, enrol
 from benchmark.spec.run_spec import Device, RunSpec, read_values
@@ -122,7 +122,7 @@ def _check(spec: SweepSpec, points: Mapping[tuple[str, ...], RunSpec], root: Pat
 def check_point(spec: RunSpec, root: Path | None) -> None:
     """Find before any work what would fail later in a run. Raises UserError."""
     load_plugins(spec.plugins)
-    choose(spec.suite, spec.attacks, spec.threat, [defense.label for defense in spec.defenses])
+    lineup_of(spec)
     check_fit(enrol(spec.defenses), load_dataset(spec.data, root))
 
 

@@ -312,14 +312,3 @@ def test_a_table_that_says_otherwise_is_found(run: Path, cli: Cli, key: str, val
     table["rows"][1][key] = value
     (run / "table.json").write_text(json.dumps(table))
     _refused(cli("verify", run), "table.json says otherwise")
-
-
-def test_a_table_of_before_there_were_certificates_holds(
-    tmp_path: Path, cli: Cli, plugin: Path
-) -> None:
-    assert cli(*_words(plugin, "vanilla/epochs=1"), "--out", tmp_path).status == 0
-    table = json.loads((tmp_path / "table.json").read_text())
-    for key in ("certified", "contradictions"):
-        del table["rows"][0][key]
-    (tmp_path / "table.json").write_text(json.dumps(table))
-    assert cli("verify", tmp_path).status == 0

@@ -287,7 +287,10 @@ def test_a_trained_defense_is_attacked_from_its_folder(
     [
         (None, "{0} holds no run with results: name the folder of a run"),
         ("{", "{0}/run.json is damaged: run the same command again"),
-        ('{"rows": [{}]}', "{0}/run.json is damaged: run the same command again"),
+        (
+            '{"rows": [{}]}',
+            "{0}/run.json is damaged, or of another version: run the same command again",
+        ),
     ],
 )
 def test_a_folder_without_a_run_gets_one_line(

@@ -197,7 +197,10 @@ def test_ready_studies_are_listed(cli: Cli) -> None:
     assert all(read_sweep(name, False).about for name in names)
 
 
-@pytest.mark.parametrize("reduced", [False, True], ids=["full", "reduced"])
+@pytest.mark.parametrize(
+    "reduced",
+    [pytest.param(False, marks=pytest.mark.slow, id="full"), pytest.param(True, id="reduced")],
+)
 @pytest.mark.parametrize("name", ready_made())
 def test_every_ready_study_is_valid(name: str, reduced: bool, tmp_path: Path) -> None:
     """All its points can be carried out, and all that it says of a paper has its place."""

@@ -170,9 +170,15 @@ def test_a_surrogate_has_lower_slopes_and_is_a_copy() -> None:
     "recipe",
     [
         NBR(epochs=5, batch=64, learning_rate=5e-3, offset=0.3),
-        NBR(epochs=5, batch=64, learning_rate=5e-3, offset=0.3, frames="0-1,0+1-2,0-2,1-2"),
+        pytest.param(
+            NBR(epochs=5, batch=64, learning_rate=5e-3, offset=0.3, frames="0-1,0+1-2,0-2,1-2"),
+            marks=pytest.mark.slow,
+        ),
         Fractal(epochs=8, batch=64, learning_rate=5e-3, offset=0.3, levels="2+2+2"),
-        Fractal(epochs=8, batch=64, offset=0.3, levels="2+3", variant=1, slope=40.0),
+        pytest.param(
+            Fractal(epochs=8, batch=64, offset=0.3, levels="2+3", variant=1, slope=40.0),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_no_strong_attack_contradicts_the_certificate(recipe: Recipe, digits: Digits) -> None:

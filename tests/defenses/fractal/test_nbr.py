@@ -234,7 +234,7 @@ def test_a_memory_brings_its_sample_back(data: Data) -> None:
     assert agreed.double().mean() > 0.98
 
 
-@pytest.mark.parametrize("rule", ["sum", "minimum"])
+@pytest.mark.parametrize("rule", [pytest.param("sum", marks=pytest.mark.slow), "minimum"])
 def test_no_strong_attack_contradicts_the_certificate(
     rule: Any, data: Data, digits: Digits
 ) -> None:

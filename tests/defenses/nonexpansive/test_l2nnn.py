@@ -181,7 +181,7 @@ def test_a_given_v_stays(digits: Digits) -> None:
     assert model.v == 5
 
 
-@pytest.mark.parametrize("multi", [True, False])
+@pytest.mark.parametrize("multi", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_no_strong_attack_contradicts_the_certificate(multi: bool, digits: Digits) -> None:
     x, y, x_test, y_test = digits
     recipe = L2NNN(multi=multi, widen=1.0, epochs=8, batch=32, learning_rate=1e-2)
