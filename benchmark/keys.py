@@ -27,6 +27,7 @@ from torch import nn
 
 from attacks import Attack, ThreatModel
 from benchmark.data.dataset import Dataset
+from benchmark.errors import UserError
 from benchmark.judge import evaluator
 from benchmark.judge.records import IntArray
 from benchmark.spec.components import SOURCE
@@ -219,7 +220,24 @@ def _option(value: Any) -> Any:
         return {str(key): _option(value[key]) for key in value}
     if isinstance(value, list | tuple):
         return [_option(element) for element in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, nn.Module):
+        return {"weights": fingerprint(value)} | identify_network(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _option(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+        return {"name": type(value).__qualname__, "options": fields} | _code([type(value)])
+    if hasattr(value, "__qualname__"):  # a function or a class
+        return {"name": value.__qualname__} | _code([], [value.__module__])
+    text = repr(value)
+    if " at 0x" in text:
+        raise UserError(
+            f"an option is {text}, which cannot be told from another: make it a number, a text, a "
+            "list, a function of a module or a dataclass"
+        )
+    return text
 
 
 def _code(classes: Iterable[type], modules: Iterable[str] = ()) -> Identity:

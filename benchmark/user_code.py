@@ -1,27 +1,30 @@
 """The identity of the user's own code, on which results of plugins and foreign models depend.
 
-Our code is not part of it, because attacks, recipes and the judge declare versions. Neither is the
-standard library, nor torch, whose version is in every key.
+Our code is not part of it but for the version of bestattack, because attacks, recipes and the judge
+declare versions. Neither is the standard library, nor torch, whose version is in every key.
 """
 
 import ast
-import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 _OURS = {"attacks", "benchmark", "bestattack", "defenses", "leaderboard"}
-_KNOWN = _OURS | {"torch"} | sys.stdlib_module_names
 
 # Folders of installed packages, which are told apart by their versions.
 _INSTALLED = {"site-packages", "dist-packages"}
+
+# A local module may have the name of one of these, as `profile.py` has, so that the place decides.
+_STANDARD = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
 
 # The source of each module when it was first asked for. An edit during a run does not change the
 # code that runs, so it must not change the identity either.
@@ -32,45 +35,77 @@ def identify_code(modules: Iterable[str]) -> dict[str, Any]:
     """The identity of the code of some modules; empty if all of it is ours.
 
     files     a hash of the content of the modules' files, and of the local files that they import,
-              directly or through others.
-    packages  the version of each installed package that they import.
+              directly or through others, each with the name that it is imported by.
+    packages  the version of each installed package that they import, and of bestattack.
 
-    The names and places of files are not in it, so that a folder can be moved.
+    The places of files and the names of `modules` are not in it, so that a folder can be moved.
+    Nothing is imported: a module may name others that the run never needs.
     """
     # Follow the imports, from module to module.
-    waiting, seen = list(modules), set[str]()
-    files: set[str] = set()
+    waiting, seen = [("", name) for name in modules], set[str]()
+    files = set[tuple[str, str]]()
     packages: dict[str, str] = {}
     while waiting:
-        name = waiting.pop()
+        written, name = waiting.pop()
         package = name.partition(".")[0]
-        if name in seen or package in _KNOWN:
+        if package in _OURS or package == "torch":
             continue
-        seen.add(name)
-        path = _file_of(name)
-        if path is None:
+        # The modules of an installed package are not looked at one by one.
+        place = _place_of(name if name in sys.modules else package)
+        if place is None:
             continue
-        if _is_installed(path):
+        if _is_installed(place):
             packages[package] = _version_of(package)
             continue
+        if any(map(place.is_relative_to, _STANDARD)):
+            continue
+        path = _place_of(name)
+        if path is None or not path.is_file():
+            continue
         source = _source_of(name, path)
-        files.add(sha256(source).hexdigest())
-        waiting += _imports(name, source)
+        files.add((written, sha256(source).hexdigest()))
+        if name not in seen:
+            seen.add(name)
+            waiting += _imports(name, source)
     if not files and not packages:
         return {}
-    digest = sha256("".join(sorted(files)).encode()).hexdigest()[:16]
+    digest = sha256(repr(sorted(files)).encode()).hexdigest()[:16]
+    packages["bestattack"] = _version_of("bestattack")
     return {"files": digest, "packages": dict(sorted(packages.items()))}
 
 
-def _file_of(name: str) -> Path | None:
-    """The file of a module, loaded or not; None if the module does not exist or has no file."""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None and name not in sys.modules:
-        # find_spec raises if a parent is missing or is not a package.
-        with suppress(ImportError, ValueError, AttributeError):
-            spec = importlib.util.find_spec(name)
-            file = spec.origin if spec is not None and spec.has_location else None
-    return Path(file) if file else None
+def _place_of(name: str) -> Path | None:
+    """The file of a module, loaded or not, or the folder of a package without a file; None if the
+    module does not exist or is built in."""
+    module = sys.modules.get(name)
+    if module is not None:
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    else:
+        spec = _spec_of(name)
+        if spec is None:
+            return None
+        places = [spec.origin if spec.has_location else None]
+        places += spec.submodule_search_locations or ()
+    return next((Path(place) for place in places if place), None)
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Where a module that is not loaded would come from, found without importing its package."""
+    parent = name.rpartition(".")[0]
+    if not parent:
+        return find_spec(name)
+    folders = _folders_of(parent)
+    return None if folders is None else PathFinder.find_spec(name, folders)
+
+
+def _folders_of(package: str) -> Sequence[str] | None:
+    """The folders of a package's modules; None if it is none."""
+    module = sys.modules.get(package)
+    if module is not None:
+        folders = getattr(module, "__path__", None)
+        return None if folders is None else list(folders)
+    spec = _spec_of(package)
+    return None if spec is None else spec.submodule_search_locations
 
 
 def _is_installed(path: Path) -> bool:
@@ -95,15 +130,16 @@ def _source_of(name: str, path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file; of one that cannot be read, as in a zip archive, its name alone."""
+    """The content of a file; empty if it cannot be read, as in a zip archive."""
     try:
         return path.read_bytes()
     except OSError:
-        return str(path).encode()
+        return b""
 
 
-def _imports(name: str, source: bytes) -> Iterator[str]:
-    """The modules that the source of a module imports, and the packages that contain them."""
+def _imports(name: str, source: bytes) -> Iterator[tuple[str, str]]:
+    """The modules that the source of a module imports, and the packages that contain them: each as
+    it is written there, with its full name."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a compiled extension
@@ -113,18 +149,23 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for imported in node.names:
-                yield from _with_parents(imported.name)
+                yield from _with_parents("", imported.name)
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
+            prefix = ""
             if node.level:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*parents, *([base] if base else [])])
-            yield from _with_parents(base)
+                prefix = ".".join(parents)
+                yield "." * node.level, prefix
             # A name that is imported from a package may be one of its modules.
-            yield from (f"{base}.{imported.name}" for imported in node.names)
+            for imported in node.names:
+                base = [node.module] if node.module else []
+                yield from _with_parents(prefix, ".".join([*base, imported.name]))
 
 
-def _with_parents(name: str) -> Iterator[str]:
-    """A module's name, after the names of the packages that contain it."""
-    words = name.split(".")
-    return (".".join(words[:count]) for count in range(1, len(words) + 1))
+def _with_parents(prefix: str, written: str) -> Iterator[tuple[str, str]]:
+    """A module's name as it is written after a prefix, and its full name, after those of the
+    packages that contain it."""
+    words = written.split(".")
+    for count in range(1, len(words) + 1):
+        name = ".".join(words[:count])
+        yield name, f"{prefix}.{name}" if prefix else name

@@ -1,6 +1,7 @@
 """Keys: what changes them, by content, and what does not."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attacks import PGD, Seeded, Targeted
+from benchmark.errors import UserError
 from benchmark.keys import identify_attack, identify_recipe, key_of
 from benchmark.run import runner
 from benchmark.spec.run_spec import make_spec
@@ -70,6 +72,7 @@ class Net(nn.Module):
         return self.layer(x.flatten(1))
 """
 Keys = Callable[..., tuple[str, str]]
+Code = Callable[[dict[str, str]], dict[str, Any]]
 
 
 @pytest.fixture
@@ -250,9 +253,69 @@ def test_our_code_is_named_by_its_version_alone() -> None:
     assert "code" not in identify_recipe(Fractal())
 
 
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Code:
+    """The identity of a module `net` with these files beside it, none of which is loaded."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def identify(files: dict[str, str]) -> dict[str, Any]:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        importlib.invalidate_caches()
+        return identify_code(["net"])
+
+    return identify
+
+
+def test_files_that_swap_their_content_are_other_code(
+    code: Code,
+) -> None:
+    plus, minus = "SIGN = 1\n", "SIGN = -1\n"
+    first = code({"net.py": "import one\nimport two\n", "one.py": plus, "two.py": minus})
+    assert first != code({"one.py": minus, "two.py": plus})
+    assert first == code({"one.py": plus, "two.py": minus})
+
+
+@pytest.mark.parametrize("name", ["profile", "code"])
+def test_a_local_module_may_have_the_name_of_a_standard_one(
+    code: Code, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    first = code({"net.py": f"import {name}\n", f"{name}.py": "SCALE = 1\n"})
+    assert first != code({f"{name}.py": "SCALE = 2\n"})
+
+
+def test_a_key_imports_nothing(code: Code) -> None:
+    net = "def rarely():\n    from boom.sub import y\n    return y\n"
+    package = {"boom/__init__.py": "raise RuntimeError('imported')\n", "boom/sub.py": "y = 1\n"}
+    first = code({"net.py": net} | package)
+    assert "boom" not in sys.modules
+    assert first != code({"boom/sub.py": "y = 2\n"})
+
+
+def test_an_option_counts_by_its_content() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(PGD):
+        extra: Any = None
+
+    def key(extra: Any) -> str:
+        return key_of(identify_attack(Own(extra=extra), {}))
+
+    torch.manual_seed(0)
+    networks = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert key(networks[0]) != key(networks[1])
+    assert key(json.dumps) != key(json.loads)
+    assert key(PGD(steps=1)) == key(PGD(steps=1)) != key(PGD(steps=2))
+    with pytest.raises(UserError, match="which cannot be told from another"):
+        key(object())
+
+
 SCRIPT = """
 import json
 from attacks import PGD, Targeted
+from benchmark.errors import UserError
 from benchmark.keys import identify_attack, identify_recipe
 from defenses import Fractal, RoBin
 found = [identify_attack(a, {}) for a in (PGD(), Targeted(PGD(steps=3)))]

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from attacks import ThreatModel
-from benchmark.data.dataset import Dataset, fingerprint
+from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
-from benchmark.keys import Identity, identify_network
+from benchmark.keys import Identity, identify_data, identify_network
 from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
@@ -261,7 +261,8 @@ class _Job:
         of_side = Samples(samples.x[side], samples.y[side], samples.number[side])
         identity: Identity = {
             "defense": model.identity,
-            "data": {"name": dataset.name, "sha256": fingerprint(of_side.x, of_side.y)},
+            "data": identify_data(dataset, spec.split),
+            "side": "rest" if of_side.y.any() else "first",
         }
         if of_side.y.any():
             task = FirstAgainstRest(task).eval()
