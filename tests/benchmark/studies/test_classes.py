@@ -253,6 +253,10 @@ def test_what_is_there_is_not_made_again(
     assert (both["accuracy_x"] == both["accuracy_y"])[both["attack"] != "best-attack"].all()
     assert (both["accuracy_x"] >= both["accuracy_y"]).all()
     assert len(both) == len(old)
+    # Fewer images are among those that were measured.
+    before = files()
+    assert_written(home, "classes", cli(*words(out=home, orders=1, samples=20), *BOTH))
+    assert files() == before
 
 
 def test_progress_is_a_line_for_each_model(home: Path, records: pd.DataFrame, cli: Cli) -> None:
