@@ -108,7 +108,8 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     points = spec.points().values()
     balls = dict.fromkeys(f"{NORMS[point.norm]} eps {point.eps:g}" for point in points)
     within = f" and within {' or '.join(balls)}" if attacks else ""
-    text = f"{spec.about}. " if spec.about else ""
+    ended = spec.about.endswith((".", "?", "!"))
+    text = f"{spec.about}{'' if ended else '.'} " if spec.about else ""
     text += f"Accuracy in % over {counts} test images of {spec.base}, natural{within}."
     text += "".join(map(_explained, spec.over.items()))
     if not any(defense.name.startswith(SAVED) for point in points for defense in point.defenses):
