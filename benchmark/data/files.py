@@ -133,7 +133,7 @@ def _content(places: Sequence[str], download: str, root: Path | None) -> tuple[P
         reason = "wrong checksum" if checksum else type(error).__name__
         raise DataError(
             f"{places[0]} is not in {_list(data_roots(root))}, and downloading {download} failed "
-            f"({reason}): put it there, or give --data-root or BESTATTACK_DATA, the folder that holds "
+            f"({reason}): put it there, or give --data-root or BESTATTACK_DATA, the folder with "
             f"{places[0]}"
         ) from error
     return path, _checked(path)
