@@ -65,8 +65,8 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
     for places in (np.arange(N // 2, N), np.arange(N // 2)):
         cells["attack"].add(
             Block(
-                places, labels[places], labels[places] + 1, yes[places], distance[places], nothing[places] + 7,
-                nothing[places] + 3, no[places], 0.0 * nothing[places], points.numpy()[places],
+                places, labels[places], labels[places] + 1, yes[places], distance[places],
+                nothing[places] + 7, nothing[places] + 3, no[places], 0.0 * nothing[places], points.numpy()[places],
             )
         )  # fmt: skip
     for label, cell in cells.items():
