@@ -66,7 +66,8 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
         cells["attack"].add(
             Block(
                 places, labels[places], labels[places] + 1, yes[places], distance[places],
-                nothing[places] + 7, nothing[places] + 3, no[places], 0.0 * nothing[places], points.numpy()[places],
+                nothing[places] + 7, nothing[places] + 3, no[places],
+                0.0 * nothing[places], points.numpy()[places],
             )
         )  # fmt: skip
     for label, cell in cells.items():
