@@ -78,9 +78,9 @@ def captions(table: Table, columns: Iterable[Column[Any]]) -> list[str]:
     return [shown.caption for shown in entries if shown.caption]
 
 
-def percent(share: float | None, unknown: str = NONE) -> str:
-    """A share as tables print it, in %; `unknown` where it is None or NaN."""
-    return unknown if share is None or math.isnan(share) else f"{100 * share:.1f}"
+def percent(share: float | None) -> str:
+    """A share as tables print it, in %; NONE where it is None or NaN."""
+    return NONE if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def decimals(digits: int) -> Callable[[float], str]:

@@ -208,12 +208,12 @@ def hint(word: str, known: Collection[str]) -> str:
     return f": {did_you_mean(word, known, there_are)}"
 
 
-def describe_variants(width: int = 100) -> str:
+def describe_variants() -> str:
     """What each variant does, as text."""
     column = max(len(variant.form) for variant in VARIANTS.values()) + 2
     lines = [
         textwrap.fill(
-            f"{variant.form:{column}}{variant.about}", width, subsequent_indent=" " * column,
+            f"{variant.form:{column}}{variant.about}", 100, subsequent_indent=" " * column,
             break_on_hyphens=False, break_long_words=False,
         )
         for variant in VARIANTS.values()

@@ -2,8 +2,7 @@
 
 A cell holds the records of one (defense, data, threat, attack, seed). It is a set of blocks, each
 written whole or not at all, and a closing note. A run that is killed keeps every block that it
-finished. When it is run again, for the same, more or fewer samples, it works only on the samples
-that no block holds.
+finished. A second run measures only samples without a record.
 """
 
 import io

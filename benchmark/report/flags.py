@@ -1,34 +1,47 @@
-"""Flags: signs that a number is not to be trusted, what each means, and what to do about it."""
+"""Flags: signs that a number is not to be trusted, what each means, and what to do about it.
+
+The functions that tell a flag from the records of a report stand here too, above the flags. Those
+that raise one from a look at a model are in `benchmark.judge`: each such flag names its function.
+"""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from benchmark.judge.probes import probe
 from benchmark.judge.subject import UNDEFINED, check_model, examine
 from benchmark.report.accuracy import doubtful
-from benchmark.report.diagnostics import (
-    CHANCE,
-    CLEARLY,
-    FEWEST,
-    LAST,
-    STILL,
-    beaten_by_transfer,
-    beaten_without_gradients,
-    unconverged,
-)
 from benchmark.report.measurements import Measurements
+from benchmark.report.paired import Paired
 from benchmark.report.radii import ROUNDING
+
+# Which samples something is true of.
+_Which = NDArray[np.bool_]
+
+# One attack beats another where it breaks more samples by this share of all, and where chance alone
+# would give it so many of those that only one of the two breaks with less than this probability.
+CLEARLY = 0.01
+CHANCE = 0.05
+
+# Attacks have not converged where so large a share of the samples that they met, and at least so
+# many, were broken only in this last part of an attack's forwards, or by the last of a series.
+STILL = 0.02
+FEWEST = 3
+LAST = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
     """One flag.
 
-    A flag is added here alone, in _FLAGS, where the records of a report tell it; one that a look at
-    the model raises is added to the function that looks, too. The leaderboard's record.schema.json,
-    which `bestattack leaderboard build` writes, lists the codes.
+    A flag is an entry in _FLAGS and a row in the tables of docs/flags.md. One that a look at the
+    model raises is added to the function that looks, too. The codes are also in the leaderboard's
+    record.schema.json, which `bestattack leaderboard build` writes.
 
     code     its name in tables.
     meaning  what it says of the model or its attacks.
@@ -55,11 +68,131 @@ class Flag:
 
     @property
     def raised_by(self) -> str:
-        """The part of the program that raises it."""
-        if self.seen_by is None:
-            return "the records"
-        return f"{self.seen_by.__module__}.{self.seen_by.__qualname__}"
+        """What raises it, for users."""
+        return "the records" if self.seen_by is None else "a look at the model"
 
+
+# The conditions of flags that the records tell, as functions for `Flag.holds`.
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What the records say of one attack.
+
+    broken  (total,) the samples that its column counts as broken: misclassified clean, or broken by
+            the attack or by those before it in its series.
+    frame   its records: one row per sample that it worked on.
+    note    what its cell notes: whether it minimises, whether it transfers, and its most passes.
+    before  the attacks before it in its series that were measured.
+    """
+
+    broken: _Which
+    frame: pd.DataFrame
+    note: Mapping[str, Any]
+    before: tuple[str, ...] = ()
+
+    @property
+    def transfers(self) -> bool:
+        return bool(self.note.get("transfers"))
+
+    @property
+    def uses_gradients(self) -> bool:
+        return bool(self.frame["backwards"].sum())
+
+    @property
+    def is_gradient_free(self) -> bool:
+        # An attack that made no forward is not known to have seen the model.
+        return not self.uses_gradients and bool(self.frame["forwards"].sum())
+
+    def late(self) -> _Which:
+        """Which rows of its records were broken in the last part of its forwards."""
+        forwards = self.frame["forwards"].to_numpy()
+        broken = self.frame["broken"].to_numpy(dtype=bool)
+        none = np.zeros_like(broken)
+        if not self.note.get("passes") or self.note.get("minimises") or not broken.any():
+            return none
+        # An attack that goes on with samples that it has broken does not say when it broke them.
+        if forwards[broken].min() == forwards.max():
+            return none
+        late: _Which = broken & (forwards > (1 - LAST) * forwards.max())
+        return late
+
+
+def _traces(report: Measurements) -> dict[str, _Trace]:
+    """What the records say of each attack that was measured, by label."""
+    by_label: dict[str, _Trace] = {}
+    for label in report.measured:
+        # A cascade goes by cost, which may not be the order of a series.
+        before = tuple(name for name in report.after.get(label, ()) if name in by_label)
+        broken = np.ones(report.total, dtype=bool)
+        broken[report.unbroken([label, *before])] = False
+        by_label[label] = _Trace(broken, report.frames[label], report.cells[label].note, before)
+    return by_label
+
+
+def _beaten_without_gradients(report: Measurements) -> bool:
+    """Whether an attack without gradients beats the best attack with gradients. In a cascade, where
+    attacks do not meet the same samples, none does."""
+    white_box = [trace for trace in _comparable(report) if not trace.transfers]
+    return _beats(
+        [trace.broken for trace in white_box if trace.is_gradient_free],
+        [trace.broken for trace in white_box if trace.uses_gradients],
+    )
+
+
+def _beaten_by_transfer(report: Measurements) -> bool:
+    """Whether points crafted on another model beat the best attack with gradients of this one. In a
+    cascade, where attacks do not meet the same samples, they do not."""
+    compared = _comparable(report)
+    return _beats(
+        [trace.broken for trace in compared if trace.transfers],
+        [trace.broken for trace in compared if trace.uses_gradients and not trace.transfers],
+    )
+
+
+def _comparable(report: Measurements) -> list[_Trace]:
+    """The attacks, where each of them met all samples."""
+    return list(_traces(report).values()) if report.mode == "table" else []
+
+
+def _beats(challengers: list[_Which], incumbents: list[_Which]) -> bool:
+    """Whether the best of some attacks beats the best of others, by what each breaks (total,)."""
+    if not challengers or not incumbents:
+        return False
+    challenger, incumbent = (
+        max(attacks, key=lambda broken: int(broken.sum())) for attacks in (challengers, incumbents)
+    )
+    paired = Paired.of(challenger, incumbent)
+    if paired.first - paired.second < max(1, CLEARLY * len(challenger)):
+        return False
+    return paired.chance("greater") < CHANCE
+
+
+def _unconverged(report: Measurements) -> bool:
+    """Whether attacks still broke samples at the end of what they were given: in the last part of
+    their forwards, or as the last of a series. Samples that any attack broke sooner do not count.
+    The flag needs at least FEWEST such samples, and as many still unbroken."""
+    by_label = _traces(report)
+    followed = {label for trace in by_label.values() for label in trace.before}
+    late, early, broken = (np.zeros(report.total, dtype=bool) for _ in range(3))
+    for label, trace in by_label.items():
+        hit = trace.frame["broken"].to_numpy(dtype=bool)
+        if label in followed:
+            at_end = np.zeros_like(hit)
+        elif trace.before:
+            at_end = hit
+        else:
+            at_end = trace.late()
+        index = trace.frame["index"].to_numpy()
+        late[index[at_end]] = True
+        early[index[hit & ~at_end]] = True
+        broken |= trace.broken
+    most_met = max((len(trace.frame) for trace in by_label.values()), default=0)
+    could_fall = min(int((late & ~early).sum()), int((~broken).sum()))
+    return could_fall >= max(FEWEST, STILL * most_met)
+
+
+# The flags, in the order in which they are listed.
 
 _FLAGS = (
     Flag(
@@ -138,7 +271,7 @@ _FLAGS = (
         rule="the best attack that took no backward pass breaks more samples than the best that "
         f"did, by {CLEARLY:.0%} of all or more, and by McNemar's exact one-sided test at "
         f"{CHANCE:.0%}; not in a cascade",
-        holds=beaten_without_gradients,
+        holds=_beaten_without_gradients,
     ),
     Flag(
         code="transfer",
@@ -149,7 +282,7 @@ _FLAGS = (
         rule="the best attack that crafts its points on another model breaks more samples than the "
         f"best that takes gradients of this one, by {CLEARLY:.0%} of all or more, and by McNemar's "
         f"exact one-sided test at {CHANCE:.0%}; not in a cascade",
-        holds=beaten_by_transfer,
+        holds=_beaten_by_transfer,
     ),
     Flag(
         code="not-converged",
@@ -159,7 +292,7 @@ _FLAGS = (
         rule=f"at least {FEWEST} samples, and {STILL:.0%} of those attacked, were broken by no "
         f"attack before the last {LAST:.0%} of its forwards, or by the last of a series alone; "
         "attacks that minimise the distance do not count",
-        holds=unconverged,
+        holds=_unconverged,
     ),
     Flag(
         code="contradiction",
@@ -229,12 +362,12 @@ def explain(report: Measurements) -> dict[str, str]:
     }
 
 
-def describe_flags(width: int = 100) -> str:
+def describe_flags() -> str:
     """Every flag, with its meaning, what to do about it, and what raises it, as text."""
-    return "\n\n".join(_described(flag, width) for flag in _FLAGS)
+    return "\n\n".join(_described(flag) for flag in _FLAGS)
 
 
-def _described(flag: Flag, width: int) -> str:
+def _described(flag: Flag) -> str:
     facts = {
         "meaning": flag.meaning,
         "remedy": flag.remedy,
@@ -242,7 +375,7 @@ def _described(flag: Flag, width: int) -> str:
     }
     lines = [
         textwrap.fill(
-            text, width, initial_indent=f"    {name:11}", subsequent_indent=" " * 15,
+            text, 100, initial_indent=f"    {name:11}", subsequent_indent=" " * 15,
             break_on_hyphens=False, break_long_words=False,
         )
         for name, text in facts.items()

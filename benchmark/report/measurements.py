@@ -29,7 +29,7 @@ class Closest:
 
 
 class Measurements:
-    """What was measured on one model, over all its samples: see `Report`, which adds flags and
+    """What was measured on one model. Accuracies are over all its samples; `Report` adds flags and
     tables to this.
 
     total    how many samples there are.
@@ -40,6 +40,10 @@ class Measurements:
              their records without images, `seconds` the time that it took, and `outside` for how
              many samples an attack left the ball or the box.
     radii    what the model's certificate says; None where it has none or that failed.
+    errors   why attacks or the certificate failed; inapplicable, why attacks do not apply to the
+             model.
+    after    for the later attacks of a series, those before them.
+    notes    on the attacks that were asked for.
     """
 
     def __init__(
@@ -202,10 +206,14 @@ class Measurements:
 
     @property
     def natural(self) -> float:
+        """Natural accuracy: the share of all samples that is classified correctly."""
         return self._count(NATURAL) / self.total
 
     @property
     def per_attack(self) -> dict[str, float]:
+        """Robust accuracy under each attack: the share classified correctly and not broken by that
+        attack, or by those before it in its series; NaN where it failed or does not apply. Empty in
+        cascade mode, where an attack sees only what those before it left."""
         if self.mode == "cascade":
             return {}
         accuracies = {label: self.accuracy(label) for label in self.attacks}
@@ -216,11 +224,15 @@ class Measurements:
 
     @property
     def best_attack(self) -> float:
+        """Best-attack accuracy: the share classified correctly and broken by no attack; NaN where
+        no attack ran."""
         accuracy = self.accuracy(BEST)
         return accuracy.value if accuracy else float("nan")
 
     @property
     def certified(self) -> float:
+        """Certified accuracy: the share classified correctly, which the model's own certificate
+        proves not to change within eps; NaN where it has none or that failed."""
         accuracy = self.accuracy(CERTIFIED)
         return accuracy.value if accuracy else float("nan")
 
@@ -235,6 +247,7 @@ class Measurements:
 
     @property
     def contradictions(self) -> IntArray:
+        """The samples (k,) that an attack misclassifies within their certified radius."""
         if self.radii is None:
             return np.empty(0, dtype=np.int64)
         frames = [frame for label, frame in self.frames.items() if label != NATURAL]
@@ -242,6 +255,8 @@ class Measurements:
 
     @property
     def records(self) -> pd.DataFrame:
+        """One row per sample and attack ("natural" among them). Where there is a certificate,
+        `radius` is the sample's certified radius, in the run's norm."""
         records = pd.concat(
             [frame.assign(attack=label) for label, frame in self.frames.items()],
             ignore_index=True,
@@ -253,6 +268,7 @@ class Measurements:
 
     @property
     def adversarial(self) -> dict[str, Examples]:
+        """For each attack, its judged misclassified points."""
         return {label: self.examples(label) for label in self.attacks}
 
     def examples(self, label: str) -> Examples:

@@ -8,24 +8,15 @@ from benchmark.report.measurements import Measurements
 
 
 class Report(Measurements):
-    """What was measured on one model. Accuracies are over all its samples.
+    """What was measured on one model, with flags and tables. Accuracies are over all its samples.
 
-    natural       share classified correctly.
-    per_attack    share classified correctly and not broken by that attack, or by those before it in
-                  its series; NaN where it failed or does not apply. Empty in cascade mode, where an
-                  attack sees only what those before it left.
-    certified     share classified correctly, which the model's own certificate proves not to change
-                  within eps; NaN where it has none or that failed.
-    best_attack   share classified correctly and broken by no attack; NaN where no attack ran.
-    contradictions  the samples (k,) that an attack misclassifies within their certified radius.
+    natural, per_attack, certified, best_attack, contradictions, records and adversarial are
+    described below; the other attributes are:
+
     errors        why attacks or the certificate failed; inapplicable, why attacks do not apply to
                   the model.
     after         for the later attacks of a series, those before them.
-    flags         what to know before trusting the numbers: code to explanation.
     notes         on the attacks that were asked for.
-    records       a DataFrame with one row per sample and attack ("natural" among them). Where there
-                  is a certificate, `radius` is the sample's certified radius, in the run's norm.
-    adversarial   for each attack, its judged misclassified points.
     cells         what it is made from: natural, the certificate and each attack, by label.
 
     >>> from benchmark.run.evaluate import evaluate
@@ -43,6 +34,7 @@ class Report(Measurements):
 
     @property
     def flags(self) -> dict[str, str]:
+        """What to know before trusting the numbers: code to explanation."""
         return explain(self)
 
     def to_frame(self) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks import Attack
+from attacks.messages import one_line
 from benchmark.errors import UserError
 from benchmark.judge import evaluator
 from benchmark.judge.records import write_json, write_text
@@ -18,12 +19,19 @@ from benchmark.models.trained import Trained
 from benchmark.run.assess import suited
 from benchmark.spec.components import CERTIFIED, NATURAL, Component
 from benchmark.spec.lineup import lineup_of
+from benchmark.spec.registry import only_plugins
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 from defenses.training.saved import CARD
 from leaderboard.submission.card import card_text
 from leaderboard.submission.record import CARD_TEXT, FORMAT, RECORD, SPEC, Record
-from leaderboard.submission.submitted_model import digest, hyperparameters, loaded, read_card
+from leaderboard.submission.submitted_model import (
+    digest,
+    hyperparameters,
+    loaded,
+    plugins_of,
+    read_card,
+)
 from leaderboard.tasks import Task, find_task
 
 
@@ -31,8 +39,9 @@ def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
     """Bring a submission up to the present format, in place.
 
     Returns whether it had to be changed. Raises UserError, and leaves everything as it was, where
-    the submission is of neither format, where its model cannot be loaded, and where its attacks
-    were run with other options than its specification has.
+    the submission is of neither format, where it brings code and `run_code` is not set, where its
+    model cannot be loaded, and where its attacks were run with other options than its specification
+    has.
     """
     # Read it, and see what format it is of.
     try:
@@ -42,27 +51,34 @@ def migrate(folder: Path, tasks: dict[str, Task], run_code: bool) -> bool:
         task = find_task(tasks, old["task"])
         if old["format"] != 1 or old["data"]["name"] != task.data["name"]:
             raise UserError(f"{folder / RECORD} is neither of format 1 nor of {FORMAT}")
-        before = (folder / CARD).read_text(encoding="utf-8")
-        card = _card(read_card(folder))
+        before = {name: (folder / name).read_text(encoding="utf-8") for name in (CARD, CARD_TEXT)}
+        old_card = read_card(folder)
+        draft = Record.model_validate(old | {"format": FORMAT, "data": task.data})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no submission that can be read: {error}") from error
-    # Write the card first, because the model is loaded with it, and put it back after an error.
-    write_json(folder / CARD, card)
+        raise UserError(
+            f"{folder} holds no submission that can be read: {one_line(error)}"
+        ) from error
+    spec = make_spec(read_values(folder / SPEC))
+    # The model is loaded with the card. After an error, put it back.
     try:
-        record = _record(folder, old, task, run_code)
+        with only_plugins(plugins_of(folder, draft, old_card, spec, run_code)):
+            card = _card(old_card)
+        write_json(folder / CARD, card)
+        record = _record(folder, old, task, spec, run_code)
+        write_text(folder / CARD_TEXT, card_text(record, card))
+        # The record says what format all is of, so it comes last.
+        write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
     except BaseException:
-        write_text(folder / CARD, before)
+        for name, text in before.items():
+            write_text(folder / name, text)
         raise
-    write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-    write_text(folder / CARD_TEXT, card_text(record, card))
     return True
 
 
-def _record(folder: Path, old: dict[str, Any], task: Task, run_code: bool) -> Record:
+def _record(folder: Path, old: dict[str, Any], task: Task, spec: RunSpec, run_code: bool) -> Record:
     """The record in the present format of a submission whose card is in that format already."""
     files = old["files"] | {CARD: digest(folder / CARD)}
     new = old | {"format": FORMAT, "data": task.data, "files": files}
-    spec = make_spec(read_values(folder / SPEC))
     with loaded(folder, Record.model_validate(new), spec, run_code) as saved:
         new["cells"] = {
             label: _cell(folder, label, cell, saved, task, spec)
@@ -124,6 +140,10 @@ def _attack_of(folder: Path, label: str, saved: Trained, spec: RunSpec) -> Attac
 def _check_options(folder: Path, label: str, attack: Attack, old: dict[str, Any]) -> None:
     """Raises UserError unless an attack has the options that format 1 recorded, as texts."""
     for name, text in old["options"].items():
+        if not hasattr(attack, name):
+            raise UserError(
+                f"{folder}: {label} was run with {name} {text}, an option that it no longer has"
+            )
         value = getattr(attack, name)
         if isinstance(text, dict):
             _check_options(folder, label, value, text)

@@ -205,7 +205,7 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     try:
         text = path.read_text(encoding="utf-8")
-        if '"format":1' in text[:40].replace(" ", "").replace("\n", ""):
+        if _is_of_format_1(text):
             raise UserError(
                 f"{path} is of format 1: `bestattack leaderboard migrate {folder}` brings it up to "
                 f"{FORMAT}"
@@ -217,6 +217,14 @@ def read_record(folder: Path) -> Record:
         raise UserError(f"{path} is not valid: {first_error(error)}") from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid: it cannot be read") from error
+
+
+def _is_of_format_1(text: str) -> bool:
+    try:
+        record = json.loads(text)
+    except ValueError:  # that it is no JSON is told where it is validated
+        return False
+    return isinstance(record, dict) and record.get("format") == 1
 
 
 def first_error(error: ValidationError) -> str:

@@ -89,17 +89,14 @@ def weights_of(folder: Path, record: Record) -> Path:
     return path
 
 
-@contextmanager
-def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Iterator[Trained]:
-    """Load the model of a submission; its plugins are loaded while the context lasts.
+def plugins_of(
+    folder: Path, record: Record, card: dict[str, Any], spec: RunSpec, run_code: bool
+) -> list[Path]:
+    """The plugins that a submission brings, in its folder.
 
-    The files must be known to be those that the record lists. Raises UserError where the model
-    cannot be loaded, and where the submission brings code and `run_code` is not set.
+    Raises UserError where it brings code and `run_code` is not set, and where its spec or its card
+    names code that its record does not list.
     """
-    # Check the card against the record, and see what code the submission brings.
-    card, weights = read_card(folder), weights_of(folder, record)
-    if card.get("sha256") != record.weights.sha256:
-        raise UserError(f"{folder / CARD} is of other weights than {RECORD}: its SHA-256 differs")
     listed_code = [name for name in record.files if name not in NEEDED]
     files = code_files(card, spec)
     code = dict.fromkeys([*listed_code, *(path.name for path in spec.plugins), *foreign(card)])
@@ -111,8 +108,22 @@ def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Itera
     for path in files:
         if path.name not in listed_code:
             raise UserError(f"{folder / SPEC} or {CARD} names {path.name}, which {RECORD} does not")
+    return [folder / path.name for path in spec.plugins]
+
+
+@contextmanager
+def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Iterator[Trained]:
+    """Load the model of a submission; its plugins are loaded while the context lasts.
+
+    The files must be known to be those that the record lists. Raises UserError where the model
+    cannot be loaded, and where the submission brings code and `run_code` is not set.
+    """
+    # Check the card against the record, and see what code the submission brings.
+    card, weights = read_card(folder), weights_of(folder, record)
+    if card.get("sha256") != record.weights.sha256:
+        raise UserError(f"{folder / CARD} is of other weights than {RECORD}: its SHA-256 differs")
+    plugins = plugins_of(folder, record, card, spec, run_code)
     # Load the model from a copy whose card names the code in the submission's folder.
-    plugins = [folder / path.name for path in spec.plugins]
     with tempfile.TemporaryDirectory() as home, only_plugins(plugins):
         (Path(home) / WEIGHTS).write_bytes(weights.read_bytes())
         (Path(home) / CARD).write_text(json.dumps(_at_home(card, folder)))

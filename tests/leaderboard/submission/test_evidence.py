@@ -42,15 +42,15 @@ def _samples() -> Samples:
 def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
     """As if an attack had found these points, which break every sample."""
     report = Report("model", threat, "table", N)
-    own, nothing = samples.y.numpy().copy(), np.zeros(N, dtype=np.int64)
+    labels, nothing = samples.y.numpy().copy(), np.zeros(N, dtype=np.int64)
     no, yes = np.zeros(N, dtype=bool), np.ones(N, dtype=bool)
     cells = {NATURAL: MemoryCell(), "attack": MemoryCell()}
     empty = points.numpy()[:0]
     cells[NATURAL].add(
         Block(
             np.arange(N),
-            own,
-            own.copy(),
+            labels,
+            labels.copy(),
             no,
             np.full(N, np.nan),
             nothing,
@@ -62,11 +62,12 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
     )
     distance = threat.distance(points, samples.x).numpy()
     # Two blocks, the later samples first: order is the evidence's own.
-    for part in (np.arange(N // 2, N), np.arange(N // 2)):
+    for places in (np.arange(N // 2, N), np.arange(N // 2)):
         cells["attack"].add(
             Block(
-                part, own[part], own[part] + 1, yes[part], distance[part], nothing[part] + 7,
-                nothing[part] + 3, no[part], 0.0 * nothing[part], points.numpy()[part],
+                places, labels[places], labels[places] + 1, yes[places], distance[places],
+                nothing[places] + 7, nothing[places] + 3, no[places],
+                0.0 * nothing[places], points.numpy()[places],
             )
         )  # fmt: skip
     for label, cell in cells.items():
@@ -76,10 +77,10 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
 
 def _packed(model: nn.Module, points: Callable[[Samples], Tensor], threat: ThreatModel) -> bytes:
     samples = _samples()
-    found = points(samples)
+    broken = points(samples)
     subject = examine_twice(model, "cpu")
-    assert bool(subject.judge(found, samples.y)[1].all())
-    return pack(_report(samples, found, threat), subject, samples)
+    assert bool(subject.judge(broken, samples.y)[1].all())
+    return pack(_report(samples, broken, threat), subject, samples)
 
 
 def _unpacked(content: bytes, threat: ThreatModel) -> Block:
@@ -109,13 +110,15 @@ def test_examples_break_the_model_within_the_threat(norm: Norm, eps: float, nois
     assert bool((reached > limit).all())
     content = _packed(model, points, threat)
     block = _unpacked(content, threat)
-    found = torch.from_numpy(block.adversarial)
-    assert bool(examine_twice(model, "cpu").judge(found, samples.y)[1].all())
-    distance = threat.distance(found, samples.x)
+    decoded = torch.from_numpy(block.adversarial)
+    assert bool(examine_twice(model, "cpu").judge(decoded, samples.y)[1].all())
+    distance = threat.distance(decoded, samples.x)
     assert bool((distance <= eps).all())
     assert bool((distance <= 1.02 * threat.distance(points(samples), samples.x)).all())
-    assert torch.equal(found, threat.clamp(found))
-    assert block.distance == pytest.approx(threat.distance(found, samples.x).numpy(), rel=0, abs=0)
+    assert torch.equal(decoded, threat.clamp(decoded))
+    assert block.distance == pytest.approx(
+        threat.distance(decoded, samples.x).numpy(), rel=0, abs=0
+    )
     # A byte a pixel would be 784 an example.
     assert len(content) < 784 * N / 2
 
@@ -128,7 +131,7 @@ def test_an_example_that_no_rounding_keeps_is_kept_as_it_is() -> None:
 
     class Model(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            same = torch.tensor([float(one.numpy().tobytes() in known) for one in x.float()])
+            same = torch.tensor([float(image.numpy().tobytes() in known) for image in x.float()])
             return torch.stack([1 - same, same], 1)
 
     content = pack(_report(samples, points, threat), examine_twice(Model(), "cpu"), samples)
@@ -162,8 +165,8 @@ def test_a_clean_sample_that_one_precision_misclassifies_is_no_error() -> None:
     (block,) = report.cells[NATURAL].blocks()
     block.predicted[3] = 1
     content = pack(report, examine_twice(Mean(-1.0), "cpu"), samples)
-    (found,) = unpack(content, [NATURAL], samples, threat)[NATURAL].blocks()
-    assert not found.broken.any()
+    (natural,) = unpack(content, [NATURAL], samples, threat)[NATURAL].blocks()
+    assert not natural.broken.any()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
