@@ -1,5 +1,6 @@
 """The guide says what is true: its examples run, and its commands, specs, names and links exist."""
 
+import importlib
 import re
 import shlex
 import tomllib
@@ -14,6 +15,7 @@ import yaml
 from torch import nn
 from typer.main import get_command
 
+from attacks.working import due
 from benchmark.cli.main import Kind
 from benchmark.data.sets import load_dataset
 from benchmark.data.variants import VARIANTS
@@ -28,9 +30,7 @@ from defenses import ARCHITECTURES
 from defenses.recipes.methods import METHODS
 from defenses.recipes.schedules import SCHEDULES
 from leaderboard.cli import app
-
-# With the fixtures of the command line, which are used by their names.
-from tests.benchmark.conftest import Cli, _no_plugin_stays, cli  # noqa: F401
+from tests.conftest import Cli
 
 ROOT = Path(__file__).parents[1]
 GUIDE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -85,7 +85,7 @@ def test_every_block_is_of_a_language_that_is_checked() -> None:
 
 
 @pytest.mark.parametrize("fence", PLUGINS, ids=str)
-def test_plugin_examples_run(fence: Fence, tmp_path: Path, cli: Cli) -> None:  # noqa: F811
+def test_plugin_examples_run(fence: Fence, tmp_path: Path, cli: Cli) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(fence.text)
     common = ["--eps", "0.5", "--samples", "20", "--attack", "pgd/steps=2"]
@@ -222,6 +222,45 @@ def _anchors(text: str) -> set[str]:
     return {word.strip().replace(" ", "-") for word in words} | set(
         re.findall(r"^::: (\S+)$", text, re.M)
     )
+
+
+# A dotted name of ours in backticks, without the call or the path behind it.
+_NAME = re.compile(rf"`((?:{'|'.join((*PACKAGES, 'bestattack'))})(?:\.\w+)+)(?=[`(\[= ])")
+
+
+def _names() -> Iterator[Any]:
+    for page in [*GUIDE, ROOT / "leaderboard" / "README.md"]:
+        for name in sorted(set(_NAME.findall(page.read_text())) - {"bestattack.py"}):
+            yield pytest.param(name, id=f"{page.relative_to(ROOT)}:{name}")
+
+
+def _resolve(name: str) -> Any:
+    """What a dotted name leads to: a module as far as there is one, and then attributes."""
+    found, *rest = name.split(".")
+    thing: Any = importlib.import_module(found)
+    for word in rest:
+        found = f"{found}.{word}"
+        if not hasattr(thing, word):
+            importlib.import_module(found)  # which makes a module an attribute of its package
+        thing = getattr(thing, word)
+    return thing
+
+
+@pytest.mark.parametrize("name", list(_names()))
+def test_dotted_names_exist(name: str) -> None:
+    # Entry points of plugins are in groups of our name, which are no modules.
+    if name not in {registry.group for registry in (ATTACKS, DEFENSES, DATASETS)}:
+        _resolve(name)
+
+
+def test_a_dotted_name_that_leads_nowhere_is_noticed() -> None:
+    assert _resolve("attacks.working.due") is due
+    with pytest.raises(ImportError):
+        _resolve("attacks.problem.due")
+    assert _NAME.findall("`attacks.problem.due(step)`, `attacks.PGD`") == [
+        "attacks.problem.due",
+        "attacks.PGD",
+    ]
 
 
 def _first_column(page: str, title: str) -> list[str]:

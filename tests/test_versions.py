@@ -9,8 +9,12 @@ raise `version` (or VERSION) where the line says, and store the outcomes anew wi
     python -m tests.test_versions
 """
 
+import copy
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +24,21 @@ import torch
 from torch import Tensor, nn
 
 import defenses
-from attacks import Attack, Problem, ThreatModel
+from attacks import PGD, Attack, Problem, ThreatModel
+from attacks.searches import strong
 from attacks.threat import Norm
+from attacks.wrappers import stages, transfer
 from benchmark.judge import evaluator
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural
 from benchmark.judge.records import MemoryCell
-from benchmark.judge.subject import examine
+from benchmark.judge.subject import Subject, examine
 from benchmark.spec.components import Component, configure
 from benchmark.spec.registry import ATTACKS, DEFENSES
+from defenses.networks.architectures import ARCHITECTURES
+from defenses.networks.residual import ResNet
+from defenses.nonexpansive.scalings import SCALINGS
+from defenses.nonexpansive.stacks import STACKS
+from defenses.recipes.schedules import SCHEDULES
 from defenses.training import loop
 from tests.benchmark.small import Returning
 
@@ -63,6 +74,8 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "vanilla": SMALL | {"dropout": 0.2, "hold_out": 6},
 }
 ADVERSARIAL = SMALL | {"steps": 2}
+# The width of each network here; those that are not named are multiplied by 0.1.
+WIDTHS = {"resnet18": 0.05, "resnet50": 0.05}
 
 
 def _wave(*shape: int, phase: float = 0.0) -> Tensor:
@@ -104,6 +117,31 @@ class _Staged(_Network):
         return (coarse - best)[:, self.groups] + fine
 
 
+class _Misleading(_Network):
+    """What it computes is a staircase whose gradient points down it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((6 * x).round() / 6 - 0.01 * x)
+
+
+class _Certified(_Network):
+    def certified_radius(self, x: Tensor) -> Tensor:
+        first, second = self(x).topk(2, dim=1).values.unbind(1)
+        return (first - second) / 50
+
+
+class _Rounded(nn.Module):
+    """Class 0 where the first pixel is above 0.2, but in float32 it is lost and class 1 wins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(2.0**24, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = (x.flatten(1)[:, 0] + self.bias) - self.bias
+        return torch.stack([first, torch.full_like(first, 0.2)], dim=1)
+
+
 def _network_for(name: str) -> nn.Module:
     on_arms = ("robin", "best-arm", "top-2", "softmax", "highest-arm", "average-gradient")
     if name in (*on_arms, "softmax-top-2"):
@@ -111,11 +149,8 @@ def _network_for(name: str) -> nn.Module:
     return _Staged() if name == "hierarchical" else _Network()
 
 
-def attack_of(name: str) -> Attack:
-    """The attack of that name, around pgd where it wraps another."""
-    text = ATTACK_OPTIONS.get(name)
-    if text is None:
-        text = f"{name}:pgd/steps=6"
+def attack_of(text: str) -> Attack:
+    """The attack that is written so."""
     attack: Attack = configure(ATTACKS, Component.model_validate(text))
     return attack
 
@@ -139,10 +174,15 @@ def _attacked(attack: Attack, model: nn.Module, norm: Norm) -> dict[str, list[fl
     }
 
 
-def attack_outcome(name: str) -> dict[str, Any]:
-    """What the attack of a registered name makes of a small network, under each of its norms."""
-    attack, model = attack_of(name), _network_for(name)
-    return {norm: _attacked(attack, model, norm) for norm in attack.facts.norms}
+def attack_outcome(text: str, model: nn.Module, *norms: Norm) -> dict[str, Any]:
+    """What an attack makes of a small network, under some norms or each of its own."""
+    attack = attack_of(text)
+    return {norm: _attacked(attack, model, norm) for norm in norms or attack.facts.norms}
+
+
+def named_outcome(name: str) -> dict[str, Any]:
+    """What the attack of a registered name does, around pgd where it wraps another."""
+    return attack_outcome(ATTACK_OPTIONS.get(name, f"{name}:pgd/steps=6"), _network_for(name))
 
 
 def _training_set() -> tuple[Tensor, Tensor]:
@@ -157,7 +197,7 @@ def trained(name: str, **options: Any) -> nn.Module:
     values = RECIPE_OPTIONS.get(name, ADVERSARIAL) | options
     parts: dict[str, nn.Module] = {}
     if name in ("gnb", "mrf", "belief"):
-        values, parts = values | {"source": "fractal"}, {"source": trained("fractal")}
+        values, parts = values | {"source": "fractal"}, {"source": copy.deepcopy(_fractal())}
     if name == "hybrid":
         values = values | {"of": "l2nnn", "otherwise": "vanilla"}
         parts = {"of": trained("l2nnn"), "otherwise": trained("vanilla")}
@@ -169,12 +209,38 @@ def trained(name: str, **options: Any) -> nn.Module:
     return model
 
 
+@cache
+def _fractal() -> nn.Module:
+    """What several recipes are made of; it takes long to train."""
+    return trained("fractal")
+
+
+def _logits(model: nn.Module, *shape: int) -> list[list[float]]:
+    with torch.no_grad():
+        logits = model((_wave(5, *shape, phase=0.2) + 1) / 2)
+    return [[round(value, 6) for value in row] for row in logits.tolist()]
+
+
 def recipe_outcome(name: str, **options: Any) -> dict[str, Any]:
     """The logits of a trained model at a few images."""
-    model = trained(name, **options)
+    return {"logits": _logits(trained(name, **options), *SHAPE)}
+
+
+def network_outcome(name: str, **options: Any) -> dict[str, Any]:
+    """The size of a recipe's new network, and its logits at a few images of 8x8."""
+    recipe = configure(DEFENSES, Component(name=name, options=options))
+    model = defenses.initialise(recipe, (1, 8, 8), CLASSES, 5, {}).double()
     with torch.no_grad():
-        logits = model((_wave(5, *SHAPE, phase=0.2) + 1) / 2)
-    return {"logits": [[round(value, 6) for value in row] for row in logits.tolist()]}
+        model.train()(_wave(8, 1, 8, 8))  # which moves batch statistics off 0 and 1
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return {"weights": weights, "logits": _logits(model.eval(), 1, 8, 8)}
+
+
+def schedule_outcome(name: str) -> dict[str, Any]:
+    """The learning rate along the training, in millionths of the highest."""
+    options = {"schedule": name, "learning_rate": 1.0}
+    recipe = configure(DEFENSES, Component(name="vanilla", options=options))
+    return {"millionths": [round(1e6 * recipe.rate(done / 12)) for done in range(12)]}
 
 
 def judged_outcome() -> dict[str, Any]:
@@ -199,9 +265,39 @@ def judged_outcome() -> dict[str, Any]:
     return outcome | {"natural": _recorded(natural)}
 
 
+def twin_outcome() -> dict[str, Any]:
+    """What the judge records where only float32 sees a misclassification, clean and attacked."""
+    x = (_wave(12, *SHAPE, phase=0.4) + 1) / 2
+    samples = Samples(x, torch.zeros(12, dtype=torch.int64), np.arange(12))
+    subject = examine(_Rounded(), torch.device("cpu"), torch.float32)
+    natural, attacked = MemoryCell(), MemoryCell()
+    measure_natural(subject, samples, natural, 5)
+    attack = Returning(lambda problem: problem.x - 0.25)
+    threat = ThreatModel("linf", 0.3)
+    measure_attack(subject, samples, np.arange(12), threat, attack, 0, attacked, 5)
+    return {"natural": _recorded(natural), "attacked": _recorded(attacked)}
+
+
+def radii_outcome() -> dict[str, Any]:
+    """What is recorded of a certificate, where the class is the label and where it is not."""
+    model = _Certified()
+    x = (_wave(12, *SHAPE, phase=0.4) + 1) / 2
+    y = model(x).argmax(1)
+    y[::4] = (y[::4] + 1) % CLASSES
+    subject = examine(model, torch.device("cpu"), torch.float32)
+    outcome = {}
+    for norm in ("l2", "linf"):
+        cell, samples = MemoryCell(), Samples(x, y, np.arange(12))
+        evaluator.measure_radii(subject, samples, ThreatModel(norm, 0.3), cell, 5)
+        outcome[norm] = _recorded(cell)
+    return outcome
+
+
 def _recorded(cell: MemoryCell) -> dict[str, list[Any]]:
     blocks = list(cell.blocks())
     names = ("predicted", "broken", "distance", "outside")
+    if not blocks:
+        return {name: [] for name in names}
     values = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in names}
     values["distance"] = np.nan_to_num(values["distance"], nan=-1.0).round(5)
     return {name: value.tolist() for name, value in values.items()}
@@ -214,40 +310,89 @@ def loop_outcome() -> dict[str, Any]:
     )
 
 
-def _version(name: str, kind: str) -> int:
-    cls = (ATTACKS if kind == "attack" else DEFENSES).get(name)
-    version: int = cls.version
-    return version
+@dataclass(frozen=True)
+class Guarded:
+    """What a stored outcome is of: the version that stands for it, and how it is made."""
+
+    version: Callable[[], int]
+    outcome: Callable[[], dict[str, Any]]
 
 
-NAMES = {
-    **{f"attack {name}": name for name in sorted(ATTACKS._builtin)},
-    **{f"defense {name}": name for name in sorted(DEFENSES._builtin)},
-    "judge": "",
-    "training loop": "",
+def _attack(name: str, *of: Any) -> Guarded:
+    outcome = partial(attack_outcome, *of) if of else partial(named_outcome, name)
+    return Guarded(lambda: ATTACKS.get(name).version, outcome)
+
+
+def _defense(name: str, outcome: Callable[[], dict[str, Any]]) -> Guarded:
+    return Guarded(lambda: DEFENSES.get(name).version, outcome)
+
+
+def _judge(outcome: Callable[[], dict[str, Any]]) -> Guarded:
+    return Guarded(lambda: evaluator.VERSION, outcome)
+
+
+def _training(outcome: Callable[[], dict[str, Any]]) -> Guarded:
+    return Guarded(lambda: loop.VERSION, outcome)
+
+
+def _architecture(name: str) -> Guarded:
+    options = {"arch": name, "widen": WIDTHS.get(name, 0.1)}
+    return _defense("vanilla", partial(network_outcome, "vanilla", **options))
+
+
+ENTRIES = {
+    **{f"attack {name}": _attack(name) for name in sorted(ATTACKS._builtin)},
+    "attack robin on stages": _attack("robin", "robin:pgd/steps=6", _Staged()),
+    "attack transfer:cw": _attack(
+        "transfer", "transfer:cw/steps=15/searches=2/source=other", _Network()
+    ),
+    "attack strong on misleading gradients": _attack(
+        "strong", "strong/steps=8/queries=40", _Misleading(), "l2"
+    ),
+    **{
+        f"defense {name}": _defense(name, partial(recipe_outcome, name))
+        for name in sorted(DEFENSES._builtin)
+    },
+    **{f"architecture {name}": _architecture(name) for name in ARCHITECTURES},
+    **{
+        f"stack {name}": _defense(
+            "l2nnn", partial(network_outcome, "l2nnn", arch=name, widen=0.1, multi=True)
+        )
+        for name in STACKS
+    },
+    **{
+        f"scaling {name}": _defense(
+            "l2nnn", partial(recipe_outcome, "l2nnn", scaling=name, adversarial=False)
+        )
+        for name in SCALINGS
+    },
+    **{f"schedule {name}": _training(partial(schedule_outcome, name)) for name in SCHEDULES},
+    "judge": _judge(judged_outcome),
+    "judge in two precisions": _judge(twin_outcome),
+    "judge of certificates": _judge(radii_outcome),
+    "training loop": _training(loop_outcome),
 }
 
 
 def current(entry: str) -> dict[str, Any]:
-    """The declared version and the outcome, as they are now, of an entry of NAMES."""
-    kind, name = entry.split(" ")[0], NAMES[entry]
-    if entry == "judge":
-        return {"version": evaluator.VERSION, "outcome": judged_outcome()}
-    if entry == "training loop":
-        return {"version": loop.VERSION, "outcome": loop_outcome()}
-    outcome = attack_outcome(name) if kind == "attack" else recipe_outcome(name)
-    return {"version": _version(name, kind), "outcome": outcome}
+    """The declared version and the outcome, as they are now, of an entry."""
+    guarded = ENTRIES[entry]
+    return {"version": guarded.version(), "outcome": guarded.outcome()}
 
 
 def _same(found: Any, stored: Any) -> bool:
+    """Whether whole numbers and verdicts are equal, and other numbers are up to rounding."""
     if isinstance(stored, dict):
         return found.keys() == stored.keys() and all(_same(found[k], stored[k]) for k in stored)
-    return np.shape(found) == np.shape(stored) and np.allclose(
-        np.asarray(found, float), np.asarray(stored, float), rtol=1e-3, atol=1e-4
-    )
+    one, other = np.asarray(found), np.asarray(stored)
+    if one.shape != other.shape:
+        return False
+    if "f" not in (one.dtype.kind, other.dtype.kind):
+        return np.array_equal(one, other)
+    return np.allclose(one.astype(float), other.astype(float), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("entry", NAMES)
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_what_behaves_otherwise_has_another_version(entry: str) -> None:
     stored = json.loads(STORE.read_text()).get(entry)
     assert stored, f"{entry} has no stored outcome: run python -m tests.test_versions"
@@ -261,16 +406,75 @@ def test_what_behaves_otherwise_has_another_version(entry: str) -> None:
     )
 
 
-def test_a_change_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = json.loads(STORE.read_text())["attack pgd"]["outcome"]
-    monkeypatch.setitem(ATTACK_OPTIONS, "pgd", "pgd/steps=12/restarts=2/step_size=0.06")
-    assert not _same(attack_outcome("pgd"), stored)
+def test_whole_numbers_are_compared_exactly() -> None:
+    assert _same({"forwards": [1000, 26]}, {"forwards": [1000, 26]})
+    assert not _same({"forwards": [1001, 26]}, {"forwards": [1000, 26]})
+    assert _same({"distance": [0.25, 1.0]}, {"distance": [0.250001, 1.0]})
+    assert not _same({"distance": [0.25, 1.0]}, {"distance": [0.251, 1.0]})
+
+
+def _judge_once(subject: Subject, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    predicted = subject._classify(subject.model, points.to(subject.dtype))
+    return predicted, predicted != y
+
+
+# What a change breaks, and the change: an attribute of an object, or an item of a table.
+CHANGES: dict[str, tuple[str, Any, str, Any]] = {
+    "steps": (
+        "attack pgd",
+        PGD,
+        "_step",
+        lambda self, problem, points, gradient, size, step=PGD._step: step(
+            self, problem, points, gradient, 0.9 * size
+        ),
+    ),
+    "queries": (
+        "attack strong on misleading gradients",
+        strong._Search,
+        "ask",
+        lambda self, attack, which: None,
+    ),
+    "stretching": (
+        "attack transfer:cw",
+        transfer,
+        "_stretched",
+        lambda problem, points: points,
+    ),
+    "stages": (
+        "attack robin on stages",
+        stages,
+        "_second",
+        lambda *given, second=stages._second: -second(*given),
+    ),
+    "networks": (
+        "architecture resnet18",
+        ResNet,
+        "forward",
+        lambda self, x, forward=ResNet.forward: 1.01 * forward(self, x),
+    ),
+    "scalings": ("scaling bound", SCALINGS, "bound", torch.zeros_like),
+    "schedules": ("schedule two-steps", SCHEDULES, "two-steps", SCHEDULES["step"]),
+    "twins": ("judge in two precisions", Subject, "judge", _judge_once),
+    "radii": ("judge of certificates", evaluator, "measure_radii", lambda *given: None),
+}
+
+
+@pytest.mark.parametrize(("entry", "owner", "name", "change"), CHANGES.values(), ids=CHANGES)
+def test_a_change_is_noticed(
+    entry: str, owner: Any, name: str, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(owner, dict):
+        monkeypatch.setitem(owner, name, change)
+    else:
+        monkeypatch.setattr(owner, name, change)
+    stored = json.loads(STORE.read_text())[entry]["outcome"]
+    assert not _same(ENTRIES[entry].outcome(), stored)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    made = {entry: current(entry) for entry in sys.argv[1:] or NAMES}
+    made = {entry: current(entry) for entry in sys.argv[1:] or ENTRIES}
     kept = json.loads(STORE.read_text()) if STORE.exists() else {}
-    both = {entry: (kept | made)[entry] for entry in NAMES if entry in kept | made}
+    both = {entry: (kept | made)[entry] for entry in ENTRIES if entry in kept | made}
     lines = ",\n".join(f" {json.dumps(entry)}: {json.dumps(both[entry])}" for entry in both)
     STORE.write_text(f"{{\n{lines}\n}}\n")

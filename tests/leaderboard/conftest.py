@@ -24,7 +24,6 @@ from leaderboard.submission.record import CARD_TEXT, EVIDENCE, RECORD, read_reco
 from leaderboard.submission.submit import submit
 from leaderboard.submission.submitted_model import read_card
 from leaderboard.tasks import Task, load_tasks
-from tests.benchmark.conftest import _no_plugin_stays, cli  # noqa: F401 (fixtures)
 
 SPEC = {
     "data": "digits",
