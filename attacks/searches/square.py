@@ -174,11 +174,8 @@ def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> T
 
 def _spend(problem: Problem, delta: Tensor) -> Tensor:
     """The point along delta that spends all of the budget, where the box lets it."""
-    # Twice the length leaves room to give to other pixels what the box takes from some.
-    return problem.threat.project(
-        problem.x + 2 * problem.threat.eps * problem.threat.ascent(delta.view_as(problem.x)),
-        problem.x,
-    )
+    threat, x = problem.threat, problem.x
+    return threat.edge(x, threat.ascent(delta.view_as(x)))
 
 
 def _tiles(problem: Problem, stream: int) -> Tensor:
