@@ -86,7 +86,8 @@ def trained_by(name: str) -> type[AdversarialTraining]:
 
 
 # By the name of the method; the first is the default, and has the option to be any other.
-TRAINED_BY: dict[str, type[AdversarialTraining]] = {name: trained_by(name) for name in METHODS} | {
-    AdversarialTraining.method: AdversarialTraining
+TRAINED_BY: dict[str, type[AdversarialTraining]] = {
+    name: AdversarialTraining if name == AdversarialTraining.method else trained_by(name)
+    for name in METHODS
 }
 TRADES, MART = TRAINED_BY["trades"], TRAINED_BY["mart"]
