@@ -72,7 +72,9 @@ def __getattr__(name: str) -> Any:
     for package, names in _SOURCES.items():
         if name in names:
             _check_packages()
-            return getattr(importlib.import_module(package), name)
+            # Kept, so that the packages are checked once for each name.
+            globals()[name] = value = getattr(importlib.import_module(package), name)
+            return value
     raise AttributeError(f"module 'bestattack' has no attribute {name!r}")
 
 
@@ -87,7 +89,8 @@ def main() -> None:
     except ImportError as error:
         print(f"bestattack: {error}", file=sys.stderr)
         sys.exit(1)
-    from leaderboard.cli import main as run
+    import leaderboard.cli  # noqa: F401 (adds its commands)
+    from benchmark.cli.main import main as run
 
     run()
 

@@ -5,7 +5,7 @@ given a class (n,) for each sample, as it comes closer to being taken for that c
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -18,6 +18,10 @@ TargetedObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
 # not a verdict: it would not survive another batch size or precision. No more, because logits
 # that share a large constant have large units of rounding.
 _ROUNDING = 30 * torch.finfo(torch.float32).eps
+
+# The lead, as such a part too, that those searches aim at whose points end on the boundary: a
+# little more than `decided` asks for.
+CLEAR = 40 * torch.finfo(torch.float32).eps
 
 
 def _others(logits: Tensor, y: Tensor) -> Tensor:
@@ -98,6 +102,12 @@ TARGETED_OBJECTIVES: dict[TargetedName, TargetedObjective] = {
     "cross-entropy": targeted_cross_entropy,
     "dlr": targeted_dlr,
 }
+
+
+def check_objective(attack: str, name: str, known: Collection[str]) -> None:
+    """Raises ValueError, in one line, where an attack's option names no known objective."""
+    if name not in known:
+        raise ValueError(f"{attack}: unknown objective {name!r}: use one of {', '.join(known)}")
 
 
 def decided(logits: Tensor, y: Tensor) -> Tensor:

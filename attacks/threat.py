@@ -83,6 +83,12 @@ class ThreatModel:
         scaled = gradient / per_sample(largest, gradient)
         return scaled / per_sample(self.length(scaled).clamp_min(tiny), gradient)
 
+    def edge(self, x: Tensor, direction: Tensor) -> Tensor:
+        """The points in a direction of unit length, of images x (n, *shape) each, that spend all of
+        the budget where the box lets them."""
+        # Twice as far as the ball: the projection gives to other pixels what the box takes.
+        return self.project(x + 2 * self.eps * direction, x)
+
     def project(self, points: Tensor, x: Tensor) -> Tensor:
         """Points of the ball and the box near the given ones, up to float rounding.
 

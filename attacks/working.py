@@ -7,6 +7,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from attacks.objectives import decided
 from attacks.problem import Problem
 
 
@@ -36,8 +37,9 @@ class Working(Generic[S]):
     """The samples that a search still works on, and where it left the others.
 
     problem  of the samples that are left.
-    state    of the samples that are left. It is one object from first to last; the search replaces
-             its fields, or works in place on those that it made itself.
+    state    of the samples that are left. It is one object from first to last. The search may
+             assign new tensors to its fields; it may change a tensor in place only if it created
+             it.
 
     A search reads:
 
@@ -97,6 +99,14 @@ class Reached(State):
 
     points: Tensor
     hit: Tensor
+
+
+@torch.no_grad()
+def standing(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The positions (m,) of the samples that are not misclassified as they are, which alone need an
+    attack, and the logits (n, classes) at all clean images. Costs a forward."""
+    logits = problem.logits(problem.x)
+    return (~decided(logits, problem.y)).nonzero().squeeze(1), logits
 
 
 def in_restarts(

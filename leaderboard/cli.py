@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from benchmark.cli.main import app
-from benchmark.cli.main import main as run
 from benchmark.cli.options import Root, RunFolder, say
 from benchmark.errors import UserError
 
@@ -144,8 +143,3 @@ def verify(
         raise UserError(f"the tables of {board} do not hold")
     others = f"; the rows of tasks other than {', '.join(task)} as recorded" if task else ""
     typer.echo(f"The tables of {board} hold{others}.")
-
-
-def main() -> None:
-    """Run the command line, with the commands of the leaderboard."""
-    run()

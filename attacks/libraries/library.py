@@ -19,18 +19,16 @@ from torch import Tensor, nn
 
 from attacks import noise
 from attacks.messages import closest, reason
-from attacks.objectives import decided
+from attacks.objectives import CLEAR, decided
 from attacks.problem import Facts, Family, Problem
 from attacks.threat import Norm, ThreatModel, per_sample
+from attacks.working import standing
 
 # The noise stream that seeds a library, far from those that its adapter draws starts from.
 _SEED_STREAM = 1 << 16
 
 # Logits further than this below the largest decide nothing, and may be minus infinity.
 _DEPTH = 100.0
-
-# By how much another class must lead, as a part of the largest logit: more than `decided` asks.
-_ROUNDING = 40 * torch.finfo(torch.float32).eps
 
 # Options that take objects, print or write files.
 _CLOSED = {"self", "model", "distance", "init_attack", "tensorboard", "verbose"}
@@ -190,7 +188,7 @@ class Target(nn.Module):
             top = known.amax(1, keepdim=True)
             low = known.amin(1, keepdim=True).maximum(top - _DEPTH)
             if whole:
-                slack = _ROUNDING * top.abs().maximum(low.abs())
+                slack = CLEAR * top.abs().maximum(low.abs())
                 logits = logits.scatter_add(1, problem.y[:, None], slack)
             return logits - low
 
@@ -220,9 +218,7 @@ def run(
     answer = problem.x.clone()
     if not len(problem):
         return answer
-    with torch.no_grad():
-        logits = problem.logits(problem.x)
-    (rows,) = (~decided(logits, problem.y)).nonzero(as_tuple=True)
+    rows, logits = standing(problem)
     if not len(rows):
         return answer
     undecided = problem.select(rows)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.objectives import OBJECTIVES, Objective, decided
+from attacks.objectives import OBJECTIVES, Objective, check_objective, decided
 from attacks.problem import Facts, Problem, climb
 from attacks.threat import per_sample
 from attacks.working import State, Working, due, in_restarts
@@ -53,10 +53,7 @@ class APGD:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise ValueError("apgd: steps and restarts must be at least 1")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"apgd: unknown objective {self.objective!r}: use one of {', '.join(OBJECTIVES)}"
-            )
+        check_objective("apgd", self.objective, OBJECTIVES)
 
     @property
     def facts(self) -> Facts:

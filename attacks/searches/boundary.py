@@ -13,7 +13,7 @@ from attacks.objectives import decided
 from attacks.problem import Facts, Problem
 from attacks.segment import pull
 from attacks.threat import per_sample
-from attacks.working import State, Working, due
+from attacks.working import State, Working, due, standing
 
 # Rows and columns of the grids that noise is drawn on, in turn; None: one draw per pixel.
 _GRIDS = (7, 14, None)
@@ -120,7 +120,7 @@ class Boundary:
         answer = problem.x.clone()
         # Float rounding must not put a point that counts as inside the ball outside of it.
         budget = 0.0 if self.minimize else problem.threat.eps * (1 - 1e-6)
-        rows = (~decided(problem.logits(problem.x), problem.y)).nonzero().squeeze(1)
+        rows, _ = standing(problem)
         if problem.start is not None and len(rows):
             chosen = problem.select(rows)
             start = problem.threat.clamp(problem.start[rows])

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.objectives import decided, margin
+from attacks.objectives import CLEAR, decided, margin
 from attacks.problem import Facts, Problem, climb
 from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
@@ -19,9 +19,6 @@ from attacks.working import State, Working, due
 # 1/1600 of the box's width, enough to be moved and too little to matter. Less where all pixels
 # together would be further from the known point than a step.
 _OFF_THE_WALL = 0.05
-
-# By how much of the largest logit another class must lead: a little more than `decided` asks.
-_CLEAR = 40 * torch.finfo(torch.float32).eps
 
 # How often in each search a sample is asked whether its loss still falls, and by how much.
 _ABORT_CHECKS = 10
@@ -254,7 +251,7 @@ class CarliniWagner:
 
         def hinge(logits: Tensor, y: Tensor) -> Tensor:
             largest = logits.detach().abs().nan_to_num(0, 0, 0).amax(1, keepdim=True)
-            aim = largest * _CLEAR + self.confidence
+            aim = largest * CLEAR + self.confidence
             leads = (logits - logits.gather(1, y[:, None]) - aim) / state.slope
             return (-leads.scatter(1, y[:, None], -math.inf).amax(1)).clamp_min(0)
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.objectives import OBJECTIVES, Objective, decided
+from attacks.objectives import OBJECTIVES, Objective, check_objective, decided
 from attacks.problem import Facts, Problem, climb
 from attacks.threat import per_sample
 from attacks.working import Reached, Working, due, in_restarts
@@ -51,10 +51,7 @@ class PGD:
             raise ValueError("pgd: steps and restarts must be at least 1")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"pgd: step_size must be above 0, not {self.step_size}")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"pgd: unknown objective {self.objective!r}: use one of {', '.join(OBJECTIVES)}"
-            )
+        check_objective("pgd", self.objective, OBJECTIVES)
         if self.restarts > 1 and not self.random_start:
             raise ValueError("pgd: restarts need random_start")
 

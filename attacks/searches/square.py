@@ -12,7 +12,7 @@ from attacks import noise
 from attacks.objectives import decided, margin
 from attacks.problem import Facts, Problem
 from attacks.threat import per_sample
-from attacks.working import Reached, Working, due, in_restarts
+from attacks.working import Reached, Working, due, in_restarts, standing
 
 # Parts of the steps after which the squares' area is halved (section 4, for 10,000 steps).
 _HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -73,7 +73,7 @@ class Square:
         if problem.x.dim() not in (2, 4):
             raise ValueError("square: works on images (n, c, h, w) and flat inputs (n, d) alone")
         answer = problem.x.clone()
-        rows = (~decided(problem.logits(problem.x), problem.y)).nonzero().squeeze(1)
+        rows, _ = standing(problem)
         if len(rows):
             answer[rows] = in_restarts(problem.select(rows), self.restarts, self._restart)
         return answer
@@ -174,11 +174,8 @@ def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> T
 
 def _spend(problem: Problem, delta: Tensor) -> Tensor:
     """The point along delta that spends all of the budget, where the box lets it."""
-    # Twice the length leaves room to give to other pixels what the box takes from some.
-    return problem.threat.project(
-        problem.x + 2 * problem.threat.eps * problem.threat.ascent(delta.view_as(problem.x)),
-        problem.x,
-    )
+    threat, x = problem.threat, problem.x
+    return threat.edge(x, threat.ascent(delta.view_as(x)))
 
 
 def _tiles(problem: Problem, stream: int) -> Tensor:

@@ -204,8 +204,7 @@ def _far(problem: Problem, stream: int) -> Tensor:
     """Random points at the end of the budget: corners of the L-infinity ball, points of the L2
     sphere. Ascents from there reach basins that those from inside hardly ever do."""
     threat = problem.threat
-    ahead = threat.ascent(problem.normal(stream))
-    return threat.project(problem.x + 2 * threat.eps * ahead, problem.x)
+    return threat.edge(problem.x, threat.ascent(problem.normal(stream)))
 
 
 @dataclass

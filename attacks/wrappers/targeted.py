@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from attacks.objectives import TARGETED_OBJECTIVES, TargetedName
+from attacks.objectives import TARGETED_OBJECTIVES, TargetedName, check_objective
 from attacks.problem import Problem
 from attacks.views import View
 from attacks.wrappers.wrapper import Wrapper, in_turn, outermost
@@ -44,9 +44,7 @@ class Targeted(Wrapper):
     def __post_init__(self) -> None:
         if self.classes < 1:
             raise ValueError("targeted: classes must be at least 1")
-        if self.objective not in TARGETED_OBJECTIVES:
-            known = ", ".join(get_args(TargetedName))
-            raise ValueError(f"targeted: unknown objective {self.objective!r}: use one of {known}")
+        check_objective("targeted", self.objective, TARGETED_OBJECTIVES)
 
     def most_passes(self, base: int) -> int:
         return 1 + self.classes * (1 + base)

@@ -84,8 +84,7 @@ def _stretched(problem: Problem, points: Tensor) -> Tensor:
     threat, x = problem.threat, problem.x
     delta = points - x
     unit = delta / per_sample(threat.length(delta).clamp_min(torch.finfo(x.dtype).tiny), x)
-    # Twice as far as the ball: the projection fills what the box takes from the budget.
-    return threat.project(x + 2 * threat.eps * unit, x)
+    return threat.edge(x, unit)
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,10 @@ class Decomposed(AdversarialTraining):
         numbers = drawn.to(x.device).tensor_split(len(split), dim=1)
 
         def batch(step: int) -> Batch:
-            # The crops of a seed are those that come after crops of the split, which nobody sees.
-            self.augment(x[split[step]])
+            # Draw and discard as many crops as earlier versions did, so that seeds give the same
+            # weights.
+            if self.crop:
+                self.augment(x[split[step]])
             # Sample by sample, and for each sample task by task.
             tasks, samples = numbers[step].shape
             task = torch.arange(tasks, device=x.device).repeat(samples)

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import ThreatModel
-from attacks.threat import Norm
 from defenses.networks.architectures import Shape
 from defenses.nonexpansive.layers import penalties, set_strict, weighted
 from defenses.nonexpansive.nonexpansive_classifier import L2NonexpansiveClassifier
-from defenses.recipes.adversarial_examples import AdversarialExamples
+from defenses.recipes.adversarial_examples import TrainsOnExamples
 from defenses.recipes.batches import Batch
-from defenses.recipes.recipe import OptimizerName, Recipe
+from defenses.recipes.recipe import OptimizerName
 
 
 def gap_loss(logits: Tensor, y: Tensor, z: float) -> Tensor:
@@ -54,7 +53,7 @@ def l2nnn_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2NNN(Recipe):
+class L2NNN(TrainsOnExamples):
     """A classifier of L2-nonexpansive networks (Qian and Wegman 2019, section 2.4), with a
     certified L2 radius for each image.
 
@@ -82,11 +81,6 @@ class L2NNN(Recipe):
     learning_rate: float = 6e-3
     weight_decay: float = 0.0
     schedule: str = "one-cycle"
-    norm: Norm | None = None
-    eps: float | None = None
-    steps: int = 10
-    step_size: float | None = None
-    warm_up: bool = True
     multi: bool = False
     scaling: str = "cayley"
     gamma: float = 1.0
@@ -107,18 +101,6 @@ class L2NNN(Recipe):
             raise ValueError(f"penalised must be in [0, 1], not {self.penalised}")
         if self.penalised and self.scaling != "bound":
             raise ValueError(f"penalised is for scaling bound alone, not {self.scaling}")
-        self.examples  # noqa: B018 (built here so that its bad values are refused now)
-
-    @property
-    def examples(self) -> AdversarialExamples:
-        """The distorted inputs of the loss's first term, where it is `adversarial`."""
-        return AdversarialExamples(
-            norm=self.norm,
-            eps=self.eps,
-            steps=self.steps,
-            step_size=self.step_size,
-            warm_up=self.warm_up,
-        )
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         return L2NonexpansiveClassifier(

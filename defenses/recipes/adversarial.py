@@ -5,15 +5,14 @@ from dataclasses import dataclass, field, make_dataclass
 from torch import Tensor, nn
 
 from attacks import ThreatModel
-from attacks.threat import Norm
-from defenses.recipes.adversarial_examples import AdversarialExamples
+from defenses.recipes.adversarial_examples import Climb, TrainsOnExamples
 from defenses.recipes.batches import Batch
 from defenses.recipes.methods import METHODS
-from defenses.recipes.recipe import OptimizerName, Recipe
+from defenses.recipes.recipe import OptimizerName
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialTraining(Recipe):
+class AdversarialTraining(TrainsOnExamples):
     """Adversarial training with PGD (Madry et al. 2018), with the warm-up and the schedule of RoBin
     (section 5, "Training Procedure").
 
@@ -45,36 +44,22 @@ class AdversarialTraining(Recipe):
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     schedule: str = "step"
-    norm: Norm | None = None
-    eps: float | None = None
-    steps: int = 10
-    step_size: float | None = None
-    warm_up: bool = True
     method: str = "pgd-at"
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}: use one of {', '.join(METHODS)}")
+        super().__post_init__()
         if not self.weight >= 0:
             raise ValueError(f"weight must be at least 0, not {self.weight}")
         if self.weight != 1 and not METHODS[self.method].takes_weight:
             weighted = [name for name, method in METHODS.items() if method.takes_weight]
             raise ValueError(f"weight is of {' and '.join(weighted)}: name one of them")
-        self.examples  # noqa: B018 (built here so that its bad values are refused now)
 
     @property
-    def examples(self) -> AdversarialExamples:
-        """The adversarial examples that it trains on."""
-        return AdversarialExamples(
-            norm=self.norm,
-            eps=self.eps,
-            steps=self.steps,
-            step_size=self.step_size,
-            warm_up=self.warm_up,
-            climbs=METHODS[self.method].climbs,
-        )
+    def climbs(self) -> Climb:
+        return METHODS[self.method].climbs
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel:
         return self.examples.trains_against(threat)
@@ -101,7 +86,8 @@ def trained_by(name: str) -> type[AdversarialTraining]:
 
 
 # By the name of the method; the first is the default, and has the option to be any other.
-TRAINED_BY: dict[str, type[AdversarialTraining]] = {name: trained_by(name) for name in METHODS} | {
-    AdversarialTraining.method: AdversarialTraining
+TRAINED_BY: dict[str, type[AdversarialTraining]] = {
+    name: AdversarialTraining if name == AdversarialTraining.method else trained_by(name)
+    for name in METHODS
 }
 TRADES, MART = TRAINED_BY["trades"], TRAINED_BY["mart"]

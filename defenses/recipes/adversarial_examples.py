@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from attacks.objectives import Objective, cross_entropy
 from attacks.threat import Norm
 from defenses.networks.modes import evaluating
 from defenses.recipes.batches import Batch
+from defenses.recipes.recipe import Recipe
 
 # What adversarial examples climb: an objective, given the model in eval mode and the clean images.
 Climb = Callable[[nn.Module, Tensor], Objective]
@@ -92,3 +94,39 @@ class AdversarialExamples:
         if not count:
             return batch.x
         return torch.cat([self.craft(model, batch.first(count)), batch.x[count:]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainsOnExamples(Recipe):
+    """A recipe that trains on adversarial examples. Its options say which, as those of
+    `AdversarialExamples` do; a recipe derived from it says what they climb and when it uses them.
+
+    Raises ValueError for hyperparameters out of range.
+    """
+
+    norm: Norm | None = None
+    eps: float | None = None
+    steps: int = 10
+    step_size: float | None = None
+    warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.examples  # noqa: B018 (built here so that its bad values are refused now)
+
+    @property
+    def climbs(self) -> Climb:
+        """What the examples climb."""
+        return label_loss
+
+    @cached_property
+    def examples(self) -> AdversarialExamples:
+        """The adversarial examples that it trains on."""
+        return AdversarialExamples(
+            norm=self.norm,
+            eps=self.eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            warm_up=self.warm_up,
+            climbs=self.climbs,
+        )

@@ -1,8 +1,9 @@
 """The methods of adversarial training: what their examples climb, and the loss that they lower.
 
-A new method is one entry in METHODS, below the functions that it needs. Its name is then a value of
-the option `method` of every recipe that trains adversarially, and the name of a defense. Where what
-a method computes changes, `AdversarialTraining.version` is to be raised.
+A new method is one entry in METHODS, below the functions that it needs, besides a row in the table
+of `docs/defenses.md` and its outcomes in `tests/versions.json`. Its name is then a value of the
+option `method` of every recipe that trains adversarially, and the name of a defense. Where what a
+method computes changes, `AdversarialTraining.version` is to be raised.
 """
 
 from collections.abc import Callable
@@ -30,9 +31,9 @@ class Method:
     loss          see `Loss`.
     climbs        what its adversarial examples climb, see `Climb`.
     takes_weight  whether the loss has a second term, which the option `weight` weighs.
-    clean_pass    whether the clean images go through the network in a pass of their own. Without
-                  it, the samples that have no adversarial image go through with the adversarial
-                  ones, and in what the loss is given as clean logits only theirs are so.
+    clean_pass    True: the clean batch is forwarded separately. False: only the mixed batch is, so
+                  the first `count` rows passed as clean logits are adversarial ones: for losses
+                  that ignore them.
     """
 
     about: str

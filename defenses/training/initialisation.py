@@ -8,7 +8,7 @@ from torch import nn
 from defenses.networks.architectures import Shape
 from defenses.recipes.derived import Derived
 from defenses.recipes.recipe import Recipe
-from defenses.training.randomness import derived, seeded
+from defenses.training.randomness import seed_for, seeded
 
 
 def initialise(
@@ -20,7 +20,7 @@ def initialise(
 ) -> nn.Module:
     """A fresh model on the CPU, in eval mode. Its weights depend on nothing but the seed and, for a
     Derived recipe, the `parts` that it is made from, which become its own."""
-    with seeded(derived(seed, "weights"), torch.device("cpu")):
+    with seeded(seed_for(seed, "weights"), torch.device("cpu")):
         if isinstance(recipe, Derived):
             return recipe.derive(shape, classes, **(parts or {})).eval()
         return recipe.build(shape, classes).eval()

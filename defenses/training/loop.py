@@ -4,17 +4,18 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attacks import ThreatModel
-from defenses.recipes.batches import Epoch
+from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.recipe import Recipe
 from defenses.training.checkpoints import Checkpoint
 from defenses.training.epoch_log import Rows, worse, write_log
-from defenses.training.randomness import derived, repeatable, seeded, shuffled
+from defenses.training.randomness import repeatable, seed_for, seeded, shuffled
 from defenses.training.tally import LastLogits, Progress, Tally, TrainingError, mean_loss
 
 # In the keys of all that is trained here. Raised when the same recipe, data and seed come to other
@@ -73,111 +74,129 @@ def train(
     device = torch.device(device)
     model.to(device).eval()
     x, y = x.to(device), y.to(device)
-    kept = len(x) - recipe.hold_out if recipe.epochs else len(x)
     rows: Rows = []
     with repeatable():
         if recipe.epochs:
-            rows = _run_epochs(recipe, model, x, y, kept, threat, seed, checkpoint, log, report)
+            run = _begin(recipe, model, x, y, threat, seed, report)
+            rows = run.epochs(checkpoint, log)
         # What the recipe makes of the trained model and of what it was trained on.
-        with torch.no_grad(), seeded(derived(seed, "finish"), device):
+        kept = len(x) - recipe.hold_out if recipe.epochs else len(x)
+        with torch.no_grad(), seeded(seed_for(seed, "finish"), device):
             recipe.finish(model, x[:kept], y[:kept])
     return sum(row[-1] for row in rows)
 
 
-def _run_epochs(
+@dataclass(frozen=True)
+class _Run:
+    """A training under way, of `model` by `optimizer` as the recipe says. See `train`.
+
+    x, y      images (n, *shape) and labels (n,): what is trained on.
+    withheld  the images (m, *shape) and labels (m,) that it stops by, of which there may be none.
+    threat    that the recipe trains against.
+    report    is told of the progress.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+    y: Tensor
+    withheld: tuple[Tensor, Tensor]
+    threat: ThreatModel | None
+    seed: int
+    report: Callable[[Progress], None] | None
+
+    def epochs(self, checkpoint: Checkpoint | None, log: Path | None) -> Rows:
+        """All epochs, or those that the checkpoint leaves; returns the log's rows of all."""
+        # Go on where the checkpoint is; without one, begin.
+        written = time.monotonic()
+        rows = Rows() if checkpoint is None else checkpoint.resume(self.model, self.optimizer)
+
+        for number in range(len(rows), self.recipe.epochs):
+            # Stop early where the last epoch was worse than the one before.
+            if worse(rows):
+                break
+            began = time.monotonic()
+            before = copy.deepcopy(self.model.state_dict()) if self.recipe.hold_out else {}
+
+            # Train for one epoch.
+            done, rate = self.epoch(number)
+
+            # Note how it went, and take back what was worse.
+            validation = mean_loss(self.model, *self.withheld) if self.recipe.hold_out else math.nan
+            seconds = time.monotonic() - began
+            rows.append([number + 1, done.loss, done.accuracy, rate, validation, seconds])
+            if worse(rows):
+                self.model.load_state_dict(before)
+
+            # Write the log and, if it is time or the training ends here, the checkpoint.
+            if log is not None:
+                write_log(log, rows)
+            due = time.monotonic() - written >= CHECKPOINT_SECONDS
+            if checkpoint is not None and (due or number + 1 == self.recipe.epochs or worse(rows)):
+                checkpoint.write(self.model, self.optimizer, rows)
+                written = time.monotonic()
+        return rows
+
+    def epoch(self, number: int) -> tuple[Progress, float]:
+        """One pass over what is trained on: the progress at its end, and the last learning rate."""
+        # Shuffle and split; the recipe prepares the model, and chooses the samples of each step.
+        order = shuffled(len(self.x), self.seed, number).to(self.x.device)
+        split = order.tensor_split(-(-len(self.x) // self.recipe.batch))
+        epoch = Epoch(number, self.recipe.epochs, split, self.threat, self.seed)
+        with torch.no_grad(), seeded(seed_for(self.seed, "epoch", number), self.x.device):
+            self.recipe.begin_epoch(self.model, self.x, self.y, number)
+            batches = self.recipe.batches(self.model, self.x, self.y, epoch)
+
+        steps = len(split)
+        tally, last, read = Tally(number, epoch.epochs, steps), LastLogits(), time.monotonic()
+        self.model.train()
+        noise = seeded(seed_for(self.seed, "noise", number), self.x.device)
+        with last.watching(self.model), noise:
+            for numbers, batch in zip(split, batches, strict=True):
+                rate = self.recipe.rate(batch.step / (epoch.epochs * steps))
+                loss = self.step(batch, rate)
+                # Report, which is when losses are looked at.
+                tally.add(len(numbers), loss, last.take(), batch.y)
+                if tally.step == steps or time.monotonic() - read >= READ_SECONDS:
+                    done, read = tally.read(), time.monotonic()
+                    if self.report is not None:
+                        self.report(done)
+        self.model.eval()
+
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise TrainingError(f"infinite weights in epoch {number + 1}: lower learning_rate")
+        return done, rate
+
+    def step(self, batch: Batch, rate: float) -> Tensor:
+        """Forward, backward and update at a learning rate; returns the loss, a scalar."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.recipe.loss(self.model, batch)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return loss
+
+
+def _begin(
     recipe: Recipe,
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    kept: int,
     threat: ThreatModel | None,
     seed: int,
-    checkpoint: Checkpoint | None,
-    log: Path | None,
     report: Callable[[Progress], None] | None,
-) -> Rows:
-    """The epochs of a training on the first `kept` images, or those that its checkpoint leaves;
-    returns the log's rows of all. The other images are withheld. See `train`."""
+) -> _Run:
+    """A training before its first epoch. See `train`."""
     if not len(x):
         raise ValueError("there are no samples to train on")
+    kept = len(x) - recipe.hold_out
     if kept < 1:
         raise ValueError(f"hold_out must be below {len(x)}, the number of training images")
-    threat, optimizer = recipe.trains_against(threat), _optimizer(recipe, model)
-
-    # Go on where the checkpoint is; without one, begin.
-    written = time.monotonic()
-    rows = Rows() if checkpoint is None else checkpoint.resume(model, optimizer)
-
-    for number in range(len(rows), recipe.epochs):
-        # Stop early where the last epoch was worse than the one before.
-        if worse(rows):
-            break
-        began = time.monotonic()
-        before = copy.deepcopy(model.state_dict()) if recipe.hold_out else {}
-
-        # Train for one epoch.
-        split = shuffled(kept, seed, number).to(x.device).tensor_split(-(-kept // recipe.batch))
-        epoch = Epoch(number, recipe.epochs, split, threat, seed)
-        done, rate = _run_epoch(recipe, model, x[:kept], y[:kept], epoch, optimizer, report)
-
-        # Note how it went, and take back what was worse.
-        validation = mean_loss(model, x[kept:], y[kept:]) if recipe.hold_out else math.nan
-        seconds = time.monotonic() - began
-        rows.append([number + 1, done.loss, done.accuracy, rate, validation, seconds])
-        if worse(rows):
-            model.load_state_dict(before)
-
-        # Write the log and, if it is time or the training ends here, the checkpoint.
-        if log is not None:
-            write_log(log, rows)
-        due = time.monotonic() - written >= CHECKPOINT_SECONDS
-        if checkpoint is not None and (due or number + 1 == recipe.epochs or worse(rows)):
-            checkpoint.write(model, optimizer, rows)
-            written = time.monotonic()
-    return rows
-
-
-def _run_epoch(
-    recipe: Recipe,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    epoch: Epoch,
-    optimizer: torch.optim.Optimizer,
-    report: Callable[[Progress], None] | None,
-) -> tuple[Progress, float]:
-    """One pass over the training set: the progress at its end, and the last learning rate."""
-    steps = len(epoch.split)
-    tally, last, read = Tally(epoch.number, epoch.epochs, steps), LastLogits(), time.monotonic()
-
-    # The recipe prepares the model, and chooses the samples of each step.
-    with torch.no_grad(), seeded(derived(epoch.seed, "epoch", epoch.number), x.device):
-        recipe.begin_epoch(model, x, y, epoch.number)
-        batches = recipe.batches(model, x, y, epoch)
-
-    model.train()
-    with last.watching(model), seeded(derived(epoch.seed, "noise", epoch.number), x.device):
-        for numbers, batch in zip(epoch.split, batches, strict=True):
-            # Set the learning rate of this step.
-            rate = recipe.rate(batch.step / (epoch.epochs * steps))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            # Forward, backward and update.
-            loss = recipe.loss(model, batch)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            # Report, which is when losses are looked at.
-            tally.add(len(numbers), loss, last.take(), batch.y)
-            if tally.step == steps or time.monotonic() - read >= READ_SECONDS:
-                done, read = tally.read(), time.monotonic()
-                if report is not None:
-                    report(done)
-    model.eval()
-
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise TrainingError(f"infinite weights in epoch {epoch.number + 1}: lower learning_rate")
-    return done, rate
+    against, optimizer = recipe.trains_against(threat), _optimizer(recipe, model)
+    withheld = x[kept:], y[kept:]
+    return _Run(recipe, model, optimizer, x[:kept], y[:kept], withheld, against, seed, report)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 
-def derived(*words: object) -> int:
+def seed_for(*words: object) -> int:
     """A seed of its own for each purpose that the words name."""
     return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "big") >> 1
 
 
 def shuffled(samples: int, seed: int, epoch: int) -> Tensor:
     """The numbers (samples,), int64, of the training samples in an epoch's own random order."""
-    generator = torch.Generator().manual_seed(derived(seed, "order", epoch))
+    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
     return torch.randperm(samples, generator=generator)
 
 
