@@ -36,7 +36,7 @@ from benchmark.spec.run_spec import Part
 from benchmark.user_code import identify_code
 from defenses import Recipe
 from defenses.training import loop
-from defenses.weights import fingerprint
+from defenses.weights import feed, fingerprint
 
 Identity = dict[str, Any]
 
@@ -69,16 +69,22 @@ def identify_attack(attack: Attack, peers: Mapping[str, Identity]) -> Identity:
     invalidated by changes of its code.
     """
     options: Identity = {}
+    seen: set[str] = set()  # the models that are identified with the options
     fields = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
     for name in [field.name for field in cast("tuple[dataclasses.Field[Any], ...]", fields)]:
         value = getattr(attack, name)
         if isinstance(value, Attack) and not isinstance(value, type):
             options[name] = identify_attack(value, peers)
+            seen.update(value.facts.sources)
         elif name == SOURCE and value in peers:
             options[name] = peers[value]
+            seen.add(value)
         else:
             options[name] = _option(value)
-    return _named(ATTACKS, attack, options) | _code([type(attack)])
+    # Models that the attack names by an option of another name.
+    others = [peers[name] for name in sorted(set(attack.facts.sources) - seen) if name in peers]
+    sources = {"sources": others} if others else {}
+    return _named(ATTACKS, attack, options) | sources | _code([type(attack)])
 
 
 def identify_recipe(recipe: Recipe) -> Identity:
@@ -99,11 +105,13 @@ def identify_model(model: nn.Module, recipe: Recipe, parts: Mapping[str, Identit
     identifies it.
 
     Invalidated by any other weight or buffer, by what invalidates its recipe or those of its parts,
-    and, where the user brings modules, by changes of their code.
+    and, where the user brings modules, by changes of their code, and of tensors that no state dict
+    holds.
     """
     identity = {"weights": fingerprint(model), "recipe": identify_recipe(recipe)}
     code = _code({type(module) for module in model.modules()})
-    return identity | code | ({"parts": dict(parts)} if parts else {})
+    unsaved = _unsaved(model) if code else {}
+    return identity | code | unsaved | ({"parts": dict(parts)} if parts else {})
 
 
 def identify_part(recipe: Recipe, parts: Mapping[str, Identity]) -> Identity:
@@ -240,11 +248,29 @@ def _option(value: Any) -> Any:
     return text
 
 
+def _unsaved(model: nn.Module) -> Identity:
+    """What identifies the tensors of a model that its state dict leaves out; empty if it has none.
+
+    They are buffers that are not persistent, and tensors that are mere attributes.
+    """
+    digest, saved = hashlib.sha256(), set(model.state_dict(keep_vars=True))
+    tensors = dict(model.named_buffers())
+    for prefix, module in model.named_modules():
+        attributes = {name: value for name, value in vars(module).items() if torch.is_tensor(value)}
+        tensors |= {f"{prefix}.{name}": value for name, value in attributes.items()}
+    unsaved = {name: value for name, value in tensors.items() if name not in saved}
+    for name, value in sorted(unsaved.items()):
+        feed(digest, name, value)
+    return {"unsaved": digest.hexdigest()} if unsaved else {}
+
+
 def _code(classes: Iterable[type], modules: Iterable[str] = ()) -> Identity:
     """What identifies the user's code in some modules, and in those of classes and their bases.
 
-    It is empty if there is none.
+    It is empty if there is none. The versions of our attacks and recipes are in it, because the
+    user's code may call any of them.
     """
     names = {base.__module__ for cls in classes for base in cls.__mro__}
     code = identify_code([*sorted(names), *modules])
-    return {"code": code} if code else {}
+    versions = [ATTACKS.versions(), DEFENSES.versions()]
+    return {"code": code | {"ours": key_of({"versions": versions})}} if code else {}

@@ -1,7 +1,7 @@
 """The identity of the user's own code, on which results of plugins and foreign models depend.
 
-Our code is not part of it but for the version of bestattack, because attacks, recipes and the judge
-declare versions. Neither is the standard library, nor torch, whose version is in every key.
+Our code is not part of it, because attacks, recipes and the judge declare versions. Neither is the
+standard library, nor torch, whose version is in every key.
 """
 
 import ast
@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from benchmark.errors import UserError
 
 _OURS = {"attacks", "benchmark", "bestattack", "defenses", "leaderboard"}
 
@@ -36,10 +38,13 @@ def identify_code(modules: Iterable[str]) -> dict[str, Any]:
 
     files     a hash of the content of the modules' files, and of the local files that they import,
               directly or through others, each with the name that it is imported by.
-    packages  the version of each installed package that they import, and of bestattack.
+    packages  the version of each installed package that they import.
 
     The places of files and the names of `modules` are not in it, so that a folder can be moved.
-    Nothing is imported: a module may name others that the run never needs.
+    Nothing is imported: a module may name others that the run never needs. Modules that code
+    imports by names that it computes are not found.
+
+    Raises UserError where two files are at hand for one imported module.
     """
     # Follow the imports, from module to module.
     waiting, seen = [("", name) for name in modules], set[str]()
@@ -62,15 +67,17 @@ def identify_code(modules: Iterable[str]) -> dict[str, Any]:
         path = _place_of(name)
         if path is None or not path.is_file():
             continue
+        if written == package:
+            _refuse_another(name, path)
         source = _source_of(name, path)
         files.add((written, sha256(source).hexdigest()))
         if name not in seen:
             seen.add(name)
-            waiting += _imports(name, source)
+            package_of = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += _imports(source, package_of)
     if not files and not packages:
         return {}
     digest = sha256(repr(sorted(files)).encode()).hexdigest()[:16]
-    packages["bestattack"] = _version_of("bestattack")
     return {"files": digest, "packages": dict(sorted(packages.items()))}
 
 
@@ -108,6 +115,19 @@ def _folders_of(package: str) -> Sequence[str] | None:
     return None if spec is None else spec.submodule_search_locations
 
 
+def _refuse_another(name: str, path: Path) -> None:
+    """Raises UserError where a module is loaded, and would come from another file if it were not.
+
+    So it is where two folders hold a module of one name: who imports it second gets the first.
+    """
+    spec = PathFinder.find_spec(name) if name in sys.modules else None
+    if spec and spec.has_location and spec.origin and Path(spec.origin).resolve() != path.resolve():
+        raise UserError(
+            f"two modules are named {name!r}: {path}, which is loaded, and {spec.origin}; rename "
+            "one, or run them apart"
+        )
+
+
 def _is_installed(path: Path) -> bool:
     return not _INSTALLED.isdisjoint(path.parts)
 
@@ -137,15 +157,13 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _imports(name: str, source: bytes) -> Iterator[tuple[str, str]]:
-    """The modules that the source of a module imports, and the packages that contain them: each as
-    it is written there, with its full name."""
+def _imports(source: bytes, package: str) -> Iterator[tuple[str, str]]:
+    """The modules that the source of a module in a package imports, and the packages that contain
+    them: each as it is written there, with its full name."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a compiled extension
         return
-    module = sys.modules.get(name)
-    package = str(getattr(module, "__package__", None) or name.rpartition(".")[0])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for imported in node.names:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -69,7 +70,9 @@ class TorchAttacks(foreign.Foreign):
         cls = foreign.find(self.library, self.attack, _classes())
         options = foreign.parse(self._name, cls, self.options)
         _facts(cls, options)  # raises where the attack cannot be used
-        foreign.build(self._name, lambda: cls(nn.Linear(1, 1), **options))
+        # The weights are drawn, which must not change what the user draws next.
+        with torch.random.fork_rng(devices=[]):
+            foreign.build(self._name, lambda: cls(nn.Linear(1, 1), **options))
         self._settle(options)
 
     @cached_property

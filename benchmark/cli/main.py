@@ -96,6 +96,12 @@ def run(
     run_spec = _spec_of(spec, flags)
     name = f"{run_spec.data.replace('/', '_')}-{run_spec.norm}-{run_spec.eps:g}"
     folder = out or Path("runs") / (spec.stem if spec else name)
+    if (
+        spec
+        and not (folder / "run.json").exists()
+        and (folder / "spec.yaml").resolve() == spec.resolve()
+    ):
+        raise UserError(f"{folder} is where {spec} lies, which a run replaces: name another --out")
     reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
     typer.echo("\n" + tables.render(reports, run_spec))
     _warn_of_contradictions(reports, err=True)

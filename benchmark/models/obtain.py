@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ import defenses
 from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
+from benchmark.judge.records import write_json
 from benchmark.keys import training_key
 from benchmark.models.trained import Trained, load_into, load_saved, naming
 from benchmark.spec.roster import Member
@@ -110,10 +112,17 @@ class _Training:
         """Load the trained model from `home`, or train it into that folder."""
         # A model that is not trained but only built is always built again, which costs nothing.
         may_load = self.recipe.is_fitted or isinstance(self.recipe, defenses.Derived)
-        if may_load and (home / CARD).exists():
-            if defenses.read_card(home).get("key") != self.key:
+        if (home / CARD).exists():
+            card = defenses.read_card(home)
+            if card.get("key") != self.key:
                 raise UserError(f"{home} holds another model: name another folder, or delete it")
-            return load_into(home, self.model, self.recipe)
+            if may_load:
+                # The code and the parts of the model may have moved since it was trained.
+                origin = self._origin()
+                origin["component"]["given_label"] = card["component"].get("given_label")
+                if any(card.get(name) != value for name, value in origin.items()):
+                    write_json(home / CARD, card | origin)
+                return load_into(home, self.model, self.recipe)
         home.mkdir(parents=True, exist_ok=True)
         checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
         seconds = (
@@ -156,7 +165,10 @@ class _Training:
             seconds=round(seconds, 1),
             device=self.device,
         )
-        # What it takes to build the model again.
+        defenses.save(home, self.model, card | self._origin(), self.recipe.half)
+
+    def _origin(self) -> dict[str, Any]:
+        """What it takes to build the model again, for its card."""
         origin = {"component": self.component.model_dump(mode="json"), "key": self.key}
         if self.parts:
             origin["parts"] = {
@@ -164,7 +176,7 @@ class _Training:
                 for name, part in self.parts.items()
                 if part.folder is not None
             }
-        defenses.save(home, self.model, card | origin, self.recipe.half)
+        return origin
 
 
 @contextmanager

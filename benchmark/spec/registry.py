@@ -21,6 +21,7 @@ from typing import Any
 from attacks.messages import described
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec import suites
+from benchmark.user_code import identify_code
 from defenses.recipes.adversarial import TRAINED_BY
 
 # The forms of what follows "HEAD:" in a composed name: the name of another registered attack, or
@@ -77,6 +78,15 @@ class Registry:
             raise UserError(
                 f"{self.kind} {name!r} from {source} does not load: {described(error)}"
             ) from error
+
+    def versions(self) -> dict[str, int]:
+        """The declared versions of the built-in entries, by name."""
+        entries = {name: _load(entry) for name, entry in self._builtin.items()}
+        return {
+            name: entry.version
+            for name, entry in sorted(entries.items())
+            if hasattr(entry, "version")
+        }
 
     def name_of(self, cls: type) -> str | None:
         """The name under which a class is registered; None if it is not."""
@@ -259,6 +269,7 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"plugin {path} fails: {described(error)}") from error
+    identify_code([name])  # before the file can be edited, while models are trained
     adds_entries = False
     for registry in (ATTACKS, DEFENSES, DATASETS):
         table = registry.plural.upper()

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attacks import PGD, Seeded, Targeted
+from attacks import PGD, Facts, Problem, Seeded, Targeted
 from benchmark.errors import UserError
 from benchmark.keys import identify_attack, identify_recipe, key_of
 from benchmark.run import runner
+from benchmark.spec.registry import ATTACKS, only_plugins
 from benchmark.spec.run_spec import make_spec
 from benchmark.user_code import identify_code
 from defenses import External, Fractal, Hybrid
@@ -293,6 +294,90 @@ def test_a_key_imports_nothing(code: Code) -> None:
     first = code({"net.py": net} | package)
     assert "boom" not in sys.modules
     assert first != code({"boom/sub.py": "y = 2\n"})
+
+
+def test_code_is_the_same_before_and_after_it_is_imported(code: Code) -> None:
+    files = {"net.py": "import pack\n", "pack/__init__.py": "from .core import SIZE\n"}
+    first = code(files | {"pack/core.py": "SIZE = 1\n"})
+    other = code({"pack/core.py": "SIZE = 2\n"})
+    assert first != other
+    importlib.import_module("net")
+    assert code({}) == other
+    for name in ("net", "pack", "pack.core"):
+        del sys.modules[name]
+
+
+def test_a_module_that_stands_in_for_another_of_its_name_is_refused(
+    code: Code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code({"net.py": "import helper\n", "helper.py": "SIGN = 1\n", "second/helper.py": "SIGN = 2\n"})
+    importlib.import_module("helper")
+    assert code({})
+    monkeypatch.syspath_prepend(tmp_path / "second")
+    with pytest.raises(UserError, match="two modules are named 'helper'"):
+        code({})
+    del sys.modules["helper"]
+
+
+def test_a_plugin_is_what_it_was_when_it_was_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "plug.py"
+    path.write_text(PLUGIN)
+    with only_plugins([path]):
+        first = identify_attack(ATTACKS.get("mine")(), {})
+        path.write_text(PLUGIN + "# Edited while models are trained.\n")
+        assert identify_attack(ATTACKS.get("mine")(), {}) == first
+    with only_plugins([path]):
+        assert identify_attack(ATTACKS.get("mine")(), {}) != first
+
+
+def test_a_new_version_of_ours_invalidates_the_users_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plug.py"
+    path.write_text(PLUGIN)
+    with only_plugins([path]):
+        first = identify_attack(ATTACKS.get("mine")(), {})
+        monkeypatch.setattr(PGD, "version", 2)
+        assert identify_attack(ATTACKS.get("mine")(), {}) != first
+
+
+@dataclasses.dataclass(frozen=True)
+class OnVictim:
+    """An attack that crafts its points on a model, which another option than `source` names."""
+
+    victim: str = "other"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts("fixed-budget", sources=(self.victim,))
+
+    def __call__(self, problem: Problem) -> torch.Tensor:
+        return problem.x
+
+
+def test_every_model_that_points_are_crafted_on_counts() -> None:
+    first, second = (
+        identify_attack(OnVictim(), {"other": {"weights": weights}}) for weights in ("a", "b")
+    )
+    assert first != second
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_tensors_that_no_state_dict_holds_count(keys: Keys, tmp_path: Path, kind: str) -> None:
+    keep = {"buffer": "self.register_buffer('bias', bias, persistent=False)"}
+    bias = f"bias = torch.load({str(tmp_path / 'bias.pt')!r})\n        "
+    net = "import torch\n" + NET.replace(
+        "    def forward", f"        {bias}{keep.get(kind, 'self.bias = bias')}\n\n    def forward"
+    ).replace("x.flatten(1)", "x.flatten(1) + self.bias")
+    (tmp_path / "net.py").write_text(net)
+    foreign = {"name": "external", "model": f"{tmp_path / 'net.py'}:net"}
+    found = []
+    for value in (0.0, 0.0, 1.0):
+        torch.save(torch.full((64,), value), tmp_path / "bias.pt")
+        found.append(keys(defenses=[foreign]))
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0]
+    assert found[0][1] != found[2][1]
 
 
 def test_an_option_counts_by_its_content() -> None:

@@ -15,6 +15,12 @@ from attacks.libraries import foolbox as foolbox_adapter
 from tests.attacks.libraries.smooth import images, line, smooth_problem
 
 
+def test_configuring_an_attack_draws_nothing_of_the_users() -> None:
+    before = torch.random.get_rng_state()
+    TorchAttacks("PGD")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_options_are_read_and_shown() -> None:
     attack = Foolbox("L2DDNAttack", {"steps": "50", "gamma": "1e-1"})
     assert attack.options == {"steps": 50, "gamma": 0.1}

@@ -393,6 +393,16 @@ def test_training_again_resumes_and_never_replaces_another_model(cli: Cli, tmp_p
     assert card.read_bytes() == before[0]
 
 
+def test_a_spec_of_the_user_is_not_replaced(cli: Cli, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("# Mine.\n{eps: 1, samples: 5, defenses: [vanilla/epochs=1], attacks: [pgd]}\n")
+    before = spec.read_bytes()
+    ended = cli("run", spec, "--out", tmp_path)
+    assert ended.status == 1
+    assert "which a run replaces: name another --out" in ended.err
+    assert spec.read_bytes() == before
+
+
 def test_a_rerun_that_fails_leaves_the_earlier_run_whole(cli: Cli, tmp_path: Path) -> None:
     run = ("run", "--data", "digits", "--samples", "20", "--eps", "0.5", "--attack", "pgd/steps=2")
     assert cli(*run, "--defense", "vanilla/epochs=1", "--out", tmp_path).status == 0
