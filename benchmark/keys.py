@@ -155,8 +155,26 @@ def training_key(
     return key_of(identity)
 
 
+def identify_row(model: Identity, data: Identity) -> Identity:
+    """The identity of a model with the data that it is measured on, from those of either.
+
+    Invalidated by what invalidates the one or the other.
+    """
+    return {"defense": model, "data": data}
+
+
+def identify_side(row: Identity, side: str, task: nn.Module | None) -> Identity:
+    """The identity of a row whose images are those on one side of a binary task, by its name.
+
+    task  the network that makes the model's logits those of the binary task; None if there is none.
+
+    Invalidated by what invalidates the row, by the other side, and by another class of network.
+    """
+    return row | {"side": side} | ({} if task is None else {"task": identify_network(task)})
+
+
 def identify_natural(about: Identity, device: torch.device, precision: str) -> Identity:
-    """The identity of the verdicts on clean images; `about` identifies the model and the data.
+    """The identity of the verdicts on clean images; `about` is from `identify_row`.
 
     Invalidated by what invalidates the model or the data, and by another version of the judge or of
     torch, another kind of device, and another precision.

@@ -29,7 +29,7 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
 from benchmark.judge.subject import check_model, examine, full_precision
-from benchmark.keys import Identity, identify_data
+from benchmark.keys import Identity, identify_data, identify_row
 from benchmark.models.obtain import obtain
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
@@ -93,7 +93,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 peers,
                 settings,
                 lambda key: FolderCell(folder / "cells" / key),
-                {"defense": target.identity, "data": data},
+                identify_row(target.identity, data),
                 dataset.classes,
                 notify,
             )

@@ -9,12 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from attacks import Attack
 from attacks.messages import one_line
 from benchmark.errors import UserError
-from benchmark.judge import evaluator
 from benchmark.judge.records import write_json, write_text
-from benchmark.keys import Identity, identify_attack, key_of
+from benchmark.keys import (
+    identify_attacked,
+    identify_certificate,
+    identify_natural,
+    identify_row,
+    key_of,
+)
 from benchmark.models.trained import Trained
 from benchmark.run.assess import suited
 from benchmark.spec.components import CERTIFIED, NATURAL, Component
@@ -107,22 +115,16 @@ def _cell(
 ) -> dict[str, Any]:
     """A cell in the present format, with the identity and the key that it has there."""
     old = cell["note"]["identity"]
-    identity: Identity = {
-        "judge": evaluator.VERSION,
-        **{key: old[key] for key in ("torch", "device", "precision")},
-        "defense": saved.identity,
-        "data": task.data,
-    }
+    row = identify_row(saved.identity, task.data)
+    identity = identify_natural(row, torch.device(old["device"]), old["precision"])
+    identity["torch"] = old["torch"]
     if label == CERTIFIED:
-        identity["certificate"] = old["certificate"]
+        identity = identify_certificate(identity, spec.threat)
     elif label != NATURAL:
         attack = _attack_of(folder, label, saved, spec)
         _check_options(folder, label, attack, old["attack"])
-        identity |= {
-            "threat": old["threat"],
-            "attack": identify_attack(attack, {}),
-            "seed": old["seed"],
-        }
+        none = np.arange(0)
+        identity = identify_attacked(identity, attack, {}, spec.threat, old["seed"], none, 0)
         if attack.facts.by_block:
             identity |= {key: old[key] for key in ("block", "samples")}
     note = cell["note"] | {"identity": identity}

@@ -17,7 +17,7 @@ from benchmark.data.variants import order, other
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
-from benchmark.keys import Identity, identify_data, identify_network
+from benchmark.keys import identify_data, identify_row, identify_side
 from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
@@ -259,15 +259,13 @@ class _Job:
         hide which of the others is near. The rest must become the first class (targeted)."""
         spec, task = self.spec, model.model
         of_side = Samples(samples.x[side], samples.y[side], samples.number[side])
-        identity: Identity = {
-            "defense": model.identity,
-            "data": identify_data(dataset, spec.split),
-            "side": "rest" if of_side.y.any() else "first",
-        }
+        row = identify_row(model.identity, identify_data(dataset, spec.split))
         if of_side.y.any():
             task = FirstAgainstRest(task).eval()
             of_side = replace(of_side, y=torch.ones_like(of_side.y))
-            identity["task"] = identify_network(task)
+            identity = identify_side(row, "rest", task)
+        else:
+            identity = identify_side(row, "first", None)
         settings = Settings(
             ThreatModel(spec.norm, eps), "table", spec.seed, spec.device, spec.precision,
             spec.block, self.progress,
