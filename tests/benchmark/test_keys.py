@@ -258,6 +258,8 @@ def test_our_code_is_named_by_its_version_alone() -> None:
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Code:
     """The identity of a module `net` with these files beside it, none of which is loaded."""
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("net", "one", "two", "helper", "pack", "boom"):  # of other tests
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
     def identify(files: dict[str, str]) -> dict[str, Any]:
         for name, text in files.items():

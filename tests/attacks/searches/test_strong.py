@@ -70,7 +70,9 @@ def test_misses_it_by_at_most_one_of_all_test_images(name: str, eps: float) -> N
     _agrees(name, eps, count=355, limit_s=120)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
+@pytest.mark.parametrize(
+    ("norm", "eps"), [("linf", 0.1), pytest.param("l2", 0.6, marks=pytest.mark.slow)]
+)
 def test_is_below_targeted_apgd_with_fewer_passes(norm: str, eps: float) -> None:
     model = _trained("adversarial")
     x, y = _correct(model, 355)

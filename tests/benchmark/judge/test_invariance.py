@@ -54,8 +54,15 @@ def _records(report: Report, index: np.ndarray) -> pd.DataFrame:
     return records.sort_values(["attack", "index"], ignore_index=True)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("mode", ["table", "cascade"])
+@pytest.mark.parametrize(
+    ("mode", "norm"),
+    [
+        ("table", "l2"),
+        ("cascade", "linf"),
+        pytest.param("table", "linf", marks=pytest.mark.slow),
+        pytest.param("cascade", "l2", marks=pytest.mark.slow),
+    ],
+)
 def test_batch_size_and_order_change_nothing(
     model: nn.Module, images: tuple[Tensor, Tensor], norm: str, mode: str
 ) -> None:

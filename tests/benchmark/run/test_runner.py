@@ -345,7 +345,7 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(
     # Processes forked from one that has imported everything: the kills meet work, not imports.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        [__name__, "benchmark.runner", "sklearn.datasets", "scipy.stats", "torch._dynamo"]
+        [__name__, "benchmark.run.runner", "sklearn.datasets", "scipy.stats", "torch._dynamo"]
     )
 
     def start(folder: Path) -> BaseProcess:

@@ -169,7 +169,9 @@ def test_a_surrogate_has_lower_slopes_and_is_a_copy() -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        NBR(epochs=5, batch=64, learning_rate=5e-3, offset=0.3),
+        pytest.param(
+            NBR(epochs=5, batch=64, learning_rate=5e-3, offset=0.3), marks=pytest.mark.slow
+        ),
         pytest.param(
             NBR(epochs=5, batch=64, learning_rate=5e-3, offset=0.3, frames="0-1,0+1-2,0-2,1-2"),
             marks=pytest.mark.slow,
