@@ -175,7 +175,9 @@ def test_within_the_radius_no_shift_of_outputs_changes_the_label(
         assert torch.equal(model.aggregate(moved).argmax(1)[radius > 0], label[radius > 0])
 
 
-@pytest.mark.parametrize("recipe", RECIPES[1:3], ids=IDS[1:3])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(RECIPES[0], marks=pytest.mark.slow), *RECIPES[1:3]], ids=IDS[:3]
+)
 def test_no_strong_attack_contradicts_the_certificate(case: Case, recipe: Aggregation) -> None:
     model: OutputEnsemble = case.derived(recipe)
     x, eps = case.test[:30], 0.5
