@@ -15,7 +15,7 @@ from tests.leaderboard.conftest import Small
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-# Chromium's sandbox refuses to start for root, as which containers often run tests.
+# Chromium refuses to start its sandbox for root.
 AS_ROOT = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
 
 
