@@ -45,7 +45,16 @@ def test_importing_it_loads_nothing_yet(tmp_path: Path) -> None:
     assert _run(tmp_path, "-c", script).stdout == "False False\n"
 
 
-@pytest.mark.parametrize("name", ["attacks", "defenses", "benchmark", "leaderboard"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attacks",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("defenses", "benchmark", "leaderboard")
+        ),
+    ],
+)
 @pytest.mark.parametrize("kind", ["file", "folder", "folder without code"])
 def test_a_package_that_hides_ours_is_named_in_one_line(
     tmp_path: Path, name: str, kind: str

@@ -60,7 +60,16 @@ EVERY = [
     for text in texts
     for norm in _configured(text).facts.norms
 ]
-OWN = [case for case in EVERY if not _foreign(str(case.values[0]))]
+# By default one row of each attack, where many models are tried on it.
+ONE_OF_EACH = [
+    pytest.param(
+        *case.values,
+        id=case.id,
+        marks=() if case.values[0] in [texts[0] for texts in ROWS.values()] else pytest.mark.slow,
+    )
+    for case in EVERY
+]
+OWN = [case for case in ONE_OF_EACH if not _foreign(str(case.values[0]))]
 
 
 class Network(nn.Module):
@@ -199,7 +208,11 @@ def test_every_registered_attack_has_a_row() -> None:
         assert {Component.model_validate(text).name.partition(":")[0] for text in texts} == {name}
 
 
-@pytest.mark.parametrize("task", TASKS, ids=str)
+@pytest.mark.parametrize(
+    "task",
+    [*TASKS[:4], *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[4:6]), *TASKS[6:]],
+    ids=str,
+)
 @pytest.mark.parametrize(("text", "norm"), EVERY)
 def test_points_keep_the_promises_of_their_family(text: str, norm: str, task: Task) -> None:
     problem = task.problem(text, norm)
@@ -222,7 +235,7 @@ def test_no_sample_minds_the_others(text: str, norm: str, task: Task, part: floa
 
 
 @pytest.mark.parametrize("eps", [1e-6, 100.0])
-@pytest.mark.parametrize(("text", "norm"), EVERY)
+@pytest.mark.parametrize(("text", "norm"), ONE_OF_EACH)
 def test_any_budget_will_do(text: str, norm: str, eps: float) -> None:
     for task in (TASKS[0], TASKS[3]):
         problem = task.problem(text, norm)
@@ -276,7 +289,7 @@ ODD: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("rise", ODD.values(), ids=ODD.keys())
-@pytest.mark.parametrize(("text", "norm"), EVERY)
+@pytest.mark.parametrize(("text", "norm"), ONE_OF_EACH)
 def test_odd_models_neither_stop_nor_mislead_it(
     text: str, norm: str, rise: Callable[[Tensor], Tensor]
 ) -> None:

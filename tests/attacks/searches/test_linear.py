@@ -24,7 +24,7 @@ def _problem(shape: tuple[int, ...], classes: int, n: int, norm: str, eps: float
     return Problem(model, x, model(x).argmax(1), ThreatModel(norm, eps))
 
 
-@pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.slow), 64])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 64])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize(

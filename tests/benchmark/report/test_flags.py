@@ -360,7 +360,7 @@ def ordinary() -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("linf", 0.1)])
 @pytest.mark.parametrize(
-    "suite", ["quick", "strong", pytest.param("standard", marks=pytest.mark.slow)]
+    "suite", ["strong", *(pytest.param(s, marks=pytest.mark.slow) for s in ("quick", "standard"))]
 )
 @pytest.mark.parametrize("name", ["Vanilla", "AdversarialTraining"])
 def test_ordinary_models_are_not_flagged(

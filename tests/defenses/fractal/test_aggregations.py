@@ -176,6 +176,9 @@ def test_within_the_radius_no_shift_of_outputs_changes_the_label(
 
 
 @pytest.mark.parametrize(
+    "case", ["two", pytest.param("three", marks=pytest.mark.slow)], indirect=True
+)
+@pytest.mark.parametrize(
     "recipe", [pytest.param(RECIPES[0], marks=pytest.mark.slow), *RECIPES[1:3]], ids=IDS[:3]
 )
 def test_no_strong_attack_contradicts_the_certificate(case: Case, recipe: Aggregation) -> None:
