@@ -16,7 +16,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.keys import identify_data
-from benchmark.run.runner import samples_of
+from benchmark.run.run_samples import samples_of
 from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 

@@ -198,10 +198,10 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 def report(folder: RunFolder) -> None:
     """Print a run's tables from its records, finished or not, and write them anew."""
     from benchmark.report import tables
-    from benchmark.run import runner
+    from benchmark.run.run_folder import load_run, named
 
-    spec, manifest, reports = runner.load_run(folder)
-    spec = runner.named(spec, manifest)
+    spec, manifest, reports = load_run(folder)
+    spec = named(spec, manifest)
     tables.write(folder, reports, spec, {"run": manifest})
     typer.echo(tables.render(reports, spec))
 

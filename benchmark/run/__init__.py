@@ -5,7 +5,8 @@
 from benchmark.run.assess import Settings
 from benchmark.run.certify import Certified, certify_exactly
 from benchmark.run.defense_replay import ReplayedRow, Verdict, replay
-from benchmark.run.runner import load_run, run
+from benchmark.run.run_folder import load_run
+from benchmark.run.runner import run
 from benchmark.run.verify import Replay
 
 __all__ = [

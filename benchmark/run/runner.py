@@ -11,24 +11,17 @@ curves.png       robust accuracy against eps
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from torch import nn
 
-from attacks import ThreatModel
-from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
-from benchmark.judge.subject import check_model, examine, full_precision
 from benchmark.keys import Identity, identify_data, identify_row
 from benchmark.models.obtain import obtain
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
@@ -37,11 +30,12 @@ from benchmark.report import tables
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
 from benchmark.run.environment import environment, resolve_device
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.run.run_folder import named
+from benchmark.run.run_samples import relabelled, samples_of
 from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import enrol
-from benchmark.spec.run_spec import RunSpec, make_spec
+from benchmark.spec.run_spec import RunSpec
 
 Say = Callable[[str], None]
 
@@ -148,92 +142,6 @@ def _recorder(
         say(f"{report.name}: {report.summary(measured)}")
 
     return notify
-
-
-def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
-    """The spec with the full name of its data set, which a user may have written differently."""
-    return spec.model_copy(update={"data": manifest["data"]["name"]})
-
-
-def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:
-    """The images and labels that a spec asks for, the first of their split.
-
-    Raises DataError where the split has fewer.
-    """
-    split = dataset.first(spec.split, spec.samples)
-    return Samples(split.x, split.y, np.arange(len(split.y)))
-
-
-def samples_again(
-    folder: Path, spec: RunSpec, manifest: dict[str, Any], root: Path | None
-) -> Samples:
-    """Load the plugins of the run in a folder, and the samples that it was measured on.
-
-    Raises UserError where the data set holds other images or labels now.
-    """
-    load_plugins(spec.plugins)
-    dataset = load_dataset(spec.data, root)
-    samples = samples_of(dataset, spec)
-    if identify_data(dataset, spec.split, spec.labels) != manifest["data"]:
-        raise UserError(f"{spec.data} is not the data that {folder} was measured on")
-    return samples
-
-
-@full_precision()
-def relabelled(samples: Samples, model: nn.Module, spec: RunSpec) -> Samples:
-    """The samples with the labels that count for a model under a spec.
-
-    They are the labels of the data, or, if the spec says so, the model's own predictions.
-    """
-    if spec.labels == "data":
-        return samples
-    device = resolve_device(spec.device)
-    subject = examine(model, device, getattr(torch, spec.precision))
-    check_model(subject, samples.x[: spec.block].to(device, subject.dtype), samples.y, None)
-    blocks = zip(samples.x.split(spec.block), samples.y.split(spec.block), strict=True)
-    predicted = [subject.judge(x.to(device), y.to(device))[0].cpu() for x, y in blocks]
-    return dataclasses.replace(samples, y=torch.cat(predicted).clamp_min(0))
-
-
-def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
-    """The spec, the manifest and the reports of a run, read from its folder without any model.
-
-    The run need not be finished. Raises UserError where the folder holds no run, or a damaged one.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
-    try:
-        spec = make_spec(manifest["spec"])
-        reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder / 'run.json'} is damaged, or of another version: run the same command again"
-        ) from error
-    if (ThreatModel(**manifest["threat"]), manifest["mode"]) != (spec.threat, spec.mode):
-        raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
-    return spec, manifest, reports
-
-
-def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
-    """The report on a defense, from its row in the manifest and its cells."""
-    threat = ThreatModel(**manifest["threat"])
-    report = Report(
-        row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"], row["notes"]
-    )
-    for label, key in row["cells"].items():
-        cell, error = FolderCell(folder / "cells" / key), row["errors"].get(label)
-        if label == CERTIFIED:
-            report.certify(key, cell, error)
-        else:
-            after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
-            report.add(label, key, cell, error, after, inapplicable)
-    if NATURAL not in report.keys or NATURAL in report.errors:
-        raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
-    return report
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -11,7 +11,8 @@ from benchmark.models.trained import load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import Verdict, replay
-from benchmark.run.runner import load_run, named, relabelled, samples_again
+from benchmark.run.run_folder import load_run, named
+from benchmark.run.run_samples import relabelled, samples_again
 from benchmark.spec.run_spec import Device, RunSpec
 
 

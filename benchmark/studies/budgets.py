@@ -18,7 +18,8 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, on_order, on_settings
 from benchmark.report.report import Report
-from benchmark.run.runner import Say, load_run, run
+from benchmark.run.run_folder import load_run
+from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import BASE, load_plugins, rest_of

@@ -22,7 +22,7 @@ from benchmark.errors import UserError
 from benchmark.judge.subject import freeze, full_precision
 from benchmark.models.trained import load_saved
 from benchmark.run.environment import resolve_device
-from benchmark.run.runner import load_run
+from benchmark.run.run_folder import load_run
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, Part
 from benchmark.studies.study import Study, axes

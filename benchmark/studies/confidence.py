@@ -20,7 +20,8 @@ from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
 from benchmark.run.environment import resolve_device
-from benchmark.run.runner import load_run, samples_again
+from benchmark.run.run_folder import load_run
+from benchmark.run.run_samples import samples_again
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import Device
 from benchmark.studies.study import Study, pairs

@@ -15,7 +15,7 @@ from benchmark.errors import UserError
 from benchmark.report.captions import NORMS, on_settings
 from benchmark.report.report import Report
 from benchmark.report.tables import contradictions
-from benchmark.run.runner import load_run
+from benchmark.run.run_folder import load_run
 from benchmark.spec.components import BEST
 from benchmark.studies.study import Study, pairs
 

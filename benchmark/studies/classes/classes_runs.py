@@ -23,7 +23,8 @@ from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.run.environment import resolve_device
-from benchmark.run.runner import Say, samples_of
+from benchmark.run.run_samples import samples_of
+from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Lineup, choose
 from benchmark.spec.registry import load_plugins

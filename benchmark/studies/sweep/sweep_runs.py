@@ -22,7 +22,9 @@ from benchmark.models.others import check_fit
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.environment import resolve_device
-from benchmark.run.runner import Say, load_run, run, samples_of
+from benchmark.run.run_folder import load_run
+from benchmark.run.run_samples import samples_of
+from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
 from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins

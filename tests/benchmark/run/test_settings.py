@@ -14,7 +14,7 @@ from attacks.threat import Norm
 from benchmark.data.sets import load_dataset
 from benchmark.judge.records import FolderCell
 from benchmark.models.trained import load_saved
-from benchmark.run.runner import load_run
+from benchmark.run.run_folder import load_run
 from benchmark.spec.run_spec import make_spec
 from tests.benchmark.conftest import Cli, refused
 

@@ -13,7 +13,7 @@ from attacks import ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.report.report import Report
-from benchmark.run.runner import load_run
+from benchmark.run.run_folder import load_run
 from benchmark.studies import ranks as module
 from benchmark.studies.ranks import ranks
 from benchmark.studies.sweep.sweep_spec import make_sweep

@@ -9,7 +9,7 @@ import torch
 
 from benchmark.data.sets import load_dataset
 from benchmark.models.trained import load_saved
-from benchmark.run.runner import load_run
+from benchmark.run.run_folder import load_run
 from defenses import BeliefEnsemble
 from tests.benchmark.conftest import Cli, assert_written, refused
 

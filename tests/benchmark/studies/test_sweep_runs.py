@@ -15,7 +15,7 @@ from torch.autograd.functional import jacobian
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
-from benchmark.run.runner import load_run
+from benchmark.run.run_folder import load_run
 from benchmark.studies.sweep.sweep_runs import POINTS, load_sweep
 from benchmark.studies.sweep.sweep_spec import read_sweep
 from tests.benchmark.conftest import Cli, assert_written, refused

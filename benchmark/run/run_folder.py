@@ -1,0 +1,58 @@
+"""What the folder of a run holds, read without any model; `runner` says what lies where in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attacks import ThreatModel
+from benchmark.errors import UserError
+from benchmark.judge.records import FolderCell
+from benchmark.report.report import Report
+from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.run_spec import RunSpec, make_spec
+
+
+def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
+    """The spec, the manifest and the reports of a run, read from its folder without any model.
+
+    The run need not be finished. Raises UserError where the folder holds no run, or a damaged one.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+    try:
+        spec = make_spec(manifest["spec"])
+        reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'run.json'} is damaged, or of another version: run the same command again"
+        ) from error
+    if (ThreatModel(**manifest["threat"]), manifest["mode"]) != (spec.threat, spec.mode):
+        raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
+    return spec, manifest, reports
+
+
+def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
+    """The report on a defense, from its row in the manifest and its cells."""
+    threat = ThreatModel(**manifest["threat"])
+    report = Report(
+        row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"], row["notes"]
+    )
+    for label, key in row["cells"].items():
+        cell, error = FolderCell(folder / "cells" / key), row["errors"].get(label)
+        if label == CERTIFIED:
+            report.certify(key, cell, error)
+        else:
+            after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
+            report.add(label, key, cell, error, after, inapplicable)
+    if NATURAL not in report.keys or NATURAL in report.errors:
+        raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
+    return report
+
+
+def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
+    """The spec with the full name of its data set, which a user may have written differently."""
+    return spec.model_copy(update={"data": manifest["data"]["name"]})
