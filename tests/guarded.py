@@ -1,5 +1,5 @@
-"""What `test_versions` guards, each run on small fixed inputs: attacks, recipes, networks, the judge
-and the training loop."""
+"""What `test_versions` guards, each run on small fixed inputs: attacks, recipes, networks, the
+judge and the training loop."""
 
 import copy
 from collections.abc import Callable
