@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from attacks import HasArms
-from benchmark.columns import percent
+from benchmark.columns import NONE, percent
 from benchmark.errors import UserError, did_you_mean
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, on_order, on_settings
@@ -196,7 +196,7 @@ def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
         accuracies = dict(zip(rows["eps"], rows["accuracy"], strict=True))
         for eps, text in texts.items():
             share = accuracies.get(eps, np.nan)
-            unknown = "error" if eps in accuracies else "-"
+            unknown = "error" if eps in accuracies else NONE
             row[f"eps {text}"] = unknown if np.isnan(share) else percent(share)
         lines.append(row)
     return pd.DataFrame(lines)

@@ -17,6 +17,7 @@ from attacks import HasArms
 from attacks.messages import described, one_line
 from attacks.objectives import cross_entropy
 from attacks.problem import differentiate
+from benchmark.columns import NONE
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.subject import freeze, full_precision
@@ -167,7 +168,7 @@ def _table(records: pd.DataFrame) -> pd.DataFrame:
     for label, coherences in _values(records):
         quartiles = coherences.quantile([0.25, 0.5, 0.75]).tolist()
         numbers = (coherences.mean(), coherences.std(ddof=0), *quartiles)
-        texts = ["-" if np.isnan(number) else f"{number:.3f}" for number in numbers]
+        texts = [NONE if np.isnan(number) else f"{number:.3f}" for number in numbers]
         columns = ("mean", "standard deviation", "25%", "median", "75%")
         row = {"defense": label, "kind": kinds[label], "images": str(coherences.count())}
         rows.append(row | dict(zip(columns, texts, strict=True)))

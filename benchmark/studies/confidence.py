@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from benchmark.columns import percent
+from benchmark.columns import NONE, percent
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
@@ -111,7 +111,7 @@ def _lines(records: pd.DataFrame) -> Iterator[dict[str, str]]:
 
 
 def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"
+    return NONE if np.isnan(value) else f"{value:.3g}"
 
 
 def _draw(records: pd.DataFrame) -> Any:

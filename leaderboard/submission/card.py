@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from benchmark.columns import NONE
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.record import EVIDENCE, RECORD, SPEC, Record
 
@@ -12,7 +13,7 @@ def card_text(record: Record, card: dict[str, Any]) -> str:
     low, high = numbers.interval
     versions = ", ".join(f"{name} {value}" for name, value in card["versions"].items())
     options = "\n".join(f"- {key}: {value}" for key, value in card["hyperparameters"].items())
-    certified = "-" if numbers.certified is None else f"{100 * numbers.certified:.1f} %"
+    certified = NONE if numbers.certified is None else f"{100 * numbers.certified:.1f} %"
     weights = record.weights.at or WEIGHTS
     threat = card["threat"]
     against = f"within {threat['norm']} {threat['eps']:g}" if threat else "no adversary named"

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from benchmark.columns import percent
+from benchmark.columns import NONE, percent
 from benchmark.judge.outputs import FIRST
 from benchmark.report.captions import NORMS, on_order
 from benchmark.report.report import Report
@@ -65,13 +65,13 @@ def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
         if column in reported:
             beside = reported[[*keys, column]].rename(columns={column: f"{column}{_REPORTED}"})
             lines = lines.merge(beside, "left", keys)
-    return lines.fillna("-").rename(columns={BEST: f"{BEST}{_INTERVAL}"})
+    return lines.fillna(NONE).rename(columns={BEST: f"{BEST}{_INTERVAL}"})
 
 
 def _text(row: Any) -> str:
     """A number as the table has it: shares, which have an interval, in %."""
     if pd.isna(row.value):
-        return "-" if row.measure == "jacobian" else "error"
+        return NONE if row.measure == "jacobian" else "error"
     if pd.isna(row.low):
         return f"{row.value:.4g}"
     if (row.measure, row.setting) == (BEST, TEST):
@@ -95,7 +95,7 @@ def _reported(spec: SweepSpec, keys: list[str]) -> pd.DataFrame:
         {column: str(value) if column in keys else value for column, value in row.items()}
         for row in (spec.reported.rows if spec.reported else [])
     ]
-    return pd.DataFrame(rows, columns=None if rows else keys).astype(str).replace("nan", "-")
+    return pd.DataFrame(rows, columns=None if rows else keys).astype(str).replace("nan", NONE)
 
 
 def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -> str:
