@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from attacks import noise
+from attacks.objectives import margin
 from attacks.threat import Norm, ThreatModel
 from attacks.views import View
+
+# How many standard deviations of a draw make a sample of a randomised model misclassified.
+_SURE = 3.0
 
 Model = Callable[[Tensor], Tensor]
 Meter = Callable[[Tensor, Tensor], None]
@@ -38,6 +42,7 @@ class Problem:
             own choice.
     view    what the attack sees in place of the model's logits; see `seen`.
     peers   other models, by name, that an attack may craft its points on.
+    draws   how many calls of a randomised model each forward takes the mean of; see `logits`.
 
     >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
     >>> x, y = torch.tensor([[0.6], [0.9]]), torch.tensor([0, 0])
@@ -60,6 +65,7 @@ class Problem:
     start: Tensor | None = None
     view: View | None = None
     peers: Mapping[str, Model] = field(default_factory=dict)
+    draws: int = 1
 
     def __post_init__(self) -> None:
         places = torch.arange(len(self.x), device=self.x.device)
@@ -89,11 +95,35 @@ class Problem:
         return replace(self, model=model or self.model, y=torch.zeros_like(self.y), view=view)
 
     def logits(self, points: Tensor) -> Tensor:
-        """The logits (n, classes) at one point per sample (n, *shape), through the view if any."""
-        logits = self.model(points)
+        """The logits (n, classes) at one point per sample (n, *shape), through the view if any.
+
+        Of a randomised model they are the mean of several draws (expectation over transformation,
+        Athalye et al. 2018), so that gradients are those of the mean. The label's logit is shifted
+        so that a sample counts as misclassified only where the mean margin is above 0 by three
+        standard deviations of a draw; searches then go on until nearly all draws are wrong.
+        """
+        outputs = self._forward(points) if self.draws == 1 else self._expected(points)
+        return outputs if self.view is None else self.view(outputs)
+
+    def call(self, points: Tensor) -> Tensor:
+        """What the model gives for some points. It may destroy what it is given: that is a copy."""
+        return self.model(points.clone(memory_format=torch.contiguous_format))
+
+    def _forward(self, points: Tensor) -> Tensor:
+        outputs = self.call(points)
         if self.meter is not None:
-            self.meter(self.rows, logits)
-        return logits if self.view is None else self.view(logits)
+            self.meter(self.rows, outputs)
+        return outputs
+
+    def _expected(self, points: Tensor) -> Tensor:
+        outputs = torch.stack([self._forward(points) for _ in range(self.draws)])
+        mean = outputs.mean(0)
+        y, lead = (self.y, margin) if self.view is None else (self.view.y, self.view.margin)
+        if lead is not margin:  # these outputs are no logits, one per class
+            return mean
+        margins = torch.stack([margin(draw, y) for draw in outputs.detach()])
+        wanted = margins.mean(0) - _SURE * margins.std(0)
+        return mean.scatter_add(1, y[:, None], (margin(mean.detach(), y) - wanted)[:, None])
 
     def normal(self, stream: int) -> Tensor:
         """Standard normal noise, shaped as the images."""

@@ -173,17 +173,21 @@ def identify_side(row: Identity, side: str, task: nn.Module | None) -> Identity:
     return row | {"side": side} | ({} if task is None else {"task": identify_network(task)})
 
 
-def identify_natural(about: Identity, device: torch.device, precision: str) -> Identity:
+def identify_natural(
+    about: Identity, device: torch.device, precision: str, traits: Mapping[str, int] | None = None
+) -> Identity:
     """The identity of the verdicts on clean images; `about` is from `identify_row`.
 
     Invalidated by what invalidates the model or the data, and by another version of the judge or of
-    torch, another kind of device, and another precision.
+    torch, another kind of device, another precision, and other traits of the subject, such as the
+    number of draws of a randomised model.
     """
     return {
         "judge": evaluator.VERSION,
         "torch": torch.__version__,
         "device": device.type,
         "precision": precision,
+        **(traits or {}),
         **about,
     }
 

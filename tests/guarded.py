@@ -17,7 +17,7 @@ from attacks.threat import Norm
 from benchmark.judge import evaluator
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural
 from benchmark.judge.records import MemoryCell
-from benchmark.judge.subject import examine
+from benchmark.judge.subject import Terms, examine
 from benchmark.spec.components import Component, configure
 from benchmark.spec.registry import ATTACKS, DEFENSES
 from defenses.networks.architectures import ARCHITECTURES
@@ -115,15 +115,15 @@ class _Certified(_Network):
 
 
 class _Rounded(nn.Module):
-    """Class 0 where the first pixel is above 0.2, but in float32 it is lost and class 1 wins."""
+    """Class 1 where the first pixel is above 0.2, but in float32 it is lost, and ties go to 0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.tensor(2.0**24, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor(2.0**26, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        first = (x.flatten(1)[:, 0] + self.bias) - self.bias
-        return torch.stack([first, torch.full_like(first, 0.2)], dim=1)
+        first = x.flatten(1)[:, 0]
+        return torch.stack([torch.full_like(first, 0.2), first], dim=1) + self.bias
 
 
 def _network_for(name: str) -> nn.Module:
@@ -232,7 +232,7 @@ def judged_outcome() -> dict[str, Any]:
     model = _Network()
     x = (_wave(12, *SHAPE, phase=0.4) + 1) / 2
     samples = Samples(x, model(x).argmax(1), np.arange(12))
-    subject = examine(model, torch.device("cpu"), torch.float32)
+    subject = examine(model, x, torch.device("cpu"))
     push = _wave(12, *SHAPE, phase=2.0) * torch.linspace(0, 0.6, 12)[:, None, None, None]
     push[5] = torch.nan
     outcome = {}
@@ -252,8 +252,8 @@ def judged_outcome() -> dict[str, Any]:
 def twin_outcome() -> dict[str, Any]:
     """What the judge records where only float32 sees a misclassification, clean and attacked."""
     x = (_wave(12, *SHAPE, phase=0.4) + 1) / 2
-    samples = Samples(x, torch.zeros(12, dtype=torch.int64), np.arange(12))
-    subject = examine(_Rounded(), torch.device("cpu"), torch.float32)
+    samples = Samples(x, torch.ones(12, dtype=torch.int64), np.arange(12))
+    subject = examine(_Rounded(), x, torch.device("cpu"), Terms("float32"))
     natural, attacked = MemoryCell(), MemoryCell()
     measure_natural(subject, samples, natural, 5)
     attack = Returning(lambda problem: problem.x - 0.25)
@@ -268,7 +268,7 @@ def radii_outcome() -> dict[str, Any]:
     x = (_wave(12, *SHAPE, phase=0.4) + 1) / 2
     y = model(x).argmax(1)
     y[::4] = (y[::4] + 1) % CLASSES
-    subject = examine(model, torch.device("cpu"), torch.float32)
+    subject = examine(model, x, torch.device("cpu"))
     outcome = {}
     for norm in ("l2", "linf"):
         cell, samples = MemoryCell(), Samples(x, y, np.arange(12))

@@ -23,7 +23,7 @@ from attacks import PGD
 from attacks.searches import strong
 from attacks.wrappers import stages, transfer
 from benchmark.judge import evaluator
-from benchmark.judge.subject import Subject
+from benchmark.judge.subject import Judgement, Subject
 from defenses.networks.residual import ResNet
 from defenses.nonexpansive.scalings import SCALINGS
 from defenses.recipes.schedules import SCHEDULES
@@ -65,9 +65,9 @@ def test_whole_numbers_are_compared_exactly() -> None:
     assert not _same({"distance": [0.25, 1.0]}, {"distance": [0.251, 1.0]})
 
 
-def _judge_once(subject: Subject, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    predicted = subject._classify(subject.model, points.to(subject.dtype))
-    return predicted, predicted != y
+def _judge_once(subject: Subject, points: Tensor, y: Tensor, *_: Any) -> Judgement:
+    predicted = subject.model(points.to(subject.dtype)).argmax(1)
+    return Judgement.of(predicted, predicted != y)
 
 
 # What a change breaks, and the change: an attribute of an object, or an item of a table.

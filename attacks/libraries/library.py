@@ -3,21 +3,18 @@
 import ast
 import importlib
 import inspect
-import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks import noise
+from attacks.generators import seeded
 from attacks.messages import closest, reason
 from attacks.objectives import CLEAR, decided
 from attacks.problem import Facts, Family, Problem
@@ -196,7 +193,7 @@ class Target(nn.Module):
         problem = self._problem
         if problem.view is not None:
             raise ValueError("it asks about parts of a batch, which a view cannot answer")
-        logits = problem.model(points)
+        logits = problem.call(points)
         if problem.meter is not None:
             places = torch.arange(self._next, self._next + len(points), device=points.device)
             problem.meter(problem.rows[places % len(problem)], logits)
@@ -223,7 +220,8 @@ def run(
         return answer
     undecided = problem.select(rows)
     try:
-        with _seeded(problem) as seed:
+        with warnings.catch_warnings(), seeded(problem.seed, problem.index, _SEED_STREAM) as seed:
+            warnings.simplefilter("ignore")
             points = craft(_unit(undecided), logits.shape[1], seed)
     except torch.OutOfMemoryError:
         raise
@@ -263,22 +261,3 @@ def _unit(problem: Problem) -> Problem:
         threat=ThreatModel(threat.norm, threat.eps / _width(threat)),
         start=None if problem.start is None else _to_unit(problem.start, threat),
     )
-
-
-@contextmanager
-def _seeded(problem: Problem) -> Iterator[int]:
-    """All global generators seeded by (seed, first index), and put back as they were after."""
-    unit = noise.uniform(problem.seed, problem.index[:1], _SEED_STREAM, ())
-    seed = int(unit.item() * (1 << 23))
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            yield seed
-    finally:
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)

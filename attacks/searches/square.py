@@ -32,11 +32,12 @@ class Square:
     restarts  runs with different noise; each works on what the ones before left. The first begins
               at `problem.start` if there is one.
 
-    Works on images (n, channels, height, width) and on flat inputs (n, d), as images of one row. A
-    sample that is broken stops there. Returns points in the ball and the box. Raises ValueError for
-    hyperparameters out of range and for inputs of another rank.
+    A sample that is broken stops there. Returns points (n, *shape) in the ball and the box. Raises
+    ValueError for hyperparameters out of range.
 
     Differs from the source:
+    - Inputs need not be images: signals (n, channels, d) and flat inputs (n, d) count as images of
+      one row, and the slices of volumes (n, channels, depth, height, width) lie one below another.
     - Squares that do not fit into the image become rectangles of the same area.
     - L-infinity: a square that would change nothing is drawn with its signs turned.
     - L2: what the box cuts off is given to the other pixels at once, so that every query spends the
@@ -70,8 +71,6 @@ class Square:
 
     @torch.no_grad()
     def __call__(self, problem: Problem) -> Tensor:
-        if problem.x.dim() not in (2, 4):
-            raise ValueError("square: works on images (n, c, h, w) and flat inputs (n, d) alone")
         answer = problem.x.clone()
         rows, _ = standing(problem)
         if len(rows):
@@ -119,8 +118,10 @@ class _State(Reached):
 
 
 def _grid(x: Tensor) -> Tensor:
-    """Images as they are; flat inputs as images of one row and one channel."""
-    return x if x.dim() == 4 else x[:, None, None, :]
+    """Inputs as images (n, channels, height, width)."""
+    if x.dim() == 2:
+        return x[:, None, None, :]
+    return x[:, :, None, :] if x.dim() == 3 else x.flatten(2, -2)
 
 
 def _sides(height: int, width: int, share: float, least: int = 1) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
 from benchmark.errors import UserError
-from benchmark.spec.run_spec import Device, Labels, Mode, Part, Precision
+from benchmark.judge.subject import Precision
+from benchmark.spec.run_spec import Device, Labels, Mode, Part
 
 if TYPE_CHECKING:
     from benchmark.report.report import Report

@@ -4,15 +4,27 @@ from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, 
 from benchmark.judge.outputs import gaps, jacobian_norms, mean_jacobian_norm
 from benchmark.judge.probes import probe
 from benchmark.judge.records import Block, Cell, FolderCell, MemoryCell, blocks_of
-from benchmark.judge.subject import Subject, check_model, examine, freeze, full_precision
+from benchmark.judge.replica import freeze
+from benchmark.judge.subject import (
+    Judgement,
+    Subject,
+    Terms,
+    check_model,
+    examine,
+    full_precision,
+    undisturbed,
+    until_steady,
+)
 
 __all__ = [
     "Block",
     "Cell",
     "FolderCell",
+    "Judgement",
     "MemoryCell",
     "Samples",
     "Subject",
+    "Terms",
     "blocks_of",
     "check_model",
     "examine",
@@ -25,4 +37,6 @@ __all__ = [
     "measure_natural",
     "measure_radii",
     "probe",
+    "undisturbed",
+    "until_steady",
 ]

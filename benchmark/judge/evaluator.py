@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Attack, Problem, ThreatModel
+from attacks.generators import seeded
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
-from benchmark.judge.subject import Subject
+from benchmark.judge.replica import reseed
+from benchmark.judge.subject import ATTACKED, Judgement, Subject
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
 # recorded about it; `tests/test_versions.py` notices where that was forgotten.
@@ -54,8 +56,8 @@ class Meter:
     def __init__(self, size: int, device: torch.device, tick: Callable[[int], None]) -> None:
         self.forwards = torch.zeros(size, dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
+        self.calls = 0
         self._ones = torch.ones_like(self.forwards)
-        self._calls = 0
         self._tick = tick
 
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
@@ -67,8 +69,8 @@ class Meter:
                 self.backwards.index_add_(0, rows, ones)
 
             logits.register_hook(count)
-        self._calls += 1
-        self._tick(self._calls)
+        self.calls += 1
+        self._tick(self.calls)
 
 
 def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) -> None:
@@ -79,9 +81,9 @@ def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) 
     for places in _split(_remaining(cell, np.arange(len(samples))), block):
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, places)
-        predicted, wrong = subject.judge(clean, labels)
-        distance = torch.where(wrong, 0.0, torch.nan).double()
-        cell.add(_block(places, labels, predicted, wrong, distance, began))
+        verdict = subject.judge(clean, labels, _numbers(subject, samples, places))
+        distance = torch.where(verdict.found, 0.0, torch.nan).double()
+        cell.add(_block(places, labels, verdict, distance, began))
 
 
 def measure_radii(
@@ -109,7 +111,8 @@ def measure_radii(
         predicted, radius = subject.certify(clean)
         if threat.norm == "linf":
             radius = radius / math.sqrt(clean[0].numel())
-        cell.add(_block(places, labels, predicted, predicted != labels, radius, began))
+        verdict = Judgement.of(predicted, predicted != labels)
+        cell.add(_block(places, labels, verdict, radius, began))
         advance(len(places))
 
 
@@ -142,24 +145,26 @@ def measure_attack(
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, places)
         meter = Meter(len(places), subject.device, tick)
-        numbers = torch.from_numpy(samples.number[places]).to(subject.device)
+        numbers = _numbers(subject, samples, places)
+        victim = subject.victim()
         problem = Problem(
-            subject.victim(), clean.clone(), labels.clone(), threat, seed, numbers, meter,
-            peers=copy.deepcopy(dict(peers or {})),
+            victim, clean.clone(), labels.clone(), threat, seed, numbers.clone(), meter,
+            peers=copy.deepcopy(dict(peers or {})), draws=subject.expectation,
         )  # fmt: skip
-        with torch.enable_grad():
+        with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
+            reseed(victim, drawn)
             points = attack(problem).detach()
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")
         # Judge the points that it returned, once they lie where they may.
         points, outside = _enforce(points.to(clean), clean, attack, threat)
-        predicted, wrong = subject.judge(points, labels)
+        verdict = subject.judge(points, labels, numbers, meter.calls)
         distance = threat.distance(points, clean)
-        broken = wrong & (distance <= threat.eps)
-        distance = torch.where(wrong, distance, torch.nan)
-        attacked = _Attacked(meter.forwards, meter.backwards, outside, points[wrong])
-        cell.add(_block(places, labels, predicted, broken, distance, began, attacked))
-        advance(len(places), int(broken.sum()))
+        attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])
+        found_at = torch.where(verdict.found, distance, torch.nan)
+        verdict = verdict.only(distance <= threat.eps)
+        cell.add(_block(places, labels, verdict, found_at, began, attacked))
+        advance(len(places), int(verdict.wrong.sum()))
 
 
 def _enforce(
@@ -210,6 +215,11 @@ def _fetch(subject: Subject, samples: Samples, places: IntArray) -> tuple[Tensor
     return x.to(subject.device, subject.dtype), y.to(subject.device)
 
 
+def _numbers(subject: Subject, samples: Samples, places: IntArray) -> Tensor:
+    """The numbers of the samples at some places, on the subject's device."""
+    return torch.from_numpy(samples.number[places]).to(subject.device)
+
+
 @dataclass(frozen=True)
 class _Attacked:
     """What a block of records has beyond the verdict if it was attacked.
@@ -228,8 +238,7 @@ class _Attacked:
 def _block(
     index: IntArray,
     label: Tensor,
-    predicted: Tensor,
-    broken: Tensor,
+    verdict: Judgement,
     distance: Tensor,
     began: float,
     attacked: _Attacked | None = None,
@@ -244,8 +253,10 @@ def _block(
     return Block(
         index=index,
         label=label.cpu().numpy(),
-        predicted=predicted.cpu().numpy(),
-        broken=broken.cpu().numpy(),
+        predicted=verdict.predicted.cpu().numpy(),
+        broken=verdict.wrong.cpu().numpy(),
+        rate=verdict.rate.cpu().numpy(),
+        trial=verdict.trial.cpu().numpy(),
         distance=distance.cpu().numpy(),
         forwards=attacked.forwards.cpu().numpy(),
         backwards=attacked.backwards.cpu().numpy(),

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from attacks import Problem, ThreatModel
+from attacks.generators import seeded
 from attacks.objectives import decided, margin
 from attacks.problem import climb
 from attacks.working import due
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import IntArray
-from benchmark.judge.subject import Subject
+from benchmark.judge.subject import ATTACKED, Subject
 
 # How many correctly classified images are probed, at most.
 _SAMPLES = 64
@@ -72,9 +73,9 @@ def probe(
         x = samples.x[places].to(subject.device, subject.dtype)
         y = samples.y[places].to(subject.device)
         number = torch.from_numpy(samples.number)[places].to(subject.device)
-        problem = Problem(subject.victim(), x, y, threat, seed, number)
+        problem = Problem(subject.victim(), x, y, threat, seed, number, draws=subject.expectation)
         try:
-            with torch.enable_grad():
+            with seeded(seed, number, ATTACKED), torch.enable_grad():
                 seen.append(_look(problem))
         except torch.OutOfMemoryError:
             return set()

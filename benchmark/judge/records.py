@@ -39,6 +39,9 @@ class Block:
     outside      (n,), whether the attack returned a point outside the ball or the box.
     seconds      (n,), float64, an equal share of the time that the whole block took.
     adversarial  (k, *shape), the judged points of the k misclassified samples, in order.
+    rate         (n,), float64, in what share of its draws a randomised model misclassifies the
+                 judged point; 0 or 1, as `broken`, for any other model, and 0 beyond the threat.
+    trial        (n,), the same over other draws, by which the worst of several points is chosen.
     """
 
     index: IntArray
@@ -51,6 +54,13 @@ class Block:
     outside: BoolArray
     seconds: NDArray[np.float64]
     adversarial: NDArray[np.float32] | NDArray[np.float64]
+    rate: NDArray[np.float64] | None = None
+    trial: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        for name in BY_DRAWS:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.broken.astype(np.float64))
 
     @property
     def found(self) -> BoolArray:
@@ -66,12 +76,17 @@ class Block:
 
     def frame(self) -> pd.DataFrame:
         """A table with one row for each sample, without its points."""
-        columns = ("index", "label", "predicted", "broken", "distance", "forwards", "backwards")
+        columns = (
+            *("index", "label", "predicted", "broken", "distance", "forwards", "backwards"),
+            *BY_DRAWS,
+        )
         return pd.DataFrame({name: getattr(self, name) for name in columns})
 
 
-# The fields of a block that have one value for each sample: all but the points.
-BY_SAMPLE = tuple(field.name for field in fields(Block))[:-1]
+# The fields of a block that have one value for each sample: all but the points. The last two are
+# kept where they say more than `broken`.
+BY_DRAWS = ("rate", "trial")
+BY_SAMPLE = tuple(field.name for field in fields(Block) if field.name != "adversarial")
 
 
 class Cell(Protocol):
@@ -167,7 +182,9 @@ def _decode(content: bytes, images: bool) -> Block | None:
     """The block in the content of a file; None if that is damaged."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            values = {name: data[name] for name in BY_SAMPLE}
+            # Records of earlier versions, which knew no randomised models, have no draws.
+            names = [name for name in BY_SAMPLE if name in data or name not in BY_DRAWS]
+            values = {name: data[name] for name in names}
             if len({len(value) for value in values.values()}) != 1:
                 return None
             adversarial = data["adversarial"] if images else np.empty(0, np.float32)

@@ -1,29 +1,123 @@
 """A model that is evaluated: it is copied, frozen, checked, and asked for its classes."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks.messages import described
+from attacks.generators import kept, seeded
 from benchmark.errors import UserError
+from benchmark.judge.reading import Called, Calling, Reading, as_called, find_calling
+from benchmark.judge.replica import (
+    freeze,
+    is_training,
+    precision_of,
+    reseed,
+    same_state,
+    state_of,
+    twin_of,
+)
+from benchmark.judge.steadiness import (
+    IMAGES,
+    Kind,
+    UnsteadyError,
+    call,
+    depends_on_batch,
+    differ,
+    hears_others,
+    is_random,
+    rounding,
+    same,
+)
 from defenses.certificates import HasCertificate
+
+# "model" is the precision that a model has.
+Precision = Literal["model", "float32", "float64", "bfloat16", "float16"]
+
+# The defaults for randomised models; see `Terms`.
+DRAWS, EXPECTATION = 50, 10
 
 # The class that is recorded where logits are NaN.
 UNDEFINED = -1
+
+# The streams of noise that seed what models draw when they are looked at, judged and attacked.
+_LOOKED_AT, _JUDGED, ATTACKED = ((2 << 16) + stream for stream in range(3))
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What was asked for in how a model is judged.
+
+    precision    of the model.
+    reading      what a user says of its outputs.
+    draws        how many fresh draws of a randomised model judge a point.
+    expectation  how many draws attacks on it take the mean of in each step.
+    seed         of what it draws.
+    """
+
+    precision: Precision = "model"
+    reading: Reading = field(default_factory=Reading)
+    draws: int = DRAWS
+    expectation: int = EXPECTATION
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on n points.
+
+    predicted  (n,), their classes; UNDEFINED where logits are NaN. Of a randomised model, the class
+               of most draws.
+    wrong      (n,), whether they are misclassified; of a randomised model, in most draws.
+    rate       (n,), float64, the share of draws in which they are misclassified: 0 or 1 unless the
+               model is randomised.
+    trial      (n,), the same over other draws, by which the worst of several points is chosen. The
+               rate of the point that is worst by `trial` has no bias from the choice.
+    """
+
+    predicted: Tensor
+    wrong: Tensor
+    rate: Tensor
+    trial: Tensor
+
+    @classmethod
+    def of(cls, predicted: Tensor, wrong: Tensor) -> "Judgement":
+        """The verdict of a model that is not randomised."""
+        rate = wrong.double()
+        return cls(predicted, wrong, rate, rate)
+
+    @property
+    def found(self) -> Tensor:
+        """(n,), whether they are misclassified in any draw."""
+        return (self.rate > 0) | (self.trial > 0)
+
+    def only(self, within: Tensor) -> "Judgement":
+        """The same verdict, with the points that are not `within` (n,) the threat never wrong."""
+        rate, trial = (torch.where(within, share, 0.0) for share in (self.rate, self.trial))
+        return replace(self, wrong=self.wrong & within, rate=rate, trial=trial)
 
 
 @dataclass
 class Subject:
     """A frozen copy of a model, which judges points.
 
-    model  the copy, in eval mode. Its parameters take no gradients, which would cost an attack that
-           calls backward() time.
-    twin   the same in float64; None if `model` is in float64 itself, or does not run in it.
-    flags  what was noticed about the model.
+    model      the copy, in eval mode, as it is called with points of `dtype`. Its parameters take
+               no gradients, which would cost an attack that calls backward() time.
+    twin       the same function in float64; None if there is none.
+    device, dtype  of the points.
+    precision  of the model, as tables name it.
+    terms      what was asked for.
+    calling    how the copy is called.
+    slack      how far logits may differ by rounding, as a part of the largest.
+    is_random  whether it is randomised: points are then judged by several draws.
+    is_stateful  whether calls change it, so that each block is judged by a fresh copy.
+    flags      what was noticed about the model.
 
     Neither `model` nor `twin` is ever handed to an attack, so that no attack can change how it is
     judged; attacks get a copy, the `victim`.
@@ -33,26 +127,94 @@ class Subject:
     twin: nn.Module | None
     device: torch.device
     dtype: torch.dtype
+    precision: str
+    terms: Terms
+    calling: Calling
+    slack: float = 0.0
+    is_random: bool = False
+    is_stateful: bool = False
     flags: set[str] = field(default_factory=set)
+
+    @property
+    def traits(self) -> dict[str, int | bool]:
+        """What beside the model and its precision determines verdicts; empty for most models."""
+        traits: dict[str, int | bool] = {}
+        if self.calling.size is not None:
+            traits["at-once"] = self.calling.size
+        if self.is_random:
+            traits |= {"draws": self.terms.draws, "judge-seed": self.terms.seed}
+        return traits
+
+    @property
+    def expectation(self) -> int:
+        """How many draws attacks take the mean of."""
+        return self.terms.expectation if self.is_random else 1
 
     def victim(self) -> nn.Module:
         """A copy of the model for an attack, which may change it."""
         return copy.deepcopy(self.model)
 
-    def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, points: Tensor, y: Tensor, number: Tensor | None = None, calls: int = 0
+    ) -> Judgement:
         """Classify points (n, *shape) with labels y (n,), and say which are misclassified.
 
-        The model is run in its own precision and in float64. A misclassification that only one of
-        the two sees is due to rounding, and does not count. Logits that are NaN count as wrong.
-        Returns the classes (n,), UNDEFINED where logits are NaN, and which are wrong (n,).
+        number  (n,), the numbers of the samples, whose first seeds a randomised model.
+        calls   how many calls of a model that changes with them an attack has made; the draws that
+                judge are those after them.
+
+        The model is run twice, in different company, and in float64. A misclassification that only
+        one of them sees is due to rounding, and does not count. Logits that are NaN count as wrong.
+        Raises UnsteadyError where the two differ by more than rounding.
         """
-        predicted = self._classify(self.model, points.to(self.dtype))
+        points = points.to(self.dtype)
+        if self.is_random:
+            return self._judge_by_draws(points, y, number, calls)
+        logits = call(self.model, points)
+        again = self._in_other_company(points)
+        if differ(logits, again, self.slack):
+            drawn = not same(logits, call(self.model, points))
+            raise UnsteadyError("random" if drawn else "batch-dependent")
+        predicted = _classes(logits)
         wrong = predicted != y
         doubtful = wrong & (predicted != UNDEFINED)
-        if self.twin is not None and bool(doubtful.any()):
-            wrong_in_twin = self._classify(self.twin, points[doubtful].double()) != y[doubtful]
+        if self.twin is None:
+            wrong = wrong & (~doubtful | (_classes(again) != y))
+        elif bool(doubtful.any()):
+            wrong_in_twin = _classes(call(self.twin, points[doubtful].double())) != y[doubtful]
             wrong = wrong.masked_scatter(doubtful, wrong_in_twin)
-        return predicted, wrong
+        return Judgement.of(predicted, wrong)
+
+    def _in_other_company(self, points: Tensor) -> Tensor:
+        """The logits of points that are forwarded in other order and, if the model takes them, in
+        smaller batches."""
+        if self.calling.size is not None or len(points) < 2:
+            return call(self.model, points)
+        turned = points.flip(0)
+        try:
+            logits = torch.cat([call(self.model, part) for part in turned.chunk(2)])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            logits = call(self.model, turned)
+        return logits.flip(0)
+
+    def _judge_by_draws(
+        self, points: Tensor, y: Tensor, number: Tensor | None, calls: int
+    ) -> Judgement:
+        model, draws = self.model, self.terms.draws
+        if number is None:
+            number = torch.arange(len(points), device=points.device)
+        with seeded(self.terms.seed, number, _JUDGED) as seed:
+            if self.is_stateful:
+                model = self.victim()
+                for _ in range(calls):
+                    call(model, points)
+            reseed(model, seed)
+            classes = torch.stack([_classes(call(model, points)) for _ in range(2 * draws)])
+        wrong = (classes != y).double()
+        trial, rate = wrong[:draws].mean(0), wrong[draws:].mean(0)
+        return Judgement(classes[draws:].mode(0).values, rate > 0.5, rate, trial)
 
     def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Ask the model for its classes at images x (n, *shape), and for certified radii.
@@ -67,7 +229,7 @@ class Subject:
             raise TypeError("the model has no certified_radius")
         x = x.to(dtype)
         with torch.no_grad():
-            radius = model.certified_radius(x)
+            radius = model.certified_radius(x.clone())
         if not isinstance(radius, Tensor) or radius.shape != (len(x),):
             returned = tuple(radius.shape) if isinstance(radius, Tensor) else type(radius).__name__
             raise ValueError(
@@ -76,40 +238,109 @@ class Subject:
         bad = ~(radius >= 0)  # NaN is not at least 0 either
         if bool(bad.any()):
             raise ValueError(f"a certified radius must be at least 0, not {float(radius[bad][0])}")
-        return self._classify(model, x), radius.double()
+        return _classes(call(model, x)), radius.double()
 
-    def _classify(self, model: nn.Module, points: Tensor) -> Tensor:
-        """The classes (n,) of points (n, *shape), UNDEFINED where logits are NaN."""
-        with torch.no_grad():
-            logits: Tensor = model(points)
-        return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
+    def treated(self, kind: Kind) -> "Subject":
+        """The subject, treated as random, or as one whose images are forwarded one at a time.
+
+        Raises UserError where the model does not run on a single image.
+        """
+        if kind == "random":
+            return replace(
+                self, is_random=True, twin=None, flags=self.flags | {"non-deterministic"}
+            )
+        calling = replace(self.calling, size=1)
+        bare = self.model.model if isinstance(self.model, Called) else self.model
+        flags = self.flags | {"batch-dependent"}
+        return replace(
+            self, model=as_called(bare, calling), twin=None, calling=calling, flags=flags
+        )
 
 
-def examine(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Subject:
-    """Copy a model into a Subject. The model stays as it is.
+def _classes(logits: Tensor) -> Tensor:
+    """The classes (n,) of logits (n, classes), UNDEFINED where one is NaN."""
+    return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
 
-    Raises UserError where the model cannot be copied.
+
+def until_steady(subject: Subject, work: Callable[[Subject], T]) -> T:
+    """What `work` returns for a subject, done again if that turns out to be random or to depend on
+    the batch while it is judged."""
+    while True:
+        try:
+            return work(subject)
+        except UnsteadyError as found:
+            subject = subject.treated(found.kind)
+
+
+def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = Terms()) -> Subject:
+    """Copy a model into a Subject, and find out how it has to be called and judged, by its logits
+    at some clean images x (n, *shape). The model stays as it is.
+
+    Raises UserError where the model cannot be copied, or does not give logits on the images.
     """
-    frozen = freeze(model, device, dtype)
-    twin = None if dtype is torch.float64 else copy.deepcopy(frozen).double()
-    return Subject(frozen, twin, device, dtype, {"train-mode"} if model.training else set())
+    asked = None if terms.precision == "model" else getattr(torch, terms.precision)
+    frozen = freeze(model, device, asked)
+    x = x.to(device, copy=True)
+    with seeded(terms.seed, torch.zeros(1, dtype=torch.int64), _LOOKED_AT) as seed:
+        reseed(frozen, seed)
+        before = state_of(frozen)
+        calling = find_calling(frozen, x, asked, terms.reading)
+        subject = Subject(
+            as_called(frozen, calling), None, device, calling.gives, precision_of(frozen), terms,
+            calling, flags={"train-mode"} if is_training(model) else set(),
+        )  # fmt: skip
+        x = x.to(subject.dtype)
+        _check_logits(call(subject.model, x), x)
+        subject = _tried(subject, x[:IMAGES], seed)
+        may_have_twin = (subject.precision, calling.takes) == ("float32", torch.float32)
+        if may_have_twin and not subject.is_random:
+            subject.twin = _twin(subject, frozen, x[:IMAGES])
+            if subject.twin is None:
+                subject.flags.add("float32-only")
+    if not same_state(before, state_of(frozen)):
+        frozen = freeze(model, device, asked)
+        return replace(subject, model=as_called(frozen, subject.calling), is_stateful=True)
+    return subject
 
 
-def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Copy a model to a device and a dtype, in eval mode, with parameters that take no gradients.
+def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:
+    """The subject, treated as calls of its model on some images show it to be."""
+    if is_random(subject.model, x):
+        subject = subject.treated("random")
+        if hears_others(subject.model, x, seed):
+            subject = subject.treated("batch-dependent")
+        return subject
+    subject = replace(subject, slack=rounding(subject.model, x))
+    mixes = depends_on_batch(subject.model, x, subject.slack)
+    return subject.treated("batch-dependent") if mixes else subject
 
-    Raises UserError where the model cannot be copied.
-    """
+
+def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:
+    """The model in float64; None where it does not run in it, or is another function."""
+    calling = replace(subject.calling, takes=torch.float64, gives=torch.float64)
     try:
-        with torch.no_grad():  # else the parameters of a copied ScriptModule would not be leaves
-            frozen = copy.deepcopy(model).to(device, dtype).eval()
-    except Exception as error:
-        raise UserError(
-            f"the model cannot be copied to {device} as {dtype}: {described(error)}"
-        ) from error
-    for parameter in frozen.parameters():  # a ScriptModule itself refuses requires_grad_
-        parameter.requires_grad_(False)
-    return frozen
+        twin = as_called(twin_of(frozen), calling)
+        logits = call(twin, x.double())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
+    known = call(subject.model, x)
+    if logits.shape != known.shape or differ(known.double(), logits, subject.slack):
+        return None
+    return twin
+
+
+def _check_logits(logits: Tensor, x: Tensor) -> None:
+    """Raises UserError for what are not logits of two classes or more for each image."""
+    if logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1:
+        return
+    single = logits.shape in ((len(x),), (len(x), 1))
+    hint = ": pass binary=True if the sign of one logit decides between two classes"
+    raise UserError(
+        f"the model must give logits (n, classes) for {len(x)} images, not "
+        f"{tuple(logits.shape)}{hint if single else ''}"
+    )
 
 
 @contextmanager
@@ -133,46 +364,40 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A context in which models are judged: in full precision, outside of the caller's modes, and
+    without `torch.compile`, since compiled code is the same function, and compiling each copy of it
+    would take minutes. All that is global stays as the caller had it."""
+    with (
+        full_precision(),
+        kept(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
 def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> int:
-    """Check that a model gives logits that fit the labels, and return how many.
+    """Check that a model's logits fit the labels, and return how many it gives.
 
     x        (n, *shape), some of the clean images.
     y        all labels.
     classes  how many logits there must be; any number if None.
 
     Flags of the subject are set for what is odd but can be evaluated. Raises UserError where the
-    model does not run, does not give logits (n, classes), or gives NaN.
+    logits do not fit.
     """
-    # Run it twice on the same images.
-    try:
-        with torch.no_grad():
-            logits, repeated = subject.model(x), subject.model(x)
-    except Exception as error:
-        raise UserError(
-            f"the model does not run on images of shape {tuple(x.shape)}: {described(error)}"
-        ) from error
-    # Refuse what is not one logit for each class.
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the model must give logits (n, classes) for {len(x)} images, not {shape}")
+    logits = call(subject.model, x.to(subject.device, subject.dtype))
     columns = logits.shape[1]
     if classes is not None and columns != classes:
         raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
-    if int(y.max()) >= columns or columns < 2:
+    if int(y.max()) >= columns:
         raise UserError(f"labels go up to {int(y.max())} but the model gives {columns} logits")
-    if not bool(logits.isfinite().all()):
-        raise UserError("the model gives NaN or infinite logits on clean images")
-    # Flag what is odd.
-    if not torch.equal(logits, repeated):
-        subject.flags.add("non-deterministic")
     sums = logits.sum(1)
     if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         subject.flags.add("probabilities")
-    if subject.twin is not None:
-        try:
-            with torch.no_grad():
-                subject.twin(x.double())
-        except Exception:
-            subject.twin = None
-            subject.flags.add("float32-only")
     return int(columns)

@@ -21,9 +21,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of n samples with its Wilson 95% interval."""
+    """A share of n samples with its Wilson 95% interval.
 
-    count: int
+    count  how many samples count. Under a randomised model each counts by the share of its draws.
+           The interval then includes the draws, and is wide enough: a share between 0 and 1 varies
+           at most as much as a verdict of the same mean.
+    """
+
+    count: float
     n: int
 
     @property
@@ -32,10 +37,14 @@ class Accuracy:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        from scipy.stats import binomtest
+        from scipy.stats import norm
 
-        interval = binomtest(self.count, self.n).proportion_ci(0.95, method="wilson")
-        return float(interval.low), float(interval.high)
+        z, share = float(norm.ppf(0.975)), self.value
+        middle = share + z**2 / (2 * self.n)
+        reach = z * (share * (1 - share) / self.n + z**2 / (4 * self.n**2)) ** 0.5
+        scale = 1 + z**2 / self.n
+        low, high = (middle - reach) / scale, (middle + reach) / scale
+        return (0.0 if self.count == 0 else low), (1.0 if self.count == self.n else high)
 
     def __str__(self) -> str:
         low, high = self.interval

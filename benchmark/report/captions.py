@@ -18,6 +18,7 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     return (
         f"Accuracy in % over all {images}, {NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
         + (on_settings(spec) if spec else "")
+        + on_models(reports)
         + "A sample counts as robust if it is classified correctly and the attack of the column "
         f"does not break it; {' '.join(captions('run', run_columns(reports)))}"
         + on_order(reports, "column")
@@ -33,6 +34,23 @@ def on_settings(spec: RunSpec) -> str:
         text += (
             "Correct is, for each model, what it says of the clean image itself (robustness with "
             "respect to predictions). "
+        )
+    return text
+
+
+def on_models(reports: Sequence[Measurements]) -> str:
+    """What a caption says of models whose accuracies mean something else than is usual."""
+    text = "".join(
+        f"{report.name} is evaluated in {report.precision}. "
+        for report in reports
+        if report.precision not in (None, "float32")
+    )
+    draws = {report.name: report.draws for report in reports if report.draws}
+    if draws:
+        text += (
+            f"{', '.join(draws)}: randomised; each sample counts by the share of "
+            f"{max(draws.values())} fresh draws in which it is classified correctly, at the point "
+            "that other draws found worst, and intervals include the draws. "
         )
     return text
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.judge.probes import probe
-from benchmark.judge.subject import UNDEFINED, check_model, examine
+from benchmark.judge.subject import UNDEFINED, Subject, check_model, examine
 from benchmark.report.accuracy import doubtful
 from benchmark.report.measurements import Measurements
 from benchmark.report.paired import Paired
@@ -213,19 +213,33 @@ _FLAGS = (
     ),
     Flag(
         code="non-deterministic",
-        meaning="gives other logits for the same input; verdicts hold for one draw only",
-        remedy="switch off what is random in it, or hand over the mean of many draws",
+        meaning="is randomised: its accuracies are means over fresh draws, and attacks on it "
+        "follow means over draws",
+        remedy="add draws (--draws, --expectation) where intervals are wide or attacks weak",
         joint=None,
-        rule="two passes over the first block of clean images differ in any logit",
-        seen_by=check_model,
+        rule="two calls on the same points differ in any logit, on some of the first clean images "
+        "or whenever points are judged",
+        seen_by=Subject,
+    ),
+    Flag(
+        code="batch-dependent",
+        meaning="gives an image other logits in other company or at another place in the batch: "
+        "every image was forwarded alone",
+        remedy="use running statistics, and nothing that mixes or numbers the images of a batch",
+        joint=None,
+        rule="the logits of some of the first clean images, or of points that are judged, change "
+        "by more than rounding in other order, in smaller batches, alone, or among other images",
+        seen_by=Subject,
     ),
     Flag(
         code="float32-only",
-        meaning="does not run in float64, so verdicts were checked in float32 alone",
+        meaning="does not run in float64, or is another function there, so verdicts were checked "
+        "in float32 alone",
         remedy="mend what ties it to float32, such as tensors that are no buffers",
         joint=None,
-        rule="a pass over the first block of clean images raises in float64",
-        seen_by=check_model,
+        rule="a pass over some of the first clean images raises in float64, or differs from "
+        "float32 by more than rounding",
+        seen_by=examine,
     ),
     Flag(
         code="attack-error",

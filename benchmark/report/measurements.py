@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -169,25 +170,60 @@ class Measurements:
         return self.unbroken([label for label in self.measured if label in after])
 
     def unbroken(self, labels: Iterable[str]) -> IntArray:
-        """The samples (k,) classified correctly and broken under none of some labels."""
-        broken = np.zeros(self.total, dtype=bool)
-        for label in (NATURAL, *labels):
+        """The samples (k,) classified correctly and broken under none of some labels; of a
+        randomised model, those that are not wrong in all draws."""
+        return np.flatnonzero(self._robust([NATURAL, *labels], draws="trial") > 0)
+
+    @property
+    def draws(self) -> int | None:
+        """How many draws judged each point of a randomised model; None for any other model."""
+        return self._identity.get("draws")
+
+    @property
+    def precision(self) -> str | None:
+        """The precision in which the model was evaluated; None where that is not recorded."""
+        return self._identity.get("precision")
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What determines the verdicts on clean images, as their cell notes it."""
+        identity = self.cells[NATURAL].note.get("identity") if NATURAL in self.cells else None
+        return identity if isinstance(identity, dict) else {}
+
+    def _robust(self, labels: Iterable[str], draws: str = "rate") -> NDArray[np.float64]:
+        """In what share of its draws the model is right on each sample (n,) at the worst of its
+        points under some labels: 0 or 1 unless it is randomised.
+
+        The worst is chosen by other draws, so that the choice adds no bias.
+        """
+        worst, wrong = np.full(self.total, -1.0), np.zeros(self.total)
+        for label in labels:
             if label in self.errors:
                 continue
             frame = self.frames[label]
-            broken[frame["index"].to_numpy()] |= frame["broken"].to_numpy()
-        return np.flatnonzero(~broken)
+            index, trial = frame["index"].to_numpy(), frame["trial"].to_numpy()
+            worse = trial > worst[index]
+            worst[index[worse]] = trial[worse]
+            wrong[index[worse]] = frame[draws].to_numpy()[worse]
+        return 1 - wrong
 
     def accuracy(self, label: str) -> Accuracy | None:
         """Natural, certified, of one attack, or best-attack; None where it was not measured."""
         proven = label == CERTIFIED
-        counted = self.certified_within(self.threat.eps) if proven else self.robust_to(label)
-        return None if counted is None else Accuracy(int(counted.sum()), self.total)
+        counted = self.certified_within(self.threat.eps) if proven else self.shares(label)
+        return None if counted is None else Accuracy(float(counted.sum()), self.total)
 
     def robust_to(self, label: str) -> NDArray[np.bool_] | None:
-        """Which samples (n,) an accuracy counts: those classified correctly and, under the label of
-        an attack, not broken by it or by those before it in its series; under that of best-attack,
-        broken by no attack. None where it was not measured, or only on what others left."""
+        """Which samples (n,) an accuracy counts: see `shares`. Of a randomised model, those that it
+        classifies correctly in most draws."""
+        shares = self.shares(label)
+        return None if shares is None else shares >= 0.5
+
+    def shares(self, label: str) -> NDArray[np.float64] | None:
+        """How much each sample (n,) counts in an accuracy. That is 1 if it is classified correctly
+        and, under the label of an attack, not broken by it or by those before it in its series;
+        under that of best-attack, broken by no attack; else 0. Under a randomised model it is the
+        share of draws. None where it was not measured, or only on what others left."""
         if label == NATURAL and label not in self.errors:
             attacks = []
         elif label == BEST and self.measured:
@@ -197,17 +233,14 @@ class Measurements:
             attacks = [attack for attack in self.measured if attack in series]
         else:
             return None
-        return np.isin(np.arange(self.total), self.unbroken(attacks))
-
-    def _count(self, label: str) -> int:
-        accuracy = self.accuracy(label)
-        assert accuracy is not None
-        return accuracy.count
+        return self._robust([NATURAL, *attacks])
 
     @property
     def natural(self) -> float:
         """Natural accuracy: the share of all samples that is classified correctly."""
-        return self._count(NATURAL) / self.total
+        accuracy = self.accuracy(NATURAL)
+        assert accuracy is not None
+        return accuracy.value
 
     @property
     def per_attack(self) -> dict[str, float]:
@@ -241,9 +274,8 @@ class Measurements:
         there is no certificate."""
         if self.radii is None:
             return None
-        proven = self.radii.proves(eps)
-        proven[np.setdiff1d(np.arange(self.total), self.unbroken([]))] = False
-        return proven
+        right = self.robust_to(NATURAL)
+        return None if right is None else self.radii.proves(eps) & right
 
     @property
     def contradictions(self) -> IntArray:
@@ -298,7 +330,8 @@ class Measurements:
     def minimal_distances(self) -> NDArray[np.float64] | None:
         """Each sample's smallest distance (n,) over all attacks: 0 where it is misclassified clean,
         infinite where no attack found a point. None where no attack minimises the distance."""
-        if not any(self.cells[label].note.get("minimises") for label in self.measured):
+        minimised = any(self.cells[label].note.get("minimises") for label in self.measured)
+        if not minimised or self.draws:  # a randomised model has no boundary to be distant from
             return None
         # All attacks: in cascades and series, those that minimise are not given what others broke.
         return self.closest([NATURAL, *self.measured]).distance

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from attacks import Attack, ThreatModel
@@ -19,7 +18,15 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
 from benchmark.judge.probes import probe
 from benchmark.judge.records import Cell, IntArray
-from benchmark.judge.subject import Subject, check_model, examine, freeze, full_precision
+from benchmark.judge.steadiness import UnsteadyError
+from benchmark.judge.subject import (
+    Subject,
+    Terms,
+    check_model,
+    examine,
+    undisturbed,
+    until_steady,
+)
 from benchmark.keys import (
     Identity,
     identify_attacked,
@@ -33,7 +40,7 @@ from benchmark.run.environment import environment, resolve_device
 from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup
-from benchmark.spec.run_spec import Device, Mode, Precision
+from benchmark.spec.run_spec import Device, Mode
 from defenses.certificates import HasCertificate
 
 Cells = Callable[[str], Cell]
@@ -46,14 +53,17 @@ class Settings:
 
     threat: ThreatModel
     mode: Mode
-    seed: int
     device: Device
-    precision: Precision
     block: int
+    terms: Terms
     progress: bool = False
 
+    @property
+    def seed(self) -> int:
+        return self.terms.seed
 
-@full_precision()
+
+@undisturbed()
 def assess(
     name: str,
     model: nn.Module,
@@ -78,18 +88,40 @@ def assess(
              an attack are done.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
-    attack that finds that it does not apply to the model counts for nothing. Raises UserError where
+    attack that finds that it does not apply to the model counts for nothing. If the model turns out
+    to be random, or to depend on the batch, it is assessed again, as such. Raises UserError where
     the model cannot be evaluated at all.
     """
-    # Copy and check the model.
-    device, dtype = resolve_device(settings.device), getattr(torch, settings.precision)
-    subject = examine(model, device, dtype)
-    first_block = samples.x[: settings.block].to(device, dtype)
-    logit_count = check_model(subject, first_block, samples.y, classes)
+
+    def work(subject: Subject) -> Report:
+        return _assess(
+            name, model, subject, samples, lineup, peers, settings, cells, about, classes, notify
+        )
+
+    first_block = samples.x[: settings.block]
+    device = resolve_device(settings.device)
+    return until_steady(examine(model, first_block, device, settings.terms), work)
+
+
+def _assess(
+    name: str,
+    model: nn.Module,
+    subject: Subject,
+    samples: Samples,
+    lineup: Lineup,
+    peers: Mapping[str, Trained],
+    settings: Settings,
+    cells: Cells,
+    about: Identity,
+    classes: int | None,
+    notify: Notify,
+) -> Report:
+    """Assess a subject, as `assess` does."""
+    logit_count = check_model(subject, samples.x[: settings.block], samples.y, classes)
     report = Report(
         name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
     )
-    identity = identify_natural(about, device, settings.precision)
+    identity = identify_natural(about, subject.device, subject.precision, subject.traits)
     assessment = _Assessment(model, subject, samples, settings, cells, identity, report)
 
     # Clean images, and whether gradients can be relied on.
@@ -151,7 +183,7 @@ class _Assessment:
                 measure_radii(
                     self.subject, self.samples, settings.threat, cell, settings.block, bar.count
                 )
-            except UserError:
+            except (UserError, UnsteadyError):
                 raise
             except Exception as failure:
                 error = described(failure)
@@ -188,24 +220,30 @@ class _Assessment:
         it does not apply to the model.
         """
         subject, settings = self.subject, self.settings
-        models = {
-            name: freeze(peer.model, subject.device, subject.dtype) for name, peer in used.items()
-        }
         title, passes = f"{self.report.name} {label}", attack.facts.passes or 0
         total, block = len(self.samples), settings.block
         with attack_bar(title, len(samples), passes, block, total, settings.progress) as bar:
             try:
+                models = {name: self._peer(peer.model) for name, peer in used.items()}
                 measure_attack(
                     subject, self.samples, samples, settings.threat, attack, settings.seed, cell,
                     block, bar.advance, bar.tick, models,
                 )  # fmt: skip
-            except UserError:
+            except (UserError, UnsteadyError):
                 raise
             except NotApplicableError as error:
                 return None, one_line(error)
             except Exception as error:
                 return described(error), None
         return None, None
+
+    def _peer(self, model: nn.Module) -> nn.Module:
+        """Another model, as attacks call it. Raises ValueError where it does not run."""
+        first_block, terms = self.samples.x[: self.settings.block], self.settings.terms
+        try:
+            return examine(model, first_block, self.subject.device, terms).model
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:
         """Note in a cell which result it holds, and in which environment it was measured.

@@ -15,7 +15,15 @@ from attacks import ThreatModel
 from attacks.messages import described
 from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
 from benchmark.judge.records import Block, MemoryCell
-from benchmark.judge.subject import Subject, check_model, examine, full_precision
+from benchmark.judge.subject import (
+    Judgement,
+    Subject,
+    Terms,
+    check_model,
+    examine,
+    undisturbed,
+    until_steady,
+)
 from benchmark.keys import key_of
 from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING
@@ -66,10 +74,14 @@ class _Doubled(Subject):
     only does not count as wrong.
     """
 
-    def judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, points: Tensor, y: Tensor, number: Tensor | None = None, calls: int = 0
+    ) -> Judgement:
+        if self.is_random:
+            return super().judge(points, y, number, calls)
         n = len(points)
-        predicted, wrong = super().judge(torch.cat([points, points]), torch.cat([y, y]))
-        return predicted[:n], wrong[:n] & wrong[n:]
+        twice = super().judge(torch.cat([points, points]), torch.cat([y, y]))
+        return Judgement.of(twice.predicted[:n], twice.wrong[:n] & twice.wrong[n:])
 
     def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n = len(x)
@@ -77,12 +89,12 @@ class _Doubled(Subject):
         return predicted[:n], radius[:n].minimum(radius[n:])
 
 
-def examine_twice(model: nn.Module, device: Device) -> Subject:
+def examine_twice(model: nn.Module, x: Tensor, device: Device, terms: Terms) -> Subject:
     """A subject that judges as `examine`'s does, but forwards two copies of each batch at once."""
-    return _Doubled(**vars(examine(model, resolve_device(device), torch.float32)))
+    return _Doubled(**vars(examine(model, x, resolve_device(device), terms)))
 
 
-@full_precision()
+@undisturbed()
 def replay(
     report: Report,
     errors: Collection[str],
@@ -91,6 +103,7 @@ def replay(
     data: dict[str, str],
     block: int,
     device: Device,
+    terms: Terms,
 ) -> ReplayedRow:
     """Replay one defense, as `verify` does for each.
 
@@ -100,11 +113,29 @@ def replay(
     samples  the samples that it was measured on, `block` at a time.
     data     what identifies these samples.
 
+    terms    on which the model was judged.
+
     Raises UserError where the model does not run on the samples.
     """
-    # Examine the model, which is judged in float32 alone, as in the run, if it has no float64.
-    subject = examine_twice(saved.model, device)
-    logit_count = check_model(subject, samples.x[:block].to(subject.device), samples.y, None)
+    first_block = samples.x[:block]
+
+    def work(subject: Subject) -> ReplayedRow:
+        return _replay(subject, report, errors, saved, samples, data, block)
+
+    return until_steady(examine_twice(saved.model, first_block, device, terms), work)
+
+
+def _replay(
+    subject: Subject,
+    report: Report,
+    errors: Collection[str],
+    saved: Trained,
+    samples: Samples,
+    data: dict[str, str],
+    block: int,
+) -> ReplayedRow:
+    """Replay the records of a subject, as `replay` does."""
+    logit_count = check_model(subject, samples.x[:block], samples.y, None)
     flags = set(report.flags) | subject.flags
     replayed = Report(
         report.name, report.threat, report.mode, report.total, flags, report.notes, logit_count
@@ -262,13 +293,14 @@ def _replay_block(subject: Subject, samples: Samples, block: Block, threat: Thre
         clean, y = samples.x[rows].to(subject.device), samples.y[rows].to(subject.device)
         points = torch.from_numpy(block.adversarial).to(subject.device)
         in_box = (points == threat.clamp(points)).flatten(1).all(1)
-        classes, wrong = subject.judge(points, y)
-        predicted[block.found] = classes.cpu().numpy()
-        distances = torch.where(wrong & in_box, threat.distance(points, clean), torch.nan)
+        verdict = subject.judge(points, y)
+        predicted[block.found] = verdict.predicted.cpu().numpy()
+        distances = torch.where(verdict.wrong & in_box, threat.distance(points, clean), torch.nan)
         distance[block.found] = distances.cpu().numpy()
     # The images are not needed any more, and would take memory until the end of the replay.
     no_images = block.adversarial[:0]
     broken = distance <= threat.eps
     return replace(
-        block, predicted=predicted, broken=broken, distance=distance, adversarial=no_images
-    )
+        block, predicted=predicted, broken=broken, distance=distance, adversarial=no_images,
+        rate=None, trial=None,
+    )  # fmt: skip

@@ -12,14 +12,19 @@ from attacks import Attack, ThreatModel
 from attacks.threat import Norm
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
+from benchmark.judge.reading import Reading
 from benchmark.judge.records import MemoryCell
+from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
-from benchmark.spec.run_spec import Device, Mode, Precision, make_threat
+from benchmark.spec.run_spec import Device, Mode, make_threat
+
+_WORDS = {"mode": Mode, "device": Device, "precision": Precision}
+_LEAST = {"seed": 0, "expectation": 2}
 
 
 def evaluate(
@@ -35,7 +40,11 @@ def evaluate(
     mode: Mode = "table",
     seed: int = 0,
     device: Device = "auto",
-    precision: Precision = "float32",
+    precision: Precision = "model",
+    draws: int = DRAWS,
+    expectation: int = EXPECTATION,
+    output: int | str | None = None,
+    binary: bool = False,
     block: int = 256,
     index: ArrayLike | None = None,
     name: str | None = None,
@@ -54,7 +63,12 @@ def evaluate(
                 it left unbroken; it is faster, and gives the best-attack accuracy alone.
     seed        determines all noise, together with `index`.
     device      "auto" takes CUDA where there is a CUDA device.
-    precision   of the model and the attacks: "float32" or "float64".
+    precision   "model" evaluates the model in the precision that it has; "float32", "float64",
+                "bfloat16" and "float16" in that.
+    draws       how many fresh draws of a randomised model judge each point.
+    expectation  how many draws of it attacks take the mean of in each step.
+    output      where the logits are in what the model returns: an index, a key or an attribute.
+    binary      whether the model gives one logit per image, which is above 0 for class 1.
     block       how many samples are worked on at once.
     index       (n,), the number of each sample in its data set (default 0, 1, 2, ...). A sample's
                 noise depends on its number, so that it is the same in a subset and in any order.
@@ -71,8 +85,12 @@ def evaluate(
     array([0])
     """
     _check_modules(model, peers or {})
-    settings = Settings(make_threat(norm, eps), mode, seed, device, precision, block, progress)
-    _check_settings(settings)
+    _check_options(
+        {"mode": mode, "device": device, "precision": precision},
+        {"block": block, "seed": seed, "draws": draws, "expectation": expectation},
+    )
+    terms = Terms(precision, Reading(output, binary), draws, expectation, seed)
+    settings = Settings(make_threat(norm, eps), mode, device, block, terms, progress)
     samples = _samples(x, y, index)
     if not attacks and suite is None:
         suite = "quick"
@@ -87,22 +105,18 @@ def evaluate(
 def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
     modules = {"model": model} | {f"peer {name!r}": peer for name, peer in peers.items()}
     for what, module in modules.items():
-        if not isinstance(module, nn.Module):
+        if not isinstance(module, nn.Module | torch.export.ExportedProgram):
             raise UserError(f"{what} must be a torch.nn.Module, not {type(module).__name__}")
 
 
-def _check_settings(settings: Settings) -> None:
-    """Raises UserError for settings that the types do not allow, which Python does not check."""
-    for option, known in (
-        ("mode", get_args(Mode)),
-        ("device", get_args(Device)),
-        ("precision", get_args(Precision)),
-    ):
-        value = getattr(settings, option)
+def _check_options(words: Mapping[str, str], numbers: Mapping[str, int]) -> None:
+    """Raises UserError for options that the types do not allow, which Python does not check."""
+    for option, value in words.items():
+        known = get_args(_WORDS[option])
         if value not in known:
             raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
-    for option, least in (("block", 1), ("seed", 0)):
-        number = getattr(settings, option)
+    for option, number in numbers.items():
+        least = _LEAST.get(option, 1)
         if not isinstance(number, int) or not least <= number < 2**63:
             raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
 

@@ -6,13 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
-from benchmark.judge.subject import check_model, examine, full_precision
+from benchmark.judge.subject import (
+    Subject,
+    check_model,
+    examine,
+    undisturbed,
+    until_steady,
+)
 from benchmark.keys import identify_data
 from benchmark.run.environment import resolve_device
 from benchmark.spec.registry import load_plugins
@@ -43,7 +49,7 @@ def samples_again(
     return samples
 
 
-@full_precision()
+@undisturbed()
 def relabelled(samples: Samples, model: nn.Module, spec: RunSpec) -> Samples:
     """The samples with the labels that count for a model under a spec.
 
@@ -51,9 +57,13 @@ def relabelled(samples: Samples, model: nn.Module, spec: RunSpec) -> Samples:
     """
     if spec.labels == "data":
         return samples
-    device = resolve_device(spec.device)
-    subject = examine(model, device, getattr(torch, spec.precision))
-    check_model(subject, samples.x[: spec.block].to(device, subject.dtype), samples.y, None)
-    blocks = zip(samples.x.split(spec.block), samples.y.split(spec.block), strict=True)
-    predicted = [subject.judge(x.to(device), y.to(device))[0].cpu() for x, y in blocks]
-    return dataclasses.replace(samples, y=torch.cat(predicted).clamp_min(0))
+    device, first_block = resolve_device(spec.device), samples.x[: spec.block]
+
+    def predictions(subject: Subject) -> Tensor:
+        check_model(subject, first_block, samples.y, None)
+        blocks = zip(samples.x.split(spec.block), samples.y.split(spec.block), strict=True)
+        judged = [subject.judge(x.to(device), y.to(device)).predicted for x, y in blocks]
+        return torch.cat(judged).cpu().clamp_min(0)
+
+    predicted = until_steady(examine(model, first_block, device, spec.terms), predictions)
+    return dataclasses.replace(samples, y=predicted)

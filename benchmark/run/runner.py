@@ -72,9 +72,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
 
     # Attack each of them, and note every step in the folder.
     manifest = _begin(folder, spec, data, len(samples), device)
-    settings = Settings(
-        spec.threat, spec.mode, spec.seed, spec.device, spec.precision, spec.block, progress
-    )
+    settings = Settings(spec.threat, spec.mode, spec.device, spec.block, spec.terms, progress)
     reports = []
     for label, target in trained.items():
         notify = _recorder(folder, manifest, label, target, say)

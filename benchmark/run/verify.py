@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.judge.subject import full_precision
+from benchmark.judge.subject import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report
@@ -32,7 +32,7 @@ class Replay:
     problems: list[str]
 
 
-@full_precision()
+@undisturbed()
 def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     """Replay the run in a folder, without attacking.
 
@@ -47,10 +47,11 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
         samples = relabelled(data_samples, saved.model, spec.model_copy(update={"device": device}))
-        rows.append(
-            replay(report, row["errors"], saved, samples, manifest["data"], spec.block, device)
+        row_replayed = replay(
+            report, row["errors"], saved, samples, manifest["data"], spec.block, device, spec.terms
         )
-        problems += rows[-1].problems
+        rows.append(row_replayed)
+        problems += row_replayed.problems
     reports = [row.report for row in rows]
     if _table(folder) not in (None, [_numbers(row) for row in tables.plain(reports)]):
         problems.append(f"{tables.JSON} says otherwise")

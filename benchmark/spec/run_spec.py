@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import (
     AfterValidator,
@@ -22,13 +23,13 @@ from pydantic import (
 from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
 from benchmark.errors import UserError
+from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
 
 Mode = Literal["table", "cascade"]
 # The splits of a data set.
 Part = Literal["train", "test"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32", "float64"]
 Labels = Literal["data", "predictions"]
 
 
@@ -63,7 +64,9 @@ class RunSpec(BaseModel):
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
                carries out each attack only on what cheaper ones left.
     seed       of training, and of all noise of attacks.
-    precision  of the models while they are attacked.
+    precision  of the models while they are attacked: "model" leaves them as they are.
+    draws, expectation  of randomised models: how many fresh draws judge a point, and how many
+               attacks take the mean of in each step.
     block      how many samples to attack at once.
     plugins    local files that add attacks, defenses or data sets.
     """
@@ -83,7 +86,9 @@ class RunSpec(BaseModel):
     mode: Mode = "table"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "model"
+    draws: Annotated[int, Field(gt=0)] = DRAWS
+    expectation: Annotated[int, Field(gt=1)] = EXPECTATION
     block: Annotated[int, Field(gt=0)] = 256
     # The paths are absolute, so that the spec in a run's folder is valid in any working directory.
     plugins: list[Annotated[Path, AfterValidator(Path.absolute)]] = []
@@ -112,6 +117,19 @@ class RunSpec(BaseModel):
             return self.training_threat
         # This is the smallest box that holds all perturbations of images in [0, 1].
         return ThreatModel(self.norm, self.eps, -self.eps, 1 + self.eps)
+
+    @property
+    def terms(self) -> Terms:
+        """The terms on which models are judged."""
+        return Terms(self.precision, draws=self.draws, expectation=self.expectation, seed=self.seed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which studies look at models."""
+        dtype: torch.dtype = getattr(
+            torch, "float32" if self.precision == "model" else self.precision
+        )
+        return dtype
 
     @property
     def training_threat(self) -> ThreatModel:

@@ -20,7 +20,8 @@ from attacks.problem import differentiate
 from benchmark.columns import NONE
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.judge.subject import freeze, full_precision
+from benchmark.judge.replica import freeze
+from benchmark.judge.subject import full_precision
 from benchmark.models.trained import load_saved
 from benchmark.run.environment import resolve_device
 from benchmark.run.run_folder import load_run
@@ -55,7 +56,7 @@ def coherence(
     """
     spec, manifest, _ = load_run(folder)
     load_plugins(spec.plugins)
-    where, dtype = resolve_device(device or spec.device), getattr(torch, spec.precision)
+    where, dtype = resolve_device(device or spec.device), spec.dtype
     rows = {row["defense"]: load_saved(folder / row["model"]).model for row in manifest["rows"]}
     rows = {label: model for label, model in rows.items() if _kind(model)}
     if not rows:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from benchmark.columns import NONE, percent
@@ -43,7 +42,7 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     if bins > len(samples):
         raise UserError(f"{len(samples)} images do not fill {bins} bins: lower bins")
     where = resolve_device(device or spec.device)
-    x, frames = samples.x.to(getattr(torch, spec.precision)), []
+    x, frames = samples.x.to(spec.dtype), []
     for report, row in zip(reports, manifest["rows"], strict=True):
         model = load_saved(folder / row["model"]).model
         gap = gaps(model, x, where).double().numpy()

@@ -22,6 +22,7 @@ from attacks.messages import one_line
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import BY_SAMPLE, Block, IntArray, MemoryCell
+from benchmark.judge.steadiness import call
 from benchmark.judge.subject import Subject
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
@@ -147,9 +148,8 @@ def _clear(subject: Subject, points: Tensor, y: Tensor) -> Tensor:
     clear = [torch.zeros(0, dtype=torch.bool)]
     for x, labels in zip(points.split(_AT_ONCE), y.split(_AT_ONCE), strict=True):
         x, labels = x.to(subject.device), labels.to(subject.device)
-        _, wrong = subject.judge(x, labels)
-        with torch.no_grad():
-            logits = subject.model(x.to(subject.dtype))
+        wrong = subject.judge(x, labels).wrong
+        logits = call(subject.model, x.to(subject.dtype))
         best_other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
         lead = best_other - logits.gather(1, labels[:, None])[:, 0]
         clear.append((wrong & (lead > _LEAD * logits.abs().amax(1))).cpu())
@@ -222,8 +222,8 @@ def _classes(subject: Subject, points: Tensor, y: Tensor) -> IntArray:
     """The classes (k,) of points (k, *shape) with labels y (k,)."""
     device = subject.device
     batches = zip(points.split(_AT_ONCE), y.split(_AT_ONCE), strict=True)
-    judged = [subject.judge(x.to(device), labels.to(device)) for x, labels in batches]
-    return torch.cat([predicted for predicted, _ in judged]).cpu().numpy()
+    judged = [subject.judge(x.to(device), labels.to(device)).predicted for x, labels in batches]
+    return torch.cat(judged).cpu().numpy()
 
 
 def unpack(

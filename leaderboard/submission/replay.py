@@ -31,7 +31,7 @@ def replay_row(row: Row, run_code: bool = False) -> Report:
             _check_attacks(row, saved)
             replayed = replay(
                 row.report, (), saved, row.task.samples, row.record.data.model_dump(),
-                row.record.block, "cpu",
+                row.record.block, "cpu", row.spec.terms,
             )  # fmt: skip
         if replayed.problems:
             raise UserError(f"{row.folder}: {'; '.join(replayed.problems)}")

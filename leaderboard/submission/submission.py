@@ -139,7 +139,8 @@ def _read_spec(folder: Path, record: Record, task: Task) -> RunSpec:
 
 def _rest(spec: RunSpec) -> tuple[str, ...]:
     """The settings of a spec that must be those of the task, and have one message together."""
-    return spec.labels, spec.mode, spec.precision
+    precision = "float32" if spec.precision == "model" else spec.precision
+    return spec.labels, spec.mode, precision
 
 
 def _report(folder: Path, record: Record, task: Task) -> Report:

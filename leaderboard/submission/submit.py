@@ -14,7 +14,7 @@ from attacks import ThreatModel
 from attacks.messages import one_line
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import write
-from benchmark.judge.subject import full_precision
+from benchmark.judge.subject import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import examine_twice
@@ -104,7 +104,7 @@ def _list(names: list[str]) -> str:
 
 def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[str, Task]) -> Task:
     """The task whose data and threat are those of a run. Raises UserError where there is none."""
-    if (spec.mode, spec.precision) != ("table", "float32"):
+    if spec.mode != "table" or spec.precision not in ("model", "float32"):
         raise UserError(
             f"{run} was run in mode {spec.mode} and {spec.precision}: the board takes table and "
             "float32"
@@ -158,7 +158,7 @@ def _write(folder: Path, files: dict[str, bytes], tasks: Mapping[str, Task]) -> 
         raise
 
 
-@full_precision()
+@undisturbed()
 def _files(
     report: Report,
     home: Path,
@@ -173,7 +173,9 @@ def _files(
     Raises UserError where the row's name or the line about it has signs that cannot be shown.
     """
     # Evidence, and the report that follows from it.
-    evidence = pack(report, examine_twice(load_saved(home).model, "cpu"), task.samples)
+    first_block = task.samples.x[: spec.block]
+    subject = examine_twice(load_saved(home).model, first_block, "cpu", spec.terms)
+    evidence = pack(report, subject, task.samples)
     cells = {label: _measured(report, label) for label in report.keys}
     shown = make_report(report.name, task, evidence, cells, report.flags, report.notes)
 

@@ -41,11 +41,11 @@ def test_pgd_100_costs_little_beyond_its_passes(
 
     def evaluate() -> None:
         cell = FolderCell(tmp_path_factory.mktemp("cell"))
-        subject = examine(model, torch.device("cpu"), torch.float32)
+        subject = examine(model, x, torch.device("cpu"))
         measure_attack(subject, samples, samples.number, threat, PGD(), 0, cell, 256)
 
     def bare() -> None:
-        subject = examine(model, torch.device("cpu"), torch.float32)
+        subject = examine(model, x, torch.device("cpu"))
         for batch in batches:
             points = batch.clone().requires_grad_()
             torch.autograd.grad(subject.model(points).sum(), points)

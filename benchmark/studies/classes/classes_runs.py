@@ -268,9 +268,8 @@ class _Job:
         else:
             identity = identify_side(row, "first", None)
         settings = Settings(
-            ThreatModel(spec.norm, eps), "table", spec.seed, spec.device, spec.precision,
-            spec.block, self.progress,
-        )  # fmt: skip
+            ThreatModel(spec.norm, eps), "table", spec.device, spec.block, spec.terms, self.progress
+        )
         report = assess(
             name, task, of_side, lineup, {}, settings,
             lambda key: FolderCell(self.folder / "cells" / key), identity,

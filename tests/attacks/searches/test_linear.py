@@ -24,9 +24,15 @@ def _problem(shape: tuple[int, ...], classes: int, n: int, norm: str, eps: float
     return Problem(model, x, model(x).argmax(1), ThreatModel(norm, eps))
 
 
-@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 64])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize(
+    ("n", "shape", "classes"),
+    [
+        pytest.param(n, shape, classes, marks=() if (n, place) == (64, turn) else pytest.mark.slow)
+        for n in (1, 3, 64)
+        for place, shape in enumerate(SHAPES)
+        for turn, classes in enumerate(CLASSES)
+    ],
+)
 @pytest.mark.parametrize(
     ("attack", "most", "norm"),
     [(attack, most, norm) for attack, most in MINIMAL for norm in attack.facts.norms],

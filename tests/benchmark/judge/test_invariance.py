@@ -13,7 +13,7 @@ from benchmark import Report, evaluate
 from benchmark.data.sets import load_dataset
 from benchmark.judge.evaluator import Samples, measure_attack
 from benchmark.judge.records import FolderCell
-from benchmark.judge.subject import examine
+from benchmark.judge.subject import Terms, examine
 from benchmark.run import assess
 from benchmark.run.environment import resolve_device
 
@@ -105,7 +105,7 @@ def test_an_interrupted_cell_ends_as_an_undisturbed_one(
     for attack in ATTACKS[norm]:
         name = type(attack).__name__
         whole, torn = FolderCell(tmp_path / f"{name}-a"), FolderCell(tmp_path / f"{name}-b")
-        subject = examine(model, resolve_device("cpu"), torch.float64)
+        subject = examine(model, x, resolve_device("cpu"), Terms("float64"))
         measure_attack(subject, samples, np.arange(N), threat, attack, 5, whole, 8)
         blocks = 0
 
@@ -154,12 +154,14 @@ def test_counts_are_the_passes_that_each_sample_took(
         def back(self, gradient: Tensor) -> None:
             rows["backward"] += len(gradient)
 
+    # The evaluator's own: looks at the model, the clean images, and the judge's two forwards.
+    evaluate(Counting(), x, y, eps=0.6, suite="none", precision="float64")
+    own = dict(rows)
     for attack in ATTACKS["l2"]:
         before = dict(rows)
         report = evaluate(Counting(), x, y, eps=0.6, attacks=[attack], precision="float64")
         frame = report.records[report.records["attack"] != "natural"]
-        assert frame["backwards"].sum() == rows["backward"] - before["backward"]
-        # The evaluator's own: check_model's two forwards, natural, the judge's.
-        own = 2 * N + N + len(frame)
-        assert frame["forwards"].sum() == rows["forward"] - before["forward"] - own
+        spent = {way: rows[way] - before[way] - own[way] for way in rows}
+        assert frame["backwards"].sum() == spent["backward"]
+        assert frame["forwards"].sum() == spent["forward"] - 2 * len(frame)
         assert frame["forwards"].max() <= attack.facts.passes

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 MEGABYTE = 2**20
 PIXELS = 28 * 28
@@ -70,6 +72,7 @@ def _peak(process: "subprocess.Popen[bytes]") -> int:
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples_beyond_the_data(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)
     few, many, attacks = 1_000, 10_000, 9

@@ -161,7 +161,7 @@ def test_only_the_samples_of_a_damaged_block_are_attacked_anew(tmp_path: Path) -
 
     def attacked() -> list[int]:
         attack.seen.clear()
-        subject = examine(nn.Linear(3, 2), torch.device("cpu"), torch.float32)
+        subject = examine(nn.Linear(3, 2), x, torch.device("cpu"))
         measure_attack(subject, samples, np.arange(10), ThreatModel("l2", 1.0), attack, 0, cell, 4)
         return attack.seen
 
@@ -210,7 +210,7 @@ def test_of_a_sample_that_two_blocks_hold_the_first_counts() -> None:
 def test_more_samples_are_attacked_alone_and_fewer_not_at_all(tmp_path: Path) -> None:
     x, y = torch.rand(20, 3), torch.zeros(20, dtype=torch.int64)
     samples, attack = Samples(x, y, np.arange(20)), Noting([])
-    subject = examine(nn.Linear(3, 2), torch.device("cpu"), torch.float32)
+    subject = examine(nn.Linear(3, 2), x, torch.device("cpu"))
     seen = []
     for count in (10, 20, 4):
         attack.seen.clear()

@@ -213,7 +213,7 @@ DEFENSES = {"detached": DetachedRecipe}
 def _probed(model: nn.Module, eps: float = 0.2, x: Tensor | None = None) -> set[str]:
     x = torch.full((70, 4), 0.5) if x is None else x
     samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)))
-    subject = examine(model.eval(), torch.device("cpu"), torch.float32)
+    subject = examine(model.eval(), x, torch.device("cpu"))
     threat = ThreatModel("l2", eps)
     found = [probe(subject, samples, np.arange(len(x)), threat, 0, block) for block in (7, 256)]
     assert found[0] == found[1]

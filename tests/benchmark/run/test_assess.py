@@ -13,13 +13,14 @@ from attacks.problem import NotApplicableError
 from benchmark import Report, UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import MemoryCell
+from benchmark.judge.subject import Terms
 from benchmark.models.trained import Trained
 from benchmark.run.assess import Settings, assess, suited, traits
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup
 from tests.benchmark.small import Linear, N, X, Y
 
-SETTINGS = Settings(ThreatModel("l2", 0.2), "table", 0, "cpu", "float64", 4)
+SETTINGS = Settings(ThreatModel("l2", 0.2), "table", "cpu", 4, Terms("float64"))
 
 
 class _Attack:
@@ -64,7 +65,7 @@ def _assess(
     }
     return assess(
         "small", model or Linear().eval(), Samples(X, Y, np.arange(N)), Lineup(entries), {},
-        Settings(SETTINGS.threat, mode, 0, "cpu", "float64", 4),
+        Settings(SETTINGS.threat, mode, "cpu", 4, Terms("float64")),
         cells or (lambda key: MemoryCell()), {"model": "small"}, notify=notify,
     )  # fmt: skip
 

@@ -334,8 +334,9 @@ def _child(words: list[str]) -> None:
     main()
 
 
-def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("times", "kinds"), [(3, 2), pytest.param(10, 4, marks=pytest.mark.slow)])
+def test_a_run_killed_often_ends_as_an_undisturbed_one(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, times: int, kinds: int
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", training.CHECKPOINT_SECONDS)
     (tmp_path / "slow.py").write_text(SLOW)
@@ -362,8 +363,8 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(
     assert process.exitcode == 0
     whole, delays = time.monotonic() - began, random.Random(0)
     ended, done = [], set()
-    # At least ten, and until they came with no block done, with some, and with more.
-    while ended.count(-signal.SIGKILL) < 10 or len(done) < 4:
+    # So many, and until they came at as many kinds of moments: with no block done, with some...
+    while ended.count(-signal.SIGKILL) < times or len(done) < kinds:
         process = start(tmp_path / "killed")
         process.join(delays.uniform(0, whole / 6))
         process.kill()

@@ -97,6 +97,7 @@ def test_within_the_radius_neither_the_switch_nor_the_answer_changes() -> None:
         assert not known.all()
 
 
+@pytest.mark.slow
 def test_no_strong_attack_contradicts_the_certificate(
     hybrid: HybridClassifier, digits: Digits
 ) -> None:

@@ -13,6 +13,7 @@ from benchmark import Report
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell
+from benchmark.judge.subject import Terms
 from benchmark.run.defense_replay import examine_twice
 from benchmark.spec.components import NATURAL
 from leaderboard.submission.evidence import pack, unpack
@@ -78,8 +79,8 @@ def _report(samples: Samples, points: Tensor, threat: ThreatModel) -> Report:
 def _packed(model: nn.Module, points: Callable[[Samples], Tensor], threat: ThreatModel) -> bytes:
     samples = _samples()
     broken = points(samples)
-    subject = examine_twice(model, "cpu")
-    assert bool(subject.judge(broken, samples.y)[1].all())
+    subject = examine_twice(model, samples.x, "cpu", Terms())
+    assert bool(subject.judge(broken, samples.y).wrong.all())
     return pack(_report(samples, broken, threat), subject, samples)
 
 
@@ -111,7 +112,9 @@ def test_examples_break_the_model_within_the_threat(norm: Norm, eps: float, nois
     content = _packed(model, points, threat)
     block = _unpacked(content, threat)
     decoded = torch.from_numpy(block.adversarial)
-    assert bool(examine_twice(model, "cpu").judge(decoded, samples.y)[1].all())
+    assert bool(
+        examine_twice(model, samples.x, "cpu", Terms()).judge(decoded, samples.y).wrong.all()
+    )
     distance = threat.distance(decoded, samples.x)
     assert bool((distance <= eps).all())
     assert bool((distance <= 1.02 * threat.distance(points(samples), samples.x)).all())
@@ -134,7 +137,9 @@ def test_an_example_that_no_rounding_keeps_is_kept_as_it_is() -> None:
             same = torch.tensor([float(image.numpy().tobytes() in known) for image in x.float()])
             return torch.stack([1 - same, same], 1)
 
-    content = pack(_report(samples, points, threat), examine_twice(Model(), "cpu"), samples)
+    content = pack(
+        _report(samples, points, threat), examine_twice(Model(), samples.x, "cpu", Terms()), samples
+    )
     assert np.array_equal(_unpacked(content, threat).adversarial, points.numpy())
 
 
@@ -153,7 +158,7 @@ def test_the_finest_and_the_largest_perturbations_come_back() -> None:
 
     points = target.view(1, 1, 1, 3).expand(N, 1, 1, 3).contiguous()
     report = _report(samples, points, threat)
-    content = pack(report, examine_twice(Needle(), "cpu"), samples)
+    content = pack(report, examine_twice(Needle(), samples.x, "cpu", Terms()), samples)
     (block,) = unpack(content, [NATURAL, "attack"], samples, threat)["attack"].blocks()
     assert np.abs(block.adversarial - points.numpy()).max() < 1e-7
 
@@ -164,7 +169,7 @@ def test_a_clean_sample_that_one_precision_misclassifies_is_no_error() -> None:
     report = _report(samples, samples.x, threat)
     (block,) = report.cells[NATURAL].blocks()
     block.predicted[3] = 1
-    content = pack(report, examine_twice(Mean(-1.0), "cpu"), samples)
+    content = pack(report, examine_twice(Mean(-1.0), samples.x, "cpu", Terms()), samples)
     (natural,) = unpack(content, [NATURAL], samples, threat)[NATURAL].blocks()
     assert not natural.broken.any()
 

@@ -1,0 +1,235 @@
+"""How a model is called: the precision of its images, how many at once, and where its logits are.
+
+A model that takes float32 images, many at once, and returns a tensor of logits is called as it is.
+Any other is wrapped, so that whoever calls it need not know.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.messages import described
+from benchmark.errors import UserError
+
+# Other precisions of images that a model may take, where it takes neither float32 nor its own.
+_OTHERS = (torch.float64, torch.bfloat16, torch.float16)
+
+# How many images the gradient is tried on.
+_FEW = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a user says of a model's outputs.
+
+    output  where the logits are in a tuple or list (an index), or in a dictionary or an object (a
+            key or the name of an attribute); None if the model returns them alone.
+    binary  whether the model returns one logit per image, (n,) or (n, 1), that is above 0 for
+            class 1. Its logits are then 0 and that.
+    """
+
+    output: int | str | None = None
+    binary: bool = False
+
+    def __call__(self, returned: Any) -> Tensor:
+        """The logits (n, classes) in what a model returned. Raises UserError, in one line."""
+        logits = self._picked(returned)
+        if not self.binary:
+            return logits
+        if logits.dim() == 2 and logits.shape[1] == 1:
+            logits = logits[:, 0]
+        if logits.dim() != 1:
+            raise UserError(
+                f"binary=True is for one logit per image, (n,) or (n, 1), not {_kind(logits)}"
+            )
+        return torch.stack([torch.zeros_like(logits), logits], 1)
+
+    def _picked(self, returned: Any) -> Tensor:
+        picked = returned
+        if self.output is not None:
+            try:
+                if isinstance(self.output, int) or isinstance(returned, Mapping):
+                    picked = returned[self.output]
+                else:
+                    picked = getattr(returned, self.output)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"the model returns {_kind(returned)}, which has no output {self.output!r}"
+                ) from error
+        if not isinstance(picked, Tensor):
+            raise UserError(
+                f"the model must give logits (n, classes), not {_kind(picked)}: say where they "
+                f"are, such as output={_suggested(picked)}"
+            )
+        return picked
+
+
+def _kind(value: Any) -> str:
+    """What a model returned, in words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(repr, value)) or 'nothing'}"
+    return f"a {type(value).__name__}"
+
+
+def _suggested(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "0"
+    names = list(value) if isinstance(value, Mapping) else dir(value)
+    return repr(next((name for name in names if "logit" in str(name)), "logits"))
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How a model is called.
+
+    takes     the dtype of the images that it is given.
+    gives     the dtype in which its logits are returned.
+    size      how many images it is given at once, exactly; None: as many as there are.
+    isolated  whether it is differentiated by a backward pass of its own, with gradients on in each
+              forward, as some models need.
+    reading   what a user says of its outputs.
+    """
+
+    takes: torch.dtype
+    gives: torch.dtype
+    size: int | None = None
+    isolated: bool = False
+    reading: Reading = Reading()
+
+
+def find_calling(
+    model: nn.Module, x: Tensor, dtype: torch.dtype | None, reading: Reading
+) -> Calling:
+    """How a frozen model has to be called, by trying it on images x (n, *shape).
+
+    dtype    of the images if the model was cast to it; None if it is in its own precision.
+    reading  what a user says of its outputs.
+
+    Raises UserError, in one line, where the model does not run on the images, or does not return
+    what the reading expects.
+    """
+    own = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    real = [kind for kind in own if kind.is_floating_point]
+    if dtype is not None:
+        tried = [dtype]
+    elif real == [torch.float64]:
+        tried = [torch.float64]
+    else:
+        tried = list(dict.fromkeys([torch.float32, *sorted(real, key=str), *_OTHERS]))
+    failure: Exception | None = None
+    for size in dict.fromkeys((None, _exported_size(model), 1)):
+        for takes in tried:
+            gives = torch.float64 if takes is torch.float64 else torch.float32
+            for isolated in (False, True):
+                calling = Calling(takes, gives, size, isolated, reading)
+                try:
+                    with torch.no_grad():
+                        Called(model, calling)(x.to(gives, copy=True))
+                except (UserError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    failure = failure or error
+                    continue
+                if not isolated and not _differentiates(model, calling, x):
+                    alternative = replace(calling, isolated=True)
+                    if _differentiates(model, alternative, x):
+                        return alternative
+                return calling
+    assert failure is not None
+    raise UserError(
+        f"the model does not run on images of shape {tuple(x.shape)}: {described(failure)}"
+    ) from failure
+
+
+def _differentiates(model: nn.Module, calling: Calling, x: Tensor) -> bool:
+    """Whether `torch.autograd.grad` works through a model that is called so."""
+    points = x[:_FEW].to(calling.gives, copy=True).requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = Called(model, calling)(points.clone())
+            if not logits.requires_grad:
+                return True  # there is nothing to differentiate, in any way
+            torch.autograd.grad(logits.sum(), points, retain_graph=True, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def _exported_size(model: nn.Module) -> int | None:
+    """The number of images that an exported program was made for; None if that is free."""
+    if not isinstance(model, torch.fx.GraphModule):
+        return None
+    for node in model.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.dim():
+            return value.shape[0] if isinstance(value.shape[0], int) else None
+    return None
+
+
+def as_called(model: nn.Module, calling: Calling) -> nn.Module:
+    """The model as it is to be called with images of the dtype `gives`.
+
+    That is the model itself where nothing about it is special.
+    """
+    plain = Calling(calling.gives, calling.gives, None, False, Reading())
+    return model if calling == plain else Called(model, calling)
+
+
+class Called(nn.Module):
+    """A model that is called as a `Calling` says."""
+
+    def __init__(self, model: nn.Module, calling: Calling) -> None:
+        super().__init__()
+        self.model, self.calling = model, calling
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        calling = self.calling
+        x = x.to(calling.takes)
+        parts = [x] if calling.size is None else x.split(calling.size)
+        logits = [self._part(part) for part in parts]
+        return (logits[0] if len(logits) == 1 else torch.cat(logits)).to(calling.gives)
+
+    def _part(self, x: Tensor) -> Tensor:
+        missing = 0 if self.calling.size is None else self.calling.size - len(x)
+        if missing:
+            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+        if self.calling.isolated:
+            logits: Tensor = _Isolated.apply(x, self._read)  # type: ignore[no-untyped-call]
+        else:
+            logits = self._read(x)
+        return logits[: len(logits) - missing]
+
+    def _read(self, x: Tensor) -> Tensor:
+        return self.calling.reading(self.model(x))
+
+
+class _Isolated(torch.autograd.Function):
+    """A call with a graph of its own, which a plain backward pass goes through.
+
+    Reentrant checkpoints refuse `torch.autograd.grad`, and models that use gradients themselves
+    refuse `torch.no_grad`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_()
+            logits = call(leaf.clone())  # no operation may work on a leaf in place
+        ctx.leaf, ctx.logits = leaf, logits
+        if not logits.requires_grad:
+            ctx.mark_non_differentiable(logits)
+        return logits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        ctx.leaf.grad = None
+        torch.autograd.backward(ctx.logits, gradient, retain_graph=True)
+        return ctx.leaf.grad, None

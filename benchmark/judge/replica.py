@@ -1,0 +1,167 @@
+"""Copies of models, whatever torch feature they use: the models themselves are never called."""
+
+import copy
+import random
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks.messages import described
+from benchmark.errors import UserError
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+# How deep lists and dictionaries among the attributes of modules are searched for tensors.
+_DEPTH = 3
+
+
+def unwrapped(model: object) -> nn.Module:
+    """The module that a model is, without what spreads it over devices.
+
+    An exported program (`torch.export`) becomes a module. Raises UserError for what is no model.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        return model.module()
+    while isinstance(model, _PARALLEL):
+        model = model.module
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    return model
+
+
+def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """Copy a model to a device, in eval mode, with parameters that take no gradients.
+
+    dtype  of its real parameters and buffers; as they are if None. Complex ones get the same
+           precision, and integers stay.
+
+    Raises UserError where the model cannot be copied.
+    """
+    model = unwrapped(model)
+    try:
+        with torch.no_grad():  # else the parameters of a copied ScriptModule would not be leaves
+            frozen = _copied(model).to(device)
+            if dtype is not None:
+                frozen = frozen._apply(lambda tensor: _cast(tensor, dtype))
+    except Exception as error:
+        what = device if dtype is None else f"{device} as {dtype}"
+        raise UserError(f"the model cannot be copied to {what}: {described(error)}") from error
+    if is_training(frozen):
+        frozen.eval()
+    for parameter in frozen.parameters():  # a ScriptModule itself refuses requires_grad_
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether any part of a model is in training mode. Frozen and exported ones have no modes."""
+    if isinstance(model, torch.fx.GraphModule) and "_guards_fn" in dict(model.named_children()):
+        return False
+    return any(getattr(module, "training", False) for module in model.modules())
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A frozen model's copy in float64."""
+    twin: nn.Module = _copied(model)._apply(lambda tensor: _cast(tensor, torch.float64))
+    return twin
+
+
+def precision_of(model: nn.Module) -> str:
+    """The precision of a model, as tables name it: that of its real parameters and buffers, several
+    joined by "+"; float32 if it has none."""
+    tensors = [*model.parameters(), *model.buffers()]
+    dtypes = {str(tensor.dtype)[6:] for tensor in tensors if tensor.is_floating_point()}
+    return "+".join(sorted(dtypes)) or "float32"
+
+
+def reseed(model: nn.Module, seed: int) -> None:
+    """Seed the random generators that a model holds."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Generator):
+                value.manual_seed(seed)
+            elif isinstance(value, np.random.Generator):
+                setattr(module, name, np.random.default_rng(seed))
+            elif isinstance(value, np.random.RandomState | random.Random):
+                value.seed(seed % 2**32)
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """The buffers of a model, and the tensors and numbers among its attributes, to be compared."""
+    state: dict[str, Any] = {name: value.clone() for name, value in model.named_buffers()}
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                state[f"{prefix}.{name}"] = value.detach().clone()
+            elif isinstance(value, bool | int | float | str):
+                state[f"{prefix}.{name}"] = value
+    return state
+
+
+def same_state(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two states are equal."""
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) if isinstance(value, Tensor) else value == second[name]
+        for name, value in first.items()
+        if isinstance(value, Tensor) == isinstance(second[name], Tensor)
+    )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy. Functions among the attributes that hold parts of the model, such as lambdas,
+    hold the parts of the copy in it."""
+    memo: dict[int, Any] = {}
+    # Tensors with a history, such as cached activations, cannot be copied otherwise.
+    for tensor in _cached(model):
+        memo[id(tensor)] = tensor.detach().clone()
+    duplicate = copy.deepcopy(model, memo)
+    for module in duplicate.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType) and value.__closure__:
+                setattr(module, name, _rebound(value, memo))
+    return duplicate
+
+
+def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A function whose closure holds what copies replaced."""
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # it is empty
+            cells.append(cell)
+            continue
+        cells.append(types.CellType(memo.get(id(content), content)))
+    rebound = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__,
+        tuple(cells),
+    )  # fmt: skip
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    return rebound
+
+
+def _cached(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors with a history among the attributes of a model's modules."""
+    for module in model.modules():
+        for value in vars(module).values():
+            yield from _with_history(value, _DEPTH)
+
+
+def _with_history(value: object, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            yield value
+    elif depth and isinstance(value, dict | list | tuple | set):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _with_history(inner, depth - 1)

@@ -1,0 +1,158 @@
+"""Whether a model gives an image the same logits again, and in other company."""
+
+import random
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmark.judge.replica import reseed
+
+Kind = Literal["random", "batch-dependent"]
+
+# Images that a model is tried on, at most, and the calls in which randomness must show.
+IMAGES, _REPEATS, _MORE = 64, 2, 8
+
+# Logits that differ by less than this part of the largest, by so many units of the coarsest
+# precision that may be in them, or by so many times what a small change of the images does to them,
+# differ by rounding.
+_LEAST, _UNITS, _TIMES = 1e-4, 4.0, 10.0
+_NUDGE = 2.0**-16
+_COARSE = (torch.bfloat16, torch.float16)
+
+# Points of attacks may be where rounding does more than at the images that it was measured on.
+_LOOSER = 10.0
+
+
+class UnsteadyError(Exception):
+    """A model turned out, while it was judged, to be random or to depend on the batch."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+def call(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (n, classes) at images x (n, *shape), which stay as they are."""
+    with torch.no_grad():
+        logits: Tensor = model(x.clone(memory_format=torch.contiguous_format))
+    return logits.clone()  # the model may write its next logits into the same tensor
+
+
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model gives the same images different logits in different calls.
+
+    The images are tried as they are, in a few numbers, and as noise. Where the model draws from a
+    global generator of random numbers, it is tried more often, because it may use what it draws
+    only now and then.
+    """
+    tried = [x, x[:1], x[: len(x) // 2 + 1], torch.rand_like(x)]
+    before = _generators()
+    if any(_varies(model, images, _REPEATS) for images in tried):
+        return True
+    return _generators() != before and any(_varies(model, images, _MORE) for images in tried)
+
+
+def _attempt(model: nn.Module, x: Tensor) -> Tensor | None:
+    """The logits at images; None where the model does not run on so many."""
+    try:
+        return call(model, x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def _varies(model: nn.Module, x: Tensor, repeats: int) -> bool:
+    calls = (_attempt(model, x) for _ in range(repeats))
+    logits = [of_call for of_call in calls if of_call is not None]
+    return any(not same(logits[0], of_call) for of_call in logits[1:])
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether logits are equal, NaN included."""
+    return bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def rounding(model: nn.Module, x: Tensor) -> float:
+    """How far logits may differ by rounding, as a part of the largest of an image."""
+    x = x[:IMAGES]
+    logits, nudged = call(model, x), call(model, x * (1 - _NUDGE))
+    kinds = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    # Logits that half precision can hold come from it, also if they were cast after that.
+    kinds |= {kind for kind in _COARSE if same(logits.to(kind).to(logits.dtype), logits)}
+    coarsest = (
+        max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+        if any(kind.is_floating_point for kind in kinds)
+        else 0.0
+    )
+    return max(_LEAST, _UNITS * coarsest, _TIMES * _apart(logits, nudged))
+
+
+def depends_on_batch(model: nn.Module, x: Tensor, slack: float) -> bool:
+    """Whether the logits of an image change with the images that are forwarded beside it.
+
+    The images are tried in other order, alone, in smaller batches and among noise.
+    """
+    x = x[:IMAGES]
+    together, others = call(model, x), torch.rand_like(x)
+    place = torch.arange(len(x), device=x.device)
+    first, last, some = place[:1], place[-1:], place[len(x) // 2 :]
+    # Batches, and which images are where in them.
+    trials = [
+        (x.flip(0), place, place.flip(0)),
+        *((x[one], place[:1], one) for one in place[:4].split(1)),
+        (x[some], place[: len(some)], some),
+        (torch.cat([others[1:], x[last]]), last, last),
+        (torch.cat([x[first], others, x[last]]), torch.cat([first, last + 2]), place[[0, -1]]),
+    ]
+    for batch, within, which in trials:
+        logits = _attempt(model, batch)
+        if logits is not None and _apart(logits[within], together[which]) > slack:
+            return True
+    return False
+
+
+def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
+    """Whether the logits of an image under a randomised model change with the images beside it,
+    while what the model draws is the same."""
+
+    def first(images: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        reseed(model, seed)
+        return call(model, images)[:1]
+
+    known = first(x)
+    among_others = first(torch.cat([x[:1], torch.rand_like(x[1:])]))
+    return _apart(known, first(x)) <= _LEAST < _apart(known, among_others)
+
+
+def differ(first: Tensor, second: Tensor, slack: float) -> bool:
+    """Whether logits of the same points differ by more than rounding can explain."""
+    return _apart(first, second) > _LOOSER * slack
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    """The largest difference of finite logits (n, classes), as a part of the largest of its image.
+    It is infinite where only one of two logits is finite."""
+    finite = first.isfinite() & second.isfinite()
+    alike = (first == second) | (first.isnan() & second.isnan())
+    if not bool((finite | alike).all()):
+        return float("inf")
+    first, second = (torch.where(finite, side.double(), 0.0) for side in (first, second))
+    largest = first.abs().maximum(second.abs()).amax(1, keepdim=True)
+    apart = (first - second).abs() / largest.clamp_min(1e-300)
+    return float(apart.amax()) if apart.numel() else 0.0
+
+
+def _generators() -> tuple[Any, ...]:
+    """The states of the global generators of random numbers."""
+    of_numpy = np.random.get_state()
+    states: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
+    states += [of_numpy[1].tobytes(), of_numpy[2]]  # type: ignore[index]
+    if torch.cuda.is_initialized():
+        states += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return tuple(states)
