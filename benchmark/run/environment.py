@@ -7,16 +7,22 @@ import numpy as np
 import torch
 
 from benchmark.errors import UserError
-from benchmark.spec.run_spec import Device
+from benchmark.spec.run_spec import Device, check_device
 
 
 def resolve_device(device: Device) -> torch.device:
-    """The torch device that an option names. Raises UserError for CUDA without a CUDA device."""
+    """The torch device that an option names. Raises UserError where there is none of that name."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here: use --device cpu or auto")
-    return torch.device(device)
+    try:
+        resolved = torch.device(check_device(device))
+        torch.empty(0, device=resolved)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except Exception as error:  # what torch raises depends on the kind of device
+        what = "CUDA device" if device == "cuda" else f"device {device}"
+        raise UserError(f"there is no {what} here: use --device cpu or auto") from error
+    return resolved
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -1,81 +1,97 @@
 """`evaluate`: the benchmark as one function on a torch module, which needs no files."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from numpy.typing import ArrayLike
+from torch import nn
 
 from attacks import Attack, ThreatModel
 from attacks.threat import Norm
-from benchmark.errors import UserError
+from benchmark.data.given import read_given
+from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.reading import Reading
 from benchmark.judge.records import MemoryCell
-from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
+from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms, undisturbed
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
-from benchmark.spec.run_spec import Device, Mode, make_threat
+from benchmark.spec.run_spec import Mode, make_threat
 
-_WORDS = {"mode": Mode, "device": Device, "precision": Precision}
-_LEAST = {"seed": 0, "expectation": 2}
+
+class Options(TypedDict, total=False):
+    """What `evaluate` can be told beside the model, the samples, the threat and the attacks.
+
+    mode        "table" (the default) carries out every attack on every correctly classified sample.
+                "cascade" carries out the cheapest attack first, and each on the samples that the
+                ones before it left unbroken; it is faster, and gives the best-attack accuracy
+                alone.
+    seed        determines all noise, together with `index`; 0 by default.
+    device      as torch names it, such as "cuda:1". "auto" takes CUDA where there is a CUDA device.
+    precision   "model" (the default) evaluates the model in the precision that it has; "float32",
+                "float64", "bfloat16" and "float16" in that.
+    block       how many samples are worked on at once; 256 by default.
+    index       (n,), the number of each sample in its data set (default 0, 1, 2, ...). A sample's
+                noise depends on its number, so that it is the same in a subset and in any order.
+    name        how the report calls the model; by default, its class.
+    progress    whether to show progress bars.
+    peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
+    scale       what images are divided by, such as 255 for integer images.
+    output      where the logits are in what the model returns: an index, a key or an attribute.
+    binary      whether the model gives one logit per image, which is above 0 for class 1.
+    draws       how many fresh draws of a randomised model judge each point; 50 by default.
+    expectation  how many draws of it attacks take the mean of in each step; 10 by default.
+    """
+
+    mode: Mode
+    seed: int
+    device: str | torch.device
+    precision: Precision
+    block: int
+    index: ArrayLike | None
+    name: str | None
+    progress: bool
+    peers: Mapping[str, nn.Module] | None
+    scale: float | None
+    output: int | str | None
+    binary: bool
+    draws: int
+    expectation: int
 
 
 def evaluate(
     model: nn.Module,
-    x: Tensor | NDArray[Any],
-    y: Tensor | NDArray[Any],
+    x: Any,
+    y: Any = None,
     *,
     norm: Norm = "l2",
     eps: float | str,
     attacks: Sequence[str | dict[str, Any] | Attack] = (),
     suite: str | None = None,
-    peers: Mapping[str, nn.Module] | None = None,
-    mode: Mode = "table",
-    seed: int = 0,
-    device: Device = "auto",
-    precision: Precision = "model",
-    draws: int = DRAWS,
-    expectation: int = EXPECTATION,
-    output: int | str | None = None,
-    binary: bool = False,
-    block: int = 256,
-    index: ArrayLike | None = None,
-    name: str | None = None,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> Report:
     """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
 
+    model       from images to logits (n, classes), in any of torch's forms. It is copied and stays
+                as it is.
+    x, y        tensors, arrays, data frames or lists; or x alone, a Dataset or a DataLoader of
+                images with labels. Labels are integers, or one-hot rows.
     norm, eps   the threat: "l2" or "linf", and the radius in the units of x, also as "8/255".
     attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
                 wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
                 configured Attack objects.
     suite       the name of a set of attacks; "quick" where neither it nor attacks are given.
-    peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
-    mode        "table" carries out every attack on every correctly classified sample. "cascade"
-                carries out the cheapest attack first, and each on the samples that the ones before
-                it left unbroken; it is faster, and gives the best-attack accuracy alone.
-    seed        determines all noise, together with `index`.
-    device      "auto" takes CUDA where there is a CUDA device.
-    precision   "model" evaluates the model in the precision that it has; "float32", "float64",
-                "bfloat16" and "float16" in that.
-    draws       how many fresh draws of a randomised model judge each point.
-    expectation  how many draws of it attacks take the mean of in each step.
-    output      where the logits are in what the model returns: an index, a key or an attribute.
-    binary      whether the model gives one logit per image, which is above 0 for class 1.
-    block       how many samples are worked on at once.
-    index       (n,), the number of each sample in its data set (default 0, 1, 2, ...). A sample's
-                noise depends on its number, so that it is the same in a subset and in any order.
-    name        how the report calls the model; by default, its class.
-    progress    whether to show progress bars.
+    options     see `Options`.
 
-    Raises UserError for input that cannot be evaluated. The model is copied and stays as it is.
+    Raises UserError for input that cannot be evaluated. Nothing that is handed over is changed, nor
+    any global state.
 
     >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).view(2, 1, 1, 2), torch.tensor([0, 0])
     >>> report = evaluate(nn.Flatten(), x, y, norm="linf", eps=0.2, attacks=["pgd"])
@@ -84,22 +100,38 @@ def evaluate(
     >>> report.adversarial["pgd"].index
     array([0])
     """
-    _check_modules(model, peers or {})
-    _check_options(
-        {"mode": mode, "device": device, "precision": precision},
-        {"block": block, "seed": seed, "draws": draws, "expectation": expectation},
-    )
-    terms = Terms(precision, Reading(output, binary), draws, expectation, seed)
-    settings = Settings(make_threat(norm, eps), mode, device, block, terms, progress)
-    samples = _samples(x, y, index)
+    if unknown := sorted(options.keys() - _DEFAULTS.keys()):
+        hint = did_you_mean(unknown[0], _DEFAULTS, f"use {', '.join(_DEFAULTS)}")
+        raise UserError(f"unknown option {unknown[0]!r}: {hint}")
+    chosen: Any = SimpleNamespace(**_DEFAULTS | options)
+    peers = chosen.peers or {}
+    _check_modules(model, peers)
+    _check_options(chosen)
+    reading = Reading(chosen.output, chosen.binary)
+    terms = Terms(chosen.precision, reading, chosen.draws, chosen.expectation, chosen.seed)
+    settings = Settings(
+        make_threat(norm, eps), chosen.mode, str(chosen.device), chosen.block, terms,
+        chosen.progress,
+    )  # fmt: skip
+    with undisturbed():
+        samples = _samples(x, y, chosen.scale, chosen.index)
     if not attacks and suite is None:
         suite = "quick"
-    known = {name: Trained(module, {}) for name, module in (peers or {}).items()}
+    known = {name: Trained(module, {}) for name, module in peers.items()}
     lineup = _lineup(attacks, suite, settings.threat, known)
     check_sources(lineup, known)
     sources = fetch(sources_of(lineup), known)
-    label = name or type(model).__name__
+    label = chosen.name or type(model).__name__
     return assess(label, model, samples, lineup, sources, settings, lambda key: MemoryCell(), {})
+
+
+_DEFAULTS: dict[str, Any] = {
+    "mode": "table", "seed": 0, "device": "auto", "precision": "model", "block": 256,
+    "index": None, "name": None, "progress": False, "peers": None, "scale": None, "output": None,
+    "binary": False, "draws": DRAWS, "expectation": EXPECTATION,
+}  # fmt: skip
+_WORDS = {"mode": Mode, "precision": Precision}
+_LEAST = {"block": 1, "seed": 0, "draws": 1, "expectation": 2}
 
 
 def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
@@ -109,14 +141,14 @@ def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
             raise UserError(f"{what} must be a torch.nn.Module, not {type(module).__name__}")
 
 
-def _check_options(words: Mapping[str, str], numbers: Mapping[str, int]) -> None:
+def _check_options(chosen: Any) -> None:
     """Raises UserError for options that the types do not allow, which Python does not check."""
-    for option, value in words.items():
-        known = get_args(_WORDS[option])
+    for option, words in _WORDS.items():
+        value, known = getattr(chosen, option), get_args(words)
         if value not in known:
             raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
-    for option, number in numbers.items():
-        least = _LEAST.get(option, 1)
+    for option, least in _LEAST.items():
+        number = getattr(chosen, option)
         if not isinstance(number, int) or not least <= number < 2**63:
             raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
 
@@ -158,20 +190,9 @@ def _unused(label: str, taken: Collection[str]) -> str:
     return unused
 
 
-def _samples(
-    x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], index: ArrayLike | None
-) -> Samples:
+def _samples(x: Any, y: Any, scale: float | None, index: ArrayLike | None) -> Samples:
     """The images and labels as Samples. Raises UserError where they cannot be evaluated."""
-    try:
-        x, y = torch.as_tensor(x), torch.as_tensor(y)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"x and y must be tensors or arrays of numbers: {error}") from error
-    if not x.is_floating_point():
-        raise UserError(f"x must hold floats in [0, 1], not {x.dtype}: divide images by 255")
-    if y.dim() != 1 or len(x) != len(y) or not len(x):
-        raise UserError(f"y must hold one label per image: x {tuple(x.shape)}, y {tuple(y.shape)}")
-    if y.is_floating_point() or y.dtype == torch.bool:
-        raise UserError(f"y must hold integer labels, not {y.dtype}")
+    x, y = read_given(x, y, scale)
     if int(y.min()) < 0:
         raise UserError(f"labels must be at least 0, not {int(y.min())}")
     if not (float(x.min()) >= 0 and float(x.max()) <= 1):
@@ -182,4 +203,4 @@ def _samples(
     number = np.arange(len(x)) if index is None else np.asarray(index, dtype=np.int64)
     if number.shape != (len(x),):
         raise UserError(f"index must hold one number per image, not shape {number.shape}")
-    return Samples(x.detach(), y.detach().long(), number)
+    return Samples(x, y, number)

@@ -29,8 +29,18 @@ from benchmark.spec.components import Component, first_line
 Mode = Literal["table", "cascade"]
 # The splits of a data set.
 Part = Literal["train", "test"]
-Device = Literal["auto", "cpu", "cuda"]
+Device = str  # "auto", or what torch calls a device
 Labels = Literal["data", "predictions"]
+
+
+def check_device(device: Device) -> Device:
+    """The name of a device. Raises ValueError, in one line, where torch knows no such name."""
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:1") from error
+    return device
 
 
 def _number(value: Any) -> Any:
@@ -85,7 +95,7 @@ class RunSpec(BaseModel):
     suite: str | None = None
     mode: Mode = "table"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    device: Device = "auto"
+    device: Annotated[Device, AfterValidator(check_device)] = "auto"
     precision: Precision = "model"
     draws: Annotated[int, Field(gt=0)] = DRAWS
     expectation: Annotated[int, Field(gt=1)] = EXPECTATION

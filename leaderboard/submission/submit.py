@@ -173,9 +173,8 @@ def _files(
     Raises UserError where the row's name or the line about it has signs that cannot be shown.
     """
     # Evidence, and the report that follows from it.
-    first_block = task.samples.x[: spec.block]
-    subject = examine_twice(load_saved(home).model, first_block, "cpu", spec.terms)
-    evidence = pack(report, subject, task.samples)
+    model, first_block = load_saved(home).model, task.samples.x[: spec.block]
+    evidence = pack(report, examine_twice(model, first_block, "cpu", spec.terms), task.samples)
     cells = {label: _measured(report, label) for label in report.keys}
     shown = make_report(report.name, task, evidence, cells, report.flags, report.notes)
 

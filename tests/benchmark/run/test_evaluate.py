@@ -44,8 +44,13 @@ def test_what_is_right_has_no_flags() -> None:
         ({"norm": "l1"}, "unknown norm 'l1': use one of l2, linf"),
         ({"norm": "linf", "attacks": ["boundary"]}, "attack 'boundary' runs under l2 only"),
         ({"mode": "both"}, "unknown mode 'both': use one of table, cascade"),
-        ({"device": "tpu"}, "unknown device 'tpu': use one of auto, cpu, cuda"),
-        ({"precision": "float16"}, "unknown precision 'float16': use one of float32, float64"),
+        ({"device": "tpu"}, "unknown device 'tpu': use auto, cpu, cuda or cuda:1"),
+        (
+            {"precision": "float8"},
+            "unknown precision 'float8': use one of model, float32, float64, bfloat16, float16",
+        ),
+        ({"draw": 3}, "unknown option 'draw': did you mean 'draws'?"),
+        ({"expectation": 1}, "expectation must be an integer of at least 2, not 1"),
         ({"eps": 0}, "eps must be above 0 and finite, not 0.0"),
         ({"eps": -1}, "eps must be above 0 and finite, not -1.0"),
         ({"eps": math.nan}, "eps must be above 0 and finite, not nan"),
@@ -68,16 +73,28 @@ def test_what_is_right_has_no_flags() -> None:
         ),
         (
             {"x": X.to(torch.uint8)},
-            "x must hold floats in [0, 1], not torch.uint8: divide images by 255",
+            "x must hold floats in [0, 1], not torch.uint8: pass scale=255 for images that go "
+            "up to 255",
         ),
         (
             {"x": np.ones((N, 4), dtype=np.uint8)},
-            "x must hold floats in [0, 1], not torch.uint8: divide images by 255",
+            "x must hold floats in [0, 1], not torch.uint8: pass scale=255 for images that go "
+            "up to 255",
         ),
         ({"y": Y[:-1]}, "y must hold one label per image: x (6, 4), y (5,)"),
-        ({"y": Y[:, None]}, "y must hold one label per image: x (6, 4), y (6, 1)"),
+        (
+            {"y": torch.ones(6, 3)},
+            "y must hold one label per image, or one-hot rows, not (6, 3) numbers",
+        ),
+        ({"y": None}, "y is missing: pass labels, or a Dataset or DataLoader that holds them"),
+        (
+            {"x": [["a"]] * 6},
+            "x must hold numbers, not str",
+        ),
+        ({"x": X[:, 0]}, "x must hold one row or image per sample, not (6,)"),
+        ({"scale": 0}, "scale must be above 0, not 0"),
         ({"x": X[:0], "y": Y[:0]}, "y must hold one label per image: x (0, 4), y (0,)"),
-        ({"y": Y.float()}, "y must hold integer labels, not torch.float32"),
+        ({"y": Y.float()}, "y must hold integer labels, not torch.float32: pass y.long()"),
         ({"y": Y - 1}, "labels must be at least 0, not -1"),
         ({"y": Y + 2}, "labels go up to 2 but the model gives 2 logits"),
         ({"index": [0, 1]}, "index must hold one number per image, not shape (2,)"),
@@ -96,12 +113,23 @@ def test_a_label_out_of_range_is_found_wherever_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda z: z * math.nan, "the model gives NaN or infinite logits on clean images"),
-        (lambda z: z / 0, "the model gives NaN or infinite logits on clean images"),
-        (lambda z: z[:, :1], "labels go up to 0 but the model gives 1 logits"),
+        (
+            lambda z: z[:, :1],
+            "the model must give logits (n, classes) for 6 images, not (6, 1): pass binary=True if "
+            "the sign of one logit decides between two classes",
+        ),
         (lambda z: z[0], "the model must give logits (n, classes) for 6 images, not (2,)"),
         (lambda z: z[:3], "the model must give logits (n, classes) for 6 images, not (3, 2)"),
-        (lambda z: (z, z), "the model must give logits (n, classes) for 6 images, not tuple"),
+        (
+            lambda z: (z, z),
+            "the model must give logits (n, classes), not a tuple: say where they are, such as "
+            "output=0",
+        ),
+        (
+            lambda z: {"logits": z},
+            "the model must give logits (n, classes), not a dict with 'logits': say where they "
+            "are, such as output='logits'",
+        ),
         (
             lambda z: z @ z,
             "the model does not run on images of shape (6, 4): RuntimeError: "
