@@ -11,6 +11,9 @@ from attacks import noise
 
 Norm = Literal["l2", "linf"]
 
+# Squares of numbers that are not much larger underflow in float32.
+_SQUARES_UNDERFLOW = 1e-16
+
 # Rounds of `ThreatModel.project` that win back what clipping to the box took from the L2 budget.
 _REFILLS = 2
 
@@ -62,8 +65,14 @@ class ThreatModel:
     def dual_length(self, gradient: Tensor) -> Tensor:
         """What a unit step gains at most, by the gradient: its dual norm, (n, ...) to (n,)."""
         order = 2 if self.norm == "l2" else 1
-        length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1)
-        return length
+        flat = gradient.flatten(1)
+        length: Tensor = torch.linalg.vector_norm(flat, order, dim=1)
+        if order == 1 or gradient.dtype == torch.float64:
+            return length
+        # The squares of a tiny gradient underflow in float32, and those of a huge one overflow.
+        exact = torch.linalg.vector_norm(flat, order, dim=1, dtype=torch.float64)
+        lost = (length < _SQUARES_UNDERFLOW) | length.isinf()
+        return torch.where(lost, exact.to(length.dtype), length)
 
     def distance(self, points: Tensor, x: Tensor) -> Tensor:
         """The distance of each point from its image, in float64: (n, ...) twice to (n,)."""

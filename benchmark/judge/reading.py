@@ -5,7 +5,9 @@ Any other is wrapped, so that whoever calls it need not know.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,6 +94,7 @@ class Calling:
     size      how many images it is given at once, exactly; None: as many as there are.
     isolated  whether it is differentiated by a backward pass of its own, with gradients on in each
               forward, as some models need.
+    casts     whether its logits are of another dtype than `gives`.
     reading   what a user says of its outputs.
     """
 
@@ -99,6 +102,7 @@ class Calling:
     gives: torch.dtype
     size: int | None = None
     isolated: bool = False
+    casts: bool = False
     reading: Reading = Reading()
 
 
@@ -122,19 +126,22 @@ def find_calling(
     else:
         tried = list(dict.fromkeys([torch.float32, *sorted(real, key=str), *_OTHERS]))
     failure: Exception | None = None
-    for size in dict.fromkeys((None, _exported_size(model), 1)):
+    for size in dict.fromkeys((_exported_size(model), None, 1)):
         for takes in tried:
             gives = torch.float64 if takes is torch.float64 else torch.float32
             for isolated in (False, True):
-                calling = Calling(takes, gives, size, isolated, reading)
+                calling = Calling(takes, gives, size, isolated, reading=reading)
                 try:
                     with torch.no_grad():
-                        Called(model, calling)(x.to(gives, copy=True))
+                        logits = Called(model, calling).logits(x.to(gives, copy=True))
                 except (UserError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:
                     failure = failure or error
                     continue
+                calling = replace(calling, casts=logits.dtype != gives)
+                if size is None and not _runs(model, calling, x[:1]):
+                    calling = replace(calling, size=len(x))
                 if not isolated and not _differentiates(model, calling, x):
                     alternative = replace(calling, isolated=True)
                     if _differentiates(model, alternative, x):
@@ -144,6 +151,18 @@ def find_calling(
     raise UserError(
         f"the model does not run on images of shape {tuple(x.shape)}: {described(failure)}"
     ) from failure
+
+
+def _runs(model: nn.Module, calling: Calling, x: Tensor) -> bool:
+    """Whether a model that is called so runs on some images."""
+    try:
+        with torch.no_grad():
+            Called(model, calling)(x.to(calling.gives, copy=True))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return True
 
 
 def _differentiates(model: nn.Module, calling: Calling, x: Tensor) -> bool:
@@ -178,7 +197,7 @@ def as_called(model: nn.Module, calling: Calling) -> nn.Module:
 
     That is the model itself where nothing about it is special.
     """
-    plain = Calling(calling.gives, calling.gives, None, False, Reading())
+    plain = Calling(calling.gives, calling.gives)
     return model if calling == plain else Called(model, calling)
 
 
@@ -191,11 +210,14 @@ class Called(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
-        calling = self.calling
-        x = x.to(calling.takes)
-        parts = [x] if calling.size is None else x.split(calling.size)
+        return self.logits(x).to(self.calling.gives)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits (n, classes) of the dtype in which the model returns them."""
+        x = x.to(self.calling.takes)
+        parts = [x] if self.calling.size is None else x.split(self.calling.size)
         logits = [self._part(part) for part in parts]
-        return (logits[0] if len(logits) == 1 else torch.cat(logits)).to(calling.gives)
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _part(self, x: Tensor) -> Tensor:
         missing = 0 if self.calling.size is None else self.calling.size - len(x)
@@ -231,5 +253,9 @@ class _Isolated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         ctx.leaf.grad = None
-        torch.autograd.backward(ctx.logits, gradient, retain_graph=True)
+        # In another thread, since torch takes a pass inside of `torch.autograd.grad` for a part of
+        # that.
+        with ThreadPoolExecutor(1) as thread:
+            backward = partial(torch.autograd.backward, ctx.logits, gradient, retain_graph=True)
+            thread.submit(backward).result()
         return ctx.leaf.grad, None

@@ -60,9 +60,16 @@ def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype | None) ->
 
 def is_training(model: nn.Module) -> bool:
     """Whether any part of a model is in training mode. Frozen and exported ones have no modes."""
-    if isinstance(model, torch.fx.GraphModule) and "_guards_fn" in dict(model.named_children()):
+    if isinstance(model, torch.export.ExportedProgram) or _is_exported(model):
         return False
     return any(getattr(module, "training", False) for module in model.modules())
+
+
+def _is_exported(model: nn.Module) -> bool:
+    """Whether a model is the module of an exported program, which has modes in name alone."""
+    return isinstance(model, torch.fx.GraphModule) and any(
+        node.op == "call_function" and "aten" in str(node.target) for node in model.graph.nodes
+    )
 
 
 def twin_of(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmark.judge.replica import reseed
 
@@ -19,7 +20,9 @@ IMAGES, _REPEATS, _MORE = 64, 2, 8
 # differ by rounding.
 _LEAST, _UNITS, _TIMES = 1e-4, 4.0, 10.0
 _NUDGE = 2.0**-16
-_COARSE = (torch.bfloat16, torch.float16)
+
+# Logits of a twin in float64 that differ by more than this part of the largest are no rounding.
+_TWIN = 1e-3
 
 # Points of attacks may be where rounding does more than at the images that it was measured on.
 _LOOSER = 10.0
@@ -77,17 +80,30 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 def rounding(model: nn.Module, x: Tensor) -> float:
     """How far logits may differ by rounding, as a part of the largest of an image."""
-    x = x[:IMAGES]
     logits, nudged = call(model, x), call(model, x * (1 - _NUDGE))
-    kinds = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
-    # Logits that half precision can hold come from it, also if they were cast after that.
-    kinds |= {kind for kind in _COARSE if same(logits.to(kind).to(logits.dtype), logits)}
-    coarsest = (
-        max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
-        if any(kind.is_floating_point for kind in kinds)
-        else 0.0
-    )
-    return max(_LEAST, _UNITS * coarsest, _TIMES * _apart(logits, nudged))
+    return max(_LEAST, _UNITS * unit_of(model, x), _TIMES * _apart(logits, nudged))
+
+
+def unit_of(model: nn.Module, x: Tensor) -> float:
+    """The unit of the coarsest precision in which a model computes on some images."""
+    seen = {tensor.dtype for tensor in (*model.parameters(), *model.buffers(), x)}
+    with _Watching(seen):
+        call(model, x)
+    return max(torch.finfo(kind).eps for kind in seen if kind.is_floating_point)
+
+
+class _Watching(TorchDispatchMode):
+    """Notes the dtypes of all that torch computes."""
+
+    def __init__(self, seen: set[torch.dtype]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        tensors = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        self._seen |= {tensor.dtype for tensor in tensors if isinstance(tensor, Tensor)}
+        return outputs
 
 
 def depends_on_batch(model: nn.Module, x: Tensor, slack: float) -> bool:
@@ -128,6 +144,14 @@ def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
     known = first(x)
     among_others = first(torch.cat([x[:1], torch.rand_like(x[1:])]))
     return _apart(known, first(x)) <= _LEAST < _apart(known, among_others)
+
+
+def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:
+    """Whether a twin in float64 is the same function as a model, as far as some images tell."""
+    if unit_of(model, x) > torch.finfo(torch.float32).eps:
+        return False
+    known, logits = call(model, x), call(twin, x.double())
+    return known.shape == logits.shape and _apart(known, logits) <= _TWIN
 
 
 def differ(first: Tensor, second: Tensor, slack: float) -> bool:
