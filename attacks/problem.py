@@ -43,6 +43,8 @@ class Problem:
     view    what the attack sees in place of the model's logits; see `seen`.
     peers   other models, by name, that an attack may craft its points on.
     draws   how many calls of a randomised model each forward takes the mean of; see `logits`.
+    allowed  a class that an image may be given without being misclassified, as where a model may
+            reject it; None: there is none.
 
     >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
     >>> x, y = torch.tensor([[0.6], [0.9]]), torch.tensor([0, 0])
@@ -66,6 +68,7 @@ class Problem:
     view: View | None = None
     peers: Mapping[str, Model] = field(default_factory=dict)
     draws: int = 1
+    allowed: int | None = None
 
     def __post_init__(self) -> None:
         places = torch.arange(len(self.x), device=self.x.device)
@@ -83,6 +86,7 @@ class Problem:
             self,
             x=self.x[keep],
             y=self.y[keep],
+            threat=self.threat.select(keep, self.x.dim()),
             index=self.index[keep],
             rows=self.rows[keep],
             start=None if self.start is None else self.start[keep],
@@ -105,6 +109,12 @@ class Problem:
         outputs = self._forward(points) if self.draws == 1 else self._expected(points)
         return outputs if self.view is None else self.view(outputs)
 
+    def _told(self) -> tuple[Tensor, bool]:
+        """The true labels (n,), and whether the model's outputs are one logit per class."""
+        if self.view is None:
+            return self.y, True
+        return self.view.y, self.view.margin is margin
+
     def call(self, points: Tensor) -> Tensor:
         """What the model gives for some points. It may destroy what it is given: that is a copy."""
         return self.model(points.clone(memory_format=torch.contiguous_format))
@@ -113,13 +123,21 @@ class Problem:
         outputs = self.call(points)
         if self.meter is not None:
             self.meter(self.rows, outputs)
-        return outputs
+        y, are_logits = self._told()
+        if self.allowed is None or not are_logits:
+            return outputs
+        # The allowed class counts as the label's.
+        allowed = outputs[:, self.allowed]
+        own = outputs.gather(1, y[:, None]).squeeze(1).maximum(allowed)
+        outputs = outputs.scatter(1, y[:, None], own[:, None])
+        column = torch.full_like(y, self.allowed)[:, None]
+        return outputs.scatter(1, column, outputs.detach().amin(1, keepdim=True))
 
     def _expected(self, points: Tensor) -> Tensor:
         outputs = torch.stack([self._forward(points) for _ in range(self.draws)])
         mean = outputs.mean(0)
-        y, lead = (self.y, margin) if self.view is None else (self.view.y, self.view.margin)
-        if lead is not margin:  # these outputs are no logits, one per class
+        y, are_logits = self._told()
+        if not are_logits:
             return mean
         margins = torch.stack([margin(draw, y) for draw in outputs.detach()])
         wanted = margins.mean(0) - _SURE * margins.std(0)

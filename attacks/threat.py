@@ -1,7 +1,7 @@
 """The geometry of a threat model: a norm ball around each image, intersected with the input box."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -27,8 +27,9 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class ThreatModel:
     """All points within `eps` of an image, in the given norm, whose pixels stay in the box.
 
-    `eps` and the bounds `lower` < `upper` are in the units of the image. Raises ValueError, in one
-    line, for an unknown norm, eps that is not above 0 and finite, or an empty or infinite box.
+    `eps` and the bounds `lower` <= `upper` are in the units of the image. Bounds may be tensors
+    that broadcast to it. Raises ValueError, in one line, for an unknown norm, eps that is not above
+    0 and finite, or an empty or infinite box.
 
     >>> threat = ThreatModel("l2", 0.5)
     >>> x, points = torch.tensor([[0.25, 0.5]]), torch.tensor([[1.25, 0.5]])
@@ -43,18 +44,26 @@ class ThreatModel:
 
     norm: Norm
     eps: float
-    lower: float = 0.0
-    upper: float = 1.0
+    lower: float | Tensor = 0.0
+    upper: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(get_args(Norm))}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be above 0 and finite, not {self.eps}")
-        if not (math.isfinite(self.lower) and math.isfinite(self.upper)):
-            raise ValueError(f"the box must be finite, not [{self.lower}, {self.upper}]")
-        if not self.lower < self.upper:
-            raise ValueError(f"the box [{self.lower}, {self.upper}] is empty")
+        lower, upper = self._bounds()
+        low, high = float(lower.min()), float(upper.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"the box must be finite, not [{low}, {high}]")
+        if bool((lower > upper).any()) or not low < high:
+            raise ValueError(f"the box [{low}, {high}] is empty")
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """The bounds as tensors of one shape."""
+        sides = (torch.as_tensor(side, dtype=torch.float64) for side in (self.lower, self.upper))
+        lower, upper = torch.broadcast_tensors(*sides)
+        return lower, upper
 
     def length(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation: (n, ...) to (n,)."""
@@ -80,7 +89,39 @@ class ThreatModel:
 
     def clamp(self, points: Tensor) -> Tensor:
         """The nearest points in the box."""
-        return points.clamp(self.lower, self.upper)
+        lower, upper = self.lower, self.upper
+        if isinstance(lower, Tensor) or isinstance(upper, Tensor):
+            low, high = (side.to(points) for side in self._bounds())
+            return points.clamp(low, high)
+        return points.clamp(lower, upper)
+
+    def fixed_at(self, x: Tensor, frozen: Tensor | None) -> "ThreatModel":
+        """The threat around images x (n, *shape) of which some pixels, bool (*shape), must keep
+        their values: its bounds are those of each image."""
+        if frozen is None:
+            return self
+        lower, upper = (torch.where(frozen.to(x.device), x, side.to(x)) for side in self._bounds())
+        return replace(self, lower=lower, upper=upper)
+
+    def select(self, keep: Tensor, dims: int) -> "ThreatModel":
+        """The threat around some of the images, of so many dimensions: `keep` is bool (n,) or
+        positions. It is this one unless bounds are those of each image."""
+        if not isinstance(self.lower, Tensor) or self.lower.dim() < dims:
+            return self
+        assert isinstance(self.upper, Tensor)  # as `fixed_at` makes it
+        return replace(self, lower=self.lower[keep], upper=self.upper[keep])
+
+    @property
+    def width(self) -> float:
+        """The largest difference of two values that a pixel may have."""
+        lower, upper = self._bounds()
+        return float((upper - lower).max())
+
+    @property
+    def hull(self) -> tuple[float, float]:
+        """The least and the largest value that any pixel may have."""
+        lower, upper = self._bounds()
+        return float(lower.min()), float(upper.max())
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """The unit step (in this norm) that climbs a gradient fastest; zero where it is zero."""
@@ -121,7 +162,10 @@ class ThreatModel:
 
     def _along(self, x: Tensor, delta: Tensor, t: Tensor) -> Tensor:
         """clip(x + t * delta), in one new tensor."""
-        return torch.addcmul(x, delta, per_sample(t, x)).clamp_(self.lower, self.upper)
+        points = torch.addcmul(x, delta, per_sample(t, x))
+        if isinstance(self.lower, Tensor) or isinstance(self.upper, Tensor):
+            return self.clamp(points)
+        return points.clamp_(self.lower, self.upper)
 
     def enforce(self, points: Tensor, x: Tensor) -> Tensor:
         """Points that are in the ball and the box without any tolerance.
@@ -136,9 +180,14 @@ class ThreatModel:
         reach = self.distance(points, x)
         # Rounding to the image's own precision moves a pixel by at most half a unit in the last
         # place of the largest value that the box allows.
-        largest = max(abs(self.lower), abs(self.upper))
-        rounding = torch.finfo(x.dtype).eps * largest * math.sqrt(x[0].numel())
-        radius = max(self.eps - rounding, 0.0)
+        unit, lower, upper = torch.finfo(x.dtype).eps, self.lower, self.upper
+        if isinstance(lower, Tensor) or isinstance(upper, Tensor):
+            # Only of the pixels that move: others may have values that are far larger than eps.
+            sizes = torch.where(points == x, 0, points.abs().maximum(x.abs()))
+            radius = (self.eps - unit * self.length(sizes.double())).clamp_min(0)
+        else:
+            rounding = unit * max(abs(lower), abs(upper)) * math.sqrt(x[0].numel())
+            radius = torch.full_like(reach, max(self.eps - rounding, 0.0))
         scale = torch.where(reach > self.eps, radius / reach.clamp_min(1e-300), 1.0)
         delta = (points.double() - x.double()) * per_sample(scale, x)
         shrunk = self.clamp((x.double() + delta).to(x.dtype))

@@ -200,6 +200,12 @@ def identify_certificate(natural: Identity, threat: ThreatModel) -> Identity:
     return natural | {"certificate": threat.norm}
 
 
+def identify_threat(threat: ThreatModel) -> Identity:
+    """The identity of a threat: its norm, its radius and its bounds."""
+    fields = dataclasses.asdict(threat).items()
+    return {name: value.tolist() if torch.is_tensor(value) else value for name, value in fields}
+
+
 def identify_attacked(
     natural: Identity,
     attack: Attack,
@@ -220,7 +226,7 @@ def identify_attacked(
     invalidated by another block size and by other samples.
     """
     identity = natural | {
-        "threat": dataclasses.asdict(threat),
+        "threat": identify_threat(threat),
         "attack": identify_attack(attack, peers),
         "seed": seed,
     }

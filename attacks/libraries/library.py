@@ -237,27 +237,28 @@ def run(
     return answer
 
 
-def _width(threat: ThreatModel) -> float:
-    return threat.upper - threat.lower
-
-
 def _to_unit(points: Tensor, threat: ThreatModel) -> Tensor:
-    unit = ((points - threat.lower) / _width(threat)).float().clamp(0, 1)
+    low, high = threat.hull
+    unit = ((points - low) / (high - low)).float().clamp(0, 1)
     return unit.contiguous()  # which some take for granted
 
 
 def _from_unit(points: Tensor, problem: Problem) -> Tensor:
-    threat = problem.threat
-    return points.to(problem.x.dtype) * _width(threat) + threat.lower
+    low, high = problem.threat.hull
+    return points.to(problem.x.dtype) * (high - low) + low
 
 
 def _unit(problem: Problem) -> Problem:
-    """The same problem in float32 and in the box [0, 1], as the libraries take for granted."""
+    """The same problem in float32 and in the box [0, 1], as the libraries take for granted.
+
+    Where bounds differ by pixel, that is the box around all of them, and points are brought into
+    theirs in the end.
+    """
     x, threat = problem.x, problem.threat
     return replace(
         problem,
         model=lambda points: problem.model(_from_unit(points, problem)).float(),
         x=_to_unit(x, threat),
-        threat=ThreatModel(threat.norm, threat.eps / _width(threat)),
+        threat=ThreatModel(threat.norm, threat.eps / (threat.hull[1] - threat.hull[0])),
         start=None if problem.start is None else _to_unit(problem.start, threat),
     )

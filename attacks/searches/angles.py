@@ -8,7 +8,7 @@ from torch import Tensor
 from attacks.threat import ThreatModel, per_sample
 
 
-def half_width(threat: ThreatModel) -> float:
+def half_width(threat: ThreatModel) -> float | Tensor:
     """Half of the box's width: how far a pixel moves at most as its angle changes by 1."""
     return (threat.upper - threat.lower) / 2
 
@@ -17,6 +17,7 @@ def to_angle(x: Tensor, threat: ThreatModel, wall: Tensor) -> Tensor:
     """The angles whose sine gives images x (n, *shape), at least `wall` (n,) from the ends of the
     box, where the sine is flat."""
     unit = (x - threat.lower) / half_width(threat) - 1
+    unit = unit.nan_to_num(0)  # of pixels that can have one value alone
     edge = per_sample(math.pi / 2 - wall, x)
     return unit.clamp(-1, 1).asin().maximum(-edge).minimum(edge)
 

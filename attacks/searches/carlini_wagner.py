@@ -202,13 +202,13 @@ class CarliniWagner:
         self, problem: Problem, begin: "_Bracket", budget: float, stride: float
     ) -> "_Closest":
         """One run of Adam from the closest points known: the closest points that it meets."""
-        threat, half = problem.threat, half_width(problem.threat)
+        threat, half = problem.threat, problem.threat.width / 2
         known = begin.length
         if threat.norm == "linf" and budget:
             # The walk is within the budget, so its steps are in proportion to that.
             known = known.clamp_max(budget)
         # How far a step goes in which all angles change by 1.
-        reach = float(threat.length(torch.full_like(begin.points[:1], half)))
+        reach = float(threat.length(torch.zeros_like(begin.points[:1]) + half_width(threat)).amax())
         wall = (known * (2 * stride / reach)).sqrt().clamp_max(_OFF_THE_WALL)
         angle = to_angle(begin.points, threat, wall)
         state = _Descent.begin(problem, angle, begin.const, begin.slope, known)

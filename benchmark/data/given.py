@@ -91,8 +91,8 @@ def _tensor(values: Any, name: str) -> Tensor:
             raise UserError(
                 f"{name} must hold numbers, not {array.dtype.type.__name__.rstrip('_')}"
             )
-        if array.dtype.kind in "ui":
-            array = array.astype(np.int64)  # torch knows few operations on wider unsigned ones
+        if array.dtype in (np.uint16, np.uint32, np.uint64):
+            array = array.astype(np.int64)  # torch knows few operations on these
         elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
         # A copy, so that nothing can reach what the user holds, and strides may be negative.

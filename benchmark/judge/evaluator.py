@@ -144,12 +144,14 @@ def measure_attack(
         # Attack copies, because an attack may work in place on what it is given.
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, places)
+        within = threat.fixed_at(clean, subject.terms.frozen)
         meter = Meter(len(places), subject.device, tick)
         numbers = _numbers(subject, samples, places)
         victim = subject.victim()
         problem = Problem(
-            victim, clean.clone(), labels.clone(), threat, seed, numbers.clone(), meter,
+            victim, clean.clone(), labels.clone(), within, seed, numbers.clone(), meter,
             peers=copy.deepcopy(dict(peers or {})), draws=subject.expectation,
+            allowed=subject.terms.allowed,
         )  # fmt: skip
         with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
             reseed(victim, drawn)
@@ -157,8 +159,8 @@ def measure_attack(
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")
         # Judge the points that it returned, once they lie where they may.
-        points, outside = _enforce(points.to(clean), clean, attack, threat)
-        verdict = subject.judge(points, labels, numbers, meter.calls)
+        points, outside = _enforce(points.to(clean), clean, attack, within)
+        verdict = subject.judge(points, labels, numbers, meter.calls, subject.terms.allowed)
         distance = threat.distance(points, clean)
         attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])
         found_at = torch.where(verdict.found, distance, torch.nan)

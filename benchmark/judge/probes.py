@@ -106,7 +106,7 @@ def _look(problem: Problem) -> _Seen:
     # Whether the gradient at the clean image promises another class anywhere in the box. It is
     # measured in float64, since the squares of a tiny gradient underflow.
     slope = threat.dual_length(gradient.double())
-    width = torch.full_like(x, threat.upper - threat.lower)
+    width = torch.zeros_like(x) + threat.upper - threat.lower
     across = threat.length(width).double()
 
     blind = -value >= slope * across

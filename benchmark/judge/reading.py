@@ -94,6 +94,8 @@ class Calling:
     size      how many images it is given at once, exactly; None: as many as there are.
     isolated  whether it is differentiated by a backward pass of its own, with gradients on in each
               forward, as some models need.
+    scale     (*shape), float64, what the images that it is given are multiplied by first, which are
+              float64 then; None: nothing.
     casts     whether its logits are of another dtype than `gives`.
     reading   what a user says of its outputs.
     """
@@ -103,16 +105,22 @@ class Calling:
     size: int | None = None
     isolated: bool = False
     casts: bool = False
+    scale: Tensor | None = None
     reading: Reading = Reading()
 
 
 def find_calling(
-    model: nn.Module, x: Tensor, dtype: torch.dtype | None, reading: Reading
+    model: nn.Module,
+    x: Tensor,
+    dtype: torch.dtype | None,
+    reading: Reading,
+    scale: Tensor | None = None,
 ) -> Calling:
     """How a frozen model has to be called, by trying it on images x (n, *shape).
 
     dtype    of the images if the model was cast to it; None if it is in its own precision.
     reading  what a user says of its outputs.
+    scale    (*shape), what x is multiplied by before the model is given it; None: nothing.
 
     Raises UserError, in one line, where the model does not run on the images, or does not return
     what the reading expects.
@@ -128,9 +136,10 @@ def find_calling(
     failure: Exception | None = None
     for size in dict.fromkeys((_exported_size(model), None, 1)):
         for takes in tried:
-            gives = torch.float64 if takes is torch.float64 else torch.float32
+            wide = scale is not None or takes is torch.float64
+            gives = torch.float64 if wide else torch.float32
             for isolated in (False, True):
-                calling = Calling(takes, gives, size, isolated, reading=reading)
+                calling = Calling(takes, gives, size, isolated, scale=scale, reading=reading)
                 try:
                     with torch.no_grad():
                         logits = Called(model, calling).logits(x.to(gives, copy=True))
@@ -197,8 +206,9 @@ def as_called(model: nn.Module, calling: Calling) -> nn.Module:
 
     That is the model itself where nothing about it is special.
     """
-    plain = Calling(calling.gives, calling.gives)
-    return model if calling == plain else Called(model, calling)
+    if calling.scale is None and calling == Calling(calling.gives, calling.gives):
+        return model
+    return Called(model, calling)
 
 
 class Called(nn.Module):
@@ -214,6 +224,8 @@ class Called(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits (n, classes) of the dtype in which the model returns them."""
+        if self.calling.scale is not None:
+            x = x.double() * self.calling.scale.to(x.device)
         x = x.to(self.calling.takes)
         parts = [x] if self.calling.size is None else x.split(self.calling.size)
         logits = [self._part(part) for part in parts]

@@ -60,6 +60,12 @@ class Terms:
     draws        how many fresh draws of a randomised model judge a point.
     expectation  how many draws attacks on it take the mean of in each step.
     seed         of what it draws.
+    reject       the class by which a model rejects an image; None if it has none.
+    scale        (*shape), float64, what points are multiplied by before the model is given them;
+                 None: nothing.
+    frozen       (*shape), bool, the pixels that attacks must not change; None: there are none.
+    may_reject   whether rejecting a perturbed image does not count as misclassifying it. Rejecting
+                 a clean image always does.
     """
 
     precision: Precision = "model"
@@ -67,6 +73,15 @@ class Terms:
     draws: int = DRAWS
     expectation: int = EXPECTATION
     seed: int = 0
+    reject: int | None = None
+    may_reject: bool = False
+    scale: Tensor | None = None
+    frozen: Tensor | None = None
+
+    @property
+    def allowed(self) -> int | None:
+        """The class that a perturbed image may be given without being misclassified."""
+        return self.reject if self.may_reject else None
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,8 @@ class Subject:
         traits: dict[str, int | bool] = {}
         if self.calling.size is not None:
             traits["at-once"] = self.calling.size
+        if self.terms.allowed is not None:
+            traits["allowed"] = self.terms.allowed
         if self.is_random:
             traits |= {"draws": self.terms.draws, "judge-seed": self.terms.seed}
         return traits
@@ -156,13 +173,19 @@ class Subject:
         return copy.deepcopy(self.model)
 
     def judge(
-        self, points: Tensor, y: Tensor, number: Tensor | None = None, calls: int = 0
+        self,
+        points: Tensor,
+        y: Tensor,
+        number: Tensor | None = None,
+        calls: int = 0,
+        allowed: int | None = None,
     ) -> Judgement:
         """Classify points (n, *shape) with labels y (n,), and say which are misclassified.
 
         number  (n,), the numbers of the samples, whose first seeds a randomised model.
         calls   how many calls of a model that changes with them an attack has made; the draws that
                 judge are those after them.
+        allowed  a class that is not wrong beside the labels.
 
         The model is run twice, in different company, and in float64. A misclassification that only
         one of them sees is due to rounding, and does not count. Logits that are NaN count as wrong.
@@ -170,19 +193,20 @@ class Subject:
         """
         points = points.to(self.dtype)
         if self.is_random:
-            return self._judge_by_draws(points, y, number, calls)
+            return self._judge_by_draws(points, y, number, calls, allowed)
         logits = call(self.model, points)
         again = self._in_other_company(points)
         if differ(logits, again, self.slack):
             drawn = not same(logits, call(self.model, points))
             raise UnsteadyError("random" if drawn else "batch-dependent")
         predicted = _classes(logits)
-        wrong = predicted != y
+        wrong = _wrong(predicted, y, allowed)
         doubtful = wrong & (predicted != UNDEFINED)
         if self.twin is None:
-            wrong = wrong & (~doubtful | (_classes(again) != y))
+            wrong = wrong & (~doubtful | _wrong(_classes(again), y, allowed))
         elif bool(doubtful.any()):
-            wrong_in_twin = _classes(call(self.twin, points[doubtful].double())) != y[doubtful]
+            in_twin = _classes(call(self.twin, points[doubtful].double()))
+            wrong_in_twin = _wrong(in_twin, y[doubtful], allowed)
             wrong = wrong.masked_scatter(doubtful, wrong_in_twin)
         return Judgement.of(predicted, wrong)
 
@@ -201,7 +225,12 @@ class Subject:
         return logits.flip(0)
 
     def _judge_by_draws(
-        self, points: Tensor, y: Tensor, number: Tensor | None, calls: int
+        self,
+        points: Tensor,
+        y: Tensor,
+        number: Tensor | None,
+        calls: int,
+        allowed: int | None,
     ) -> Judgement:
         model, draws = self.model, self.terms.draws
         if number is None:
@@ -213,7 +242,7 @@ class Subject:
                     call(model, points)
             reseed(model, seed)
             classes = torch.stack([_classes(call(model, points)) for _ in range(2 * draws)])
-        wrong = (classes != y).double()
+        wrong = _wrong(classes, y, allowed).double()
         trial, rate = wrong[:draws].mean(0), wrong[draws:].mean(0)
         return Judgement(classes[draws:].mode(0).values, rate > 0.5, rate, trial)
 
@@ -263,6 +292,12 @@ def _classes(logits: Tensor) -> Tensor:
     return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
 
 
+def _wrong(predicted: Tensor, y: Tensor, allowed: int | None) -> Tensor:
+    """Which predicted classes (..., n) are neither the labels (n,) nor the allowed class."""
+    wrong = predicted != y
+    return wrong if allowed is None else wrong & (predicted != allowed)
+
+
 def until_steady(subject: Subject, work: Callable[[Subject], T]) -> T:
     """What `work` returns for a subject, done again if that turns out to be random or to depend on
     the batch while it is judged."""
@@ -285,7 +320,7 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = Te
     with seeded(terms.seed, torch.zeros(1, dtype=torch.int64), _LOOKED_AT) as seed:
         reseed(frozen, seed)
         before = state_of(frozen)
-        calling = find_calling(frozen, x, asked, terms.reading)
+        calling = find_calling(frozen, x, asked, terms.reading, terms.scale)
         subject = Subject(
             as_called(frozen, calling), None, device, calling.gives, precision_of(frozen), terms,
             calling, flags={"train-mode"} if is_training(model) else set(),

@@ -172,6 +172,8 @@ def _unconverged(report: Measurements) -> bool:
     """Whether attacks still broke samples at the end of what they were given: in the last part of
     their forwards, or as the last of a series. Samples that any attack broke sooner do not count.
     The flag needs at least FEWEST such samples, and as many still unbroken."""
+    if report.draws:  # no step of an attack on a randomised model broke a sample for good
+        return False
     by_label = _traces(report)
     followed = {label for trace in by_label.values() for label in trace.before}
     late, early, broken = (np.zeros(report.total, dtype=bool) for _ in range(3))

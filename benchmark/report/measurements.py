@@ -45,6 +45,8 @@ class Measurements:
              model.
     after    for the later attacks of a series, those before them.
     notes    on the attacks that were asked for.
+    scale    (*shape), what the points of records are multiplied by to be those of the model; None:
+             nothing.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Measurements:
         self.frames: dict[str, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
         self.outside: dict[str, int] = {}
+        self.scale: NDArray[np.float64] | None = None
 
     def add(
         self,
@@ -309,7 +312,11 @@ class Measurements:
         if not blocks:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         index = np.concatenate([block.index[block.found] for block in blocks])
-        return Examples(index, np.concatenate([block.adversarial for block in blocks]))
+        points = np.concatenate([block.adversarial for block in blocks])
+        if self.scale is not None:  # the model was given their products, in its own precision
+            double = self.precision == "float64"
+            points = (points * self.scale).astype(np.float64 if double else np.float32)
+        return Examples(index, points)
 
     def closest(self, labels: Iterable[str], broken: bool = False) -> Closest:
         """The closest misclassified point of each sample under some labels; only those that break

@@ -17,6 +17,8 @@ class Report(Measurements):
                   the model.
     after         for the later attacks of a series, those before them.
     notes         on the attacks that were asked for.
+    rejecting     of a model that may reject images: the same, where rejecting a perturbed image
+                  does not count as misclassifying it. None for any other model.
     cells         what it is made from: natural, the certificate and each attack, by label.
 
     >>> from benchmark.run.evaluate import evaluate
@@ -31,6 +33,8 @@ class Report(Measurements):
     >>> len(report.records)  # a row for each sample, clean and under the attack
     16
     """
+
+    rejecting: "Report | None" = None
 
     @property
     def flags(self) -> dict[str, str]:
@@ -48,4 +52,4 @@ class Report(Measurements):
 
     def to_markdown(self) -> str:
         """The report as a Markdown table with its caption and flags."""
-        return tables.render([self], spec=None)
+        return tables.render([self, *([self.rejecting] if self.rejecting else [])], spec=None)

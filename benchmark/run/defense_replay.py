@@ -75,12 +75,17 @@ class _Doubled(Subject):
     """
 
     def judge(
-        self, points: Tensor, y: Tensor, number: Tensor | None = None, calls: int = 0
+        self,
+        points: Tensor,
+        y: Tensor,
+        number: Tensor | None = None,
+        calls: int = 0,
+        allowed: int | None = None,
     ) -> Judgement:
         if self.is_random:
-            return super().judge(points, y, number, calls)
+            return super().judge(points, y, number, calls, allowed)
         n = len(points)
-        twice = super().judge(torch.cat([points, points]), torch.cat([y, y]))
+        twice = super().judge(torch.cat([points, points]), torch.cat([y, y]), allowed=allowed)
         return Judgement.of(twice.predicted[:n], twice.wrong[:n] & twice.wrong[n:])
 
     def certify(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from attacks import Attack, ThreatModel
+from attacks import Attack
 from attacks.threat import Norm
 from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
@@ -21,9 +21,10 @@ from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
+from benchmark.run.geometry import Geometry, check_bounds, read_geometry
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
-from benchmark.spec.run_spec import Mode, make_threat
+from benchmark.spec.run_spec import Mode
 
 
 class Options(TypedDict, total=False):
@@ -44,8 +45,12 @@ class Options(TypedDict, total=False):
     progress    whether to show progress bars.
     peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
     scale       what images are divided by, such as 255 for integer images.
+    bounds      (lower, upper) of perturbed samples, each a number or what broadcasts to a sample;
+                (0, 1) by default.
     output      where the logits are in what the model returns: an index, a key or an attribute.
     binary      whether the model gives one logit per image, which is above 0 for class 1.
+    reject      the class by which the model rejects an image. Rejecting a clean image is wrong;
+                rejecting a perturbed one is wrong in the report, and right in its `rejecting`.
     draws       how many fresh draws of a randomised model judge each point; 50 by default.
     expectation  how many draws of it attacks take the mean of in each step; 10 by default.
     """
@@ -62,6 +67,8 @@ class Options(TypedDict, total=False):
     scale: float | None
     output: int | str | None
     binary: bool
+    bounds: Any
+    reject: int | None
     draws: int
     expectation: int
 
@@ -72,7 +79,7 @@ def evaluate(
     y: Any = None,
     *,
     norm: Norm = "l2",
-    eps: float | str,
+    eps: Any,
     attacks: Sequence[str | dict[str, Any] | Attack] = (),
     suite: str | None = None,
     **options: Unpack[Options],
@@ -83,15 +90,16 @@ def evaluate(
                 as it is.
     x, y        tensors, arrays, data frames or lists; or x alone, a Dataset or a DataLoader of
                 images with labels. Labels are integers, or one-hot rows.
-    norm, eps   the threat: "l2" or "linf", and the radius in the units of x, also as "8/255".
+    norm, eps   the threat: "l2" or "linf", and the radius in the units of x, also as "8/255"; or
+                one radius per feature, which broadcast to a sample. Under "l2", perturbations are
+                then divided by them, feature by feature, and have length 1 at most.
     attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
                 wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
                 configured Attack objects.
     suite       the name of a set of attacks; "quick" where neither it nor attacks are given.
     options     see `Options`.
 
-    Raises UserError for input that cannot be evaluated. Nothing that is handed over is changed, nor
-    any global state.
+    Raises UserError for input that cannot be evaluated. Changes nothing, not even global states.
 
     >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).view(2, 1, 1, 2), torch.tensor([0, 0])
     >>> report = evaluate(nn.Flatten(), x, y, norm="linf", eps=0.2, attacks=["pgd"])
@@ -100,38 +108,68 @@ def evaluate(
     >>> report.adversarial["pgd"].index
     array([0])
     """
-    if unknown := sorted(options.keys() - _DEFAULTS.keys()):
-        hint = did_you_mean(unknown[0], _DEFAULTS, f"use {', '.join(_DEFAULTS)}")
-        raise UserError(f"unknown option {unknown[0]!r}: {hint}")
-    chosen: Any = SimpleNamespace(**_DEFAULTS | options)
+    chosen = _chosen(options)
     peers = chosen.peers or {}
     _check_modules(model, peers)
-    _check_options(chosen)
-    reading = Reading(chosen.output, chosen.binary)
-    terms = Terms(chosen.precision, reading, chosen.draws, chosen.expectation, chosen.seed)
-    settings = Settings(
-        make_threat(norm, eps), chosen.mode, str(chosen.device), chosen.block, terms,
-        chosen.progress,
-    )  # fmt: skip
     with undisturbed():
-        samples = _samples(x, y, chosen.scale, chosen.index)
-    if not attacks and suite is None:
-        suite = "quick"
+        samples = _samples(x, y, chosen)
+        geometry = read_geometry(norm, eps, chosen.bounds, tuple(samples.x.shape[1:]))
+        samples = geometry.measured(samples)
+        check_bounds(samples.x, geometry.threat)
     known = {name: Trained(module, {}) for name, module in peers.items()}
-    lineup = _lineup(attacks, suite, settings.threat, known)
-    check_sources(lineup, known)
+    lineup = _lineup(attacks, suite, geometry, known)
     sources = fetch(sources_of(lineup), known)
     label = chosen.name or type(model).__name__
-    return assess(label, model, samples, lineup, sources, settings, lambda key: MemoryCell(), {})
+
+    def assessed(name: str, may_reject: bool) -> Report:
+        settings = _settings(chosen, geometry, may_reject)
+        report = assess(
+            name, model, samples, lineup, sources, settings, lambda key: MemoryCell(), {}
+        )
+        report.scale = None if geometry.scale is None else geometry.scale.numpy()
+        return report
+
+    report = assessed(label, may_reject=False)
+    if chosen.reject is not None:
+        report.rejecting = assessed(f"{label}, may reject", may_reject=True)
+    return report
 
 
 _DEFAULTS: dict[str, Any] = {
     "mode": "table", "seed": 0, "device": "auto", "precision": "model", "block": 256,
     "index": None, "name": None, "progress": False, "peers": None, "scale": None, "output": None,
-    "binary": False, "draws": DRAWS, "expectation": EXPECTATION,
+    "binary": False, "bounds": None, "reject": None, "draws": DRAWS, "expectation": EXPECTATION,
 }  # fmt: skip
 _WORDS = {"mode": Mode, "precision": Precision}
 _LEAST = {"block": 1, "seed": 0, "draws": 1, "expectation": 2}
+
+
+def _chosen(options: Options) -> Any:
+    """All options, by name. Raises UserError for those that are unknown or cannot be."""
+    if unknown := sorted(options.keys() - _DEFAULTS.keys()):
+        hint = did_you_mean(unknown[0], _DEFAULTS, f"use {', '.join(_DEFAULTS)}")
+        raise UserError(f"unknown option {unknown[0]!r}: {hint}")
+    chosen: Any = SimpleNamespace(**_DEFAULTS | options)
+    for option, words in _WORDS.items():
+        value, known = getattr(chosen, option), get_args(words)
+        if value not in known:
+            raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
+    for option, least in _LEAST.items():
+        number = getattr(chosen, option)
+        if not isinstance(number, int) or not least <= number < 2**63:
+            raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
+    return chosen
+
+
+def _settings(chosen: Any, geometry: Geometry, may_reject: bool) -> Settings:
+    """How the model is assessed."""
+    terms = Terms(
+        chosen.precision, Reading(chosen.output, chosen.binary), chosen.draws, chosen.expectation,
+        chosen.seed, chosen.reject, may_reject, geometry.scale, geometry.frozen,
+    )  # fmt: skip
+    return Settings(
+        geometry.threat, chosen.mode, str(chosen.device), chosen.block, terms, chosen.progress
+    )
 
 
 def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
@@ -141,25 +179,14 @@ def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
             raise UserError(f"{what} must be a torch.nn.Module, not {type(module).__name__}")
 
 
-def _check_options(chosen: Any) -> None:
-    """Raises UserError for options that the types do not allow, which Python does not check."""
-    for option, words in _WORDS.items():
-        value, known = getattr(chosen, option), get_args(words)
-        if value not in known:
-            raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
-    for option, least in _LEAST.items():
-        number = getattr(chosen, option)
-        if not isinstance(number, int) or not least <= number < 2**63:
-            raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
-
-
 def _lineup(
     attacks: Sequence[str | dict[str, Any] | Attack],
     suite: str | None,
-    threat: ThreatModel,
+    geometry: Geometry,
     models: Collection[str],
 ) -> Lineup:
-    """The attacks to carry out: those of the suite, those named, and then the Attack objects.
+    """The attacks to carry out: those of the suite, those named, and then the Attack objects; those
+    of "quick" where there are none.
 
     `models` are the names of the models that attacks may craft points on. Raises UserError.
     """
@@ -168,6 +195,7 @@ def _lineup(
     named = [
         read_component(attack, "an attack") for attack in attacks if isinstance(attack, str | dict)
     ]
+    suite, threat = suite if attacks or suite else "quick", geometry.threat
     lineup = choose(suite, named, threat, models)
     entries = dict(lineup.entries)
     for attack in attacks:
@@ -178,7 +206,10 @@ def _lineup(
         name = type(attack).__name__
         check_norm(name, check_attack(name, attack), threat)
         entries[_unused(name, entries)] = Entry(attack)
-    return Lineup(entries, lineup.notes)
+    notes = (*lineup.notes, *([geometry.note] if geometry.note else []))
+    chosen = Lineup(entries, notes)
+    check_sources(chosen, models)
+    return chosen
 
 
 def _unused(label: str, taken: Collection[str]) -> str:
@@ -190,16 +221,14 @@ def _unused(label: str, taken: Collection[str]) -> str:
     return unused
 
 
-def _samples(x: Any, y: Any, scale: float | None, index: ArrayLike | None) -> Samples:
+def _samples(x: Any, y: Any, chosen: Any) -> Samples:
     """The images and labels as Samples. Raises UserError where they cannot be evaluated."""
-    x, y = read_given(x, y, scale)
+    x, y = read_given(x, y, chosen.scale)
     if int(y.min()) < 0:
         raise UserError(f"labels must be at least 0, not {int(y.min())}")
-    if not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise UserError(
-            f"images must lie in [0, 1], not [{float(x.min()):g}, {float(x.max()):g}]: "
-            "scale them, and put any normalisation inside the model"
-        )
+    if chosen.reject is not None and bool((y == chosen.reject).any()):
+        raise UserError(f"class {chosen.reject} is that of rejected images: no label may be it")
+    index = chosen.index
     number = np.arange(len(x)) if index is None else np.asarray(index, dtype=np.int64)
     if number.shape != (len(x),):
         raise UserError(f"index must hold one number per image, not shape {number.shape}")

@@ -105,7 +105,8 @@ def _of_volumes(mean: float, pixels: int, threat: ThreatModel) -> Numbers:
     """The mean log volume of some images, and between which values it can lie."""
     yield _VOLUME, threat.eps, mean
     # A grey and a black image: all pixels as far from 0 and 1, and as near, as they can be.
-    for measure, value in ((_CORNER, threat.lower), (_INSIDE, (threat.lower + threat.upper) / 2)):
+    low, high = threat.hull
+    for measure, value in ((_CORNER, low), (_INSIDE, (low + high) / 2)):
         image = torch.full((1, pixels), value, dtype=torch.float64)
         yield measure, threat.eps, float(log_volumes(image, threat))
 

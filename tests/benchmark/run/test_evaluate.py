@@ -59,17 +59,17 @@ def test_what_is_right_has_no_flags() -> None:
         (
             {"x": X * 3},
             "images must lie in [0, 1], not [1.5, 1.5]: scale them, and put any normalisation "
-            "inside the model",
+            "inside the model, or pass bounds=(lower, upper)",
         ),
         (
             {"x": X - 0.75},
             "images must lie in [0, 1], not [-0.25, -0.25]: scale them, and put any normalisation "
-            "inside the model",
+            "inside the model, or pass bounds=(lower, upper)",
         ),
         (
             {"x": X * math.nan},
             "images must lie in [0, 1], not [nan, nan]: scale them, and put any normalisation "
-            "inside the model",
+            "inside the model, or pass bounds=(lower, upper)",
         ),
         (
             {"x": X.to(torch.uint8)},
