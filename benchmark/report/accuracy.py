@@ -37,14 +37,18 @@ class Accuracy:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        from scipy.stats import norm
+        from scipy.stats import binomtest, norm
 
+        if self.count == round(self.count):
+            test = binomtest(round(self.count), self.n)
+            interval = test.proportion_ci(0.95, method="wilson")
+            return float(interval.low), float(interval.high)
+        # The same formula, which holds for shares of samples too.
         z, share = float(norm.ppf(0.975)), self.value
         middle = share + z**2 / (2 * self.n)
         reach = z * (share * (1 - share) / self.n + z**2 / (4 * self.n**2)) ** 0.5
         scale = 1 + z**2 / self.n
-        low, high = (middle - reach) / scale, (middle + reach) / scale
-        return (0.0 if self.count == 0 else low), (1.0 if self.count == self.n else high)
+        return (middle - reach) / scale, (middle + reach) / scale
 
     def __str__(self) -> str:
         low, high = self.interval
