@@ -198,12 +198,14 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 @app.command()
 def report(folder: RunFolder) -> None:
     """Print a run's tables from its records, finished or not, and write them anew."""
+    from benchmark.folder_lock import alone_in
     from benchmark.report import tables
     from benchmark.run.run_folder import load_run, named
 
-    spec, manifest, reports = load_run(folder)
-    spec = named(spec, manifest)
-    tables.write(folder, reports, spec, {"run": manifest})
+    with alone_in(folder):
+        spec, manifest, reports = load_run(folder)
+        spec = named(spec, manifest)
+        tables.write(folder, reports, spec, {"run": manifest})
     typer.echo(tables.render(reports, spec))
 
 
@@ -224,7 +226,13 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
     if replayed.problems:
         raise UserError(
             f"the table of {folder} does not hold, the one above is what does: "
-            + "; ".join(replayed.problems)
+            + "; ".join([*replayed.problems, *replayed.missing])
+        )
+    if replayed.missing:
+        raise UserError(
+            f"the run of {folder} is not finished, what there is holds: "
+            + "; ".join(replayed.missing)
+            + ": run the same command again"
         )
     typer.echo(f"The table of {folder} holds.")
 

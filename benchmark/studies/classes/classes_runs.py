@@ -15,6 +15,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
 from benchmark.errors import UserError
+from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
 from benchmark.keys import identify_data, identify_row, identify_side
@@ -106,11 +107,13 @@ def classes(
     ]
     job = _Job(spec, texts, folder, resolve_device(spec.device), progress, say)
     attacked = spec.defenses[0]
-    models = [
-        job.study(number, dataset, defense, lineup if defense is attacked else Lineup({}))
-        for number, dataset in data
-        for defense in spec.defenses
-    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        models = [
+            job.study(number, dataset, defense, lineup if defense is attacked else Lineup({}))
+            for number, dataset in data
+            for defense in spec.defenses
+        ]
     records = pd.DataFrame([row for model in models for row in model.rows])
     rest = float(np.mean([model.rest for model in models]))
     distances = {}
