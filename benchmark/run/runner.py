@@ -3,6 +3,7 @@
 The folder is enough to resume the run, to show its tables again, and to verify them. It holds:
 
 spec.yaml        what was asked for
+.lock            held while a process works in the folder
 run.json         what was measured: a row for each defense, with the keys of its cells
 defenses/NAME/   model.safetensors, card.json and log.csv of each trained defense
 cells/KEY/       per-sample records and adversarial examples, block by block
