@@ -25,16 +25,18 @@ _INNER = ("cells/*/", "defenses/*/")
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, make: bool = False) -> Iterator[None]:
     """Be the only process that works in a folder while the context lasts.
 
     The lock is one of the operating system, which ends with the process, however that ends. A
-    folder that is not there is not made, and needs no lock. Half-written files that a killed
-    process left are deleted.
+    folder that is not there is made if `make`, and else needs no lock. Half-written files that a
+    killed process left are deleted.
 
     Raises UserError, in a line that says which process it is, where another one has the folder, and
     where the folder cannot be written.
     """
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir():
         yield
         return

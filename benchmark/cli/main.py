@@ -114,6 +114,11 @@ def run(
     typer.echo("\n" + tables.render(reports, run_spec))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
+    _refuse_failures(reports)
+
+
+def _refuse_failures(reports: list["Report"]) -> None:
+    """Raises FailedError where an attack or a certificate failed."""
     failed = [f"{report.name}: {label}" for report in reports for label in report.errors]
     if failed:
         raise FailedError(

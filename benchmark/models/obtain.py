@@ -71,8 +71,7 @@ def train(
     if member.folder is not None:
         raise UserError(f"{member.label} is trained already: name a defense")
     training = _Training(member, dataset, threat, seed, device, parts)
-    home.mkdir(parents=True, exist_ok=True)
-    with alone_in(home):
+    with alone_in(home, make=True):
         return training.into(home, progress)
 
 

@@ -63,8 +63,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     samples = samples_of(dataset, spec)
     data = identify_data(dataset, spec.split, spec.labels)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with alone_in(folder, make=True):
         trained = _train(roster, dataset, spec, folder, device, progress, say)
         peers = fetch(sources_of(lineup), trained)
 

@@ -74,8 +74,7 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
         raise UserError(f"{folder} holds a run: name another folder")
     points = spec.points()
     _check(spec, points, how.root)
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with alone_in(folder, make=True):
         # From here on the folder is this study's: the tables of an earlier one would not be.
         for name in (NAME, "ranks"):
             for ending in ("md", "csv", "png"):

@@ -14,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from attacks import ThreatModel
+from benchmark.columns import escaped
 from benchmark.judge.records import Block, IntArray, MemoryCell
 from benchmark.report import tables
 from benchmark.report.accuracy import Accuracy
@@ -334,7 +335,8 @@ def test_all_that_is_written_agrees(tmp_path: Path, report: Report) -> None:
                 assert of_csv[label]["accuracy"] == ""
                 assert of_csv[label]["error"] == plain["errors"][label] == one.errors[label]
                 assert (printed[label], detailed[ROBUST]) == ("error", "-")
-                assert f"- {one.name}: {label} failed: {one.errors[label]}" in text.splitlines()
+                line = escaped(f"{one.name}: {label} failed: {one.errors[label]}")
+                assert f"- {line}" in text.splitlines()
             else:
                 assert value == one.per_attack[label] == float(of_csv[label]["accuracy"])
                 assert printed[label] == f"{100 * value:.1f}"
