@@ -152,7 +152,7 @@ def test_a_run_with_an_attack_that_failed_holds(
         return work(self, problem)
 
     monkeypatch.setattr(PGD, "__call__", fail)
-    assert cli("run", *_words(plugin), "--out", tmp_path).status == 0
+    assert cli("run", *_words(plugin), "--out", tmp_path).status == 3
     ended = cli("verify", tmp_path)
     assert ended.status == 0
     assert f"{PGD5} failed: ValueError: no" in ended.out
