@@ -1,12 +1,21 @@
-"""Columns of tables: what one is called, holds, prints and says, for every table that shows it."""
+"""Columns of tables: what one is called, holds, prints and says, for every table that shows it; and
+how texts of users are written so that Markdown and spreadsheets show them as they are."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+from attacks.messages import one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What tables print where a row has no value.
 NONE = "-"
+
+# What spreadsheets take for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 # The tables that show columns: the run's table with a row per defense; the details below it, a row
 # per attack; the numbers of those details, as DataFrame, table.csv and the details of table.json;
@@ -88,9 +97,62 @@ def decimals(digits: int) -> Callable[[float], str]:
     return lambda value: NONE if math.isnan(value) else f"{value:.{digits}f}"
 
 
+class Markup(str):
+    """A text that is Markdown already, which is not escaped again."""
+
+    __slots__ = ()
+
+
+# What Markdown does not show as it is, and how to write that.
+_MARKS = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": r"\|", "`": r"\`", "\\": r"\\"}
+)
+
+
+def escaped(text: str) -> Markup:
+    r"""A text in one line that Markdown shows as it is, in a table or elsewhere.
+
+    >>> print(escaped("a|b <i>\n`c`"))
+    a\|b &lt;i&gt; \`c\`
+    """
+    return text if isinstance(text, Markup) else Markup(one_line(text).translate(_MARKS))
+
+
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
-    """A table as GitHub's Markdown; `left` says which of its columns are aligned left."""
+    """A table as GitHub's Markdown, with its texts escaped; `left` says which of its columns are
+    aligned left."""
     from tabulate import tabulate
 
     align = ["left" if words else "right" for words in left]
-    return tabulate(rows, headings, tablefmt="github", disable_numparse=True, colalign=align)
+    cells, heads = [[escaped(cell) for cell in row] for row in rows], [*map(escaped, headings)]
+    return tabulate(cells, heads, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def frame_markdown(frame: "pd.DataFrame") -> str:
+    """A DataFrame as a table in Markdown, without its index, with its texts escaped."""
+
+    def cell(value: Any) -> Any:
+        return escaped(value) if isinstance(value, str) else value
+
+    shown = frame.rename(columns=lambda name: cell(str(name))).map(cell)
+    return str(shown.to_markdown(index=False, disable_numparse=True))
+
+
+def frame_csv(frame: "pd.DataFrame") -> str:
+    """A DataFrame as CSV, without its index.
+
+    An apostrophe comes before a text that a spreadsheet would run as a formula. Numbers, also those
+    that are written as text, stay as they are.
+    """
+    return str(frame.rename(columns=_harmless).map(_harmless).to_csv(index=False))
+
+
+def _harmless(value: Any) -> Any:
+    """The value; a text that begins like a formula, with an apostrophe before it."""
+    if not isinstance(value, str) or value == NONE or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

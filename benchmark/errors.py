@@ -9,6 +9,10 @@ class UserError(Exception):
     """An error that the user can mend. Its text is one line on what is wrong and what to do."""
 
 
+class FailedError(Exception):
+    """Attacks or certificates of a run failed. Its text is one line that names them."""
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A hint on an unknown word: "did you mean" and the closest known word, or else `otherwise`."""
     close = closest(word, known)

@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
+
+# What `write_atomically` calls a file until it is whole: .NAME.PROCESS, as in .card.json.4711.
+_HALF_WRITTEN = re.compile(r"\..+\.(csv|json|md|npz|png|pt|safetensors|yaml)\.\d+")
 
 
 @torch.no_grad()
@@ -70,3 +74,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def half_written(folder: Path) -> list[Path]:
+    """The files in a folder that `write_atomically` began and that a killed process left behind.
+
+    Those that another process is writing now are among them.
+    """
+    return [path for path in folder.iterdir() if _HALF_WRITTEN.fullmatch(path.name)]

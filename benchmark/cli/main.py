@@ -3,6 +3,7 @@
 import sys
 import textwrap
 import warnings
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -13,7 +14,7 @@ from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
-from benchmark.errors import UserError
+from benchmark.errors import FailedError, UserError
 from benchmark.judge.subject import Precision
 from benchmark.spec.run_spec import Device, Labels, Mode, Part
 
@@ -21,9 +22,15 @@ if TYPE_CHECKING:
     from benchmark.report.report import Report
     from benchmark.spec.run_spec import RunSpec
 
+_STATUS = (
+    "Exit status: 0 if all is well, 1 for an error that you can mend, 2 for a mistyped command, 3 "
+    "if an attack or a certificate of a run failed, 130 if interrupted."
+)
+
 app = typer.Typer(
     help="Best-attack accuracy: attack defenses with everything, count a sample as robust only if "
     "nothing broke it.",
+    epilog=_STATUS,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,7 +56,7 @@ class Kind(StrEnum):
     torchattacks = "torchattacks"
 
 
-@app.command()
+@app.command(epilog=_STATUS)
 def run(
     spec: Annotated[Path | None, typer.Argument(help="A YAML spec; flags override it.")] = None,
     data: Annotated[
@@ -107,6 +114,17 @@ def run(
     typer.echo("\n" + tables.render(reports, run_spec))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
+    _refuse_failures(reports)
+
+
+def _refuse_failures(reports: list["Report"]) -> None:
+    """Raises FailedError where an attack or a certificate failed."""
+    failed = [f"{report.name}: {label}" for report in reports for label in report.errors]
+    if failed:
+        raise FailedError(
+            f"failed, and counted for nothing: {'; '.join(failed)}: the reasons stand below the "
+            "table, and the same command tries them again"
+        )
 
 
 def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
@@ -198,12 +216,14 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 @app.command()
 def report(folder: RunFolder) -> None:
     """Print a run's tables from its records, finished or not, and write them anew."""
+    from benchmark.folder_lock import alone_in
     from benchmark.report import tables
     from benchmark.run.run_folder import load_run, named
 
-    spec, manifest, reports = load_run(folder)
-    spec = named(spec, manifest)
-    tables.write(folder, reports, spec, {"run": manifest})
+    with alone_in(folder):
+        spec, manifest, reports = load_run(folder)
+        spec = named(spec, manifest)
+        tables.write(folder, reports, spec, {"run": manifest})
     typer.echo(tables.render(reports, spec))
 
 
@@ -224,7 +244,13 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
     if replayed.problems:
         raise UserError(
             f"the table of {folder} does not hold, the one above is what does: "
-            + "; ".join(replayed.problems)
+            + "; ".join([*replayed.problems, *replayed.missing])
+        )
+    if replayed.missing:
+        raise UserError(
+            f"the run of {folder} is not finished, what there is holds: "
+            + "; ".join(replayed.missing)
+            + ": run the same command again"
         )
     typer.echo(f"The table of {folder} holds.")
 
@@ -276,7 +302,10 @@ def certify(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
+    """Run the command line; a user's mistake is one line on stderr and exit status 1.
+
+    After a run in which something failed there is such a line too, and the status is 3.
+    """
     from defenses import SavedModelError, TrainingError
 
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
@@ -288,6 +317,8 @@ def main() -> None:
         _fail(one_line(error.format_message()), 2)
     except (UserError, SavedModelError, TrainingError) as error:
         _fail(str(error), 1)
+    except FailedError as error:
+        _fail(str(error), 3)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -298,6 +329,8 @@ def main() -> None:
 
 
 def _fail(line: str, status: int) -> NoReturn:
-    """Print a line on stderr and end the program."""
+    """Print a line on stderr, as the last one, and end the program."""
+    with suppress(OSError):  # a pipe that nobody reads any more
+        sys.stdout.flush()
     print(f"bestattack: {line}", file=sys.stderr)
     sys.exit(status)

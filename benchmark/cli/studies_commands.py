@@ -1,5 +1,6 @@
 """The commands under `bestattack study`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,7 @@ def lipschitz(folder: RunFolder) -> None:
     """Robustness predicted for assumed Lipschitz bounds, and how often the attacks agree."""
     from benchmark.studies import lipschitz
 
-    _show(lipschitz.lipschitz(folder), folder)
+    _show(lambda: lipschitz.lipschitz(folder), folder)
 
 
 @study.command("dont-care")
@@ -44,7 +45,7 @@ def dont_care(
     from benchmark.studies.conditions import dont_care_conditions
 
     load_plugins(plugin)
-    _show(dont_care_conditions(folder, split, samples, offset, data_root), folder)
+    _show(lambda: dont_care_conditions(folder, split, samples, offset, data_root), folder)
 
 
 @study.command()
@@ -68,7 +69,7 @@ def budgets(
     from benchmark.studies import budgets
 
     how = budgets.How(samples, device, plugin, data_root, not quiet, speaker(quiet))
-    _show(budgets.budgets(folder, eps, how, attack, suite, defense), folder)
+    _show(lambda: budgets.budgets(folder, eps, how, attack, suite, defense), folder)
 
 
 @study.command()
@@ -88,7 +89,7 @@ def transfer(
     from benchmark.studies import budgets
 
     how = budgets.How(samples, device, plugin, data_root, not quiet, speaker(quiet))
-    _show(budgets.transfer(folder, source, target, eps, base, how), folder)
+    _show(lambda: budgets.transfer(folder, source, target, eps, base, how), folder)
 
 
 @study.command()
@@ -102,7 +103,7 @@ def coherence(
     """How far arms, or the members of ensembles, share adversarial directions."""
     from benchmark.studies import coherence
 
-    _show(coherence.coherence(folder, split, samples, device, data_root), folder)
+    _show(lambda: coherence.coherence(folder, split, samples, device, data_root), folder)
 
 
 @study.command()
@@ -143,7 +144,7 @@ def classes(
         }
     )  # fmt: skip
     measured = measure(spec, numbers, orders, budgets, out, data_root, not quiet, speaker(quiet))
-    _show(measured, out)
+    _show_new(measured, out)
 
 
 @study.command()
@@ -156,7 +157,7 @@ def confidence(
     """Accuracy by confidence: whether models are robust where they say that they are sure."""
     from benchmark.studies import confidence
 
-    _show(confidence.confidence(folder, bins, device, data_root), folder)
+    _show(lambda: confidence.confidence(folder, bins, device, data_root), folder)
 
 
 @study.command()
@@ -179,7 +180,8 @@ def data(
     from benchmark.studies import limits as data
 
     load_plugins(plugin)
-    _show(data.data(names, split, radii, eps, samples, device, data_root, speaker(quiet)), out)
+    measured = data.data(names, split, radii, eps, samples, device, data_root, speaker(quiet))
+    _show_new(measured, out)
 
 
 @study.command()
@@ -197,7 +199,7 @@ def sweep(
 
     folder = out or Path("runs") / (Path(spec).stem + ("-reduced" if reduced else ""))
     how = studies.How(device, data_root, not quiet, speaker(quiet))
-    _show(studies.sweep(read_sweep(spec, reduced), folder, how), folder)
+    _show_new(studies.sweep(read_sweep(spec, reduced), folder, how), folder)
 
 
 @study.command()
@@ -207,10 +209,21 @@ def ranks(
     """How far a leaderboard on the original data can be trusted on its variants."""
     from benchmark.studies import ranks
 
-    _show(ranks.ranks(folder), folder)
+    _show(lambda: ranks.ranks(folder), folder)
 
 
-def _show(outcome: "Study", folder: Path) -> None:
-    """Write the tables and figures of a study into a folder, and print the tables."""
-    outcome.write(folder)
+def _show(make: Callable[[], "Study"], folder: Path) -> None:
+    """Make a study of what a folder holds, and write it there. Nothing else works in the folder
+    meanwhile."""
+    from benchmark.folder_lock import alone_in
+
+    with alone_in(folder):
+        outcome = make()
+        outcome.write(folder)
     typer.echo(outcome.markdown())
+
+
+def _show_new(outcome: "Study", folder: Path) -> None:
+    """Write a study into a folder of its own, which need not be there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _show(lambda: outcome, folder)

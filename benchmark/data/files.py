@@ -11,14 +11,15 @@ import io
 import math
 import os
 import pickle
+import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
@@ -126,7 +127,7 @@ def _content(places: Sequence[str], download: str, root: Path | None) -> tuple[P
             if os.path.isfile(folder / place):
                 return folder / place, _checked(folder / place)
     try:
-        path = _fetch(places[0].split("/")[0], download, root) / places[0]
+        path = _fetch(places[0], download, root) / places[0]
     except (OSError, ValueError, ImportError) as error:
         # Errors of the network are OSErrors; what remains is pooch's word on a wrong checksum.
         checksum = isinstance(error, ValueError) and not isinstance(error, OSError)
@@ -155,31 +156,41 @@ def _checked(path: Path) -> bytes:
     return content
 
 
-def _fetch(base: str, file: str, root: Path | None) -> Path:
-    """Download into the first root that can be written, and say which it is.
+def _fetch(place: str, file: str, root: Path | None) -> Path:
+    """Download the file that makes a place into the first root that can be written, and say which
+    root that is.
 
     Everything happens in a scratch folder: whatever fails, no half file lies where one is sought.
+    One process downloads at a time; one that waited for another finds what that downloaded.
     """
     import pooch
 
+    base = place.split("/")[0]
     home = next((folder for folder in data_roots(root) if _writable(folder / base)), None)
     if home is None:
         raise DataError(f"cannot download {file}: none of {_list(data_roots(root))} is writable")
-    with tempfile.TemporaryDirectory(dir=home / base) as scratch:
-        new = Path(scratch, "new")
-        packed = file.endswith(".tar.gz")
-        pooch.retrieve(
-            _MIRRORS[base] + file,
-            known_hash=f"md5:{MD5[f'{base}/{file}']}",
-            fname=file,
-            path=scratch if packed else new,
-            processor=pooch.Untar(extract_dir=new.name) if packed else None,
-        )
-        for path in list(new.rglob("*")):
-            if path.is_file():
-                target = home / base / path.relative_to(new)
-                target.parent.mkdir(exist_ok=True)
-                path.replace(target)
+    with FileLock(home / base / ".lock"):
+        if (home / place).is_file():
+            return home
+        scratch = home / base / ".download"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        try:
+            new = scratch / "new"
+            packed = file.endswith(".tar.gz")
+            pooch.retrieve(
+                _MIRRORS[base] + file,
+                known_hash=f"md5:{MD5[f'{base}/{file}']}",
+                fname=file,
+                path=scratch if packed else new,
+                processor=pooch.Untar(extract_dir=new.name) if packed else None,
+            )
+            for path in list(new.rglob("*")):
+                if path.is_file():
+                    target = home / base / path.relative_to(new)
+                    target.parent.mkdir(exist_ok=True)
+                    path.replace(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return home
 
 

@@ -87,6 +87,8 @@ class Block:
 # kept where they say more than `broken`.
 BY_DRAWS = ("rate", "trial")
 BY_SAMPLE = tuple(field.name for field in fields(Block) if field.name != "adversarial")
+# What kind of numbers numpy says that they are, where they are not integers.
+_KINDS = {"broken": "b", "outside": "b"} | dict.fromkeys(("distance", "seconds", *BY_DRAWS), "f")
 
 
 class Cell(Protocol):
@@ -162,7 +164,7 @@ class FolderCell:
             note: dict[str, Any] = json.loads((self.folder / "cell.json").read_text())
         except (OSError, ValueError):
             return {}
-        return note
+        return note if isinstance(note, dict) else {}
 
 
 def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Block]:
@@ -184,15 +186,31 @@ def _decode(content: bytes, images: bool) -> Block | None:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
             # Records of earlier versions, which knew no randomised models, have no draws.
             names = [name for name in BY_SAMPLE if name in data or name not in BY_DRAWS]
-            values = {name: data[name] for name in names}
-            if len({len(value) for value in values.values()}) != 1:
-                return None
-            adversarial = data["adversarial"] if images else np.empty(0, np.float32)
-            return Block(**values, adversarial=adversarial)
+            # Points are read even where they are not wanted: a block of which they are damaged must
+            # be measured again.
+            block = Block(**{name: data[name] for name in names}, adversarial=data["adversarial"])
+        if not _is_whole(block):
+            return None
+        return block if images else replace(block, adversarial=np.empty(0, np.float32))
     except MemoryError:
         raise
     except Exception:  # a damaged file fails in more ways than numpy, zipfile and zlib list
         return None
+
+
+def _is_whole(block: Block) -> bool:
+    """Whether a block has one value of the right kind in each field for each sample, has no sample
+    twice, and has a point for each one found, or none where none are kept."""
+    n = len(block.index)
+    kinds = {name: getattr(block, name).dtype.kind for name in BY_SAMPLE}
+    return (
+        n > 0
+        and all(getattr(block, name).shape == (n,) for name in BY_SAMPLE)
+        and all(kind == _KINDS.get(name, "i") for name, kind in kinds.items())
+        and len(np.unique(block.index)) == n
+        and block.adversarial.dtype.kind == "f"
+        and len(block.adversarial) in (0, int(block.found.sum()))
+    )
 
 
 def write(path: Path, content: Callable[[BinaryIO], object]) -> None:

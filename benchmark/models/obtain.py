@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import defenses
 from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
+from benchmark.folder_lock import alone_in
 from benchmark.judge.records import write_json
 from benchmark.keys import training_key
 from benchmark.models.trained import Trained, load_into, load_saved, naming
@@ -63,12 +65,14 @@ def train(
     """Train a defense into the folder `home`, or load it if the folder holds it already.
 
     A training that was interrupted goes on from its last checkpoint in the folder. The other
-    arguments are those of `obtain`. Raises UserError where the folder holds another model, and what
-    `obtain` raises.
+    arguments are those of `obtain`. Raises UserError where the folder holds another model or
+    another process works in it, and what `obtain` raises.
     """
     if member.folder is not None:
         raise UserError(f"{member.label} is trained already: name a defense")
-    return _Training(member, dataset, threat, seed, device, parts).into(home, progress)
+    training = _Training(member, dataset, threat, seed, device, parts)
+    with alone_in(home, make=True):
+        return training.into(home, progress)
 
 
 class _Training:
@@ -110,19 +114,13 @@ class _Training:
 
     def into(self, home: Path, progress: bool) -> Trained:
         """Load the trained model from `home`, or train it into that folder."""
-        # A model that is not trained but only built is always built again, which costs nothing.
-        may_load = self.recipe.is_fitted or isinstance(self.recipe, defenses.Derived)
         if (home / CARD).exists():
-            card = defenses.read_card(home)
-            if card.get("key") != self.key:
-                raise UserError(f"{home} holds another model: name another folder, or delete it")
-            if may_load:
-                # The code and the parts of the model may have moved since it was trained.
-                origin = self._origin()
-                origin["component"]["given_label"] = card["component"].get("given_label")
-                if any(card.get(name) != value for name, value in origin.items()):
-                    write_json(home / CARD, card | origin)
-                return load_into(home, self.model, self.recipe)
+            try:
+                if kept := self._kept(home):
+                    return kept
+            except defenses.SavedModelError as error:
+                damage = str(error).rpartition(": ")[0]
+                warnings.warn(f"{damage}: it is trained again", stacklevel=2)
         home.mkdir(parents=True, exist_ok=True)
         checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
         seconds = (
@@ -131,6 +129,24 @@ class _Training:
         self._save(home, seconds)
         checkpoint.path.unlink(missing_ok=True)
         return load_saved(home)
+
+    def _kept(self, home: Path) -> Trained | None:
+        """The model in `home`; None where it is only built, not trained.
+
+        Raises UserError where it is another model, and SavedModelError where it is damaged.
+        """
+        card = defenses.read_card(home)
+        if card.get("key") != self.key:
+            raise UserError(f"{home} holds another model: name another folder, or delete it")
+        # A model that is not trained but only built is always built again, which costs nothing.
+        if not (self.recipe.is_fitted or isinstance(self.recipe, defenses.Derived)):
+            return None
+        # The code and the parts of the model may have moved since it was trained.
+        origin = self._origin()
+        origin["component"]["given_label"] = card["component"].get("given_label")
+        if any(card.get(name) != value for name, value in origin.items()):
+            write_json(home / CARD, card | origin)
+        return load_into(home, self.model, self.recipe)
 
     def _fit(self, checkpoint: defenses.Checkpoint, log: Path, progress: bool) -> float:
         """Train the model, and return how many seconds that took."""

@@ -43,6 +43,8 @@ class Measurements:
     radii    what the model's certificate says; None where it has none or that failed.
     errors   why attacks or the certificate failed; inapplicable, why attacks do not apply to the
              model.
+    lacking  the labels that lack records though nothing failed: the run was interrupted, or its
+             folder was damaged. They are among the errors.
     after    for the later attacks of a series, those before them.
     notes    on the attacks that were asked for.
     scale    (*shape), what the points of records are multiplied by to be those of the model; None:
@@ -66,6 +68,7 @@ class Measurements:
         self.keys: dict[str, str] = {}
         self.errors: dict[str, str] = {}
         self.inapplicable: dict[str, str] = {}
+        self.lacking: set[str] = set()
         self.after: dict[str, tuple[str, ...]] = {}
         self.notes = list(notes)
         self.radii: Radii | None = None
@@ -119,10 +122,20 @@ class Measurements:
             self.frames[label] = self.frames[NATURAL].iloc[:0]
         # A sample without a record must never count as robust.
         measured = self.frames[label]["index"].to_numpy() if label in self.frames else expected[:0]
-        if error is None and not np.array_equal(measured, expected):
-            error = f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
+        if error is None:
+            error = self._incomplete(label, measured)
         if error is not None:
             self.errors[label] = error
+
+    def _incomplete(self, label: str, measured: IntArray) -> str | None:
+        """Why a label does not count of which the samples `measured` (k,), sorted, are recorded;
+        None where these are all that there should be."""
+        expected = self.places[label]
+        if np.array_equal(measured, expected):
+            return None
+        if not np.isin(expected, measured).all():
+            self.lacking.add(label)
+        return f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
 
     def blocks(self, label: str, images: bool = True) -> Iterator[Block]:
         """The records under a label, of the samples that count there alone: the cell may hold more,
@@ -136,10 +149,13 @@ class Measurements:
         self.places[CERTIFIED] = np.arange(self.total)
         blocks = list(self.blocks(CERTIFIED, images=False))
         self.seconds[CERTIFIED] = float(sum(block.seconds.sum() for block in blocks))
+        if error is None:
+            indices = [np.empty(0, np.int64), *(block.index for block in blocks)]
+            error = self._incomplete(CERTIFIED, np.sort(np.concatenate(indices)))
         try:
             self.radii = Radii.of(blocks, self.total) if error is None else None
-        except ValueError as incomplete:
-            error = str(incomplete)
+        except ValueError as wrong:
+            error = str(wrong)
         if error is not None:
             self.errors[CERTIFIED] = error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.columns import Column, Row, Table, markdown, shown_in
+from benchmark.columns import Column, Row, Table, escaped, frame_csv, markdown, shown_in
 from benchmark.judge.records import write_json, write_text
 from benchmark.report.captions import caption
 from benchmark.report.curves import draw
@@ -63,13 +63,13 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     attacks = [line for line in lines(reports) if line.label in line.report.attacks and line.work]
     sections = [
         _markdown("run", run_columns(reports), reports),
-        caption(reports, spec),
+        escaped(caption(reports, spec)),
         "Work per attacked sample (mean passes; one forward can have several backwards), and "
         "distances over the samples that were broken (those left out were not):",
         _markdown("details", shown_in("details", detail_columns()), attacks),
     ]
     if remarks := _remarks(reports):
-        sections.append("\n".join(f"- {line}" for line in remarks))
+        sections.append("\n".join(f"- {escaped(line)}" for line in remarks))
     return "\n\n".join(sections) + "\n"
 
 
@@ -143,7 +143,7 @@ def write(
     curves.png. Raises UserError where the folder cannot be written."""
     frame = details(reports)
     write_text(folder / "table.md", render(reports, spec))
-    write_text(folder / "table.csv", frame.to_csv(index=False))
+    write_text(folder / "table.csv", frame_csv(frame))
     table = {
         "caption": caption(reports, spec),
         "rows": plain(reports),

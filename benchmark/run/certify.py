@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attacks import ThreatModel
+from benchmark.columns import escaped, frame_csv, frame_markdown
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import write_text
@@ -67,12 +68,12 @@ class Certified:
             "found and checked. Undecided: out of time, or too close to a tie; the robust "
             "accuracy is then an interval."
         )
-        table = pd.DataFrame([row]).to_markdown(index=False, disable_numparse=True)
-        return f"{table}\n\n{caption}"
+        table = frame_markdown(pd.DataFrame([row]))
+        return f"{table}\n\n{escaped(caption)}"
 
     def write(self, path: Path) -> None:
         """Write the records as CSV. Raises UserError where the file cannot be written."""
-        write_text(path, self.records.to_csv(index=False))
+        write_text(path, frame_csv(self.records))
 
 
 def certify_exactly(

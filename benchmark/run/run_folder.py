@@ -1,6 +1,7 @@
 """What the folder of a run holds, read without any model; `runner` says what lies where in it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
     try:
         spec = make_spec(manifest["spec"])
         reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        settings = ThreatModel(**manifest["threat"]), manifest["mode"]
+        if not reports:
+            raise ValueError("no rows")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder / 'run.json'} is damaged, or of another version: run the same command again"
         ) from error
-    if (ThreatModel(**manifest["threat"]), manifest["mode"]) != (spec.threat, spec.mode):
+    if settings != (spec.threat, spec.mode):
         raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
     return spec, manifest, reports
 
@@ -49,8 +53,33 @@ def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) ->
             after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
             report.add(label, key, cell, error, after, inapplicable)
     if NATURAL not in report.keys or NATURAL in report.errors:
-        raise UserError(f"{folder}: the clean records of {report.name!r} are not complete")
+        counted = report.errors.get(NATURAL, "none").removeprefix("incomplete: ")
+        raise UserError(
+            f"{folder}: the clean records of {report.name!r} are not complete ({counted}): run the "
+            "same command again"
+        )
     return report
+
+
+def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
+    """A line for each defense and each attack of which a run has not all records."""
+    by_name = {report.name: report for report in reports}
+    # Earlier versions did not note the attacks: all that any row has.
+    attacks = dict.fromkeys(
+        manifest.get("attacks") or [label for report in reports for label in report.attacks]
+    )
+    lines = []
+    for label in dict.fromkeys(component.label for component in spec.defenses):
+        if label not in by_name:
+            lines.append(f"{label}: not measured")
+            continue
+        report = by_name[label]
+        for attack in (*attacks, *sorted(report.lacking - attacks.keys())):
+            if attack in report.lacking:
+                lines.append(f"{label} {attack}: {report.errors[attack]}")
+            elif attack not in report.keys:
+                lines.append(f"{label} {attack}: not finished, or not begun")
+    return lines
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:

@@ -3,6 +3,7 @@
 The folder is enough to resume the run, to show its tables again, and to verify them. It holds:
 
 spec.yaml        what was asked for
+.lock            held while a process works in the folder
 run.json         what was measured: a row for each defense, with the keys of its cells
 defenses/NAME/   model.safetensors, card.json and log.csv of each trained defense
 cells/KEY/       per-sample records and adversarial examples, block by block
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 import yaml
 
+from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
+from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell, write_json, write_text
 from benchmark.keys import Identity, identify_data, identify_row
 from benchmark.models.obtain import obtain
@@ -32,9 +35,9 @@ from benchmark.run.assess import Notify, Settings, assess
 from benchmark.run.environment import environment, resolve_device
 from benchmark.run.run_folder import named
 from benchmark.run.run_samples import relabelled, samples_of
-from benchmark.spec.lineup import lineup_of
+from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.registry import load_plugins
-from benchmark.spec.roster import enrol
+from benchmark.spec.roster import Roster, enrol
 from benchmark.spec.run_spec import RunSpec
 
 Say = Callable[[str], None]
@@ -46,8 +49,8 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     What the folder already holds is not trained or measured again. `root` is where data sets are
     looked for first, and `say` is called with a line on each thing that is done.
 
-    Raises UserError, SavedModelError or TrainingError, each in one line. What was measured before
-    that stays in the folder.
+    Raises UserError, SavedModelError or TrainingError, each in one line: UserError also where
+    another process works in the folder. What was measured before that stays in the folder.
     """
     # Check all that can be refused before any work is done.
     load_plugins(spec.plugins)
@@ -60,7 +63,46 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     samples = samples_of(dataset, spec)
     data = identify_data(dataset, spec.split, spec.labels)
 
-    # Train the defenses, or load them.
+    with alone_in(folder, make=True):
+        trained = _train(roster, dataset, spec, folder, device, progress, say)
+        peers = fetch(sources_of(lineup), trained)
+
+        # Attack each of them, and note every step in the folder.
+        manifest = _begin(folder, spec, lineup, data, len(samples), device)
+        settings = Settings(spec.threat, spec.mode, spec.device, spec.block, spec.terms, progress)
+        reports = []
+        for label, target in trained.items():
+            notify = _recorder(folder, manifest, label, target, say)
+            try:
+                report = assess(
+                    label,
+                    target.model,
+                    relabelled(samples, target.model, spec),
+                    lineup,
+                    peers,
+                    settings,
+                    lambda key: FolderCell(folder / "cells" / key),
+                    identify_row(target.identity, data),
+                    dataset.classes,
+                    notify,
+                )
+            except UserError as error:
+                raise UserError(f"{label}: {error}") from error
+            reports.append(report)
+        tables.write(folder, reports, named(spec, manifest), {"run": manifest})
+    return reports
+
+
+def _train(
+    roster: Roster,
+    dataset: Dataset,
+    spec: RunSpec,
+    folder: Path,
+    device: torch.device,
+    progress: bool,
+    say: Say,
+) -> dict[str, Trained]:
+    """Train the defenses of a run, or load those that its folder has."""
     trained: dict[str, Trained] = {}
     for label, member in roster.items():
         say(f"{label}: getting the model, which is trained unless it was before")
@@ -68,36 +110,16 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
             member, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
             progress, parts_of(member, trained),
         )  # fmt: skip
-    peers = fetch(sources_of(lineup), trained)
-
-    # Attack each of them, and note every step in the folder.
-    manifest = _begin(folder, spec, data, len(samples), device)
-    settings = Settings(spec.threat, spec.mode, spec.device, spec.block, spec.terms, progress)
-    reports = []
-    for label, target in trained.items():
-        notify = _recorder(folder, manifest, label, target, say)
-        try:
-            report = assess(
-                label,
-                target.model,
-                relabelled(samples, target.model, spec),
-                lineup,
-                peers,
-                settings,
-                lambda key: FolderCell(folder / "cells" / key),
-                identify_row(target.identity, data),
-                dataset.classes,
-                notify,
-            )
-        except UserError as error:
-            raise UserError(f"{label}: {error}") from error
-        reports.append(report)
-    tables.write(folder, reports, named(spec, manifest), {"run": manifest})
-    return reports
+    return trained
 
 
 def _begin(
-    folder: Path, spec: RunSpec, data: Identity, samples: int, device: torch.device
+    folder: Path,
+    spec: RunSpec,
+    lineup: Lineup,
+    data: Identity,
+    samples: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Begin a run in a folder: write its spec, and return its manifest, which has no rows yet."""
     # Tables that an earlier run left in the folder do not belong to this run.
@@ -111,6 +133,7 @@ def _begin(
         "samples": samples,
         "mode": spec.mode,
         "threat": dataclasses.asdict(spec.threat),
+        "attacks": list(lineup.entries),
         "environment": environment(device),
         "rows": [],
     }

@@ -11,7 +11,7 @@ from benchmark.models.trained import load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import Verdict, replay
-from benchmark.run.run_folder import load_run, named
+from benchmark.run.run_folder import load_run, named, unfinished
 from benchmark.run.run_samples import relabelled, samples_again
 from benchmark.spec.run_spec import Device, RunSpec
 
@@ -23,13 +23,16 @@ class Replay:
     spec       the spec of the run.
     reports    a report on each defense, made from the records that hold.
     verdicts   one for each cell.
-    problems   a line for each thing that does not hold. The run's table holds if there are none.
+    problems   a line for each thing that does not hold.
+    missing    a line for each thing that the run lacks, because it was not finished or its folder
+               was damaged. The run's table holds if there are neither.
     """
 
     spec: RunSpec
     reports: list[Report]
     verdicts: list[Verdict]
     problems: list[str]
+    missing: list[str]
 
 
 @undisturbed()
@@ -53,10 +56,14 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]
-    if _table(folder) not in (None, [_numbers(row) for row in tables.plain(reports)]):
-        problems.append(f"{tables.JSON} says otherwise")
+    missing, table = unfinished(spec, manifest, recorded), _table(folder)
+    if table is None:
+        missing.append(f"{tables.JSON} is not written")
+    elif table != [_numbers(row) for row in tables.plain(reports)]:
+        # Where records are lacking, that may be why.
+        (missing or problems).append(f"{tables.JSON} says otherwise")
     verdicts = [verdict for row in rows for verdict in row.verdicts]
-    return Replay(named(spec, manifest), reports, verdicts, problems)
+    return Replay(named(spec, manifest), reports, verdicts, problems, missing)
 
 
 def _table(folder: Path) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.columns import escaped, frame_csv, frame_markdown
 from benchmark.judge.records import write, write_text
 from benchmark.report.report import Report
 
@@ -31,12 +32,13 @@ class Study:
 
     def markdown(self) -> str:
         """The table and its caption."""
-        return f"{self.table.to_markdown(index=False, disable_numparse=True)}\n\n{self.caption}\n"
+        paragraphs = map(escaped, self.caption.split("\n\n"))
+        return "\n\n".join([frame_markdown(self.table), *paragraphs]) + "\n"
 
     def write(self, folder: Path) -> None:
         """NAME.md, NAME.csv and NAME.png. Raises UserError where they cannot be written."""
         write_text(folder / f"{self.name}.md", self.markdown())
-        write_text(folder / f"{self.name}.csv", self.records.to_csv(index=False))
+        write_text(folder / f"{self.name}.csv", frame_csv(self.records))
         picture = folder / f"{self.name}.png"
         write(picture, lambda file: self.figure.savefig(file, format="png", dpi=150))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.columns import NONE, markdown
+from benchmark.columns import NONE, Markup, escaped, markdown
 from leaderboard.show.board_columns import BoardColumn
 from leaderboard.show.table import Line, Table
 
@@ -12,7 +12,9 @@ README, SITE = "README.md", "site/index.html"
 
 def render_readme(tables: Sequence[Table]) -> str:
     """The board's README.md."""
-    text = _rendered("README.md.j2", tables=tables, markdown=_markdown, anchor=_anchor)
+    text = _rendered(
+        "README.md.j2", tables=tables, markdown=_markdown, anchor=_anchor, escaped=escaped
+    )
     return text.rstrip() + "\n"
 
 
@@ -50,8 +52,8 @@ def _cell(column: BoardColumn, line: Line) -> str:
     text = line.cells[column.name]
     if column.links:
         links = line.links[column.name].items()
-        return ", ".join(f"[{name}]({line.folder}/{file})" for name, file in links)
-    return f"*{text}*" if column.quoted and text != NONE else text
+        return Markup(", ".join(f"[{escaped(name)}]({line.folder}/{file})" for name, file in links))
+    return Markup(f"*{escaped(text)}*") if column.quoted and text != NONE else text
 
 
 def _anchor(title: str) -> str:

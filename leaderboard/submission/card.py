@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmark.columns import NONE
+from benchmark.columns import NONE, escaped
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.record import EVIDENCE, RECORD, SPEC, Record
 
@@ -11,15 +11,16 @@ def card_text(record: Record, card: dict[str, Any]) -> str:
     """The text on a submission's model and its numbers. `card` is the content of its card.json."""
     numbers = record.numbers
     low, high = numbers.interval
-    versions = ", ".join(f"{name} {value}" for name, value in card["versions"].items())
-    options = "\n".join(f"- {key}: {value}" for key, value in card["hyperparameters"].items())
+    versions = escaped(", ".join(f"{name} {value}" for name, value in card["versions"].items()))
+    hyperparameters = card["hyperparameters"].items()
+    options = "\n".join(f"- {escaped(f'{key}: {value}')}" for key, value in hyperparameters)
     certified = NONE if numbers.certified is None else f"{100 * numbers.certified:.1f} %"
     weights = record.weights.at or WEIGHTS
     threat = card["threat"]
     against = f"within {threat['norm']} {threat['eps']:g}" if threat else "no adversary named"
-    return f"""# {record.row} on {record.data.name}
+    return f"""# {escaped(record.row)} on {escaped(record.data.name)}
 
-{record.about or "Trained as its specification says."}
+{escaped(record.about) or "Trained as its specification says."}
 
 | | |
 |---|---|
@@ -28,8 +29,8 @@ def card_text(record: Record, card: dict[str, Any]) -> str:
 | best-attack | {100 * numbers.best_attack:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |
 | certified | {certified} |
 | parameters | {card["parameters"]} |
-| weights | [{weights}]({weights}), SHA-256 {record.weights.sha256} |
-| training | {against}, seed {card["seed"]}, {card["seconds"]:g} s on {card["device"]} |
+| weights | [{escaped(weights)}]({weights}), SHA-256 {record.weights.sha256} |
+| training | {against}, seed {card["seed"]}, {card["seconds"]:g} s on {escaped(card["device"])} |
 | made with | {versions} |
 
 Files: [what was measured]({RECORD}), [how to make it again]({SPEC}), [the model's card]({CARD}),

@@ -103,25 +103,46 @@ def _list(names: list[str]) -> str:
 
 
 def _task_of(run: Path, spec: RunSpec, manifest: dict[str, Any], tasks: Mapping[str, Task]) -> Task:
-    """The task whose data and threat are those of a run. Raises UserError where there is none."""
-    if spec.mode != "table" or spec.precision not in ("model", "float32"):
-        raise UserError(
-            f"{run} was run in mode {spec.mode} and {spec.precision}: the board takes table and "
-            "float32"
-        )
-    threat = ThreatModel(**manifest["threat"])
-    for task in tasks.values():
-        # Compare the threat first, because a task has to load its data to compare them.
-        if (
-            threat == task.spec.threat
-            and manifest["data"] == task.data
-            and manifest["samples"] == len(task.samples)
-        ):
-            return task
-    raise UserError(
-        f"{run} is of no task: {manifest['samples']} images of {manifest['data']['name']} within "
-        f"{threat.norm} {threat.eps:g}; the tasks are {', '.join(tasks)}"
-    )
+    """The task whose data and settings are those of a run. Raises UserError, which says in what the
+    nearest tasks differ, where there is none."""
+    differing = {name: _differences(spec, manifest, task) for name, task in tasks.items()}
+    for name, differences in differing.items():
+        if not differences:
+            return tasks[name]
+    fewest = min(map(len, differing.values()), default=0)
+    nearest = [
+        f"{name} wants {', '.join(differences)}"
+        for name, differences in differing.items()
+        if len(differences) == fewest
+    ]
+    raise UserError(f"{run} is of no task: {'; '.join(nearest) or 'the board has none'}")
+
+
+def _differences(spec: RunSpec, manifest: dict[str, Any], task: Task) -> list[str]:
+    """What a task wants, and what a run has in its place, for each setting in which they differ."""
+    wanted, threat, data = task.spec, ThreatModel(**manifest["threat"]), manifest["data"]
+    settings: dict[str, tuple[Any, Any]] = {
+        "data": (task.dataset.name, data["name"]),
+        "split": (wanted.split, spec.split),
+        "labels": (wanted.labels, data.get("labels", "data")),
+        "norm": (wanted.norm, threat.norm),
+        "eps": (f"{wanted.eps:g}", f"{threat.eps:g}"),
+        "bounded": (wanted.bounded, spec.bounded),
+        "mode": ("table", spec.mode),
+        "precision": ("float32", {"model": "float32"}.get(spec.precision, spec.precision)),
+    }
+    differences = [
+        f"{name} {want} and not {has}" for name, (want, has) in settings.items() if want != has
+    ]
+    # What else may differ is known only from the images, which need not be at hand for other data.
+    if task.dataset.name == data["name"]:
+        if len(task.samples) != manifest["samples"]:
+            differences.append(f"samples {len(task.samples)} and not {manifest['samples']}")
+        if not differences and task.data != data:
+            differences.append("the images that it was made with, and not others of that name")
+        if not differences and threat != wanted.threat:
+            differences.append(f"exactly {wanted.threat} and not {threat}")
+    return differences
 
 
 def _check_whole(run: Path, report: Report, task: Task) -> None:

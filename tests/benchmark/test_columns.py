@@ -1,11 +1,27 @@
 """Columns: what they print, where they are shown, and what captions say of them."""
 
+import io
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmark.columns import Column, Shown, Table, captions, decimals, percent, shown_in
+from benchmark.columns import (
+    Column,
+    Markup,
+    Shown,
+    Table,
+    captions,
+    decimals,
+    escaped,
+    frame_csv,
+    frame_markdown,
+    markdown,
+    percent,
+    shown_in,
+)
 from benchmark.report.paired import Paired
 from benchmark.report.report_columns import detail_columns, report_columns
 
@@ -62,3 +78,36 @@ def test_chance_is_that_of_a_fair_coin() -> None:
     assert paired.chance() == pytest.approx(1 / 4)
     assert Paired(0, 3).chance("greater") == pytest.approx(1)
     assert Paired.of(first, first).chance() == 1
+
+
+HOSTILE = "a|b\n<script>&`c`\\"
+
+
+def test_texts_of_users_are_shown_as_they_are_in_markdown() -> None:
+    shown = r"a\|b &lt;script&gt;&amp;\`c\`" + "\\\\"
+    assert escaped(HOSTILE) == escaped(escaped(HOSTILE)) == shown
+    table = markdown([HOSTILE, "n"], [[HOSTILE, "-1"]], [True, False])
+    framed = frame_markdown(pd.DataFrame({HOSTILE: [HOSTILE], "n": [-1]}))
+    for text in (table, framed):
+        head, _, row = text.splitlines()
+        assert re.split(r"(?<!\\)\|", head)[1].strip() == shown
+        assert [cell.strip() for cell in re.split(r"(?<!\\)\|", row)][1:3] == [shown, "-1"]
+
+
+def test_markup_is_not_escaped_again() -> None:
+    assert "[a](b)" in markdown(["x"], [[Markup("[a](b)|")]], [True])
+    assert markdown(["x"], [[Markup("a`b")]], [True]).endswith("| a`b |")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+a", "-a", "@a", "\ta", "=cmd|' /C calc'!A0", "-1-1"])
+def test_a_spreadsheet_runs_no_text(text: str) -> None:
+    frame = pd.DataFrame({text: [text], "n": [-0.5]})
+    read = pd.read_csv(io.StringIO(frame_csv(frame)))
+    assert read.to_dict("list") == {f"'{text}": [f"'{text}"], "n": [-0.5]}
+
+
+def test_all_else_is_written_to_csv_as_it_is() -> None:
+    frame = pd.DataFrame(
+        {"x": [-1, 2], "y": [0.1, math.nan], "z": ["-0.5", "a,\n=b"], "w": ["-", None], "b": True}
+    )
+    assert frame_csv(frame) == frame.to_csv(index=False)

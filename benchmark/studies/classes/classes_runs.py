@@ -15,6 +15,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
 from benchmark.errors import UserError
+from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
 from benchmark.keys import identify_data, identify_row, identify_side
@@ -99,18 +100,14 @@ def classes(
     _check(spec, lineup)
     base = load_dataset(spec.data, root)
     numbers = _numbers(counts, base.classes)
-    data = [
-        (number, other(order(base, str(number)), str(count)))
-        for number in range(1, orders + 1)
-        for count in numbers
-    ]
     job = _Job(spec, texts, folder, resolve_device(spec.device), progress, say)
     attacked = spec.defenses[0]
-    models = [
-        job.study(number, dataset, defense, lineup if defense is attacked else Lineup({}))
-        for number, dataset in data
-        for defense in spec.defenses
-    ]
+    with alone_in(folder, make=True):
+        models = [
+            job.study(number, dataset, defense, lineup if defense is attacked else Lineup({}))
+            for number, dataset in _datasets(base, orders, numbers)
+            for defense in spec.defenses
+        ]
     records = pd.DataFrame([row for model in models for row in model.rows])
     rest = float(np.mean([model.rest for model in models]))
     distances = {}
@@ -135,6 +132,13 @@ def _numbers(counts: str, most: int) -> list[int]:
         return sorted({known[count.strip()] for count in counts.split(",")})
     except KeyError as error:
         raise UserError(f"classes are 2 to {most}, as in 2,{most}, not {counts!r}") from error
+
+
+def _datasets(base: Dataset, orders: int, numbers: Sequence[int]) -> Iterator[tuple[int, Dataset]]:
+    """The data of each model, with the number of its order of the classes."""
+    for number in range(1, orders + 1):
+        for count in numbers:
+            yield number, other(order(base, str(number)), str(count))
 
 
 def _check(spec: RunSpec, lineup: Lineup) -> None:

@@ -16,6 +16,7 @@ import yaml
 from benchmark.data.separation import inter_class_distance, log_volumes
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
+from benchmark.folder_lock import alone_in
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.judge.records import write_text
 from benchmark.models.others import check_fit
@@ -73,21 +74,22 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
         raise UserError(f"{folder} holds a run: name another folder")
     points = spec.points()
     _check(spec, points, how.root)
-    # From here on the folder is this study's: the tables of an earlier one would not be.
-    for name in (NAME, "ranks"):
-        for ending in ("md", "csv", "png"):
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
-    write_text(folder / SPEC, yaml.safe_dump(spec.flat(), sort_keys=False))
-    rows: list[dict[str, object]] = []
-    reports: list[Report] = []
-    for labels, run_spec in points.items():
-        home = folder / POINTS / spec.at(labels)
-        how.say(home.name)
-        axes = dict(zip(spec.over, labels, strict=True))
-        by_setting = _runs(spec, run_spec, home, how)
-        reports += [report for of_setting in by_setting.values() for report in of_setting]
-        numbers = [*_accuracies(by_setting), *_others(spec, run_spec, home, how.root)]
-        rows += [axes | number for number in numbers]
+    with alone_in(folder, make=True):
+        # From here on the folder is this study's: the tables of an earlier one would not be.
+        for name in (NAME, "ranks"):
+            for ending in ("md", "csv", "png"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        write_text(folder / SPEC, yaml.safe_dump(spec.flat(), sort_keys=False))
+        rows: list[dict[str, object]] = []
+        reports: list[Report] = []
+        for labels, run_spec in points.items():
+            home = folder / POINTS / spec.at(labels)
+            how.say(home.name)
+            axes = dict(zip(spec.over, labels, strict=True))
+            by_setting = _runs(spec, run_spec, home, how)
+            reports += [report for of_setting in by_setting.values() for report in of_setting]
+            numbers = [*_accuracies(by_setting), *_others(spec, run_spec, home, how.root)]
+            rows += [axes | number for number in numbers]
     records = pd.DataFrame(rows)
     about = caption(spec, records, reports)
     return Study(NAME, records, table(spec, records), about, draw(spec, records))

@@ -5,7 +5,9 @@ import os
 import pickle
 import struct
 import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,11 @@ def _serve(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], bytes]) -> N
         Path(output_file).write_bytes(answer(url))
 
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", download)
+
+
+def _files(folder: Path) -> list[str]:
+    """What a folder holds, but for the lock that downloads leave in it."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def _no_network(url: str) -> bytes:
@@ -245,7 +252,7 @@ def test_missing_files_are_downloaded_once(
     first = load_dataset("mnist", root).test
     assert same(first, load_dataset("mnist", root).test)
     assert [url.rsplit("/", 1)[1] for url in asked] == list(mirror)
-    assert sorted(path.name for path in (root / "mnist").iterdir()) == sorted(mirror)
+    assert _files(root / "mnist") == sorted(mirror)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -259,7 +266,7 @@ def test_a_download_goes_to_the_first_root_that_can_be_written(
     monkeypatch.setenv("BESTATTACK_DATA", str(env if given else tmp_path / "file"))
     assert len(load_dataset("mnist", tmp_path / "file").test.y) == 3
     home = env if given else tmp_path / "cache" / "data"
-    assert sorted(path.name for path in (home / "mnist").iterdir()) == sorted(mirror)
+    assert _files(home / "mnist") == sorted(mirror)
 
 
 def test_cifar10_is_downloaded_as_an_archive(
@@ -277,7 +284,7 @@ def test_cifar10_is_downloaded_as_an_archive(
     _serve(monkeypatch, _no_network)
     assert same(test, load_dataset("cifar10", tmp_path / "mirror").test)
     assert len(dataset.train.y) == sum(len(_cifar(i)[1]) for i in range(5))
-    assert [path.name for path in (root / "cifar10").iterdir()] == ["cifar-10-batches-py"]
+    assert _files(root / "cifar10") == ["cifar-10-batches-py"]
 
 
 @pytest.mark.parametrize("base", ["mnist", "fashion-mnist", "cifar10"])
@@ -296,8 +303,28 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(
     message = refusal(lambda: load_dataset(base, root).test)
     for part in (base, str(root), reason, "BESTATTACK_DATA"):
         assert part in message
-    assert not [path for path in root.rglob("*") if path.is_file()]
     assert [path.name for path in root.iterdir()] == [base]
+    assert _files(root / base) == []
+
+
+def test_downloads_at_once_do_not_disturb_each_other(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror, asked = _mnist_mirror(tmp_path), []
+    # What a process that was killed leaves.
+    (root / "mnist" / ".download" / "new").mkdir(parents=True)
+
+    def answer(url: str) -> bytes:
+        asked.append(url.rsplit("/", 1)[1])
+        time.sleep(0.05)
+        return mirror[asked[-1]]
+
+    _serve(monkeypatch, answer)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: load_dataset("mnist", root).test, range(4))
+    assert all(same(first, other) for other in others)
+    assert sorted(asked) == sorted(mirror)
+    assert _files(root / "mnist") == sorted(mirror)
 
 
 def test_no_folder_to_download_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from attacks import ThreatModel
+from benchmark.columns import escaped
 from benchmark.judge.records import Block, IntArray, MemoryCell
 from benchmark.report import tables
 from benchmark.report.accuracy import Accuracy
@@ -333,7 +335,8 @@ def test_all_that_is_written_agrees(tmp_path: Path, report: Report) -> None:
                 assert of_csv[label]["accuracy"] == ""
                 assert of_csv[label]["error"] == plain["errors"][label] == one.errors[label]
                 assert (printed[label], detailed[ROBUST]) == ("error", "-")
-                assert f"- {one.name}: {label} failed: {one.errors[label]}" in text.splitlines()
+                line = escaped(f"{one.name}: {label} failed: {one.errors[label]}")
+                assert f"- {line}" in text.splitlines()
             else:
                 assert value == one.per_attack[label] == float(of_csv[label]["accuracy"])
                 assert printed[label] == f"{100 * value:.1f}"
@@ -348,3 +351,25 @@ def test_a_report_without_attacks_yet_can_be_printed() -> None:
     (wide, _) = _markdown_tables(text)
     assert wide.iloc[0].tolist() == ["a defense", "75.0", "-", "-"]
     assert "worst case per sample over none yet" in text
+
+
+def test_texts_of_users_cannot_break_a_table(tmp_path: Path) -> None:
+    hostile, shown = "=x|\n<b>&`", r"=x\| &lt;b&gt;&amp;\`"
+    report = _report(4, [3])
+    report.name, report.notes = hostile, [f"note {hostile}"]
+    report.add(f"a{hostile}", "ka", _cell([0, 1, 2], {}), None)
+    report.add(f"b{hostile}", "kb", _cell([], {}), f"RuntimeError: {hostile}")
+    tables.write(tmp_path, [report], SPEC, {})
+    text = (tmp_path / "table.md").read_text()
+    assert "<b>" not in text
+    wide, caption, _, details, remarks = text.rstrip("\n").split("\n\n")
+    columns = wide.splitlines()[1].count("|")
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in wide.splitlines()] == [columns] * 3
+    assert len(details.splitlines()) == 4
+    assert f"worst case per sample over a{shown})" in caption
+    assert f"- note {shown}" in remarks
+    assert f"- {shown}: b{shown} failed: RuntimeError: {shown}" in remarks
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text(), newline="")))
+    assert {row["defense"] for row in rows} == {f"'{hostile}"}
+    # JSON has them as they are.
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["defense"] == hostile

@@ -194,15 +194,17 @@ def test_a_run_of_a_model_without_float64_holds(tmp_path: Path, cli: Cli, plugin
     assert cli("verify", tmp_path).status == 0
 
 
-def _fault_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
-    """Interrupt the n-th block of radii; the size of each block is noted."""
+def _fault_at(
+    monkeypatch: pytest.MonkeyPatch, call: int, fault: BaseException | None = None
+) -> list[int]:
+    """Interrupt the n-th block of radii, or let it fail; the size of each block is noted."""
     sizes: list[int] = []
     work = Subject.certify
 
     def certify(self: Subject, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes.append(len(x))
         if len(sizes) == call:
-            raise KeyboardInterrupt
+            raise fault or KeyboardInterrupt
         return work(self, x)
 
     monkeypatch.setattr(Subject, "certify", certify)
@@ -220,7 +222,7 @@ def test_a_certificate_goes_on_where_it_was_interrupted(
     assert cli("report", out).status == 0
     (row,) = _rows(out)
     assert (row["certified"], row["per_attack"], row["best_attack"]) == (None, {}, None)
-    assert cli("verify", out).status == 0
+    _refused(cli("verify", out), "is not finished, what there is holds: ")
 
     with monkeypatch.context() as patch:
         sizes = _fault_at(patch, 0)
@@ -287,6 +289,20 @@ def test_radii_that_were_deleted_leave_the_run_incomplete(run: Path, cli: Cli) -
     _tampered(cli, run, f"{HONEST} certified: incomplete: 64 of 96 samples are recorded")
     assert _rows(run)[0]["certified"] is None
     assert "certified failed: incomplete" in (run / "table.md").read_text()
+
+
+def test_a_certificate_that_fails_ends_with_status_3(
+    tmp_path: Path, cli: Cli, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*_words(plugin, HONEST), "--out", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        _fault_at(patch, 2, RuntimeError("no"))
+        ended = cli(*words)
+    assert (ended.status, ended.err.count("\n")) == (3, 1)
+    failed = f"failed, and counted for nothing: {HONEST}: certified: "
+    assert ended.err.startswith(f"bestattack: {failed}")
+    assert f"- {HONEST}: certified failed: RuntimeError: no" in ended.out
+    assert cli(*words).status == 0
 
 
 def test_a_certificate_that_was_left_out_is_found(run: Path, cli: Cli) -> None:

@@ -175,7 +175,11 @@ def test_an_attack_that_raises_is_an_error_and_goes_on_where_it_stopped(
 
     with monkeypatch.context() as patch:
         _faulty(patch, PGD, 2, fault)
-        assert cli("run", *WORDS, "--out", tmp_path).status == 0
+        ended = cli("run", *WORDS, "--out", tmp_path)
+    assert (ended.status, ended.err.count("\n")) == (3, 1)
+    assert ended.err.startswith(
+        "bestattack: failed, and counted for nothing: vanilla/epochs=2: pgd/steps=5: the reasons "
+    )
     (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
     (of_whole,) = json.loads((whole / "table.json").read_text())["rows"]
     assert row["errors"] == {"pgd/steps=5": "RuntimeError: two lines"}

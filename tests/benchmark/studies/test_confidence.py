@@ -126,7 +126,7 @@ def run(whole: Path, cli: Cli) -> Path:
         }
         spec = whole.with_name("spec.yaml")
         spec.write_text(yaml.safe_dump(values))
-        assert cli("run", spec, "--quiet", "--out", whole).status == 0
+        assert cli("run", spec, "--quiet", "--out", whole).status == 3
     return whole
 
 

@@ -51,7 +51,7 @@ def test_it_is_written_as_it_is_measured(cli: Cli, tmp_path: Path) -> None:
         )
     # All pixels of a binary image are in corners.
     table = (tmp_path / "data.md").read_text().splitlines()
-    header = ["data", "images", "> 1", "> 1.5", "smallest", "median", "inter-class distance"]
+    header = ["data", "images", "&gt; 1", "&gt; 1.5", "smallest", "median", "inter-class distance"]
     assert [cell.strip() for cell in table[0].split("|")[1:8]] == header
     assert [cell.strip() for cell in table[3].split("|")[-3:-1]] == ["-128.0", "-128.0 to -64.0"]
 

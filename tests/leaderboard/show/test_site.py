@@ -1,5 +1,6 @@
 """The page: whole by itself, and it sorts in a real browser."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.show.render import SITE
+from leaderboard.show.render import SITE, render_readme, render_site
+from leaderboard.show.table import make_table
 from leaderboard.submission.record import read_record
+from leaderboard.submission.submission import open_row
 from tests.leaderboard.conftest import Small
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -37,6 +40,29 @@ def test_the_page_has_the_numbers_of_the_tables(made: Small) -> None:
     for row in rows:
         for number in re.findall(r"\d+\.\d(?: \[\d+\.\d, \d+\.\d\])?", row):
             assert number in text
+
+
+def test_texts_of_users_are_shown_as_they_are(made: Small) -> None:
+    """Records hold no markup; where they did, it would do nothing."""
+    hostile = "<i>&x|`y`\nz"
+    (task,) = made.tasks.values()
+    table = make_table(task, [open_row(made.rows / "vanilla", made.tasks)])
+    (line,) = table.lines
+    record = line.record.model_copy(update={"row": hostile, "about": hostile})
+    cells = {name: text if name in line.links else hostile for name, text in line.cells.items()}
+    links = line.links | {"defense": {hostile: "README.md"}}
+    line = dataclasses.replace(line, record=record, cells=cells, links=links)
+    table = dataclasses.replace(
+        table, lines=[line], caption=hostile, sources=[hostile], claims=[hostile]
+    )
+    page, text = render_site([table]), render_readme([table])
+    assert "<i>" not in page
+    assert page.count("&lt;i&gt;&amp;x|`y`") >= 6
+    shown = r"&lt;i&gt;&amp;x\|\`y\` z"
+    assert "<i>" not in text
+    assert f"| [{shown}](rows/digits/vanilla/README.md)" in text
+    for start in ("> ", "[1] ", "- ", f"- **{shown}**: "):
+        assert f"{start}{shown}" in text
 
 
 def _shown(page: Path, tmp_path: Path, script: str) -> str:

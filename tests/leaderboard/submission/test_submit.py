@@ -99,9 +99,19 @@ def test_a_run_of_no_task_is_refused(made: Small, cli: Cli, tmp_path: Path) -> N
     run = tmp_path / "run"
     words = ["--samples", "10", "--defense", "vanilla/epochs=1", "--attack", "pgd/steps=1"]
     assert cli("run", "--eps", "0.5", *words, "--out", run, "--quiet").status == 0
-    line = f"{run} is of no task: 10 images of digits within l2 0.5; the tasks are digits"
-    refused(cli("leaderboard", "submit", run, "--board", made.board), line)
+    submit = ("leaderboard", "submit", run, "--board", made.board)
+    refused(cli(*submit), f"{run} is of no task: digits wants samples 60 and not 10")
+    others = ["--norm", "linf", "--split", "train", "--labels", "predictions", "--mode", "cascade"]
+    others += ["--precision", "float64", "--data", "digits/pair=4-9"]
+    assert cli("run", "--eps", "0.1", *words, *others, "--out", run, "--quiet").status == 0
+    refused(
+        cli(*submit),
+        f"{run} is of no task: digits wants data digits and not digits/pair=4-9, split test and "
+        "not train, labels data and not predictions, norm l2 and not linf, eps 0.5 and not 0.1, "
+        "mode table and not cascade, precision float32 and not float64",
+    )
     words[1] = "60"
+    shutil.rmtree(run)
     assert cli("run", "--eps", "0.5", *words, "--out", run, "--quiet").status == 0
     line = (
         f"{run}: vanilla/epochs=1: task digits needs the attack PGD: run the task's specification "
