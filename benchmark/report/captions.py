@@ -10,14 +10,17 @@ from benchmark.spec.run_spec import RunSpec
 # How norms are printed.
 NORMS = {"l2": "L2", "linf": "L-infinity"}
 
+# How many classes a caption names.
+_NAMED = 10
+
 
 def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """What the numbers of a run's table are over."""
     first = reports[0]
-    images = f"{first.total} {f'{spec.data} {spec.split} ' if spec else ''}images"
     return (
-        f"Accuracy in % over all {images}, {NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
-        + (on_settings(spec) if spec else "")
+        f"Accuracy in % over {images(first, spec)}, "
+        f"{NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
+        + (on_settings(spec, first) if spec else "")
         + on_models(reports)
         + "A sample counts as robust if it is classified correctly and the attack of the column "
         f"does not break it; {' '.join(captions('run', run_columns(reports)))}"
@@ -25,9 +28,30 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     )
 
 
-def on_settings(spec: RunSpec) -> str:
-    """What a caption says of settings that change what its words mean."""
-    text = ""
+def images(report: Measurements, spec: RunSpec | None) -> str:
+    """How a caption calls the images that a report is on: how many, of what, and how chosen."""
+    what, choice = f"{spec.data} {spec.split} images" if spec else "images", report.choice
+    if choice is None or report.total == choice.of:
+        return f"all {report.total} {what}"
+    if choice.choose == "first":
+        return f"the first {report.total} of {choice.of} {what}"
+    drawn = "at random" if choice.choose == "random" else "stratified by class"
+    return f"{report.total} of {choice.of} {what} ({drawn}, seed {choice.seed})"
+
+
+def _on_missing(report: Measurements) -> str:
+    """What a caption says of classes that no image is of."""
+    missing = report.choice.missing if report.choice else []
+    if not missing:
+        return ""
+    named = f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}"
+    return f"No image is of the class{'es' if len(missing) > 1 else ''} {named}. "
+
+
+def on_settings(spec: RunSpec, report: Measurements) -> str:
+    """What a caption says of settings that change what its words mean, and of a choice of samples
+    that lacks classes."""
+    text = _on_missing(report)
     if not spec.bounded:
         text += "Perturbed images may leave [0, 1]. "
     if spec.labels == "predictions":

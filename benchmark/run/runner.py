@@ -19,19 +19,21 @@ from typing import Any
 import torch
 import yaml
 
+from benchmark.data.choice import Choice
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import FolderCell, write_json, write_text
-from benchmark.keys import Identity, identify_data, identify_row
+from benchmark.keys import Identity, identify_row
 from benchmark.models.obtain import obtain
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report import tables
+from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
 from benchmark.run.environment import environment, resolve_device
 from benchmark.run.run_folder import named
-from benchmark.run.run_samples import relabelled, samples_of
+from benchmark.run.run_samples import choice_of, identify_samples, relabelled, samples_of
 from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import enrol
@@ -58,7 +60,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     dataset = load_dataset(spec.data, root)
     check_fit(roster, dataset)
     samples = samples_of(dataset, spec)
-    data = identify_data(dataset, spec.split, spec.labels)
+    data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)
 
     # Train the defenses, or load them.
     trained: dict[str, Trained] = {}
@@ -71,7 +73,7 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     peers = fetch(sources_of(lineup), trained)
 
     # Attack each of them, and note every step in the folder.
-    manifest = _begin(folder, spec, data, len(samples), device)
+    manifest = _begin(folder, spec, data, choice, len(samples), device)
     settings = Settings(spec.threat, spec.mode, spec.device, spec.block, spec.terms, progress)
     reports = []
     for label, target in trained.items():
@@ -91,13 +93,20 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
             )
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
+        report.choice = choice
         reports.append(report)
+    find_left_out(reports, folder / "cells", spec.seed)
     tables.write(folder, reports, named(spec, manifest), {"run": manifest})
     return reports
 
 
 def _begin(
-    folder: Path, spec: RunSpec, data: Identity, samples: int, device: torch.device
+    folder: Path,
+    spec: RunSpec,
+    data: Identity,
+    choice: Choice,
+    samples: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Begin a run in a folder: write its spec, and return its manifest, which has no rows yet."""
     # Tables that an earlier run left in the folder do not belong to this run.
@@ -109,6 +118,7 @@ def _begin(
         "spec": plain,
         "data": data,
         "samples": samples,
+        "choice": dataclasses.asdict(choice),
         "mode": spec.mode,
         "threat": dataclasses.asdict(spec.threat),
         "environment": environment(device),

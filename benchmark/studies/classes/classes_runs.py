@@ -17,13 +17,13 @@ from benchmark.data.variants import order, other
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
-from benchmark.keys import identify_data, identify_row, identify_side
+from benchmark.keys import identify_row, identify_side
 from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.run.environment import resolve_device
-from benchmark.run.run_samples import samples_of
+from benchmark.run.run_samples import identify_samples, samples_of
 from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Lineup, choose
@@ -104,7 +104,7 @@ def classes(
         for number in range(1, orders + 1)
         for count in numbers
     ]
-    job = _Job(spec, texts, folder, resolve_device(spec.device), progress, say)
+    job = _Job(spec, base, texts, folder, resolve_device(spec.device), progress, say)
     attacked = spec.defenses[0]
     models = [
         job.study(number, dataset, defense, lineup if defense is attacked else Lineup({}))
@@ -153,9 +153,11 @@ def _check(spec: RunSpec, lineup: Lineup) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """How models are trained and measured; `budgets` are eps, ascending, each with its text."""
+    """How models are trained and measured; `budgets` are eps, ascending, each with its text. The
+    same images of `base`, the data with its classes as they are, are measured for all of them."""
 
     spec: RunSpec
+    base: Dataset
     budgets: Mapping[float, str]
     folder: Path
     device: torch.device
@@ -173,7 +175,7 @@ class _Job:
             configured(component), dataset, self.spec.training_threat, self.spec.seed,
             self.folder / "defenses", self.device, self.progress, {},
         )  # fmt: skip
-        samples = samples_of(dataset, self.spec)
+        samples = samples_of(dataset, self.spec, self.base)
         first = samples.y.numpy() == 0
         reached, flags = self._attacked(name, model, dataset, samples, first, lineup)
         closest = np.min(list(reached.values()), axis=0)
@@ -260,7 +262,7 @@ class _Job:
         hide which of the others is near. The rest must become the first class (targeted)."""
         spec, task = self.spec, model.model
         of_side = Samples(samples.x[side], samples.y[side], samples.number[side])
-        row = identify_row(model.identity, identify_data(dataset, spec.split))
+        row = identify_row(model.identity, identify_samples(dataset, spec, self.base))
         if of_side.y.any():
             task = FirstAgainstRest(task).eval()
             of_side = replace(of_side, y=torch.ones_like(of_side.y))
