@@ -184,9 +184,10 @@ def test_what_a_guess_or_one_answer_could_do_is_flagged(
 ) -> None:
     cell = _cell(range(TOTAL), set(range(right, TOTAL)), 0, 0)
     (block,) = cell.blocks()
-    labels = np.where(np.arange(TOTAL) < of_class, 0, 1 + np.arange(TOTAL) % max(of_class, 9))
+    labels = np.where(np.arange(TOTAL) < of_class, 0, 1 + np.arange(TOTAL))
+    predicted = np.where(block.broken, TOTAL + 1, labels)
     cells = MemoryCell()
-    cells.add(dataclasses.replace(block, label=labels))
+    cells.add(dataclasses.replace(block, label=labels, predicted=predicted))
     report = Report("a defense", ThreatModel("l2", 0.5), "table", TOTAL, logits=10)
     report.add(NATURAL, "k", cells, None)
     assert list(report.flags) == (["chance"] if flagged else [])

@@ -1,4 +1,4 @@
-"""The samples of a run: chosen as asked, named in its table, and the same wherever they are read."""
+"""The samples of a run: chosen as asked, named in its table, the same wherever they are read."""
 
 import json
 from collections.abc import Iterator
