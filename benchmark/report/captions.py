@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 
 from benchmark.columns import captions
+from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
 from benchmark.spec.run_spec import RunSpec
 
 # How norms are printed.
 NORMS = {"l2": "L2", "linf": "L-infinity"}
+# What captions call the ways in which images are chosen.
+CHOSEN = {"first": "the first", "random": "at random", "stratified": "stratified by class"}
 
 # How many classes a caption names.
 _NAMED = 10
@@ -30,18 +33,22 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
 
 def images(report: Measurements, spec: RunSpec | None) -> str:
     """How a caption calls the images that a report is on: how many, of what, and how chosen."""
-    what, choice = f"{spec.data} {spec.split} images" if spec else "images", report.choice
-    if choice is None or report.total == choice.of:
-        return f"all {report.total} {what}"
+    what = f"{spec.data} {spec.split} images" if spec else "images"
+    return chosen(report.total, report.choice, what)
+
+
+def chosen(total: int, choice: Choice | None, what: str) -> str:
+    """How a caption calls so many of what there is, which were chosen."""
+    if choice is None or total == choice.of:
+        return f"all {total} {what}"
     if choice.choose == "first":
-        return f"the first {report.total} of {choice.of} {what}"
-    drawn = "at random" if choice.choose == "random" else "stratified by class"
-    return f"{report.total} of {choice.of} {what} ({drawn}, seed {choice.seed})"
+        return f"the first {total} of {choice.of} {what}"
+    return f"{total} of {choice.of} {what} ({CHOSEN[choice.choose]}, seed {choice.seed})"
 
 
-def _on_missing(report: Measurements) -> str:
+def on_missing(choice: Choice | None) -> str:
     """What a caption says of classes that no image is of."""
-    missing = report.choice.missing if report.choice else []
+    missing = choice.missing if choice else []
     if not missing:
         return ""
     named = f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}"
@@ -51,7 +58,7 @@ def _on_missing(report: Measurements) -> str:
 def on_settings(spec: RunSpec, report: Measurements) -> str:
     """What a caption says of settings that change what its words mean, and of a choice of samples
     that lacks classes."""
-    text = _on_missing(report)
+    text = on_missing(report.choice)
     if not spec.bounded:
         text += "Perturbed images may leave [0, 1]. "
     if spec.labels == "predictions":

@@ -23,7 +23,7 @@ from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.run.environment import resolve_device
-from benchmark.run.run_samples import identify_samples, samples_of
+from benchmark.run.run_samples import choice_of, identify_samples, samples_of
 from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Lineup, choose
@@ -121,7 +121,7 @@ def classes(
             for end in (numbers[0], numbers[-1])
         }
     about = caption(
-        spec, base.name, len(models[0].closest), orders, rest, distances,
+        spec, base.name, len(models[0].closest), choice_of(base, spec), orders, rest, distances,
         [model.flags for model in models],
     )  # fmt: skip
     figure = draw(records, spec, texts, rest, distances)
