@@ -21,7 +21,7 @@ _REPORTED = " (reported)"
 
 # What captions say of each measure.
 _SAID = {
-    TRAIN: "train: over as many training images, the first, with the labels trained on.",
+    TRAIN: "train: over as many training images, chosen alike, with the labels trained on.",
     "predictions": (
         "predictions: correct is what the model says of the clean image (robustness with respect "
         "to predictions)."
