@@ -13,11 +13,13 @@ from torch import Tensor
 from attacks import PGD, Problem
 from benchmark.data.sets import load_dataset
 from benchmark.judge.evaluator import Samples
+from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import choice_of, choose_of, identify_samples, samples_again
 from benchmark.run.run_samples import samples_of as chosen
 from benchmark.spec.registry import load_plugin
 from benchmark.spec.run_spec import RunSpec, make_spec
+from benchmark.studies.coherence import of_members
 from tests.benchmark.conftest import Cli, refused
 
 # The digits, sorted by class.
@@ -223,3 +225,16 @@ def test_a_choice_that_was_changed_is_noticed(plugin: Path, tmp_path: Path, cli:
     (tmp_path / "run.json").write_text(written.replace('"choose": "first"', '"choose": "random"'))
     line = f"mine is not the data that {tmp_path} was measured on"
     refused(cli("verify", tmp_path), line)
+
+
+def test_studies_look_at_the_images_of_the_run(plugin: Path, tmp_path: Path, cli: Cli) -> None:
+    words = ("--plugin", plugin, "--data", "mine", "--samples", 20, "--eps", 0.5, "--quiet")
+    model = ("--defense", "ensemble/epochs=0", "--attack", "pgd/steps=1")
+    assert cli("run", *words, *model, "--out", tmp_path).status == 0
+    assert cli("study", "coherence", tmp_path).status == 0
+    found = pd.read_csv(tmp_path / "coherence.csv")["coherence"]
+    saved = load_saved(tmp_path / load_run(tmp_path)[1]["rows"][0]["model"]).model
+    split, number = load_dataset("mine").test, _again(tmp_path).number
+    assert number.max() > 300
+    wanted = of_members(saved.members, split.x[number], split.y[number])  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
