@@ -40,6 +40,9 @@ from defenses.weights import feed, fingerprint
 
 Identity = dict[str, Any]
 
+# What the identity of an attack's records adds to that of the verdicts on clean images.
+_OF_ATTACKS = ("threat", "attack", "seed", "block", "samples")
+
 
 def key_of(identity: Identity) -> str:
     """The key of an identity: the first 16 hexadecimal digits of its SHA-256."""
@@ -47,16 +50,23 @@ def key_of(identity: Identity) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def identify_data(dataset: Dataset, split: Part, labels: str = "data") -> Identity:
+def identify_data(
+    dataset: Dataset, split: Part, labels: str = "data", order: IntArray | None = None
+) -> Identity:
     """The identity of the images and labels in a split of a data set.
 
-    How many of the images are used is not in it, because cells hold records by sample.
+    order  (n,), the numbers of all samples in the order in which they are used; None where that is
+           the order of the split.
 
-    Invalidated by another name of the data set, by any other image or label in the split, and by
-    another choice of `labels` (as in a `RunSpec`).
+    How many of the images are used is not in it, because cells hold records by their place in that
+    order.
+
+    Invalidated by another name of the data set, by any other image or label in the split, by
+    another choice of `labels` (as in a `RunSpec`), and by another order.
     """
     identity = {"name": dataset.name, "sha256": dataset.fingerprint(split)}
-    return identity | ({} if labels == "data" else {"labels": labels})
+    identity |= {} if labels == "data" else {"labels": labels}
+    return identity | ({} if order is None else {"order": _digest(order)})
 
 
 def identify_attack(attack: Attack, peers: Mapping[str, Identity]) -> Identity:
@@ -231,9 +241,15 @@ def identify_attacked(
         "seed": seed,
     }
     if attack.facts.by_block:
-        digest = hashlib.sha256(samples.astype("<i8").tobytes()).hexdigest()[:16]
-        identity |= {"block": block, "samples": digest}
+        identity |= {"block": block, "samples": _digest(samples)}
     return identity
+
+
+def is_attacked(identity: Identity, natural: Identity, threat: ThreatModel, seed: int) -> bool:
+    """Whether an identity is one that `identify_attacked` gives, of any attack, for these."""
+    about = {key: value for key, value in identity.items() if key not in _OF_ATTACKS}
+    facts = identity.get("threat"), identity.get("seed")
+    return "attack" in identity and about == natural and facts == (dataclasses.asdict(threat), seed)
 
 
 def identify_network(network: nn.Module) -> Identity:
@@ -242,6 +258,10 @@ def identify_network(network: nn.Module) -> Identity:
     Invalidated by another class, and, where the user brings the network, by changes of its code.
     """
     return {"name": type(network).__name__} | _code([type(network)])
+
+
+def _digest(numbers: IntArray) -> str:
+    return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def _named(registry: Registry, configured: object, options: Identity) -> Identity:

@@ -15,8 +15,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
-from benchmark.keys import identify_data
-from benchmark.run.run_samples import samples_of
+from benchmark.run.run_samples import identify_samples, samples_of
 from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
@@ -97,7 +96,7 @@ class Task:
     @cached_property
     def data(self) -> dict[str, str]:
         """The identity of the task's images and labels."""
-        return identify_data(self.dataset, self.spec.split, self.spec.labels)
+        return identify_samples(self.dataset, self.spec)
 
     @cached_property
     def lineup(self) -> Lineup:

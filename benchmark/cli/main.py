@@ -16,7 +16,7 @@ from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
 from benchmark.errors import FailedError, UserError
 from benchmark.judge.subject import Precision
-from benchmark.spec.run_spec import Device, Labels, Mode, Part
+from benchmark.spec.run_spec import Choose, Device, Labels, Mode, Part
 
 if TYPE_CHECKING:
     from benchmark.report.report import Report
@@ -62,7 +62,8 @@ def run(
     data: Annotated[
         str | None, typer.Option(help="Data set, e.g. mnist or mnist/pair=4-9.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Only so many images.")] = None,
+    choose: Annotated[Choose | None, typer.Option(help="Which, where not all.")] = None,
     split: Annotated[Part | None, typer.Option(help="Which images to attack.")] = None,
     labels: Annotated[
         Labels | None, typer.Option(help="predictions: what the model says of clean images.")
@@ -99,7 +100,7 @@ def run(
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,
         "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
-        "plugins": [str(path) for path in plugin],
+        "choose": choose, "plugins": [str(path) for path in plugin],
     }  # fmt: skip
     run_spec = _spec_of(spec, flags)
     name = f"{run_spec.data.replace('/', '_')}-{run_spec.norm}-{run_spec.eps:g}"

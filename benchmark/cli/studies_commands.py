@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _EPS = "Radii, separated by commas: 0.5,1.0 or 4/255,8/255."
 
 Samples = Annotated[
-    int | None, typer.Option(min=1, help="Only the first images; default: those of the run.")
+    int | None, typer.Option(min=1, help="How many, chosen as in the run; default: as many.")
 ]
 RunDevice = Annotated[Device | None, typer.Option(help="Default: that of the run.")]
 
@@ -124,7 +124,7 @@ def classes(
         list[str], typer.Option(help="As for run; cw/minimize also shows distances.")
     ] = ["pgd/steps=10"],  # noqa: B006
     norm: Annotated[Norm, typer.Option(help="Of the threat.")] = "l2",
-    samples: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Only so many images.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     device: Device = "auto",
     plugin: Plugins = [],  # noqa: B006

@@ -1,5 +1,6 @@
 """The accuracies, examples and counts that reports are made of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,6 +54,35 @@ class Accuracy:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{percent(self.value)} [{percent(low)}, {percent(high)}]"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Attacks that a run's folder holds, and its table leaves out, though they broke more.
+
+    attacks      the share of all samples that each leaves, by a name of the attack.
+    best_attack  what best-attack accuracy would be with them.
+    """
+
+    attacks: dict[str, float]
+    best_attack: float
+
+
+def robust_shares(
+    frames: Iterable[pd.DataFrame], total: int, draws: str = "rate"
+) -> NDArray[np.float64]:
+    """In what share of its draws a model is right on each sample (n,) at the worst of its points in
+    some records: 0 or 1 unless it is randomised.
+
+    The worst is chosen by other draws, so that the choice adds no bias.
+    """
+    worst, wrong = np.full(total, -1.0), np.zeros(total)
+    for frame in frames:
+        index, trial = frame["index"].to_numpy(), frame["trial"].to_numpy()
+        worse = trial > worst[index]
+        worst[index[worse]] = trial[worse]
+        wrong[index[worse]] = frame[draws].to_numpy()[worse]
+    return 1 - wrong
 
 
 def work(frame: pd.DataFrame) -> dict[str, object]:

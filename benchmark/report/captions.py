@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 
 from benchmark.columns import captions
+from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
 from benchmark.spec.run_spec import RunSpec
 
 # How norms are printed.
 NORMS = {"l2": "L2", "linf": "L-infinity"}
+# What captions call the ways in which images are chosen.
+CHOSEN = {"first": "the first", "random": "at random", "stratified": "stratified by class"}
+
+# How many classes a caption names.
+_NAMED = 10
 
 
 def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """What the numbers of a run's table are over."""
     first = reports[0]
-    images = f"{first.total} {f'{spec.data} {spec.split} ' if spec else ''}images"
     return (
-        f"Accuracy in % over all {images}, {NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
-        + (on_settings(spec) if spec else "")
+        f"Accuracy in % over {images(first, spec)}, "
+        f"{NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
+        + (on_settings(spec, first) if spec else "")
         + on_models(reports)
         + "A sample counts as robust if it is classified correctly and the attack of the column "
         f"does not break it; {' '.join(captions('run', run_columns(reports)))}"
@@ -25,9 +31,34 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     )
 
 
-def on_settings(spec: RunSpec) -> str:
-    """What a caption says of settings that change what its words mean."""
-    text = ""
+def images(report: Measurements, spec: RunSpec | None) -> str:
+    """How a caption calls the images that a report is on: how many, of what, and how chosen."""
+    what = f"{spec.data} {spec.split} images" if spec else "images"
+    return chosen(report.total, report.choice, what)
+
+
+def chosen(total: int, choice: Choice | None, what: str) -> str:
+    """How a caption calls so many of what there is, which were chosen."""
+    if choice is None or total == choice.of:
+        return f"all {total} {what}"
+    if choice.choose == "first":
+        return f"the first {total} of {choice.of} {what}"
+    return f"{total} of {choice.of} {what} ({CHOSEN[choice.choose]}, seed {choice.seed})"
+
+
+def on_missing(choice: Choice | None) -> str:
+    """What a caption says of classes that no image is of."""
+    missing = choice.missing if choice else []
+    if not missing:
+        return ""
+    named = f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}"
+    return f"No image is of the class{'es' if len(missing) > 1 else ''} {named}. "
+
+
+def on_settings(spec: RunSpec, report: Measurements) -> str:
+    """What a caption says of settings that change what its words mean, and of a choice of samples
+    that lacks classes."""
+    text = on_missing(report.choice)
     if not spec.bounded:
         text += "Perturbed images may leave [0, 1]. "
     if spec.labels == "predictions":

@@ -19,6 +19,7 @@ from benchmark.report.accuracy import doubtful
 from benchmark.report.measurements import Measurements
 from benchmark.report.paired import Paired
 from benchmark.report.radii import ROUNDING
+from benchmark.spec.components import NATURAL
 
 # Which samples something is true of.
 _Which = NDArray[np.bool_]
@@ -194,6 +195,18 @@ def _unconverged(report: Measurements) -> bool:
     return could_fall >= max(FEWEST, STILL * most_met)
 
 
+def _guess(report: Measurements) -> float:
+    """The accuracy of guessing; 0 where the number of logits is not known."""
+    return 0.0 if report.logits is None else 1 / report.logits
+
+
+def _constant(report: Measurements) -> float:
+    """The accuracy of always answering the most frequent class of the samples; 0 where they are of
+    one class, as no model could do better."""
+    shares = report.frames[NATURAL]["label"].value_counts(normalize=True)
+    return 0.0 if len(shares) < 2 else float(shares.max())
+
+
 # The flags, in the order in which they are listed.
 
 _FLAGS = (
@@ -250,6 +263,15 @@ _FLAGS = (
         joint=None,
         rule="an attack raised, or lacks records of some samples",
         holds=lambda report: bool(report.failed),
+    ),
+    Flag(
+        code="left-out",
+        meaning="attacks that the folder holds from earlier runs break more than those of this "
+        "table: its best-attack is known to be too high",
+        remedy="run it with these attacks too, which the line on what is left out names",
+        rule="the run's folder holds finished records of an attack that the run does not have, on "
+        "the same model, samples and threat and by the same seed, which lower best-attack",
+        holds=lambda report: report.left_out is not None,
     ),
     Flag(
         code="zero-gradient",
@@ -321,11 +343,20 @@ _FLAGS = (
     ),
     Flag(
         code="chance",
-        meaning="is right on clean images no more often than a guess",
+        meaning="is right on clean images no more often than a guess, or than one answer to all",
         remedy="check labels, normalisation",
         joint=": ",
-        rule="natural accuracy is at most 1 divided by the number of logits",
-        holds=lambda report: report.logits is not None and report.natural <= 1 / report.logits,
+        rule="natural accuracy is at most 1 divided by the number of logits, or at most the share "
+        "of the samples that are of their most frequent class, where they are of several",
+        holds=lambda report: report.natural <= max(_guess(report), _constant(report)),
+    ),
+    Flag(
+        code="missing-classes",
+        meaning="was measured on samples that are not of all classes, which the caption names: its "
+        "accuracies say nothing of the others",
+        remedy="take more samples, or --choose stratified",
+        rule="no sample that was chosen is of some class of the data set",
+        holds=lambda report: report.choice is not None and bool(report.choice.missing),
     ),
     Flag(
         code="whole-range",

@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attacks import ThreatModel
+from benchmark.data.choice import Choice
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
-from benchmark.report.accuracy import Accuracy, Examples
+from benchmark.report.accuracy import Accuracy, Examples, LeftOut, robust_shares
 from benchmark.report.radii import Radii
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Mode
@@ -49,6 +50,8 @@ class Measurements:
     notes    on the attacks that were asked for.
     scale    (*shape), what the points of records are multiplied by to be those of the model; None:
              nothing.
+    choice   how a run chose the samples; None where that is not known.
+    left_out  attacks that a run's folder holds besides, and that broke more; None if none does.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class Measurements:
         self.after: dict[str, tuple[str, ...]] = {}
         self.notes = list(notes)
         self.radii: Radii | None = None
+        self.choice: Choice | None = None
+        self.left_out: LeftOut | None = None
         self.noted = flags
         self.logits = logits
         self.cells: dict[str, Cell] = {}
@@ -196,35 +201,23 @@ class Measurements:
     @property
     def draws(self) -> int | None:
         """How many draws judged each point of a randomised model; None for any other model."""
-        return self._identity.get("draws")
+        return self.identity.get("draws")
 
     @property
     def precision(self) -> str | None:
         """The precision in which the model was evaluated; None where that is not recorded."""
-        return self._identity.get("precision")
+        return self.identity.get("precision")
 
     @property
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What determines the verdicts on clean images, as their cell notes it."""
         identity = self.cells[NATURAL].note.get("identity") if NATURAL in self.cells else None
         return identity if isinstance(identity, dict) else {}
 
     def _robust(self, labels: Iterable[str], draws: str = "rate") -> NDArray[np.float64]:
-        """In what share of its draws the model is right on each sample (n,) at the worst of its
-        points under some labels: 0 or 1 unless it is randomised.
-
-        The worst is chosen by other draws, so that the choice adds no bias.
-        """
-        worst, wrong = np.full(self.total, -1.0), np.zeros(self.total)
-        for label in labels:
-            if label in self.errors:
-                continue
-            frame = self.frames[label]
-            index, trial = frame["index"].to_numpy(), frame["trial"].to_numpy()
-            worse = trial > worst[index]
-            worst[index[worse]] = trial[worse]
-            wrong[index[worse]] = frame[draws].to_numpy()[worse]
-        return 1 - wrong
+        """What `robust_shares` says of the records under some labels."""
+        frames = [self.frames[label] for label in labels if label not in self.errors]
+        return robust_shares(frames, self.total, draws)
 
     def accuracy(self, label: str) -> Accuracy | None:
         """Natural, certified, of one attack, or best-attack; None where it was not measured."""

@@ -4,6 +4,7 @@ A column is added here alone: an entry in one of the two lists below. The tables
 it, with what their captions say of it.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def report_columns(
         ),
         _json("errors", lambda report: report.errors),
         _json("inapplicable", lambda report: report.inapplicable),
+        _json("left_out", lambda report: report.left_out and dataclasses.asdict(report.left_out)),
         _json("after", lambda report: {k: list(labels) for k, labels in report.after.items()}),
         _json("notes", lambda report: report.notes),
     ]  # fmt: skip

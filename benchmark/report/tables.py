@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.columns import Column, Row, Table, escaped, frame_csv, markdown, shown_in
+from benchmark.columns import Column, Row, Table, escaped, frame_csv, markdown, percent, shown_in
 from benchmark.judge.records import write_json, write_text
 from benchmark.report.captions import caption
 from benchmark.report.curves import draw
@@ -19,6 +19,7 @@ from benchmark.report.report_columns import (
     report_columns,
     run_columns,
 )
+from benchmark.spec.components import BEST
 from benchmark.spec.run_spec import RunSpec
 
 JSON = "table.json"
@@ -94,6 +95,7 @@ def _remarks(reports: Sequence[Measurements]) -> list[str]:
         for label, message in report.errors.items()
     ]
     remarks += contradictions(reports)
+    remarks += _left_out(reports)
     remarks += [
         f"{report.name}: {code}: {meaning}"
         for report in reports
@@ -113,6 +115,21 @@ def contradictions(reports: Sequence[Measurements]) -> list[str]:
                 f"{report.name}: attacks misclassify {len(samples)} of {report.total} samples "
                 f"within the radius certified for them: {named}"
                 f"{', ...' if len(samples) > _NAMED else ''}"
+            )
+    return told
+
+
+def _left_out(reports: Sequence[Measurements]) -> list[str]:
+    """A line for each report whose folder holds attacks that broke more than its own."""
+    told = []
+    for report in reports:
+        if report.left_out:
+            leaves = report.left_out.attacks.items()
+            it = "it" if len(leaves) == 1 else "them"
+            named = [f"{name} (leaves {percent(share)}%)" for name, share in leaves]
+            told.append(
+                f"{report.name}: left out, though the folder holds {it}: {', '.join(named)}; with "
+                f"{it} {BEST} would be {percent(report.left_out.best_attack)}%"
             )
     return told
 

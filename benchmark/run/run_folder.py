@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from attacks import ThreatModel
+from benchmark.data.choice import Choice
 from benchmark.errors import UserError
 from benchmark.judge.records import FolderCell
+from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec, make_spec
@@ -16,7 +18,8 @@ from benchmark.spec.run_spec import RunSpec, make_spec
 def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
     """The spec, the manifest and the reports of a run, read from its folder without any model.
 
-    The run need not be finished. Raises UserError where the folder holds no run, or a damaged one.
+    The run need not be finished. The spec says how samples were chosen, also where the user's did
+    not. Raises UserError where the folder holds no run, or a damaged one.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / "run.json").read_text())
@@ -25,7 +28,10 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
     try:
-        spec = make_spec(manifest["spec"])
+        # Runs from before there was a choice took the first samples.
+        choice = Choice(**manifest["choice"]) if "choice" in manifest else None
+        chosen = {"choose": choice.choose if choice else "first"}
+        spec = make_spec(manifest["spec"] | chosen)
         reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
         settings = ThreatModel(**manifest["threat"]), manifest["mode"]
         if not reports:
@@ -36,6 +42,9 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
         ) from error
     if settings != (spec.threat, spec.mode):
         raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
+    for report in reports:
+        report.choice = choice
+    find_left_out(reports, folder / "cells", spec.seed)
     return spec, manifest, reports
 
 

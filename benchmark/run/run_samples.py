@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmark.data.choice import Choice, ordered
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
+from benchmark.judge.records import IntArray
 from benchmark.judge.subject import (
     Subject,
     check_model,
@@ -19,19 +21,52 @@ from benchmark.judge.subject import (
     undisturbed,
     until_steady,
 )
-from benchmark.keys import identify_data
+from benchmark.keys import Identity, identify_data
 from benchmark.run.environment import resolve_device
-from benchmark.spec.registry import load_plugins
-from benchmark.spec.run_spec import RunSpec
+from benchmark.spec.registry import DATASETS, load_plugins
+from benchmark.spec.run_spec import Choose, RunSpec
 
 
-def samples_of(dataset: Dataset, spec: RunSpec) -> Samples:
-    """The images and labels that a spec asks for, the first of their split.
+def samples_of(dataset: Dataset, spec: RunSpec, strata: Dataset | None = None) -> Samples:
+    """The images and labels that a spec asks for, in the order in which they are chosen.
 
-    Raises DataError where the split has fewer.
+    `strata` is the data set whose classes a stratified choice goes by, if that is another one with
+    the same images. Raises DataError where the split has fewer images.
     """
-    split = dataset.first(spec.split, spec.samples)
-    return Samples(split.x, split.y, np.arange(len(split.y)))
+    split, order = dataset.first(spec.split, spec.samples), _order(dataset, spec, strata)
+    if order is None:
+        return Samples(split.x, split.y, np.arange(len(split.y)))
+    number, split = order[: spec.samples], dataset.split(spec.split)
+    rows = torch.from_numpy(number)
+    return Samples(split.x[rows], split.y[rows], number)
+
+
+def identify_samples(dataset: Dataset, spec: RunSpec, strata: Dataset | None = None) -> Identity:
+    """The identity of the images and labels that a spec asks for: see `identify_data`. How many are
+    asked for is not in it, unless that is all of them, among which nothing is chosen."""
+    return identify_data(dataset, spec.split, spec.labels, _order(dataset, spec, strata))
+
+
+def choice_of(dataset: Dataset, spec: RunSpec) -> Choice:
+    """What readers must know of how the samples of a spec were chosen."""
+    present = set(samples_of(dataset, spec).y.tolist())
+    missing = [name for label, name in enumerate(dataset.labels) if label not in present]
+    return Choice(choose_of(spec), spec.seed, len(dataset.split(spec.split).y), missing)
+
+
+def choose_of(spec: RunSpec) -> Choose:
+    """How samples are chosen: as the spec says or, where it does not, as is best for its data."""
+    built_in = DATASETS.is_built_in(spec.data.partition("/")[0])
+    return spec.choose or ("first" if built_in else "stratified")
+
+
+def _order(dataset: Dataset, spec: RunSpec, strata: Dataset | None) -> IntArray | None:
+    """The numbers (n,) of all samples in the order of a choice; None if that is the split's."""
+    labels = (strata or dataset).split(spec.split).y.numpy()
+    choose = choose_of(spec)
+    if choose == "first" or spec.samples is None or spec.samples >= len(labels):
+        return None
+    return ordered(labels, choose, spec.seed)
 
 
 def samples_again(
@@ -39,13 +74,17 @@ def samples_again(
 ) -> Samples:
     """Load the plugins of the run in a folder, and the samples that it was measured on.
 
-    Raises UserError where the data set holds other images or labels now.
+    Raises UserError where the data set holds other images or labels now, or where the manifest says
+    otherwise of how they were chosen.
     """
     load_plugins(spec.plugins)
     dataset = load_dataset(spec.data, root)
     samples = samples_of(dataset, spec)
-    if identify_data(dataset, spec.split, spec.labels) != manifest["data"]:
+    if identify_samples(dataset, spec) != manifest["data"]:
         raise UserError(f"{spec.data} is not the data that {folder} was measured on")
+    choice = dataclasses.asdict(choice_of(dataset, spec))
+    if manifest.get("choice", choice) != choice:
+        raise UserError(f"{folder / 'run.json'} was changed: its choice is not its samples'")
     return samples
 
 

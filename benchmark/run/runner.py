@@ -20,21 +20,23 @@ from typing import Any
 import torch
 import yaml
 
+from benchmark.data.choice import Choice
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell, write_json, write_text
-from benchmark.keys import Identity, identify_data, identify_row
+from benchmark.keys import Identity, identify_row
 from benchmark.models.obtain import obtain
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report import tables
+from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
 from benchmark.run.environment import environment, resolve_device
 from benchmark.run.run_folder import named
-from benchmark.run.run_samples import relabelled, samples_of
+from benchmark.run.run_samples import choice_of, identify_samples, relabelled, samples_of
 from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import Roster, enrol
@@ -61,14 +63,14 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     dataset = load_dataset(spec.data, root)
     check_fit(roster, dataset)
     samples = samples_of(dataset, spec)
-    data = identify_data(dataset, spec.split, spec.labels)
+    data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)
 
     with alone_in(folder, make=True):
         trained = _train(roster, dataset, spec, folder, device, progress, say)
         peers = fetch(sources_of(lineup), trained)
 
         # Attack each of them, and note every step in the folder.
-        manifest = _begin(folder, spec, lineup, data, len(samples), device)
+        manifest = _begin(folder, spec, lineup, data, choice, len(samples), device)
         settings = Settings(spec.threat, spec.mode, spec.device, spec.block, spec.terms, progress)
         reports = []
         for label, target in trained.items():
@@ -88,7 +90,9 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
                 )
             except UserError as error:
                 raise UserError(f"{label}: {error}") from error
+            report.choice = choice
             reports.append(report)
+        find_left_out(reports, folder / "cells", spec.seed)
         tables.write(folder, reports, named(spec, manifest), {"run": manifest})
     return reports
 
@@ -118,6 +122,7 @@ def _begin(
     spec: RunSpec,
     lineup: Lineup,
     data: Identity,
+    choice: Choice,
     samples: int,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -131,6 +136,7 @@ def _begin(
         "spec": plain,
         "data": data,
         "samples": samples,
+        "choice": dataclasses.asdict(choice),
         "mode": spec.mode,
         "threat": dataclasses.asdict(spec.threat),
         "attacks": list(lineup.entries),

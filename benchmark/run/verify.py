@@ -53,6 +53,8 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         row_replayed = replay(
             report, row["errors"], saved, samples, manifest["data"], spec.block, device, spec.terms
         )
+        row_replayed.report.choice = report.choice
+        row_replayed.report.left_out = report.left_out
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]

@@ -79,6 +79,10 @@ class Registry:
                 f"{self.kind} {name!r} from {source} does not load: {described(error)}"
             ) from error
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether an entry comes with this program."""
+        return name in self._builtin
+
     def versions(self) -> dict[str, int]:
         """The declared versions of the built-in entries, by name."""
         entries = {name: _load(entry) for name, entry in self._builtin.items()}

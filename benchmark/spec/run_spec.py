@@ -29,6 +29,7 @@ from benchmark.spec.components import Component, first_line
 Mode = Literal["table", "cascade"]
 # The splits of a data set.
 Part = Literal["train", "test"]
+Choose = Literal["first", "random", "stratified"]
 Device = str  # "auto", or what torch calls a device
 Labels = Literal["data", "predictions"]
 
@@ -61,7 +62,10 @@ class RunSpec(BaseModel):
     """All that determines a run's numbers, validated.
 
     data       the name of the data set, with variants: "mnist", "mnist/pair=4-9".
-    samples    how many images to attack, the first of the split; all by default.
+    samples    how many images of the split to attack; all by default.
+    choose     which, where that is not all: the first, random ones, or of each class the share that
+               it has in the split. By default the first of the data sets that come with this
+               program, whose order is mixed, and "stratified" of others, which may be sorted.
     split      which images to attack. Models are always trained on the train split.
     labels     "predictions" takes as the label of an image not that of the data but the class that
                the model gives the clean image (Ding et al. 2019, section 3.2, "robustness wrt
@@ -73,7 +77,7 @@ class RunSpec(BaseModel):
     suite      the name of a set of attacks.
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
                carries out each attack only on what cheaper ones left.
-    seed       of training, and of all noise of attacks.
+    seed       of training, of all noise of attacks, and of the choice of samples.
     precision  of the models while they are attacked: "model" leaves them as they are.
     draws, expectation  of randomised models: how many fresh draws judge a point, and how many
                attacks take the mean of in each step.
@@ -85,6 +89,7 @@ class RunSpec(BaseModel):
 
     data: str = "digits"
     samples: Annotated[int, Field(gt=0)] | None = None
+    choose: Choose | None = None
     split: Part = "test"
     labels: Labels = "data"
     norm: Norm = "l2"

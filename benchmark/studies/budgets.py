@@ -16,7 +16,7 @@ from attacks import HasArms
 from benchmark.columns import NONE, percent
 from benchmark.errors import UserError, did_you_mean
 from benchmark.models.trained import load_saved
-from benchmark.report.captions import NORMS, on_order, on_settings
+from benchmark.report.captions import NORMS, images, on_order, on_settings
 from benchmark.report.report import Report
 from benchmark.run.run_folder import load_run
 from benchmark.run.runner import Say, run
@@ -204,8 +204,8 @@ def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
 
 def _caption(name: str, spec: RunSpec, runs: Sequence[Sequence[Report]]) -> str:
     first = runs[0]
-    text = on_settings(spec) + (
-        f"Accuracy in % over all {first[0].total} {spec.data} {spec.split} images, natural and "
+    text = on_settings(spec, first[0]) + (
+        f"Accuracy in % over {images(first[0], spec)}, natural and "
         f"within each {NORMS[spec.norm]} eps, of the models as the run trained them. A sample "
         "counts as robust if it is classified correctly and the attack of the line does not break "
         "it; best-attack: if no attack breaks it. Each eps is a run of its own, with its records "

@@ -25,6 +25,7 @@ from benchmark.judge.subject import full_precision
 from benchmark.models.trained import load_saved
 from benchmark.run.environment import resolve_device
 from benchmark.run.run_folder import load_run
+from benchmark.run.run_samples import samples_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, Part
 from benchmark.studies.study import Study, axes
@@ -62,8 +63,9 @@ def coherence(
     if not rows:
         raise UserError(f"no row of {folder} has arms or members: name a run of robin or ensemble")
     dataset = load_dataset(spec.data, root)
-    images = dataset.first(split, samples or spec.samples)
-    count, frames, left_out = len(images.y), [], []
+    asked = {"split": split, "samples": samples or spec.samples}
+    images = samples_of(dataset, spec.model_copy(update=asked))
+    count, frames, left_out = len(images), [], []
     for label, model in rows.items():
         frozen = freeze(model, where, dtype)
         blocks = zip(images.x.split(spec.block), images.y.split(spec.block), strict=True)

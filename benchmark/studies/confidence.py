@@ -16,7 +16,7 @@ from benchmark.columns import NONE, percent
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
-from benchmark.report.captions import NORMS, on_settings
+from benchmark.report.captions import NORMS, images, on_settings
 from benchmark.report.report import Report
 from benchmark.run.environment import resolve_device
 from benchmark.run.run_folder import load_run
@@ -51,8 +51,8 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     records = pd.concat(frames, ignore_index=True)
     first = reports[0]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
-    caption = on_settings(spec) + (
-        f"All {first.total} {spec.data} {spec.split} images, sorted for each defense by its "
+    caption = on_settings(spec, first) + (
+        f"Over {images(first, spec)}, sorted for each defense by its "
         "confidence gap (largest logit less the second largest) at the clean image and divided "
         f"into bins; bin 1 has the largest gaps. {NATURAL}: % classified correctly. {BEST}: % "
         f"classified correctly and broken by no attack ({attacks or 'none yet'}; "

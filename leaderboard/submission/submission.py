@@ -10,6 +10,7 @@ from attacks.messages import described
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.report.report import Report
+from benchmark.run.run_samples import choose_of
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec, make_spec
 from leaderboard.submission.evidence import unpack
@@ -124,7 +125,7 @@ def _read_spec(folder: Path, record: Record, task: Task) -> RunSpec:
     for what, same in (
         ("threat", spec.threat == wanted.threat),
         ("data", load_dataset(spec.data, task.root).name == task.data["name"]),
-        ("images", (spec.samples, spec.split) == (wanted.samples, wanted.split)),
+        ("images", _images(spec) == _images(wanted)),
         ("labels, mode or precision", _rest(spec) == _rest(wanted)),
         (
             "defense",
@@ -135,6 +136,11 @@ def _read_spec(folder: Path, record: Record, task: Task) -> RunSpec:
         if not same:
             raise UserError(f"{path} does not make the row: its {what} are others")
     return spec
+
+
+def _images(spec: RunSpec) -> tuple[object, ...]:
+    """The settings of a spec that say which images are attacked."""
+    return spec.samples, spec.split, choose_of(spec)
 
 
 def _rest(spec: RunSpec) -> tuple[str, ...]:

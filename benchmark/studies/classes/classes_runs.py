@@ -18,13 +18,13 @@ from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
-from benchmark.keys import identify_data, identify_row, identify_side
+from benchmark.keys import identify_row, identify_side
 from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.run.environment import resolve_device
-from benchmark.run.run_samples import samples_of
+from benchmark.run.run_samples import choice_of, identify_samples, samples_of
 from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Lineup, choose
@@ -100,7 +100,7 @@ def classes(
     _check(spec, lineup)
     base = load_dataset(spec.data, root)
     numbers = _numbers(counts, base.classes)
-    job = _Job(spec, texts, folder, resolve_device(spec.device), progress, say)
+    job = _Job(spec, base, texts, folder, resolve_device(spec.device), progress, say)
     attacked = spec.defenses[0]
     with alone_in(folder, make=True):
         models = [
@@ -118,7 +118,7 @@ def classes(
             for end in (numbers[0], numbers[-1])
         }
     about = caption(
-        spec, base.name, len(models[0].closest), orders, rest, distances,
+        spec, base.name, len(models[0].closest), choice_of(base, spec), orders, rest, distances,
         [model.flags for model in models],
     )  # fmt: skip
     figure = draw(records, spec, texts, rest, distances)
@@ -157,9 +157,11 @@ def _check(spec: RunSpec, lineup: Lineup) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """How models are trained and measured; `budgets` are eps, ascending, each with its text."""
+    """How models are trained and measured; `budgets` are eps, ascending, each with its text. The
+    same images of `base`, the data with its classes as they are, are measured for all of them."""
 
     spec: RunSpec
+    base: Dataset
     budgets: Mapping[float, str]
     folder: Path
     device: torch.device
@@ -177,7 +179,7 @@ class _Job:
             configured(component), dataset, self.spec.training_threat, self.spec.seed,
             self.folder / "defenses", self.device, self.progress, {},
         )  # fmt: skip
-        samples = samples_of(dataset, self.spec)
+        samples = samples_of(dataset, self.spec, self.base)
         first = samples.y.numpy() == 0
         reached, flags = self._attacked(name, model, dataset, samples, first, lineup)
         closest = np.min(list(reached.values()), axis=0)
@@ -264,7 +266,7 @@ class _Job:
         hide which of the others is near. The rest must become the first class (targeted)."""
         spec, task = self.spec, model.model
         of_side = Samples(samples.x[side], samples.y[side], samples.number[side])
-        row = identify_row(model.identity, identify_data(dataset, spec.split))
+        row = identify_row(model.identity, identify_samples(dataset, spec, self.base))
         if of_side.y.any():
             task = FirstAgainstRest(task).eval()
             of_side = replace(of_side, y=torch.ones_like(of_side.y))

@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.columns import percent
-from benchmark.report.captions import NORMS
+from benchmark.data.choice import Choice
+from benchmark.report.captions import NORMS, chosen, on_missing
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
@@ -45,6 +46,7 @@ def caption(
     spec: RunSpec,
     data: str,
     samples: int,
+    choice: Choice | None,
     orders: int,
     rest: float,
     distances: Distances,
@@ -55,8 +57,9 @@ def caption(
     attacked, *others = spec.defenses
     against = recipe_of(attacked).trains_against(spec.threat)
     over = f"mean ± standard deviation over {orders} orders" if orders > 1 else "one random order"
-    text = (
-        f"Accuracy in % over all {samples} {data} test images on one binary task, the first class "
+    images = chosen(samples, choice, f"{data} {spec.split} images")
+    text = on_missing(choice) + (
+        f"Accuracy in % over {images}, on one binary task, the first class "
         f"against the rest: {over} of the classes. A model of J classes is trained on the first "
         "J - 1 and on one that holds all others. A sample counts as robust if it is classified "
         f"correctly and the attack of the row, within its {NORMS[spec.norm]} eps, does not turn it "

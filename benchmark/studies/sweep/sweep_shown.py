@@ -7,7 +7,7 @@ import pandas as pd
 
 from benchmark.columns import NONE, percent
 from benchmark.judge.outputs import FIRST
-from benchmark.report.captions import NORMS, on_order
+from benchmark.report.captions import CHOSEN, NORMS, on_order
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, NATURAL, SAVED
 from benchmark.studies.study import flagged
@@ -21,7 +21,7 @@ _REPORTED = " (reported)"
 
 # What captions say of each measure.
 _SAID = {
-    TRAIN: "train: over as many training images, the first, with the labels trained on.",
+    TRAIN: "train: over as many training images, chosen alike, with the labels trained on.",
     "predictions": (
         "predictions: correct is what the model says of the clean image (robustness with respect "
         "to predictions)."
@@ -110,7 +110,8 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     within = f" and within {' or '.join(balls)}" if attacks else ""
     ended = spec.about.endswith((".", "?", "!"))
     text = f"{spec.about}{'' if ended else '.'} " if spec.about else ""
-    text += f"Accuracy in % over {counts} test images of {spec.base}, natural{within}."
+    of = f"{spec.base}{_chosen(reports)}"
+    text += f"Accuracy in % over {counts} test images of {of}, natural{within}."
     text += "".join(map(_explained, spec.over.items()))
     if not any(defense.name.startswith(SAVED) for point in points for defense in point.defenses):
         text += " Models are trained on the training images of the same data."
@@ -123,6 +124,16 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     if spec.reported:
         text += f"{_REPORTED.replace('(', '').replace(')', '')}: {spec.reported.source}."
     return text + flagged(reports)
+
+
+def _chosen(reports: Iterable[Report]) -> str:
+    """How the images of some reports were chosen, where that is not all."""
+    ways = dict.fromkeys(
+        CHOSEN[report.choice.choose]
+        for report in reports
+        if report.choice and report.total < report.choice.of
+    )
+    return f" ({', '.join(ways)})" if ways else ""
 
 
 def _explained(axis: tuple[str, Any]) -> str:

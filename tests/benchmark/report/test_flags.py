@@ -1,6 +1,7 @@
 """Each sign that a number is not to be trusted: raised where it should be, and nowhere else."""
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,43 @@ def test_a_series_that_a_cascade_turns_round_ends_with_its_last_in_time() -> Non
     report.add("cheap", "b", _attack(range(50)), None, ("dear",))
     report.add("dear", "a", _cell(range(50, TOTAL), set(), 100, 10), None)
     assert report.flags == {}
+
+
+@pytest.mark.parametrize(
+    ("of_class", "right", "flagged"),
+    [
+        # Of ten classes, a guess is right on a tenth, and one answer on half of the samples.
+        (100, 100, True),
+        (100, 101, False),
+        (20, 20, True),
+        (20, 21, False),
+        (1, 20, True),  # a guess is better than any one answer
+        (1, 21, False),
+        # Of samples of one class, one answer says nothing, as nothing is better.
+        (TOTAL, TOTAL, False),
+        (TOTAL, 20, True),
+    ],
+)
+def test_what_a_guess_or_one_answer_could_do_is_flagged(
+    of_class: int, right: int, flagged: bool
+) -> None:
+    cell = _cell(range(TOTAL), set(range(right, TOTAL)), 0, 0)
+    (block,) = cell.blocks()
+    labels = np.where(np.arange(TOTAL) < of_class, 0, 1 + np.arange(TOTAL))
+    predicted = np.where(block.broken, TOTAL + 1, labels)
+    cells = MemoryCell()
+    cells.add(dataclasses.replace(block, label=labels, predicted=predicted))
+    report = Report("a defense", ThreatModel("l2", 0.5), "table", TOTAL, logits=10)
+    report.add(NATURAL, "k", cells, None)
+    assert list(report.flags) == (["chance"] if flagged else [])
+
+
+def test_a_constant_model_is_flagged_where_classes_are_not_balanced() -> None:
+    x, y = torch.rand(20, 4), (torch.arange(20) >= 14).long()
+    constant = Wrapped(lambda z: 0 * z + torch.tensor([1.0, 0.0])).eval()
+    report = evaluate(constant, x, y, eps=0.1, attacks=[PGD(steps=1)])
+    assert report.natural == 0.7
+    assert "chance" in report.flags
 
 
 def test_flags_of_records_hold_after_report_and_verify(tmp_path: Path, cli: Cli) -> None:

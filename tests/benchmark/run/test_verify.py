@@ -53,7 +53,17 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _words(plugin: Path) -> list[object]:
     return [
         *("--data", "photos", "--plugin", plugin, "--samples", 96, "--block", 32, "--eps", 0.5),
-        *("--defense", "vanilla/epochs=6", "--attack", PGD5, "--attack", CW, "--quiet"),
+        *(
+            "--choose",
+            "first",
+            "--defense",
+            "vanilla/epochs=6",
+            "--attack",
+            PGD5,
+            "--attack",
+            CW,
+            "--quiet",
+        ),
     ]
 
 

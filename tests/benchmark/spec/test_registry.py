@@ -288,7 +288,8 @@ def test_an_installed_package_is_listed_and_run(tmp_path: Path) -> None:
     )
     header = [word.strip() for word in ran.stdout.splitlines()[1].split("|")]
     assert header[1:4] == ["defense", "natural", "mine/steps=2"]
-    assert "Accuracy in % over all 16 digits test images" in (folder / "table.md").read_text()
+    said = "digits test images (stratified by class, seed 0), L2 eps 0.5"
+    assert said in (folder / "table.md").read_text()
 
 
 def _call(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:

@@ -86,6 +86,7 @@ def run(whole: Path, cli: Cli) -> Path:
         ]
         attacks = [PGD, BEST_ARM, TRANSFER]
         values = {"data": "line", "eps": 0.105, "plugins": [str(plugin)], "block": 8}
+        values["choose"] = "first"
         spec.write_text(yaml.safe_dump(values | {"defenses": defenses, "attacks": attacks}))
         assert cli("run", spec, "--out", whole, "--quiet").status == 0
     return whole

@@ -303,7 +303,7 @@ def test_a_model_that_ignores_the_first_class_is_told(
 def test_the_caption_tells_what_a_recipe_trains_against() -> None:
     def told(defense: str, **changes: object) -> str:
         values = {"eps": 0.3, "defenses": [defense], "attacks": ["pgd"]} | changes
-        return caption(make_spec(values), "digits", 60, 1, 0.9, {}, [{}])
+        return caption(make_spec(values), "digits", 60, None, 1, 0.9, {}, [{}])
 
     assert " pgd-at is trained for L2 eps 0.3." in told("pgd-at")
     assert " pgd-at/eps=0.5 is trained for L2 eps 0.5." in told("pgd-at/eps=0.5")

@@ -272,7 +272,7 @@ def test_without_attacks_accuracy_is_natural_alone(tmp_path: Path, cli: Cli) -> 
     ] * 2  # fmt: skip
     lines = lines_of(tmp_path / "study")
     assert list(lines[0]) == ["epochs", "seed", "defense", "natural", "natural, train"]
-    assert "Accuracy in % over 20 test images of digits, natural." in ended.out
+    assert "Accuracy in % over 20 test images of digits (the first), natural." in ended.out
     assert "best-attack" not in ended.out
 
 
@@ -283,8 +283,8 @@ def test_the_caption_names_every_budget(tmp_path: Path, cli: Cli) -> None:
     spec.write_text(yaml.safe_dump(LEAST | values))
     ended = cli("study", "sweep", spec, "--out", tmp_path / "study", "--quiet")
     assert_written(tmp_path / "study", "sweep", ended)
-    said = "over 10 to 20 test images of digits, natural and within L2 eps 0.1 or L2 eps 0.0313725."
-    assert said in ended.out
+    said = "natural and within L2 eps 0.1 or L2 eps 0.0313725."
+    assert f"over 10 to 20 test images of digits (the first), {said}" in ended.out
 
 
 def test_another_study_in_the_folder_takes_it_over(study: Path, cli: Cli, tmp_path: Path) -> None:
