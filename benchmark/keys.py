@@ -297,19 +297,32 @@ def _option(value: Any) -> Any:
 
 
 def _unsaved(model: nn.Module) -> Identity:
-    """What identifies the tensors of a model that its state dict leaves out; empty if it has none.
+    """What identifies what a model holds beside its state dict; empty if it has nothing there.
 
-    They are buffers that are not persistent, and tensors that are mere attributes.
+    That is buffers that are not persistent, and attributes that are tensors, numbers or texts.
     """
     digest, saved = hashlib.sha256(), set(model.state_dict(keep_vars=True))
-    tensors = dict(model.named_buffers())
+    tensors, plain = dict(model.named_buffers()), {}
     for prefix, module in model.named_modules():
-        attributes = {name: value for name, value in vars(module).items() if torch.is_tensor(value)}
-        tensors |= {f"{prefix}.{name}": value for name, value in attributes.items()}
+        for name, value in vars(module).items():
+            if torch.is_tensor(value):
+                tensors[f"{prefix}.{name}"] = value
+            elif name != "training" and _is_plain(value) and not hasattr(nn.Module, name):
+                plain[f"{prefix}.{name}"] = repr(value)
     unsaved = {name: value for name, value in tensors.items() if name not in saved}
     for name, value in sorted(unsaved.items()):
         feed(digest, name, value)
-    return {"unsaved": digest.hexdigest()} if unsaved else {}
+    identity: Identity = {"unsaved": digest.hexdigest()} if unsaved else {}
+    return identity | ({"attributes": key_of(plain)} if plain else {})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers and texts alone."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return value is None or isinstance(value, bool | int | float | complex | str)
 
 
 def _code(classes: Iterable[type], modules: Iterable[str] = ()) -> Identity:

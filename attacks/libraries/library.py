@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attacks.generators import seeded
 from attacks.messages import closest, reason
 from attacks.objectives import CLEAR, decided
-from attacks.problem import Facts, Family, Problem
+from attacks.problem import Facts, Family, NotApplicableError, Problem
 from attacks.threat import Norm, ThreatModel, per_sample
 from attacks.working import standing
 
@@ -225,6 +225,8 @@ def run(
             points = craft(_unit(undecided), logits.shape[1], seed)
     except torch.OutOfMemoryError:
         raise
+    except NotApplicableError as error:
+        raise NotApplicableError(f"{name}: {reason(error)}") from error
     except Exception as error:
         raise ValueError(f"{name}: {reason(error)}") from error
     points = _from_unit(points.detach(), undecided)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attacks.libraries import library as foreign
-from attacks.problem import Facts, Family, Problem
+from attacks.problem import Facts, Family, NotApplicableError, Problem
 from attacks.threat import Norm
 
 _REFUSED = {
@@ -103,9 +103,9 @@ class TorchAttacks(foreign.Foreign):
 
     def _check(self, x: Tensor, classes: int) -> None:
         if self.attack in _SQUARE + _COLOUR and x.dim() != 4:
-            raise ValueError("it needs images of channels, height and width")
+            raise NotApplicableError("it needs images of channels, height and width")
         if self.attack in _COLOUR and x.shape[1] != 3:
-            raise ValueError(f"it needs images of 3 channels, not {x.shape[1]}")
+            raise NotApplicableError(f"it needs images of 3 channels, not {x.shape[1]}")
         least, instead = 2, ""
         if self.attack == "APGDT":
             least, instead = 4, "APGD"
@@ -115,7 +115,7 @@ class TorchAttacks(foreign.Foreign):
         elif self.options.get("loss") == "dlr":
             least, instead = 3, "loss=ce"
         if classes < least:
-            raise ValueError(f"its DLR loss needs at least {least} classes: use {instead}")
+            raise NotApplicableError(f"its DLR loss needs at least {least} classes: use {instead}")
 
 
 class _Cropped(nn.Module):

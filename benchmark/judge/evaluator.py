@@ -25,7 +25,8 @@ from benchmark.judge.subject import ATTACKED, Judgement, Subject
 VERSION = 1
 
 # How far outside the ball or the box a returned point may lie, relative to eps, before the attack
-# is flagged for it. Only the flag depends on it: every point is projected without tolerance.
+# is flagged for it, unless rounding the pixels explains it. Only the flag depends on it: every
+# point is projected without tolerance.
 _ROUNDING = 1e-4
 
 
@@ -181,11 +182,14 @@ def _enforce(
     undefined = points.isnan()
     points = torch.where(undefined, clean, points)
     slack = _ROUNDING * threat.eps
-    outside = (points - threat.clamp(points)).abs().flatten(1).amax(1) > slack
+    rounding = 4 * torch.finfo(points.dtype).eps * max(map(abs, threat.hull))
+    excess = max(slack, rounding * math.sqrt(clean[0].numel()))
+    outside = (points - threat.clamp(points)).abs().flatten(1).amax(1) > excess
     outside |= undefined.flatten(1).any(1)
-    near = threat.distance(points, clean) <= threat.eps + slack
+    distance = threat.distance(points, clean)
+    near = distance <= threat.eps + slack
     if attack.facts.family == "fixed-budget":
-        outside |= ~near
+        outside |= ~(distance <= threat.eps + excess)
         near = torch.ones_like(near)
     inside = threat.enforce(points, clean)
     shape = (-1, *[1] * (clean.dim() - 1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attacks.objectives import decided
 from benchmark.judge.replica import reseed
 
 Kind = Literal["random", "batch-dependent"]
@@ -23,6 +24,9 @@ _NUDGE = 2.0**-16
 
 # Logits of a twin in float64 that differ by more than this part of the largest are no rounding.
 _TWIN = 1e-3
+
+# The share of images whose classes may be lost in rounding.
+_LOST = 0.05
 
 # Points of attacks may be where rounding does more than at the images that it was measured on.
 _LOOSER = 10.0
@@ -152,6 +156,18 @@ def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:
         return False
     known, logits = call(model, x), call(twin, x.double())
     return known.shape == logits.shape and _apart(known, logits) <= _TWIN
+
+
+def swallows(exact: nn.Module, x: Tensor) -> bool:
+    """Whether the logits of a model, which `exact` gives in float64, are so much larger than their
+    differences that attacks cannot tell the classes of some images apart."""
+    logits = call(exact, x.double())
+    (best, second), places = logits.topk(2, dim=1).values.T, logits.topk(2, dim=1).indices
+    told = best - second > _UNITS * torch.finfo(torch.float64).eps * best.abs().maximum(
+        second.abs()
+    )
+    lost = told & ~decided(logits, places[:, 1])
+    return float(lost.double().mean()) > _LOST
 
 
 def differ(first: Tensor, second: Tensor, slack: float) -> bool:

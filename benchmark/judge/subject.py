@@ -33,6 +33,7 @@ from benchmark.judge.steadiness import (
     is_twin,
     rounding,
     same,
+    swallows,
 )
 from defenses.certificates import HasCertificate
 
@@ -333,6 +334,9 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = Te
             subject.twin = _twin(subject, frozen, x[:IMAGES])
             if subject.twin is None:
                 subject.flags.add("float32-only")
+        exact = subject.model if subject.dtype == torch.float64 else subject.twin
+        if exact is not None and not subject.is_random and swallows(exact, x[:IMAGES]):
+            subject.flags.add("coarse-logits")
     if not same_state(before, state_of(frozen)):
         frozen = freeze(model, device, asked)
         return replace(subject, model=as_called(frozen, subject.calling), is_stateful=True)
@@ -429,6 +433,8 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
         raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
     if int(y.max()) >= columns:
         raise UserError(f"labels go up to {int(y.max())} but the model gives {columns} logits")
+    if bool(logits.isnan().any(1).all()):
+        raise UserError(f"the model gives NaN logits on all of the first {len(x)} images")
     sums = logits.sum(1)
     if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         subject.flags.add("probabilities")

@@ -257,6 +257,15 @@ _FLAGS = (
         seen_by=examine,
     ),
     Flag(
+        code="coarse-logits",
+        meaning="has logits so much larger than their differences that attacks cannot tell classes "
+        "apart, and see nothing: its accuracies are not to be trusted",
+        remedy="take away what all logits share",
+        rule="the two largest logits of more than 5% of some of the first clean images differ by "
+        "less than 30 units of rounding in float32, but by more than rounding in float64",
+        seen_by=examine,
+    ),
+    Flag(
         code="attack-error",
         meaning="an attack failed; best-attack is over the others, if any: an upper bound",
         remedy="mend what the line on the attack below the table names, and run it again",

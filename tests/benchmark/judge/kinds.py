@@ -65,13 +65,14 @@ class Kind:
     options  of `evaluate`.
     flags    that must be raised; others must not.
     around   a context in which `evaluate` is called.
-    without  the attacks that must fail on it, or say that they do not apply.
+    misled   whether attacks find less on it, which the flags must say.
     """
 
     make: Callable[[Plain, Tensor], Any]
     options: dict[str, Any] = field(default_factory=dict)
     flags: frozenset[str] = frozenset()
     around: Callable[[], Any] | None = None
+    misled: bool = False
 
 
 class Around(nn.Module):
@@ -330,6 +331,7 @@ def _unread(z: Tensor) -> Tensor:
     return torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], 1)
 
 
+_COARSE = frozenset({"coarse-logits", "rounding", "large-eps"})
 _RANDOM = frozenset({"non-deterministic"})
 
 KINDS: dict[str, Kind] = {
@@ -380,6 +382,9 @@ KINDS: dict[str, Kind] = {
     "a vector of logits": Kind(_around(after=lambda z: z[:, 1] - z[:, 0]), {"binary": True}),
     "logits times 1e30": Kind(_around(after=lambda z: 1e30 * z)),
     "logits times 1e-30": Kind(_around(after=lambda z: 1e-30 * z)),
+    "logits plus 1e7": Kind(_around(after=lambda z: z + 1e7), flags=_COARSE, misled=True),
+    "logits minus 1e7": Kind(_around(after=lambda z: z - 1e7), flags=_COARSE, misled=True),
+    "logits plus 1e3": Kind(_around(after=lambda z: z + 1e3)),
     "temperature 100": Kind(_around(after=lambda z: z / 100)),
     "temperature 0.01": Kind(_around(after=lambda z: z * 100)),
     "weights of 1e6": Kind(_scaled(1e6, 1e-6)),

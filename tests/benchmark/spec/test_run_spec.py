@@ -39,7 +39,7 @@ def test_what_is_not_said_has_a_default() -> None:
         mode="table",
         seed=0,
         device="auto",
-        precision="float32",
+        precision="model",
         block=256,
         plugins=[],
     )
@@ -113,8 +113,11 @@ def test_budgets_are_in_order_and_as_they_were_written() -> None:
         ({"defenses": ["vanilla", "vanilla"]}, "defense 'vanilla' is named twice"),
         ({"norm": "l1"}, "norm: Input should be 'l2' or 'linf'"),
         ({"mode": "both"}, "mode: Input should be 'table' or 'cascade'"),
-        ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
-        ({"precision": "float16"}, "precision: Input should be 'float32' or 'float64'"),
+        ({"device": "tpu"}, "device: unknown device 'tpu': use auto, cpu, cuda or cuda:1"),
+        (
+            {"precision": "float8"},
+            "precision: Input should be 'model', 'float32', 'float64', 'bfloat16' or 'float16'",
+        ),
         ({"samples": 0}, "samples: Input should be greater than 0"),
         ({"block": 0}, "block: Input should be greater than 0"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
