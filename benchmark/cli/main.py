@@ -162,9 +162,9 @@ def train(
 ) -> None:
     """Train one defense into a folder, to be attacked as saved:FOLDER. Running again resumes."""
     from benchmark.data.sets import load_dataset
+    from benchmark.environment import resolve_device
     from benchmark.models.obtain import train as train_into
     from benchmark.models.others import check_fit, parts_of
-    from benchmark.run.environment import resolve_device
     from benchmark.spec.components import read_component
     from benchmark.spec.registry import load_plugins
     from benchmark.spec.roster import enrol

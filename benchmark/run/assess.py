@@ -14,6 +14,7 @@ from attacks import Attack, ThreatModel
 from attacks.messages import described, one_line
 from attacks.problem import HasVariants, NotApplicableError
 from attacks.wrappers.transfer import HasSurrogate
+from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
 from benchmark.judge.probes import probe
@@ -36,7 +37,6 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.environment import environment, resolve_device
 from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup

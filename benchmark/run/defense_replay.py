@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from attacks.messages import described
+from benchmark.environment import resolve_device
 from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import (
@@ -28,7 +29,7 @@ from benchmark.keys import key_of
 from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
-from benchmark.run.environment import resolve_device
+from benchmark.run.draws_replay import replay_draws
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Device
 from defenses.certificates import HasCertificate
@@ -150,6 +151,7 @@ def _replay(
     verdicts = []
     natural_cell = MemoryCell()
     measure_natural(subject, samples, natural_cell, block)
+    natural_cell.close(report.cells[NATURAL].note)
     replayed.add(NATURAL, report.keys[NATURAL], natural_cell, None)
     lines = {NATURAL: _differences(report, replayed)}
     if CERTIFIED in report.keys:
@@ -209,6 +211,9 @@ def _replay_cell(
     Returns the cell as it is found now, the verdict on it, and a line for each thing that does not
     hold.
     """
+    if subject.is_random:
+        cell, claimed, holding, problems = replay_draws(subject, samples, report, label)
+        return cell, Verdict(report.name, label, claimed, holding, "rates hold"), problems
     replayed, problems = MemoryCell(), []
     claimed = holding = hidden = mislabelled = mispredicted = misplaced = 0
     for block in report.blocks(label):

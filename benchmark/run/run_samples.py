@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmark.data.choice import Choice, ordered
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
+from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import IntArray
@@ -22,7 +23,6 @@ from benchmark.judge.subject import (
     until_steady,
 )
 from benchmark.keys import Identity, identify_data
-from benchmark.run.environment import resolve_device
 from benchmark.spec.registry import DATASETS, load_plugins
 from benchmark.spec.run_spec import Choose, RunSpec
 

@@ -23,6 +23,7 @@ import yaml
 from benchmark.data.choice import Choice
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
+from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell, write_json, write_text
@@ -34,7 +35,6 @@ from benchmark.report import tables
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
-from benchmark.run.environment import environment, resolve_device
 from benchmark.run.run_folder import named
 from benchmark.run.run_samples import choice_of, identify_samples, relabelled, samples_of
 from benchmark.spec.lineup import Lineup, lineup_of

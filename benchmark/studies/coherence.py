@@ -19,11 +19,11 @@ from attacks.objectives import cross_entropy
 from attacks.problem import differentiate
 from benchmark.columns import NONE
 from benchmark.data.sets import load_dataset
+from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.replica import freeze
 from benchmark.judge.subject import full_precision
 from benchmark.models.trained import load_saved
-from benchmark.run.environment import resolve_device
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import samples_of
 from benchmark.spec.registry import load_plugins

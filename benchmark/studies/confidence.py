@@ -13,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.columns import NONE, percent
+from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, images, on_settings
 from benchmark.report.report import Report
-from benchmark.run.environment import resolve_device
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import samples_again
 from benchmark.spec.components import BEST, NATURAL

@@ -147,6 +147,12 @@ def _differences(spec: RunSpec, manifest: dict[str, Any], task: Task) -> list[st
 
 def _check_whole(run: Path, report: Report, task: Task) -> None:
     """Raises UserError unless a row has all attacks of a task, and none of them failed."""
+    if report.draws or report.precision not in (None, "float32"):
+        what = "is randomised" if report.draws else f"runs in {report.precision}"
+        raise UserError(
+            f"{run}: {report.name!r} {what}: the board takes models whose verdicts can be replayed "
+            "exactly, in float32 and float64"
+        )
     for label, error in report.errors.items():
         raise UserError(f"{run}: {report.name}: {label} failed ({error}): mend it and run it again")
     for label in task.lineup.entries:

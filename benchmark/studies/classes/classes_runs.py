@@ -14,6 +14,7 @@ from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
+from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
@@ -23,7 +24,6 @@ from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
-from benchmark.run.environment import resolve_device
 from benchmark.run.run_samples import choice_of, identify_samples, samples_of
 from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component

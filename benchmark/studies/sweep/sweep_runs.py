@@ -15,6 +15,7 @@ import yaml
 
 from benchmark.data.separation import inter_class_distance, log_volumes
 from benchmark.data.sets import load_dataset
+from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
@@ -22,7 +23,6 @@ from benchmark.judge.records import write_text
 from benchmark.models.others import check_fit
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
-from benchmark.run.environment import resolve_device
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import samples_of
 from benchmark.run.runner import Say, run

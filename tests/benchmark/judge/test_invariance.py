@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from attacks import PGD, Attack, CarliniWagner, ThreatModel
 from benchmark import Report, evaluate
 from benchmark.data.sets import load_dataset
+from benchmark.environment import resolve_device
 from benchmark.judge.evaluator import Samples, measure_attack
 from benchmark.judge.records import FolderCell
 from benchmark.judge.subject import Terms, examine
 from benchmark.run import assess
-from benchmark.run.environment import resolve_device
 
 N = 60
 ATTACKS: dict[str, list[Attack]] = {

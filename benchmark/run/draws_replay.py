@@ -1,0 +1,85 @@
+"""The replay of an attack on a randomised model, whose rates are estimated again by fresh draws."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmark.judge.evaluator import Samples
+from benchmark.judge.records import Block, MemoryCell
+from benchmark.judge.subject import Subject
+from benchmark.report.report import Report
+
+# How many standard deviations two estimates of one rate may differ by.
+_SIGMAS = 5.0
+
+# The relative difference that a distance, a sum in float64, may have on another machine.
+_ROUNDING = 1e-9
+
+
+def replay_draws(
+    subject: Subject, samples: Samples, report: Report, label: str
+) -> tuple[MemoryCell, int, int, list[str]]:
+    """Judge the examples of a cell again, by other draws than those that were recorded.
+
+    Returns the cell, with its rates as recorded, how many examples it has, for how many of them the
+    recorded rate holds, and a line for each thing that does not hold.
+    """
+    replayed, claimed, holding, outside, misplaced = MemoryCell(), 0, 0, 0, 0
+    recorded, found_now, variance = 0.0, 0.0, 0.0
+    for block in report.blocks(label):
+        replayed.add(replace(block, adversarial=block.adversarial[:0]))
+        if not block.found.any():
+            continue
+        rows = torch.from_numpy(block.index[block.found])
+        points, clean = torch.from_numpy(block.adversarial), samples.x[rows]
+        distance = report.threat.distance(points, clean)
+        in_box = (points == report.threat.clamp(points)).flatten(1).all(1)
+        known = torch.from_numpy(block.distance[block.found])
+        outside += int((~in_box).sum())
+        misplaced += int((~torch.isclose(distance, known, _ROUNDING, 0)).sum())
+        now = _rates(subject, samples, block) * (distance <= report.threat.eps).numpy()
+        assert block.rate is not None
+        then = block.rate[block.found]
+        spread = _variance(then, now, subject.terms.draws)
+        claimed += len(now)
+        # A rate is a number of draws, so estimates may differ by one draw where both are certain.
+        slack = _SIGMAS * np.sqrt(spread) + 1 / subject.terms.draws
+        holding += int((np.abs(now - then) <= slack).sum())
+        recorded, found_now = recorded + then.sum(), found_now + now.sum()
+        variance += spread.sum()
+    replayed.close(report.cells[label].note)
+    problems = [f"{outside} examples lie outside the box"] if outside else []
+    if misplaced:
+        problems.append(f"{misplaced} distances are not those of the examples")
+    if abs(recorded - found_now) > _SIGMAS * np.sqrt(variance) + 1:
+        problems.append(
+            f"examples are misclassified {recorded:.1f} times by the records, {found_now:.1f} now"
+        )
+    if holding < claimed:
+        problems.append(f"{claimed - holding} rates do not hold")
+    return replayed, claimed, holding, problems
+
+
+def _rates(subject: Subject, samples: Samples, block: Block) -> NDArray[np.float64]:
+    """The share of fresh draws in which each example of a block is misclassified."""
+    rows = torch.from_numpy(block.index[block.found])
+    points, y = torch.from_numpy(block.adversarial), samples.y[rows]
+    # Draws are seeded by the samples' numbers; others than in the run are fresh.
+    number = torch.from_numpy(samples.number)[rows] + len(samples)
+    judged = subject.judge(
+        points.to(subject.device), y.to(subject.device), number.to(subject.device),
+        allowed=subject.terms.allowed,
+    )  # fmt: skip
+    rates: NDArray[np.float64] = judged.rate.cpu().numpy()
+    return rates
+
+
+def _variance(
+    first: NDArray[np.float64], second: NDArray[np.float64], draws: int
+) -> NDArray[np.float64]:
+    """The variance of the difference of two estimates of each rate, from so many draws each."""
+    rate = (first + second) / 2
+    variance: NDArray[np.float64] = 2 * rate * (1 - rate) / draws
+    return variance
