@@ -34,6 +34,8 @@ class Problem:
 
     model   from images (n, *shape) to logits (n, classes), in eval mode.
     x, y    clean images (n, *shape) inside the box of `threat`; labels (n,), int64.
+    threat  what points must stay within. Its bounds may differ by pixel, and where pixels must keep
+            their values, by image.
     seed    of the attack; index (n,), int64, is each sample's number in its data set. Noise depends
             on (seed, index, stream) alone. Default: 0, 1, 2, ...
     meter   called with (rows, logits) after each forward, where rows (n,) are the samples' places

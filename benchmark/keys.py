@@ -115,8 +115,8 @@ def identify_model(model: nn.Module, recipe: Recipe, parts: Mapping[str, Identit
     identifies it.
 
     Invalidated by any other weight or buffer, by what invalidates its recipe or those of its parts,
-    and, where the user brings modules, by changes of their code, and of tensors that no state dict
-    holds.
+    and, where the user brings modules, by changes of their code, and of what no state dict holds:
+    other buffers, and attributes that are tensors, numbers or texts.
     """
     identity = {"weights": fingerprint(model), "recipe": identify_recipe(recipe)}
     code = _code({type(module) for module in model.modules()})

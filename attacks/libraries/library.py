@@ -210,7 +210,7 @@ def run(
     `craft` is given the problem in float32 and the box [0, 1], the number of classes and a seed,
     and returns points. NaN pixels become those of the image, and so does what a minimal-norm attack
     returns for samples that it does not break. What it raises becomes a ValueError of one line that
-    starts with `name`.
+    starts with `name`; a NotApplicableError stays one.
     """
     answer = problem.x.clone()
     if not len(problem):

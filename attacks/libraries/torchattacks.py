@@ -45,8 +45,8 @@ class TorchAttacks(foreign.Foreign):
     others are minimal-norm. Returns points (n, *shape) in the box; samples that are misclassified
     as they are, and those that a minimal-norm attack does not break, come back clean. Raises
     ValueError, in one line, where torchattacks is missing, for unknown names and options, for
-    attacks that have no L2 or Linf, for fewer classes or other channels than the attack can take,
-    and for what torchattacks raises.
+    attacks that have no L2 or Linf, and for what torchattacks raises; and NotApplicableError for
+    fewer classes, other channels or other inputs than the attack can take.
 
     Differs from the source:
     - Everything is in float32, and a box other than [0, 1] is scaled to it.

@@ -299,8 +299,10 @@ class Measurements:
 
     @property
     def records(self) -> pd.DataFrame:
-        """One row per sample and attack ("natural" among them). Where there is a certificate,
-        `radius` is the sample's certified radius, in the run's norm."""
+        """One row per sample and attack ("natural" among them). `rate` is the share of draws in
+        which a randomised model misclassifies the point, and `trial` the same over other draws, by
+        which the worst of several points is chosen; for any other model both are 0 or 1. Where
+        there is a certificate, `radius` is the sample's certified radius, in the run's norm."""
         records = pd.concat(
             [frame.assign(attack=label) for label, frame in self.frames.items()],
             ignore_index=True,
@@ -312,7 +314,8 @@ class Measurements:
 
     @property
     def adversarial(self) -> dict[str, Examples]:
-        """For each attack, its judged misclassified points."""
+        """For each attack, its judged misclassified points: of a randomised model, those that any
+        draw misclassifies."""
         return {label: self.examples(label) for label in self.attacks}
 
     def examples(self, label: str) -> Examples:

@@ -10,8 +10,8 @@ from benchmark.report.measurements import Measurements
 class Report(Measurements):
     """What was measured on one model, with flags and tables. Accuracies are over all its samples.
 
-    natural, per_attack, certified, best_attack, contradictions, records and adversarial are
-    described below; the other attributes are:
+    natural, per_attack, certified, best_attack, contradictions, records, adversarial, precision and
+    draws are described below; the other attributes are:
 
     errors        why attacks or the certificate failed; inapplicable, why attacks do not apply to
                   the model.

@@ -78,6 +78,7 @@ class RunSpec(BaseModel):
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
                carries out each attack only on what cheaper ones left.
     seed       of training, of all noise of attacks, and of the choice of samples.
+    device     as torch names it, such as "cuda:1". "auto" takes CUDA where there is a CUDA device.
     precision  of the models while they are attacked: "model" leaves them as they are.
     draws, expectation  of randomised models: how many fresh draws judge a point, and how many
                attacks take the mean of in each step.
