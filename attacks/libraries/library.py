@@ -223,10 +223,8 @@ def run(
         with warnings.catch_warnings(), seeded(problem.seed, problem.index, _SEED_STREAM) as seed:
             warnings.simplefilter("ignore")
             points = craft(_unit(undecided), logits.shape[1], seed)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NotApplicableError):
         raise
-    except NotApplicableError as error:
-        raise NotApplicableError(f"{name}: {reason(error)}") from error
     except Exception as error:
         raise ValueError(f"{name}: {reason(error)}") from error
     points = _from_unit(points.detach(), undecided)

@@ -85,7 +85,9 @@ def run(
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
     device: Annotated[Device | None, typer.Option()] = None,
-    precision: Annotated[Precision | None, typer.Option()] = None,
+    precision: Annotated[Precision | None, typer.Option(help="By default, the model's.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Of a randomised model, per point.")] = None,
+    expectation: Annotated[int | None, typer.Option(help="Draws per step of attacks.")] = None,
     block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
     plugin: Plugins = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
@@ -100,7 +102,8 @@ def run(
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,
         "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
-        "choose": choose, "plugins": [str(path) for path in plugin],
+        "choose": choose, "draws": draws, "expectation": expectation,
+        "plugins": [str(path) for path in plugin],
     }  # fmt: skip
     run_spec = _spec_of(spec, flags)
     name = f"{run_spec.data.replace('/', '_')}-{run_spec.norm}-{run_spec.eps:g}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.generators import kept, seeded
+from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.reading import Called, Calling, Reading, as_called, find_calling
 from benchmark.judge.replica import (
@@ -190,7 +191,8 @@ class Subject:
 
         The model is run in float64 too where it has a twin, else twice, in different company. A
         misclassification that only one of the two sees is due to rounding, and does not count.
-        Logits that are NaN count as wrong. Raises UnsteadyError where the two differ by more than rounding.
+        Logits that are NaN count as wrong. Raises UnsteadyError where the two differ by more than
+        rounding.
         """
         points = points.to(self.dtype)
         if self.is_random:
@@ -274,10 +276,7 @@ class Subject:
         return _classes(call(model, x)), radius.double()
 
     def treated(self, kind: Kind) -> "Subject":
-        """The subject, treated as random, or as one whose images are forwarded one at a time.
-
-        Raises UserError where the model does not run on a single image.
-        """
+        """The subject, treated as random, or as one whose images are forwarded one at a time."""
         if kind == "random":
             return replace(
                 self, is_random=True, twin=None, flags=self.flags | {"non-deterministic"}
@@ -349,12 +348,24 @@ def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:
     """The subject, treated as calls of its model on some images show it to be."""
     if is_random(subject.model, x):
         subject = subject.treated("random")
-        if hears_others(subject.model, x, seed):
-            subject = subject.treated("batch-dependent")
-        return subject
+        return _alone(subject, x) if hears_others(subject.model, x, seed) else subject
     subject = replace(subject, slack=rounding(subject.model, x))
     mixes = depends_on_batch(subject.model, x, subject.slack)
-    return subject.treated("batch-dependent") if mixes else subject
+    return _alone(subject, x) if mixes else subject
+
+
+def _alone(subject: Subject, x: Tensor) -> Subject:
+    """The subject, whose images are forwarded one at a time. Raises UserError where it does not run
+    on one of some images."""
+    alone = subject.treated("batch-dependent")
+    try:
+        call(alone.model, x[:1])
+    except Exception as error:
+        raise UserError(
+            "the model's output for an image depends on the batch, and it does not run on one "
+            f"image alone: {described(error)}"
+        ) from error
+    return alone
 
 
 def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:

@@ -388,9 +388,11 @@ _FLAGS = (
     ),
     Flag(
         code="rounding",
-        meaning="misclassifies some points in one precision only, which do not count as broken",
+        meaning="misclassifies some points in one precision, or in one of two runs, only: these do "
+        "not count as broken",
         remedy="try precision float64",
-        rule="float32 misclassifies a point that was judged, and float64 does not",
+        rule="the model misclassifies a point that was judged, and its twin in float64 does not, "
+        "or, without a twin, the model itself in other company",
         holds=lambda report: any(doubtful(frame).any() for frame in report.frames.values()),
     ),
     Flag(

@@ -121,7 +121,9 @@ def _assess(
     report = Report(
         name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
     )
-    identity = identify_natural(about, subject.device, subject.precision, subject.traits)
+    # What a randomised model draws depends on the images that are forwarded together.
+    traits = subject.traits | ({"block": settings.block} if subject.is_random else {})
+    identity = identify_natural(about, subject.device, subject.precision, traits)
     assessment = _Assessment(model, subject, samples, settings, cells, identity, report)
 
     # Clean images, and whether gradients can be relied on.
@@ -135,6 +137,10 @@ def _assess(
     if isinstance(subject.model, HasCertificate):
         assessment.certify()
         notify(report, CERTIFIED)
+    elif isinstance(model, HasCertificate):
+        report.notes.append(
+            f"{name}: its certificate is left out, which is for images in float32, many at once"
+        )
 
     # The attacks.
     entries = {label: suited(subject.model, entry) for label, entry in lineup.entries.items()}

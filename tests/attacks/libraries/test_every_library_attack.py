@@ -13,6 +13,7 @@ from attacks import Attack, Problem
 from attacks.libraries import Foolbox, TorchAttacks
 from attacks.libraries import foolbox as foolbox_adapter
 from attacks.libraries import torchattacks as torchattacks_adapter
+from attacks.problem import NotApplicableError
 from tests.attacks.libraries.smooth import line, smooth_problem
 
 # The least that shows how an attack behaves.
@@ -84,7 +85,7 @@ def test_binary_grey_images(attack: Any, norm: str, capfd: pytest.CaptureFixture
     if reason:
         with pytest.raises(ValueError, match=reason) as error:
             attack(problem)
-        assert line(error).startswith(attack._name)
+        assert isinstance(error.value, NotApplicableError) or line(error).startswith(attack._name)
         return
     points = _check(attack, problem)
     assert torch.equal(points[1], problem.x[1])
