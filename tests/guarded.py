@@ -16,8 +16,9 @@ from attacks import Attack, Problem, ThreatModel
 from attacks.threat import Norm
 from benchmark.judge import evaluator
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural
+from benchmark.judge.examination import examine
 from benchmark.judge.records import MemoryCell
-from benchmark.judge.subject import Terms, examine
+from benchmark.judge.subject import Terms
 from benchmark.spec.components import Component, configure
 from benchmark.spec.registry import ATTACKS, DEFENSES
 from defenses.networks.architectures import ARCHITECTURES

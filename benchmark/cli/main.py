@@ -106,6 +106,16 @@ def run(
         "plugins": [str(path) for path in plugin],
     }  # fmt: skip
     run_spec = _spec_of(spec, flags)
+    folder = _folder_of(spec, run_spec, out)
+    reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
+    typer.echo("\n" + tables.render(reports, run_spec))
+    _warn_of_contradictions(reports, err=True)
+    typer.echo(f"Records, tables and models: {folder}")
+    _refuse_failures(reports)
+
+
+def _folder_of(spec: Path | None, run_spec: "RunSpec", out: Path | None) -> Path:
+    """The folder of a run. Raises UserError where the run would replace the spec in it."""
     name = f"{run_spec.data.replace('/', '_')}-{run_spec.norm}-{run_spec.eps:g}"
     folder = out or Path("runs") / (spec.stem if spec else name)
     if (
@@ -114,11 +124,7 @@ def run(
         and (folder / "spec.yaml").resolve() == spec.resolve()
     ):
         raise UserError(f"{folder} is where {spec} lies, which a run replaces: name another --out")
-    reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
-    typer.echo("\n" + tables.render(reports, run_spec))
-    _warn_of_contradictions(reports, err=True)
-    typer.echo(f"Records, tables and models: {folder}")
-    _refuse_failures(reports)
+    return folder
 
 
 def _refuse_failures(reports: list["Report"]) -> None:

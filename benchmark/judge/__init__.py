@@ -1,20 +1,13 @@
 """The judge: it runs frozen copies of models, and is the only place that gives verdicts."""
 
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
+from benchmark.judge.examination import check_model, examine
 from benchmark.judge.outputs import gaps, jacobian_norms, mean_jacobian_norm
 from benchmark.judge.probes import probe
 from benchmark.judge.records import Block, Cell, FolderCell, MemoryCell, blocks_of
 from benchmark.judge.replica import freeze
-from benchmark.judge.subject import (
-    Judgement,
-    Subject,
-    Terms,
-    check_model,
-    examine,
-    full_precision,
-    undisturbed,
-    until_steady,
-)
+from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
+from benchmark.judge.surroundings import full_precision, undisturbed
 
 __all__ = [
     "Block",

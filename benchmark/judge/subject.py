@@ -1,40 +1,25 @@
 """A model that is evaluated: it is copied, frozen, checked, and asked for its classes."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks.generators import kept, seeded
-from attacks.messages import described
-from benchmark.errors import UserError
-from benchmark.judge.reading import Called, Calling, Reading, as_called, find_calling
+from attacks.generators import seeded
+from benchmark.judge.reading import Called, Calling, Reading, as_called
 from benchmark.judge.replica import (
-    freeze,
-    is_training,
-    precision_of,
     reseed,
-    same_state,
-    state_of,
-    twin_of,
 )
 from benchmark.judge.steadiness import (
     IMAGES,
     Kind,
     UnsteadyError,
     call,
-    depends_on_batch,
     differ,
-    hears_others,
-    is_random,
-    is_twin,
-    rounding,
     same,
-    swallows,
 )
 from defenses.certificates import HasCertificate
 
@@ -44,11 +29,11 @@ Precision = Literal["model", "float32", "float64", "bfloat16", "float16"]
 # The defaults for randomised models; see `Terms`.
 DRAWS, EXPECTATION = 50, 10
 
-# The class that is recorded where logits are NaN.
+# The class that is recorded where logits tell none.
 UNDEFINED = -1
 
 # The streams of noise that seed what models draw when they are looked at, judged and attacked.
-_LOOKED_AT, _JUDGED, ATTACKED = ((2 << 16) + stream for stream in range(3))
+LOOKED_AT, _JUDGED, ATTACKED = ((2 << 16) + stream for stream in range(3))
 
 T = TypeVar("T")
 
@@ -84,6 +69,9 @@ class Terms:
     def allowed(self) -> int | None:
         """The class that a perturbed image may be given without being misclassified."""
         return self.reject if self.may_reject else None
+
+
+USUAL = Terms()
 
 
 @dataclass(frozen=True)
@@ -204,13 +192,13 @@ class Subject:
         if differ(logits[-part:], again, self.slack):
             drawn = not same(logits, call(self.model, points))
             raise UnsteadyError("random" if drawn else "batch-dependent")
-        predicted = _classes(logits)
+        predicted = classes_of(logits)
         wrong = _wrong(predicted, y, allowed)
         doubtful = wrong & (predicted != UNDEFINED)
         if self.twin is None:
-            wrong = wrong & (~doubtful | _wrong(_classes(again), y, allowed))
+            wrong = wrong & (~doubtful | _wrong(classes_of(again), y, allowed))
         elif bool(doubtful.any()):
-            in_twin = _classes(call(self.twin, points[doubtful].double()))
+            in_twin = classes_of(call(self.twin, points[doubtful].double()))
             wrong_in_twin = _wrong(in_twin, y[doubtful], allowed)
             wrong = wrong.masked_scatter(doubtful, wrong_in_twin)
         return Judgement.of(predicted, wrong)
@@ -246,7 +234,7 @@ class Subject:
                 for _ in range(calls):
                     call(model, points)
             reseed(model, seed)
-            classes = torch.stack([_classes(call(model, points)) for _ in range(2 * draws)])
+            classes = torch.stack([classes_of(call(model, points)) for _ in range(2 * draws)])
         wrong = _wrong(classes, y, allowed).double()
         trial, rate = wrong[:draws].mean(0), wrong[draws:].mean(0)
         return Judgement(classes[draws:].mode(0).values, rate > 0.5, rate, trial)
@@ -273,7 +261,7 @@ class Subject:
         bad = ~(radius >= 0)  # NaN is not at least 0 either
         if bool(bad.any()):
             raise ValueError(f"a certified radius must be at least 0, not {float(radius[bad][0])}")
-        return _classes(call(model, x)), radius.double()
+        return classes_of(call(model, x)), radius.double()
 
     def treated(self, kind: Kind) -> "Subject":
         """The subject, treated as random, or as one whose images are forwarded one at a time."""
@@ -289,9 +277,11 @@ class Subject:
         )
 
 
-def _classes(logits: Tensor) -> Tensor:
-    """The classes (n,) of logits (n, classes), UNDEFINED where one is NaN."""
-    return torch.where(logits.isnan().any(1), UNDEFINED, logits.argmax(1))
+def classes_of(logits: Tensor) -> Tensor:
+    """The classes (n,) of logits (n, classes), UNDEFINED where one is NaN, or where several share
+    the lead with plus infinity."""
+    undefined = logits.isnan().any(1) | (logits.isposinf().sum(1) > 1)
+    return torch.where(undefined, UNDEFINED, logits.argmax(1))
 
 
 def _wrong(predicted: Tensor, y: Tensor, allowed: int | None) -> Tensor:
@@ -308,148 +298,3 @@ def until_steady(subject: Subject, work: Callable[[Subject], T]) -> T:
             return work(subject)
         except UnsteadyError as found:
             subject = subject.treated(found.kind)
-
-
-def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = Terms()) -> Subject:
-    """Copy a model into a Subject, and find out how it has to be called and judged, by its logits
-    at some clean images x (n, *shape). The model stays as it is.
-
-    Raises UserError where the model cannot be copied, or does not give logits on the images.
-    """
-    asked = None if terms.precision == "model" else getattr(torch, terms.precision)
-    frozen = freeze(model, device, asked)
-    x = x[:IMAGES].to(device, copy=True)
-    with seeded(terms.seed, torch.zeros(1, dtype=torch.int64), _LOOKED_AT) as seed:
-        reseed(frozen, seed)
-        before = state_of(frozen)
-        calling = find_calling(frozen, x, asked, terms.reading, terms.scale)
-        subject = Subject(
-            as_called(frozen, calling), None, device, calling.gives, precision_of(frozen), terms,
-            calling, flags={"train-mode"} if is_training(model) else set(),
-        )  # fmt: skip
-        x = x.to(subject.dtype)
-        _check_logits(call(subject.model, x), x)
-        subject = _tried(subject, x, seed)
-        may_have_twin = (subject.precision, calling.takes) == ("float32", torch.float32)
-        if may_have_twin and not subject.is_random:
-            subject.twin = _twin(subject, frozen, x)
-            if subject.twin is None:
-                subject.flags.add("float32-only")
-        exact = subject.model if subject.dtype == torch.float64 else subject.twin
-        if exact is not None and not subject.is_random and swallows(call(exact, x.double())):
-            subject.flags.add("coarse-logits")
-    if not same_state(before, state_of(frozen)):
-        frozen = freeze(model, device, asked)
-        return replace(subject, model=as_called(frozen, subject.calling), is_stateful=True)
-    return subject
-
-
-def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:
-    """The subject, treated as calls of its model on some images show it to be."""
-    if is_random(subject.model, x):
-        subject = subject.treated("random")
-        return _alone(subject, x) if hears_others(subject.model, x, seed) else subject
-    subject = replace(subject, slack=rounding(subject.model, x))
-    mixes = depends_on_batch(subject.model, x, subject.slack)
-    return _alone(subject, x) if mixes else subject
-
-
-def _alone(subject: Subject, x: Tensor) -> Subject:
-    """The subject, whose images are forwarded one at a time. Raises UserError where it does not run
-    on one of some images."""
-    alone = subject.treated("batch-dependent")
-    try:
-        call(alone.model, x[:1])
-    except Exception as error:
-        raise UserError(
-            "the model's output for an image depends on the batch, and it does not run on one "
-            f"image alone: {described(error)}"
-        ) from error
-    return alone
-
-
-def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:
-    """The model in float64; None where it does not run in it, or is another function."""
-    calling = replace(subject.calling, takes=torch.float64, gives=torch.float64)
-    try:
-        twin = as_called(twin_of(frozen), calling)
-        return twin if is_twin(subject.model, twin, x) else None
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return None
-
-
-def _check_logits(logits: Tensor, x: Tensor) -> None:
-    """Raises UserError for what are not logits of two classes or more for each image."""
-    if logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1:
-        return
-    single = logits.shape in ((len(x),), (len(x), 1))
-    hint = ": pass binary=True if the sign of one logit decides between two classes"
-    raise UserError(
-        f"the model must give logits (n, classes) for {len(x)} images, not "
-        f"{tuple(logits.shape)}{hint if single else ''}"
-    )
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Turn TF32 off on CUDA while the context lasts.
-
-    Its mantissa of 10 bits would stop attacks at points that are not broken.
-    """
-    cudnn = torch.backends.cudnn
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with cudnn.flags(
-            enabled=cudnn.enabled,
-            benchmark=cudnn.benchmark,
-            deterministic=cudnn.deterministic,
-            allow_tf32=False,
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """A context in which models are judged: in full precision, outside of the caller's modes, and
-    without `torch.compile`, since compiled code is the same function, and compiling each copy of it
-    would take minutes. All that is global stays as the caller had it."""
-    with (
-        full_precision(),
-        kept(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        torch.compiler.set_stance("force_eager"),
-    ):
-        yield
-
-
-def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> int:
-    """Check that a model's logits fit the labels, and return how many it gives.
-
-    x        (n, *shape), some of the clean images.
-    y        all labels.
-    classes  how many logits there must be; any number if None.
-
-    Flags of the subject are set for what is odd but can be evaluated. Raises UserError where the
-    logits do not fit.
-    """
-    x = x[:IMAGES].to(subject.device, subject.dtype)
-    logits = call(subject.model, x)
-    columns = logits.shape[1]
-    if classes is not None and columns != classes:
-        raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
-    if int(y.max()) >= columns:
-        raise UserError(f"labels go up to {int(y.max())} but the model gives {columns} logits")
-    if bool(logits.isnan().any(1).all()):
-        raise UserError(f"the model gives NaN logits on all of the first {len(x)} images")
-    sums = logits.sum(1)
-    if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
-        subject.flags.add("probabilities")
-    return int(columns)

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmark.judge.examination import check_model, examine
 from benchmark.judge.probes import probe
-from benchmark.judge.subject import UNDEFINED, Subject, check_model, examine
+from benchmark.judge.subject import UNDEFINED, Subject
 from benchmark.report.accuracy import doubtful
 from benchmark.report.measurements import Measurements
 from benchmark.report.paired import Paired
@@ -400,7 +401,7 @@ _FLAGS = (
         meaning="gives NaN logits at some points; these count as misclassified",
         remedy="look for an operation that overflows or divides by 0",
         joint=None,
-        rule="a logit of a point that was judged is NaN",
+        rule="a logit of a point that was judged is NaN, or two are plus infinity",
         holds=lambda report: any(
             (frame["predicted"] == UNDEFINED).any() for frame in report.frames.values()
         ),

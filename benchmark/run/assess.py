@@ -17,17 +17,12 @@ from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
+from benchmark.judge.examination import check_model, examine
 from benchmark.judge.probes import probe
 from benchmark.judge.records import Cell, IntArray
 from benchmark.judge.steadiness import UnsteadyError
-from benchmark.judge.subject import (
-    Subject,
-    Terms,
-    check_model,
-    examine,
-    undisturbed,
-    until_steady,
-)
+from benchmark.judge.subject import Subject, Terms, until_steady
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import (
     Identity,
     identify_attacked,

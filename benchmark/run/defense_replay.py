@@ -15,16 +15,10 @@ from attacks import ThreatModel
 from attacks.messages import described
 from benchmark.environment import resolve_device
 from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
+from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, MemoryCell
-from benchmark.judge.subject import (
-    Judgement,
-    Subject,
-    Terms,
-    check_model,
-    examine,
-    undisturbed,
-    until_steady,
-)
+from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import key_of
 from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING

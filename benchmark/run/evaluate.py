@@ -16,7 +16,8 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.reading import Reading
 from benchmark.judge.records import MemoryCell
-from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms, undisturbed
+from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
+from benchmark.judge.surroundings import undisturbed
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report

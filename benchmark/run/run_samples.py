@@ -14,14 +14,10 @@ from benchmark.data.sets import load_dataset
 from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
+from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import IntArray
-from benchmark.judge.subject import (
-    Subject,
-    check_model,
-    examine,
-    undisturbed,
-    until_steady,
-)
+from benchmark.judge.subject import Subject, until_steady
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity, identify_data
 from benchmark.spec.registry import DATASETS, load_plugins
 from benchmark.spec.run_spec import Choose, RunSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.judge.subject import undisturbed
+from benchmark.judge.surroundings import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report

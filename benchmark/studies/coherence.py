@@ -22,7 +22,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.replica import freeze
-from benchmark.judge.subject import full_precision
+from benchmark.judge.surroundings import full_precision
 from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import samples_of

@@ -14,7 +14,7 @@ from attacks import ThreatModel
 from attacks.messages import one_line
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import write
-from benchmark.judge.subject import undisturbed
+from benchmark.judge.surroundings import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import examine_twice

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attacks import PGD, ThreatModel
 from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.examination import examine
 from benchmark.judge.records import FolderCell
-from benchmark.judge.subject import examine
 from defenses import LeNet5
 
 ROUNDS = 3

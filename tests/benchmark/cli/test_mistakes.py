@@ -149,7 +149,7 @@ def test_without_words_the_command_explains_itself(cli: Cli) -> None:
     ("option", "line"),
     [
         ("kwargs: {classes: 7}", "gives (1, 7) for an image, not logits (1, 10)"),
-        ("kwargs: {nan: true}", "the model gives NaN logits on all of the first "),
+        ("kwargs: {nan: true}", "the model gives NaN or infinite logits on all of the first "),
         ("kwargs: {scale: text}", "TypeError: "),
         ("weights: nowhere.pt", "nowhere.pt"),
     ],

@@ -13,8 +13,9 @@ from benchmark import Report, evaluate
 from benchmark.data.sets import load_dataset
 from benchmark.environment import resolve_device
 from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.examination import examine
 from benchmark.judge.records import FolderCell
-from benchmark.judge.subject import Terms, examine
+from benchmark.judge.subject import Terms
 from benchmark.run import assess
 
 N = 60

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attacks import Facts, Problem, ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.examination import examine
 from benchmark.judge.records import (
     BY_SAMPLE,
     Block,
@@ -23,7 +24,6 @@ from benchmark.judge.records import (
     write_json,
     write_text,
 )
-from benchmark.judge.subject import examine
 
 
 def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from attacks import PGD, ThreatModel
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
-from benchmark.judge import evaluator, outputs, probes, records, subject
+from benchmark.judge import evaluator, examination, outputs, probes, records, subject
 from benchmark.judge.evaluator import Samples
+from benchmark.judge.examination import examine
 from benchmark.judge.probes import probe
 from benchmark.judge.records import Block, MemoryCell
-from benchmark.judge.subject import examine
 from benchmark.report.flags import FLAGS
 from benchmark.report.report import Report
 from benchmark.spec.components import NATURAL
@@ -344,7 +344,7 @@ def test_the_codes_that_looks_at_a_model_raise_are_those_of_flags() -> None:
     """A code that is misspelt where it is raised would be that of no flag."""
     raised = {
         (code, f"{module.__name__}.{function.name}")
-        for module in (evaluator, outputs, probes, records, subject)
+        for module in (evaluator, examination, outputs, probes, records, subject)
         for function in ast.parse(inspect.getsource(module)).body
         if isinstance(function, ast.FunctionDef | ast.ClassDef)
         for code in _codes(function)

@@ -1,0 +1,140 @@
+"""A look at a model before it is judged: how it has to be called, and what is odd about it."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from attacks.generators import seeded
+from attacks.messages import described
+from benchmark.errors import UserError
+from benchmark.judge.reading import as_called, find_calling
+from benchmark.judge.replica import (
+    freeze,
+    is_training,
+    precision_of,
+    reseed,
+    same_state,
+    state_of,
+    twin_of,
+)
+from benchmark.judge.steadiness import (
+    IMAGES,
+    call,
+    depends_on_batch,
+    hears_others,
+    is_random,
+    is_twin,
+    rounding,
+    swallows,
+)
+from benchmark.judge.subject import LOOKED_AT, UNDEFINED, USUAL, Subject, Terms, classes_of
+
+
+def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = USUAL) -> Subject:
+    """Copy a model into a Subject, and find out how it has to be called and judged, by its logits
+    at some clean images x (n, *shape). The model stays as it is.
+
+    Raises UserError where the model cannot be copied, or does not give logits on the images.
+    """
+    asked = None if terms.precision == "model" else getattr(torch, terms.precision)
+    frozen = freeze(model, device, asked)
+    x = x[:IMAGES].to(device, copy=True)
+    with seeded(terms.seed, torch.zeros(1, dtype=torch.int64), LOOKED_AT) as seed:
+        reseed(frozen, seed)
+        before = state_of(frozen)
+        calling = find_calling(frozen, x, asked, terms.reading, terms.scale)
+        subject = Subject(
+            as_called(frozen, calling), None, device, calling.gives, precision_of(frozen), terms,
+            calling, flags={"train-mode"} if is_training(model) else set(),
+        )  # fmt: skip
+        x = x.to(subject.dtype)
+        _check_logits(call(subject.model, x), x)
+        subject = _tried(subject, x, seed)
+        may_have_twin = (subject.precision, calling.takes) == ("float32", torch.float32)
+        if may_have_twin and not subject.is_random:
+            subject.twin = _twin(subject, frozen, x)
+            if subject.twin is None:
+                subject.flags.add("float32-only")
+        exact = subject.model if subject.dtype == torch.float64 else subject.twin
+        if exact is not None and not subject.is_random and swallows(call(exact, x.double())):
+            subject.flags.add("coarse-logits")
+    if not same_state(before, state_of(frozen)):
+        frozen = freeze(model, device, asked)
+        return replace(subject, model=as_called(frozen, subject.calling), is_stateful=True)
+    return subject
+
+
+def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:
+    """The subject, treated as calls of its model on some images show it to be."""
+    if is_random(subject.model, x):
+        subject = subject.treated("random")
+        return _alone(subject, x) if hears_others(subject.model, x, seed) else subject
+    subject = replace(subject, slack=rounding(subject.model, x))
+    mixes = depends_on_batch(subject.model, x, subject.slack)
+    return _alone(subject, x) if mixes else subject
+
+
+def _alone(subject: Subject, x: Tensor) -> Subject:
+    """The subject, whose images are forwarded one at a time. Raises UserError where it does not run
+    on one of some images."""
+    alone = subject.treated("batch-dependent")
+    try:
+        call(alone.model, x[:1])
+    except Exception as error:
+        raise UserError(
+            "the model's output for an image depends on the batch, and it does not run on one "
+            f"image alone: {described(error)}"
+        ) from error
+    return alone
+
+
+def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:
+    """The model in float64; None where it does not run in it, or is another function."""
+    calling = replace(subject.calling, takes=torch.float64, gives=torch.float64)
+    try:
+        twin = as_called(twin_of(frozen), calling)
+        return twin if is_twin(subject.model, twin, x) else None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def _check_logits(logits: Tensor, x: Tensor) -> None:
+    """Raises UserError for what are not logits of two classes or more for each image."""
+    if logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1:
+        return
+    single = logits.shape in ((len(x),), (len(x), 1))
+    hint = ": pass binary=True if the sign of one logit decides between two classes"
+    raise UserError(
+        f"the model must give logits (n, classes) for {len(x)} images, not "
+        f"{tuple(logits.shape)}{hint if single else ''}"
+    )
+
+
+def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> int:
+    """Check that a model's logits fit the labels, and return how many it gives.
+
+    x        (n, *shape), some of the clean images.
+    y        all labels.
+    classes  how many logits there must be; any number if None.
+
+    Flags of the subject are set for what is odd but can be evaluated. Raises UserError where the
+    logits do not fit.
+    """
+    x = x[:IMAGES].to(subject.device, subject.dtype)
+    logits = call(subject.model, x)
+    columns = logits.shape[1]
+    if classes is not None and columns != classes:
+        raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
+    if int(y.max()) >= columns:
+        raise UserError(f"labels go up to {int(y.max())} but the model gives {columns} logits")
+    if bool((classes_of(logits) == UNDEFINED).all()):
+        raise UserError(
+            f"the model gives NaN or infinite logits on all of the first {len(x)} images"
+        )
+    sums = logits.sum(1)
+    if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        subject.flags.add("probabilities")
+    return int(columns)
