@@ -95,12 +95,18 @@ class ThreatModel:
             return points.clamp(low, high)
         return points.clamp(lower, upper)
 
-    def fixed_at(self, x: Tensor, frozen: Tensor | None) -> "ThreatModel":
-        """The threat around images x (n, *shape) of which some pixels, bool (*shape), must keep
-        their values: its bounds are those of each image."""
-        if frozen is None:
+    def around(self, x: Tensor, frozen: Tensor | None = None) -> "ThreatModel":
+        """The threat around images x (n, *shape), with bounds of their dtype and on their device.
+
+        frozen  (*shape), bool: the pixels that must keep their values; bounds are then those of
+                each image. None: there are none.
+        """
+        if frozen is None and not isinstance(self.lower + self.upper, Tensor):
             return self
-        lower, upper = (torch.where(frozen.to(x.device), x, side.to(x)) for side in self._bounds())
+        lower, upper = (side.to(x) for side in self._bounds())
+        if frozen is not None:
+            frozen = frozen.to(x.device)
+            lower, upper = torch.where(frozen, x, lower), torch.where(frozen, x, upper)
         return replace(self, lower=lower, upper=upper)
 
     def select(self, keep: Tensor, dims: int) -> "ThreatModel":
@@ -108,7 +114,7 @@ class ThreatModel:
         positions. It is this one unless bounds are those of each image."""
         if not isinstance(self.lower, Tensor) or self.lower.dim() < dims:
             return self
-        assert isinstance(self.upper, Tensor)  # as `fixed_at` makes it
+        assert isinstance(self.upper, Tensor)  # as `around` makes it
         return replace(self, lower=self.lower[keep], upper=self.upper[keep])
 
     @property

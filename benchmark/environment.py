@@ -16,7 +16,7 @@ def resolve_device(device: Device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(check_device(device))
-        torch.empty(0, device=resolved)
+        torch.empty(0, device=resolved).cpu()  # which one without memory refuses
     except ValueError as error:
         raise UserError(str(error)) from error
     except Exception as error:  # what torch raises depends on the kind of device

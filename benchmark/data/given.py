@@ -1,5 +1,6 @@
 """Images and labels as users hand them over, as tensors."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,9 +37,11 @@ def read_given(x: Any, y: Any, scale: float | None) -> tuple[Tensor, Tensor]:
         )
     if images.is_complex() or images.dtype == torch.bool:
         raise UserError(f"x must hold real numbers, not {images.dtype}")
+    if images.is_floating_point() and images.dtype.itemsize == 1:
+        images = images.float()  # torch computes nothing in it
     if scale is not None:
-        if not scale > 0:
-            raise UserError(f"scale must be above 0, not {scale!r}")
+        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise UserError(f"scale must be a number above 0, not {scale!r}")
         wide = images if images.dtype == torch.float64 else images.float()
         return wide / scale, labels
     if not images.is_floating_point():
@@ -82,6 +85,8 @@ def _joined(data: Any) -> tuple[Tensor, Tensor]:
 def _tensor(values: Any, name: str) -> Tensor:
     """A tensor of what may be a tensor, an array, a data frame, a series, a number or lists."""
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            raise UserError(f"{name} must be a dense tensor with values")
         return values.detach()
     try:
         array = np.asarray(values)
@@ -112,7 +117,7 @@ def _labels(y: Tensor) -> Tensor:
         return y.to(torch.uint8).argmax(1)
     if y.dim() == 2:
         y = y[:, 0]
-    if y.dim() > 2:
+    if y.dim() not in (1, 2):
         raise UserError(f"y must hold one label per image, not {tuple(y.shape)}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(f"y must hold integer labels, not {y.dtype}: pass y.long()")

@@ -4,7 +4,6 @@ It is the only place that judges, and it trusts nothing that an attack returns: 
 into the ball and the box, and the model is run on them again.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from attacks import Attack, Problem, ThreatModel
 from attacks.generators import seeded
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
-from benchmark.judge.replica import reseed
+from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
@@ -145,14 +144,14 @@ def measure_attack(
         # Attack copies, because an attack may work in place on what it is given.
         began = time.perf_counter()
         clean, labels = _fetch(subject, samples, places)
-        within = threat.fixed_at(clean, subject.terms.frozen)
+        within = threat.around(clean, subject.terms.frozen)
         meter = Meter(len(places), subject.device, tick)
         numbers = _numbers(subject, samples, places)
         victim = subject.victim()
         problem = Problem(
             victim, clean.clone(), labels.clone(), within, seed, numbers.clone(), meter,
-            peers=copy.deepcopy(dict(peers or {})), draws=subject.expectation,
-            allowed=subject.terms.allowed,
+            peers={name: copied(peer) for name, peer in (peers or {}).items()},
+            draws=subject.expectation, allowed=subject.terms.allowed,
         )  # fmt: skip
         with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
             reseed(victim, drawn)

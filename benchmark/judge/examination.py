@@ -50,7 +50,14 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
         )  # fmt: skip
         x = x.to(subject.dtype)
         _check_logits(call(subject.model, x), x)
-        subject = _tried(subject, x, seed)
+        try:
+            subject = _tried(subject, x, seed)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the model fails on some of {len(x)} images: {described(error)}"
+            ) from error
         may_have_twin = (subject.precision, calling.takes) == ("float32", torch.float32)
         if may_have_twin and not subject.is_random:
             subject.twin = _twin(subject, frozen, x)
@@ -61,7 +68,9 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
             subject.flags.add("coarse-logits")
     if not same_state(before, state_of(frozen)):
         frozen = freeze(model, device, asked)
-        return replace(subject, model=as_called(frozen, subject.calling), is_stateful=True)
+        twin = None if subject.twin is None else _in_float64(subject, frozen)
+        model = as_called(frozen, subject.calling)
+        return replace(subject, model=model, twin=twin, is_stateful=True)
     return subject
 
 
@@ -91,14 +100,18 @@ def _alone(subject: Subject, x: Tensor) -> Subject:
 
 def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:
     """The model in float64; None where it does not run in it, or is another function."""
-    calling = replace(subject.calling, takes=torch.float64, gives=torch.float64)
     try:
-        twin = as_called(twin_of(frozen), calling)
+        twin = _in_float64(subject, frozen)
         return twin if is_twin(subject.model, twin, x) else None
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return None
+
+
+def _in_float64(subject: Subject, frozen: nn.Module) -> nn.Module:
+    calling = replace(subject.calling, takes=torch.float64, gives=torch.float64)
+    return as_called(twin_of(frozen), calling)
 
 
 def _check_logits(logits: Tensor, x: Tensor) -> None:
@@ -125,7 +138,9 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
     """
     x = x[:IMAGES].to(subject.device, subject.dtype)
     logits = call(subject.model, x)
-    columns = logits.shape[1]
+    columns, reject = logits.shape[1], subject.terms.reject
+    if reject is not None and not 0 <= reject < columns:
+        raise UserError(f"reject={reject} is none of the {columns} classes of the model")
     if classes is not None and columns != classes:
         raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
     if int(y.max()) >= columns:

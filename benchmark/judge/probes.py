@@ -73,7 +73,8 @@ def probe(
         x = samples.x[places].to(subject.device, subject.dtype)
         y = samples.y[places].to(subject.device)
         number = torch.from_numpy(samples.number)[places].to(subject.device)
-        problem = Problem(subject.victim(), x, y, threat, seed, number, draws=subject.expectation)
+        within, draws = threat.around(x, subject.terms.frozen), subject.expectation
+        problem = Problem(subject.victim(), x, y, within, seed, number, draws=draws)
         try:
             with seeded(seed, number, ATTACKED), torch.enable_grad():
                 seen.append(_look(problem))
@@ -110,6 +111,8 @@ def _look(problem: Problem) -> _Seen:
     across = threat.length(width).double()
 
     blind = -value >= slope * across
+    if problem.draws > 1:  # whose margins are lowered by what its draws differ
+        blind = slope == 0
 
     # Whether a path through the whole box, which holds images of all classes, meets another class.
     wide = replace(problem, threat=replace(threat, eps=float(across[0])))

@@ -66,6 +66,8 @@ class Reading:
                 f"the model must give logits (n, classes), not {_kind(picked)}: say where they "
                 f"are, such as output={_suggested(picked)}"
             )
+        if picked.is_complex():
+            raise UserError("the model gives complex logits: return their real part or their size")
         return picked
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import random
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks.messages import described
 from benchmark.errors import UserError
+from benchmark.judge.rebinding import rebind
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -44,17 +44,19 @@ def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype | None) ->
     model = unwrapped(model)
     try:
         with torch.no_grad():  # else the parameters of a copied ScriptModule would not be leaves
-            frozen = _copied(model).to(device)
+            frozen = copied(model).to(device)
             if dtype is not None:
                 frozen = frozen._apply(lambda tensor: _cast(tensor, dtype))
+            if is_training(frozen):
+                frozen.eval()
+            for parameter in frozen.parameters():  # a ScriptModule itself refuses requires_grad_
+                if parameter.is_floating_point() or parameter.is_complex():
+                    parameter.requires_grad_(False)
+    except UserError:
+        raise
     except Exception as error:
         what = device if dtype is None else f"{device} as {dtype}"
         raise UserError(f"the model cannot be copied to {what}: {described(error)}") from error
-    if is_training(frozen):
-        frozen.eval()
-    for parameter in frozen.parameters():  # a ScriptModule itself refuses requires_grad_
-        if parameter.is_floating_point() or parameter.is_complex():
-            parameter.requires_grad_(False)
     return frozen
 
 
@@ -74,7 +76,7 @@ def _is_exported(model: nn.Module) -> bool:
 
 def twin_of(model: nn.Module) -> nn.Module:
     """A frozen model's copy in float64."""
-    twin: nn.Module = _copied(model)._apply(lambda tensor: _cast(tensor, torch.float64))
+    twin: nn.Module = copied(model)._apply(lambda tensor: _cast(tensor, torch.float64))
     return twin
 
 
@@ -125,37 +127,22 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy. Functions among the attributes that hold parts of the model, such as lambdas,
-    hold the parts of the copy in it."""
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that reaches no part of the model. Raises UserError where it would share some."""
     memo: dict[int, Any] = {}
     # Tensors with a history, such as cached activations, cannot be copied otherwise.
     for tensor in _cached(model):
         memo[id(tensor)] = tensor.detach().clone()
     duplicate = copy.deepcopy(model, memo)
-    for module in duplicate.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, types.FunctionType) and value.__closure__:
-                setattr(module, name, _rebound(value, memo))
+    own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
+    for part in (*duplicate.modules(), *duplicate.parameters(), *duplicate.buffers()):
+        if id(part) in own:
+            raise UserError(
+                f"a copy of the model shares a {type(part).__name__} with it, which evaluating it "
+                "could change: let its __deepcopy__ copy all of it"
+            )
+    rebind(duplicate, memo)
     return duplicate
-
-
-def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """A function whose closure holds what copies replaced."""
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # it is empty
-            cells.append(cell)
-            continue
-        cells.append(types.CellType(memo.get(id(content), content)))
-    rebound = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__,
-        tuple(cells),
-    )  # fmt: skip
-    rebound.__kwdefaults__ = function.__kwdefaults__
-    return rebound
 
 
 def _cached(model: nn.Module) -> Iterator[Tensor]:
@@ -172,3 +159,5 @@ def _with_history(value: object, depth: int) -> Iterator[Tensor]:
     elif depth and isinstance(value, dict | list | tuple | set):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _with_history(inner, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
+        yield from _with_history(vars(value), depth - 1)

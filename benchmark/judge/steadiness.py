@@ -20,7 +20,7 @@ IMAGES, _REPEATS, _MORE = 32, 2, 8
 # precision that may be in them, or by so many times what a small change of the images does to them,
 # differ by rounding.
 _LEAST, _UNITS, _TIMES = 1e-4, 4.0, 10.0
-_NUDGE = 2.0**-16
+_NUDGE, _MOST = 2.0**-16, 0.01
 
 # Logits of a twin in float64 that differ by more than this part of the largest are no rounding.
 _TWIN = 1e-3
@@ -84,8 +84,10 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 def rounding(model: nn.Module, x: Tensor) -> float:
     """How far logits may differ by rounding, as a part of the largest of an image."""
-    logits, nudged = call(model, x), call(model, x * (1 - _NUDGE))
-    return max(_LEAST, _UNITS * unit_of(model, x), _TIMES * _apart(logits, nudged))
+    logits = call(model, x)
+    # Either way, since pixels may lie on the very edge of a step.
+    moved = min(_apart(logits, call(model, x * (1 + nudge))) for nudge in (_NUDGE, -_NUDGE))
+    return max(_LEAST, _UNITS * unit_of(model, x), min(_MOST, _TIMES * moved))
 
 
 def unit_of(model: nn.Module, x: Tensor) -> float:
@@ -175,14 +177,18 @@ def differ(first: Tensor, second: Tensor, slack: float) -> bool:
 
 
 def _apart(first: Tensor, second: Tensor) -> float:
-    """The largest difference of finite logits (n, classes), as a part of the largest of its image.
-    It is infinite where only one of two logits is finite."""
+    """The largest difference of finite logits (n, classes), as a part of the largest of its image,
+    or of half of the images where that is larger, because at a boundary all logits may be near 0.
+    It is infinite where only one of two logits is finite, or their numbers differ."""
+    if first.shape != second.shape:
+        return float("inf")
     finite = first.isfinite() & second.isfinite()
     alike = (first == second) | (first.isnan() & second.isnan())
     if not bool((finite | alike).all()):
         return float("inf")
     first, second = (torch.where(finite, side.double(), 0.0) for side in (first, second))
     largest = first.abs().maximum(second.abs()).amax(1, keepdim=True)
+    largest = largest.maximum(largest.median()) if len(largest) else largest
     apart = (first - second).abs() / largest.clamp_min(1e-300)
     return float(apart.amax()) if apart.numel() else 0.0
 

@@ -1,6 +1,5 @@
 """A model that is evaluated: it is copied, frozen, checked, and asked for its classes."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
@@ -10,17 +9,8 @@ from torch import Tensor, nn
 
 from attacks.generators import seeded
 from benchmark.judge.reading import Called, Calling, Reading, as_called
-from benchmark.judge.replica import (
-    reseed,
-)
-from benchmark.judge.steadiness import (
-    IMAGES,
-    Kind,
-    UnsteadyError,
-    call,
-    differ,
-    same,
-)
+from benchmark.judge.replica import copied, reseed
+from benchmark.judge.steadiness import IMAGES, Kind, UnsteadyError, call, differ, same
 from defenses.certificates import HasCertificate
 
 # "model" is the precision that a model has.
@@ -160,7 +150,7 @@ class Subject:
 
     def victim(self) -> nn.Module:
         """A copy of the model for an attack, which may change it."""
-        return copy.deepcopy(self.model)
+        return copied(self.model)
 
     def judge(
         self,
@@ -185,36 +175,39 @@ class Subject:
         points = points.to(self.dtype)
         if self.is_random:
             return self._judge_by_draws(points, y, number, calls, allowed)
-        logits = call(self.model, points)
+        model, twin = self.model, self.twin
+        if self.is_stateful:
+            model, twin = copied(model), None if twin is None else copied(twin)
+        logits = call(model, points)
         # With a twin, half of them is enough to see whether the model is steady.
-        part = len(points) if self.twin is None else max(IMAGES, len(points) // 2)
-        again = self._in_other_company(points[-part:])
+        part = len(points) if twin is None else max(IMAGES, len(points) // 2)
+        again = self._in_other_company(model, points[-part:])
         if differ(logits[-part:], again, self.slack):
-            drawn = not same(logits, call(self.model, points))
+            drawn = not same(logits, call(model, points))
             raise UnsteadyError("random" if drawn else "batch-dependent")
         predicted = classes_of(logits)
         wrong = _wrong(predicted, y, allowed)
         doubtful = wrong & (predicted != UNDEFINED)
-        if self.twin is None:
+        if twin is None:
             wrong = wrong & (~doubtful | _wrong(classes_of(again), y, allowed))
         elif bool(doubtful.any()):
-            in_twin = classes_of(call(self.twin, points[doubtful].double()))
+            in_twin = classes_of(call(twin, points[doubtful].double()))
             wrong_in_twin = _wrong(in_twin, y[doubtful], allowed)
             wrong = wrong.masked_scatter(doubtful, wrong_in_twin)
         return Judgement.of(predicted, wrong)
 
-    def _in_other_company(self, points: Tensor) -> Tensor:
+    def _in_other_company(self, model: nn.Module, points: Tensor) -> Tensor:
         """The logits of points that are forwarded in other order and, if the model takes them, in
         smaller batches."""
         if self.calling.size is not None or len(points) < 2:
-            return call(self.model, points)
+            return call(model, points)
         turned = points.flip(0)
         try:
-            logits = torch.cat([call(self.model, part) for part in turned.chunk(2)])
+            logits = torch.cat([call(model, part) for part in turned.chunk(2)])
         except torch.OutOfMemoryError:
             raise
         except Exception:
-            logits = call(self.model, turned)
+            logits = call(model, turned)
         return logits.flip(0)
 
     def _judge_by_draws(
@@ -266,9 +259,9 @@ class Subject:
     def treated(self, kind: Kind) -> "Subject":
         """The subject, treated as random, or as one whose images are forwarded one at a time."""
         if kind == "random":
-            return replace(
-                self, is_random=True, twin=None, flags=self.flags | {"non-deterministic"}
-            )
+            flags = self.flags | {"non-deterministic"}
+            flags.discard("float32-only")
+            return replace(self, is_random=True, twin=None, flags=flags)
         calling = replace(self.calling, size=1)
         bare = self.model.model if isinstance(self.model, Called) else self.model
         flags = self.flags | {"batch-dependent"}

@@ -30,13 +30,30 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
+def _settings_kept() -> Iterator[None]:
+    """The default dtype, the number of threads, and whether algorithms are deterministic, put back
+    after the context as they were."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """A context in which models are judged: in full precision, outside of the caller's modes, and
     without `torch.compile`, since compiled code is the same function, and compiling each copy of it
-    would take minutes. All that is global stays as the caller had it."""
+    would take minutes. All that is global stays as the caller had it, whatever models do to it."""
     with (
         full_precision(),
         kept(),
+        _settings_kept(),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),

@@ -19,6 +19,7 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.probes import probe
+from benchmark.judge.reading import Called, Calling, Reading
 from benchmark.judge.records import Cell, IntArray
 from benchmark.judge.steadiness import UnsteadyError
 from benchmark.judge.subject import Subject, Terms, until_steady
@@ -168,7 +169,9 @@ class _Assessment:
         cell = self.cells(key)
         try:
             measure_natural(self.subject, self.samples, cell, self.settings.block)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (UserError, UnsteadyError):
+            raise
+        except Exception as error:
             raise UserError(f"the model fails on some clean images: {described(error)}") from error
         self._close(cell, self.identity)
         self.report.add(NATURAL, key, cell, None)
@@ -240,11 +243,16 @@ class _Assessment:
 
     def _peer(self, model: nn.Module) -> nn.Module:
         """Another model, as attacks call it. Raises ValueError where it does not run."""
-        first_block, terms = self.samples.x[: self.settings.block], self.settings.terms
+        # What a user says of outputs is about the model, and not about its peers.
+        terms = dataclasses.replace(self.settings.terms, reading=Reading())
+        first_block = self.samples.x[: self.settings.block]
         try:
-            return examine(model, first_block, self.subject.device, terms).model
+            peer = examine(model, first_block, self.subject.device, terms)
         except UserError as error:
             raise ValueError(str(error)) from error
+        if peer.dtype == self.subject.dtype:
+            return peer.model
+        return Called(peer.model, Calling(peer.dtype, self.subject.dtype)).eval()
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:
         """Note in a cell which result it holds, and in which environment it was measured.

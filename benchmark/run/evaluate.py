@@ -1,6 +1,6 @@
 """`evaluate`: the benchmark as one function on a torch module, which needs no files."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -15,14 +15,14 @@ from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.reading import Reading
-from benchmark.judge.records import MemoryCell
+from benchmark.judge.records import IntArray, MemoryCell
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.judge.surroundings import undisturbed
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
-from benchmark.run.geometry import Geometry, check_bounds, read_geometry
+from benchmark.run.geometry import Geometry, read_geometry
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
 from benchmark.spec.run_spec import Mode
@@ -116,7 +116,6 @@ def evaluate(
         samples = _samples(x, y, chosen)
         geometry = read_geometry(norm, eps, chosen.bounds, tuple(samples.x.shape[1:]))
         samples = geometry.measured(samples)
-        check_bounds(samples.x, geometry.threat)
     known = {name: Trained(module, {}) for name, module in peers.items()}
     lineup = _lineup(attacks, suite, geometry, known)
     sources = fetch(sources_of(lineup), known)
@@ -157,8 +156,13 @@ def _chosen(options: Options) -> Any:
             raise UserError(f"unknown {option} {value!r}: use one of {', '.join(known)}")
     for option, least in _LEAST.items():
         number = getattr(chosen, option)
-        if not isinstance(number, int) or not least <= number < 2**63:
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**63:
             raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
+    if chosen.peers is not None and not isinstance(chosen.peers, Mapping):
+        raise UserError("peers must be a mapping of names to models")
+    reject = chosen.reject
+    if reject is not None and (isinstance(reject, bool) or not isinstance(reject, int)):
+        raise UserError(f"reject must be the number of a class, not {reject!r}")
     return chosen
 
 
@@ -191,8 +195,9 @@ def _lineup(
 
     `models` are the names of the models that attacks may craft points on. Raises UserError.
     """
-    if isinstance(attacks, str):
+    if isinstance(attacks, str | dict) or not isinstance(attacks, Iterable):
         raise UserError(f"attacks must be a list: [{attacks!r}]")
+    attacks = list(attacks)
     named = [
         read_component(attack, "an attack") for attack in attacks if isinstance(attack, str | dict)
     ]
@@ -229,8 +234,17 @@ def _samples(x: Any, y: Any, chosen: Any) -> Samples:
         raise UserError(f"labels must be at least 0, not {int(y.min())}")
     if chosen.reject is not None and bool((y == chosen.reject).any()):
         raise UserError(f"class {chosen.reject} is that of rejected images: no label may be it")
-    index = chosen.index
-    number = np.arange(len(x)) if index is None else np.asarray(index, dtype=np.int64)
-    if number.shape != (len(x),):
+    return Samples(x, y, _numbers(chosen.index, len(x)))
+
+
+def _numbers(index: ArrayLike | None, n: int) -> IntArray:
+    """The numbers (n,) of the samples. Raises UserError where they are not integers."""
+    try:
+        number = np.arange(n) if index is None else np.asarray(index)
+    except ValueError as error:
+        raise UserError(f"index must hold one number per image: {error}") from error
+    if number.shape != (n,):
         raise UserError(f"index must hold one number per image, not shape {number.shape}")
-    return Samples(x, y, number)
+    if number.dtype.kind not in "iu":
+        raise UserError(f"index must hold integers, not {number.dtype}")
+    return number.astype(np.int64)

@@ -14,6 +14,9 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.spec.run_spec import make_threat
 
+# How far outside the bounds samples may lie, as a part of the largest width, by rounding.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -42,11 +45,29 @@ class Geometry:
         )
 
     def measured(self, samples: Samples) -> Samples:
-        """The samples in these units."""
+        """The samples in these units. Raises UserError where some are out of the bounds."""
+        samples = replace(samples, x=self._bounded(samples.x))
         if self.scale is None:
             return samples
         # In float64, from which multiplying gives back the very float32 numbers.
         return replace(samples, x=samples.x.double() / self.scale)
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        """Samples x (n, *shape) within the bounds, which rounding may have taken them out of."""
+        scale = 1.0 if self.scale is None else self.scale
+        lower, upper = self.threat.lower * scale, self.threat.upper * scale
+        box = replace(self.threat, lower=lower, upper=upper)
+        inside = box.clamp(x)
+        # Bounds that were computed, as those of normalised images are, may round otherwise than x.
+        slack = 0.0 if box.hull == (0, 1) else _ROUNDING * box.width
+        if bool(((x - inside).abs() <= slack).all()):
+            return inside
+        low, high = box.hull
+        raise UserError(
+            f"images must lie in [{low:g}, {high:g}], not [{float(x.min()):g}, "
+            f"{float(x.max()):g}]: scale them, and put any normalisation inside the model, or pass "
+            "bounds=(lower, upper)"
+        )
 
 
 def read_geometry(norm: Norm, eps: Any, bounds: Any, shape: tuple[int, ...]) -> Geometry:
@@ -65,8 +86,9 @@ def read_geometry(norm: Norm, eps: Any, bounds: Any, shape: tuple[int, ...]) -> 
             raise UserError("eps must be at least 0 for each feature, and above 0 for some")
         eps = float(by_feature.max())
         frozen = by_feature == 0 if bool((by_feature == 0).any()) else None
-        scale = torch.where(by_feature == 0, 1.0, by_feature / eps)
-        lower, upper = lower / scale, upper / scale
+        units = torch.where(by_feature == 0, 1.0, by_feature / eps)
+        lower, upper = lower / units, upper / units
+        scale = None if bool((units == 1).all()) else units
     threat = make_threat(norm, eps)
     if scale is None and bounds is None:
         return Geometry(threat)
@@ -75,17 +97,6 @@ def read_geometry(norm: Norm, eps: Any, bounds: Any, shape: tuple[int, ...]) -> 
         return Geometry(threat, scale, frozen)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def check_bounds(x: Tensor, threat: ThreatModel) -> None:
-    """Raises UserError where some of the samples x (n, *shape) are out of the bounds."""
-    if bool((x == threat.clamp(x)).all()):
-        return
-    low, high = threat.hull
-    raise UserError(
-        f"images must lie in [{low:g}, {high:g}], not [{float(x.min()):g}, {float(x.max()):g}]: "
-        "scale them, and put any normalisation inside the model, or pass bounds=(lower, upper)"
-    )
 
 
 def _pair(bounds: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def test_what_is_right_has_no_flags() -> None:
             "x must hold numbers, not str",
         ),
         ({"x": X[:, 0]}, "x must hold one row or image per sample, not (6,)"),
-        ({"scale": 0}, "scale must be above 0, not 0"),
+        ({"scale": 0}, "scale must be a number above 0, not 0"),
         ({"x": X[:0], "y": Y[:0]}, "y must hold one label per image: x (0, 4), y (0,)"),
         ({"y": Y.float()}, "y must hold integer labels, not torch.float32: pass y.long()"),
         ({"y": Y - 1}, "labels must be at least 0, not -1"),
