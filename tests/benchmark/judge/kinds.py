@@ -5,6 +5,7 @@ known in closed form.
 """
 
 import copy
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,6 +138,44 @@ class _Holding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(x)
+
+
+def _patched(net: Plain, x: Tensor) -> nn.Module:
+    """Its forward is replaced by a decorated function that calls the old one."""
+    model = copy.deepcopy(net)
+    old = model.forward
+
+    @functools.wraps(old)
+    def forward(x: Tensor) -> Tensor:
+        return old(x)
+
+    model.forward = forward  # type: ignore[method-assign]
+    return model
+
+
+class _Extracting(Around):
+    """A hook keeps the features of a layer, and the forward goes on from them."""
+
+    def __init__(self, net: Plain) -> None:
+        super().__init__(copy.deepcopy(net))
+        kept: dict[str, Tensor] = {}
+        self.kept, self.steps = kept, [lambda: self.net.last(kept["hidden"].relu())]
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            kept["hidden"] = output
+
+        self.net.hidden.register_forward_hook(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.net.hidden(x.flatten(1))
+        logits: Tensor = self.steps[0]()
+        return logits
+
+
+def _extracting(net: Plain, x: Tensor) -> nn.Module:
+    model = _Extracting(net)
+    model(x[:1])  # leaves the features of one image behind
+    return model
 
 
 class _Checkpointed(Around):
@@ -343,6 +382,8 @@ KINDS: dict[str, Kind] = {
     "holds itself in a function": Kind(
         lambda net, x: _Holding(net), flags=frozenset({"train-mode"})
     ),
+    "patched forward": Kind(_patched),
+    "a hook keeps features": Kind(_extracting),
     "compiled": Kind(lambda net, x: torch.compile(net)),
     "part compiled": Kind(lambda net, x: Around(torch.compile(net))),
     "scripted": Kind(lambda net, x: torch.jit.script(net)),
