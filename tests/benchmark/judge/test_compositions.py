@@ -148,7 +148,7 @@ def _check(case: Case) -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="a model is first tried on images as they lie in memory")
-@pytest.mark.parametrize("layout", ["Fortran", "last axis first", "channels last"])
+@pytest.mark.parametrize("layout", ["Fortran", "channels last"])
 def test_a_model_that_views_its_images_takes_them_in_any_layout(layout: str) -> None:
     _check(replace(SIMPLE, wrappers=("view",), layout=layout))
 
@@ -167,7 +167,7 @@ def _examples(number: int) -> settings:
     )  # fmt: skip
 
 
-@_examples(12)
+@_examples(8)
 @given(CASES)
 def test_a_composition_has_the_figures_of_its_plain_twin(case: Case) -> None:
     _check(case)

@@ -66,7 +66,7 @@ def _right(distance: Tensor) -> Tensor:
     ("seeds", "least"), [(10, 9), pytest.param(100, 95, marks=pytest.mark.slow)]
 )
 def test_natural_accuracy_has_the_interval_that_it_states(seeds: int, least: int) -> None:
-    model, n, draws = Noisy().eval(), 200, 20
+    model, n, draws = Noisy().eval(), 100, 20
     over_all = float(_right(torch.tensor(MEAN / math.hypot(1, SPREAD / SIGMA))))
     covers_all, covers_these, off = 0, 0, []
     for seed in range(seeds):
@@ -128,7 +128,9 @@ def test_a_seed_gives_the_same_table_bit_for_bit_and_another_gives_another() -> 
         np.random.seed(of_caller)
         random.seed(of_caller)
         return _measured(
-            evaluate(model, x, y, eps=EPS, attacks=ATTACKS, seed=seed, block=8, draws=10)
+            evaluate(
+                model, x, y, eps=EPS, attacks=ATTACKS, seed=seed, block=8, draws=10, expectation=4
+            )
         )
 
     first = measured(0, 0)
@@ -169,9 +171,14 @@ class Drawn(nn.Module):
         return torch.stack([-rise, rise], 1)
 
 
-@pytest.mark.parametrize(
-    "source", ["torch", "numpy", "python", "own torch", "own numpy", "own python", "count"]
-)
+SOURCES = ["torch", "own torch", "count"]
+MORE = [
+    pytest.param(source, marks=pytest.mark.slow)
+    for source in ("numpy", "own numpy", "python", "own python")
+]
+
+
+@pytest.mark.parametrize("source", SOURCES + MORE)
 def test_points_are_judged_by_draws_that_no_attack_saw(source: str) -> None:
     n, draws = 60, 20
     x, y = 0.5 + 0.01 * torch.rand(n, 100), torch.arange(n) % 2
@@ -242,13 +249,13 @@ def test_randomness_in_large_batches_is_found(block: int) -> None:
     assert abs(report.natural - 0.5) < 4 * 0.5 / math.sqrt(105 * DRAWS)
 
 
-@pytest.mark.parametrize(("n", "block"), [(40, 256), (40, 16), (120, 256), (120, 16), (10, 1)])
+@pytest.mark.parametrize(("n", "block"), [(40, 256), (40, 16), (120, 256), (120, 16), (6, 1)])
 def test_randomness_at_a_few_bright_images_is_found(n: int, block: int) -> None:
     report = _seldom(_is_bright, *_dark(n, bright=4), block=block)
     assert abs(report.natural * n - (n - 2)) < 4 * 0.5 * math.sqrt(4 / DRAWS)
 
 
-@pytest.mark.parametrize(("n", "block"), [(40, 256), (40, 16), (10, 1)])
+@pytest.mark.parametrize(("n", "block"), [(40, 256), (40, 16), (6, 1)])
 def test_randomness_that_only_an_attack_reaches_is_found(n: int, block: int) -> None:
     brighten = Returning(lambda problem: problem.x + 0.6)
     report = _seldom(_is_bright, *_dark(n), eps=0.6, block=block, attacks=[brighten])
@@ -257,7 +264,7 @@ def test_randomness_that_only_an_attack_reaches_is_found(n: int, block: int) -> 
 
 
 @pytest.mark.parametrize("source", ["torch", "numpy", "python", "calls"])
-@pytest.mark.parametrize("seeds", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_randomness_in_one_call_of_ten_is_found(source: str, seeds: int) -> None:
     now = {
         "torch": lambda model, x: torch.rand(()) < 0.1,
@@ -322,17 +329,17 @@ class Seeded(nn.Module):
 
 
 def test_noise_that_is_seeded_inside_is_that_of_an_image_alone() -> None:
-    x, y = torch.rand(16, PIXELS), torch.arange(16) % 2
+    x, y = torch.rand(10, PIXELS), torch.arange(10) % 2
 
     def figures(alone: bool, block: int) -> Report:
         net, attacks = Seeded(alone).eval(), ["pgd/steps=5"]
-        return evaluate(net, x, y, norm="linf", eps=0.03, attacks=attacks, block=block)
+        return evaluate(net, x, y, norm="linf", eps=0.05, attacks=attacks, block=block)
 
-    twin = figures(True, 16)
+    twin = figures(True, 10)
     assert "batch-dependent" not in twin.flags
     assert 0 < twin.best_attack < twin.natural < 1
     before = torch.get_rng_state()
-    for block in (16, 5, 1):
+    for block in (10, 4):
         report = figures(False, block)
         assert "batch-dependent" in report.flags
         assert "non-deterministic" not in report.flags
