@@ -39,7 +39,7 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
     """
     asked = None if terms.precision == "model" else getattr(torch, terms.precision)
     frozen = freeze(model, device, asked)
-    x = x[:IMAGES].to(device, copy=True)
+    x = x[:IMAGES].to(device, copy=True, memory_format=torch.contiguous_format)
     with seeded(terms.seed, torch.zeros(1, dtype=torch.int64), LOOKED_AT) as seed:
         reseed(frozen, seed)
         before = state_of(frozen)

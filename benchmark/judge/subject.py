@@ -290,4 +290,6 @@ def until_steady(subject: Subject, work: Callable[[Subject], T]) -> T:
         try:
             return work(subject)
         except UnsteadyError as found:
-            subject = subject.treated(found.kind)
+            # Alone, images have no company: what differs then is drawn.
+            is_alone = subject.calling.size == 1
+            subject = subject.treated("random" if is_alone else found.kind)

@@ -147,15 +147,11 @@ def _check(case: Case) -> None:
     assert before == after
 
 
-@pytest.mark.xfail(strict=True, reason="a model is first tried on images as they lie in memory")
 @pytest.mark.parametrize("layout", ["Fortran", "channels last"])
 def test_a_model_that_views_its_images_takes_them_in_any_layout(layout: str) -> None:
     _check(replace(SIMPLE, wrappers=("view",), layout=layout))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tensors with a history are copied for an attack as they are"
-)
 def test_a_model_may_keep_what_a_checkpoint_gives() -> None:
     _check(replace(SIMPLE, wrappers=("reentrant", "caches")))
 

@@ -293,7 +293,7 @@ class InTurn(nn.Module):
         return torch.stack([-rise, rise], 1)
 
 
-@pytest.mark.xfail(strict=True, reason="it is taken for batch-dependent again and again, for ever")
+@pytest.mark.slow
 def test_a_model_that_answers_in_turn_comes_to_an_end_and_is_flagged() -> None:
     x, y = _dark(120, bright=1)
     begun, most = UnsteadyError.__init__, 5
