@@ -1,5 +1,6 @@
 """The geometry of a threat model: a norm ball around each image, intersected with the input box."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -74,7 +75,7 @@ class ThreatModel:
     def dual_length(self, gradient: Tensor) -> Tensor:
         """What a unit step gains at most, by the gradient: its dual norm, (n, ...) to (n,)."""
         order = 2 if self.norm == "l2" else 1
-        flat = gradient.flatten(1)
+        flat = self._free(gradient).flatten(1)
         length: Tensor = torch.linalg.vector_norm(flat, order, dim=1)
         if order == 1 or gradient.dtype == torch.float64:
             return length
@@ -82,6 +83,12 @@ class ThreatModel:
         exact = torch.linalg.vector_norm(flat, order, dim=1, dtype=torch.float64)
         lost = (length < _SQUARES_UNDERFLOW) | length.isinf()
         return torch.where(lost, exact.to(length.dtype), length)
+
+    def _free(self, gradient: Tensor) -> Tensor:
+        """A gradient that is 0 at the pixels that can have one value alone."""
+        if isinstance(self.lower, Tensor) and isinstance(self.upper, Tensor):
+            return torch.where((self.lower < self.upper).to(gradient.device), gradient, 0.0)
+        return gradient
 
     def distance(self, points: Tensor, x: Tensor) -> Tensor:
         """The distance of each point from its image, in float64: (n, ...) twice to (n,)."""
@@ -115,7 +122,11 @@ class ThreatModel:
         if not isinstance(self.lower, Tensor) or self.lower.dim() < dims:
             return self
         assert isinstance(self.upper, Tensor)  # as `around` makes it
-        return replace(self, lower=self.lower[keep], upper=self.upper[keep])
+        # Not checked again, which nothing that is selected needs, and no samples would not pass.
+        selected = copy.copy(self)
+        object.__setattr__(selected, "lower", self.lower[keep])
+        object.__setattr__(selected, "upper", self.upper[keep])
+        return selected
 
     @property
     def width(self) -> float:
@@ -131,6 +142,7 @@ class ThreatModel:
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """The unit step (in this norm) that climbs a gradient fastest; zero where it is zero."""
+        gradient = self._free(gradient)
         if self.norm == "linf":
             return gradient.sign()
         # Dividing by the largest entry first keeps the squares of a tiny gradient above underflow.

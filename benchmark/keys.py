@@ -158,7 +158,7 @@ def training_key(
         "parts": dict(parts),
         "loop": loop.VERSION,
         "data": identify_data(dataset, "train" if recipe.is_fitted else "test"),
-        "threat": None if threat is None else dataclasses.asdict(threat),
+        "threat": None if threat is None else identify_threat(threat),
         "seed": seed,
         "machine": [device.type, torch.__version__, torch.get_num_threads()],
     }
@@ -247,9 +247,13 @@ def identify_attacked(
 
 def is_attacked(identity: Identity, natural: Identity, threat: ThreatModel, seed: int) -> bool:
     """Whether an identity is one that `identify_attacked` gives, of any attack, for these."""
-    about = {key: value for key, value in identity.items() if key not in _OF_ATTACKS}
     facts = identity.get("threat"), identity.get("seed")
-    return "attack" in identity and about == natural and facts == (dataclasses.asdict(threat), seed)
+    return (
+        "attack" in identity
+        and natural.items() <= identity.items()
+        and identity.keys() - natural.keys() <= set(_OF_ATTACKS)
+        and facts == (identify_threat(threat), seed)
+    )
 
 
 def identify_network(network: nn.Module) -> Identity:

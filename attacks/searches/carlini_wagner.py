@@ -224,7 +224,7 @@ class CarliniWagner:
             limit = (goal - 2 * half * size).clamp_min(0)
 
             # The loss where the walk is, and whether that point is the closest misclassified one.
-            trial = from_angle(state.angle, threat)
+            trial = from_angle(state.angle, batch.problem.threat)
             loss, gradient, logits = self._loss(batch.problem, trial, state, limit)
             distance = threat.length(trial - batch.problem.x)
             success = self._succeeds(batch.problem, logits)

@@ -154,7 +154,7 @@ def _stripes(problem: Problem, stream: int) -> Tensor:
     """Vertical stripes of plus and minus eps, per channel."""
     x = _grid(problem.x)
     signs = _signs(_draws(problem, stream, x.shape[1], 1, x.shape[3]))
-    return problem.threat.clamp(x + problem.threat.eps * signs).view_as(problem.x)
+    return problem.threat.clamp((x + problem.threat.eps * signs).view_as(problem.x))
 
 
 def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> Tensor:
@@ -167,9 +167,12 @@ def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> T
     across = _inside(_offsets(draws[:, 1], width, columns), columns)
     window = (down[:, :, None] & across[:, None, :])[:, None]
     signs = _signs(draws[:, 2:])[:, :, None, None]
-    trial = torch.where(window, threat.clamp(x + threat.eps * signs), old)
+    up, down = (
+        _grid(threat.clamp((x + side * threat.eps * signs).view_as(best))) for side in (1, -1)
+    )
+    trial = torch.where(window, up, old)
     same = (trial == old).flatten(1).all(1)
-    turned = torch.where(window, threat.clamp(x - threat.eps * signs), old)
+    turned = torch.where(window, down, old)
     return torch.where(per_sample(same, x), turned, trial).view_as(best)
 
 

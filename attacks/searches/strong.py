@@ -241,7 +241,7 @@ def _ascend(problem: Problem, start: Tensor, target: Tensor, steps: int, first: 
         # A sample that is broken but still in the batch stays where it is.
         moving = per_sample((~state.hit).to(start.dtype), state.points)
         size = first * threat.eps * (1 + math.cos(math.pi * step / steps)) / 2
-        x, points = batch.problem.x, state.points
+        x, points, threat = batch.problem.x, state.points, batch.problem.threat
         ahead = threat.project(points + size * threat.ascent(state.gradient), x)
         weight = _MOMENTUM if step else 1.0
         move = weight * (ahead - points) + (1 - weight) * (points - state.previous)

@@ -67,7 +67,7 @@ def _joined(data: Any) -> tuple[Tensor, Tensor]:
                 )
                 raise UserError(f"each batch must be (images, labels), not {held}")
             images.append(_tensor(batch[0], "x"))
-            labels.append(_labels(_tensor(batch[1], "y")))
+            labels.append(_tensor(batch[1], "y"))
     except UserError:
         raise
     except Exception as error:

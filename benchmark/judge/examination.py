@@ -63,7 +63,7 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
             subject.twin = _twin(subject, frozen, x)
             if subject.twin is None:
                 subject.flags.add("float32-only")
-        exact = subject.model if subject.dtype == torch.float64 else subject.twin
+        exact = subject.model if calling.takes == torch.float64 else subject.twin
         if exact is not None and not subject.is_random and swallows(call(exact, x.double())):
             subject.flags.add("coarse-logits")
     if not same_state(before, state_of(frozen)):

@@ -16,6 +16,7 @@ from attacks.problem import climb
 from attacks.working import due
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import IntArray
+from benchmark.judge.replica import reseed
 from benchmark.judge.subject import ATTACKED, Subject
 
 # How many correctly classified images are probed, at most.
@@ -73,10 +74,14 @@ def probe(
         x = samples.x[places].to(subject.device, subject.dtype)
         y = samples.y[places].to(subject.device)
         number = torch.from_numpy(samples.number)[places].to(subject.device)
-        within, draws = threat.around(x, subject.terms.frozen), subject.expectation
-        problem = Problem(subject.victim(), x, y, within, seed, number, draws=draws)
+        victim = subject.victim()
+        problem = Problem(
+            victim, x, y, threat.around(x, subject.terms.frozen), seed, number,
+            draws=subject.expectation, allowed=subject.terms.allowed,
+        )  # fmt: skip
         try:
-            with seeded(seed, number, ATTACKED), torch.enable_grad():
+            with seeded(seed, number, ATTACKED) as drawn, torch.enable_grad():
+                reseed(victim, drawn)
                 seen.append(_look(problem))
         except torch.OutOfMemoryError:
             return set()
@@ -91,7 +96,8 @@ def probe(
     )
     flagged = {
         "zero-gradient": blind > _MOST,
-        "large-eps": unreached > 1 - _REACHED,
+        # Where some features must not change, no box holds images of all classes.
+        "large-eps": unreached > 1 - _REACHED and subject.terms.frozen is None,
         "no-ascent": flat > _MOST,
     }
     return {code for code, is_flagged in flagged.items() if is_flagged}

@@ -33,6 +33,7 @@ class _Rebinding:
         self._memo = memo
         self._copies = {id(duplicate) for duplicate in memo.values()}
         self._seen: set[int] = set()
+        self._cells: dict[int, types.CellType] = {}
 
     def of(self, value: Any) -> Any:
         """The value, or what stands for it."""
@@ -80,16 +81,26 @@ class _Rebinding:
             function.__code__, function.__globals__, function.__name__, defaults or None,
             tuple(cells),
         )  # fmt: skip
-        rebound.__kwdefaults__, rebound.__doc__ = function.__kwdefaults__, function.__doc__
+        words = function.__kwdefaults__
+        rebound.__kwdefaults__ = words and {name: self.of(word) for name, word in words.items()}
+        rebound.__doc__ = function.__doc__
         rebound.__dict__.update(function.__dict__)
         self._memo[id(function)] = rebound
         return rebound
 
     def _cell(self, cell: types.CellType) -> types.CellType:
+        if id(cell) in self._cells:  # which several functions share
+            return self._cells[id(cell)]
+        self._cells[id(cell)] = self._new_cell(cell)
+        return self._cells[id(cell)]
+
+    def _new_cell(self, cell: types.CellType) -> types.CellType:
         try:
             content = cell.cell_contents
         except ValueError:  # it is empty
             return cell
+        if isinstance(content, int | float | str) and not isinstance(content, bool):
+            return types.CellType(content)  # a number that the function may count up
         if isinstance(content, list | dict | set) and id(content) not in self._memo:
             copy.deepcopy(content, self._memo)
             self._copies = {id(duplicate) for duplicate in self._memo.values()}

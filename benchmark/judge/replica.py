@@ -115,10 +115,14 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 def same_state(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two states are equal."""
     return first.keys() == second.keys() and all(
-        torch.equal(value, second[name]) if isinstance(value, Tensor) else value == second[name]
-        for name, value in first.items()
-        if isinstance(value, Tensor) == isinstance(second[name], Tensor)
+        _same(value, second[name]) for name, value in first.items()
     )
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return type(first) is type(second) and bool(first == second)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -86,7 +86,8 @@ def rounding(model: nn.Module, x: Tensor) -> float:
     """How far logits may differ by rounding, as a part of the largest of an image."""
     logits = call(model, x)
     # Either way, since pixels may lie on the very edge of a step.
-    moved = min(_apart(logits, call(model, x * (1 + nudge))) for nudge in (_NUDGE, -_NUDGE))
+    nudged = (_attempt(model, x * (1 + nudge)) for nudge in (_NUDGE, -_NUDGE))
+    moved = min((_apart(logits, other) for other in nudged if other is not None), default=0.0)
     return max(_LEAST, _UNITS * unit_of(model, x), min(_MOST, _TIMES * moved))
 
 
@@ -140,16 +141,20 @@ def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
     """Whether the logits of an image under a randomised model change with the images beside it,
     while what the model draws is the same."""
 
-    def first(images: Tensor) -> Tensor:
+    def first(images: Tensor) -> Tensor | None:
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         reseed(model, seed)
-        return call(model, images)[:1]
+        logits = _attempt(model, images)
+        return None if logits is None else logits[:1]
 
     known = first(x)
     among_others = first(torch.cat([x[:1], torch.rand_like(x[1:])]))
-    return _apart(known, first(x)) <= _LEAST < _apart(known, among_others)
+    again = first(x)
+    if known is None or again is None or among_others is None:
+        return False
+    return _apart(known, again) <= _LEAST < _apart(known, among_others)
 
 
 def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:

@@ -141,6 +141,9 @@ class Subject:
             traits["allowed"] = self.terms.allowed
         if self.is_random:
             traits |= {"draws": self.terms.draws, "judge-seed": self.terms.seed}
+            traits["expectation"] = self.terms.expectation
+        elif self.twin is None and self.precision == "float32":
+            traits["twin"] = False
         return traits
 
     @property
@@ -241,11 +244,17 @@ class Subject:
         radii.
         """
         model, dtype = (self.model, self.dtype) if self.twin is None else (self.twin, torch.float64)
+        model = copied(model) if self.is_stateful or self.is_random else model
         if not isinstance(model, HasCertificate):
             raise TypeError("the model has no certified_radius")
         x = x.to(dtype)
-        with torch.no_grad():
+        with (
+            seeded(self.terms.seed, torch.zeros(1, dtype=torch.int64), _JUDGED) as seed,
+            torch.no_grad(),
+        ):
+            reseed(model, seed)
             radius = model.certified_radius(x.clone())
+            classes = classes_of(call(model, x))
         if not isinstance(radius, Tensor) or radius.shape != (len(x),):
             returned = tuple(radius.shape) if isinstance(radius, Tensor) else type(radius).__name__
             raise ValueError(
@@ -254,7 +263,7 @@ class Subject:
         bad = ~(radius >= 0)  # NaN is not at least 0 either
         if bool(bad.any()):
             raise ValueError(f"a certified radius must be at least 0, not {float(radius[bad][0])}")
-        return classes_of(call(model, x)), radius.double()
+        return classes, radius.double()
 
     def treated(self, kind: Kind) -> "Subject":
         """The subject, treated as random, or as one whose images are forwarded one at a time."""

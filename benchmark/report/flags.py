@@ -208,6 +208,13 @@ def _constant(report: Measurements) -> float:
     return 0.0 if len(shares) < 2 else float(shares.max())
 
 
+def _range(report: Measurements) -> float:
+    """How much the values of clean pixels can differ."""
+    threat = report.threat
+    is_unbounded = threat.hull == (-threat.eps, 1 + threat.eps)
+    return 1.0 if is_unbounded else threat.width
+
+
 # The flags, in the order in which they are listed.
 
 _FLAGS = (
@@ -216,7 +223,7 @@ _FLAGS = (
         meaning="was handed over in training mode; it was evaluated in eval mode",
         remedy="call its eval() before you hand it over",
         joint=None,
-        rule="the model's attribute `training` is true",
+        rule="the attribute `training` of the model, or of a module in it, is true",
         seen_by=examine,
     ),
     Flag(
@@ -254,7 +261,7 @@ _FLAGS = (
         remedy="mend what ties it to float32, such as tensors that are no buffers",
         joint=None,
         rule="a pass over some of the first clean images raises in float64, or differs from "
-        "float32 by more than rounding",
+        "float32 by more than rounding, or the model computes in a coarser precision inside",
         seen_by=examine,
     ),
     Flag(
@@ -371,10 +378,11 @@ _FLAGS = (
     Flag(
         code="whole-range",
         meaning="eps lets a pixel take any value",
-        remedy="it is for images in [0, 1], such as 8/255",
+        remedy="it is in units of the images, such as 8/255 in [0, 1]",
         joint=": ",
-        rule="the norm is L-infinity and eps is 1 or more",
-        holds=lambda report: report.threat.norm == "linf" and report.threat.eps >= 1,
+        rule="the norm is L-infinity and eps is at least what a pixel can change, 1 for images in "
+        "[0, 1]",
+        holds=lambda report: report.threat.norm == "linf" and report.threat.eps >= _range(report),
     ),
     Flag(
         code="outside-ball",
@@ -384,7 +392,8 @@ _FLAGS = (
         "misclassified",
         joint=None,
         rule="a point that an attack returned is NaN, or lies outside the box or, for an attack "
-        "with a fixed budget, outside the ball, by more than 0.01% of eps",
+        "with a fixed budget, outside the ball, by more than 0.01% of eps and than the rounding of "
+        "its pixels explains",
         holds=lambda report: any(report.outside.values()),
     ),
     Flag(
@@ -394,7 +403,9 @@ _FLAGS = (
         remedy="try precision float64",
         rule="the model misclassifies a point that was judged, and its twin in float64 does not, "
         "or, without a twin, the model itself in other company",
-        holds=lambda report: any(doubtful(frame).any() for frame in report.frames.values()),
+        holds=lambda report: any(
+            doubtful(frame, report.allowed).any() for frame in report.frames.values()
+        ),
     ),
     Flag(
         code="nan",

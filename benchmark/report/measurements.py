@@ -204,6 +204,17 @@ class Measurements:
         return self.identity.get("draws")
 
     @property
+    def is_alone(self) -> bool:
+        """Whether each image was forwarded alone."""
+        return bool(self.identity.get("at-once") == 1)
+
+    @property
+    def allowed(self) -> int | None:
+        """The class that perturbed images may be given without being misclassified."""
+        allowed: int | None = self.identity.get("allowed")
+        return allowed
+
+    @property
     def precision(self) -> str | None:
         """The precision in which the model was evaluated; None where that is not recorded."""
         return self.identity.get("precision")

@@ -53,6 +53,9 @@ class Radii:
             frame = frame[frame["index"].between(0, len(contradicted) - 1)]
             index, distance = frame["index"].to_numpy(), frame["distance"].to_numpy()
             too_near = self.right[index] & (distance < self.radius[index] - ROUNDING)
+            # A randomised model is contradicted by most of its draws, and not by one.
+            rate, trial = frame["rate"].to_numpy(), frame["trial"].to_numpy()
+            too_near &= (rate > 0.5) | (rate + trial == 0)
             broken = frame["broken"].to_numpy(dtype=bool)
             contradicted[index] |= too_near | (proven[index] & broken)
         return np.flatnonzero(contradicted)

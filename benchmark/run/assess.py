@@ -13,6 +13,8 @@ from torch import nn
 from attacks import Attack, ThreatModel
 from attacks.messages import described, one_line
 from attacks.problem import HasVariants, NotApplicableError
+from attacks.wrappers.arms import HasArms
+from attacks.wrappers.stages import HasStages
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
@@ -133,9 +135,11 @@ def _assess(
     if isinstance(subject.model, HasCertificate):
         assessment.certify()
         notify(report, CERTIFIED)
-    elif isinstance(model, HasCertificate):
+
+    if hidden := _hidden(model, subject.model):
         report.notes.append(
-            f"{name}: its certificate is left out, which is for images in float32, many at once"
+            f"{name}: its {' and '.join(hidden)} cannot be used, because it is called in another "
+            "way than they are (precision, images at once, outputs, eps by feature)"
         )
 
     # The attacks.
@@ -144,6 +148,19 @@ def _assess(
         assessment.attack(label, entry, peers)
         notify(report, label)
     return report
+
+
+def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
+    """What a model offers that it does not as it is called."""
+    offers = {
+        "certificate": HasCertificate, "arms": HasArms, "stages": HasStages,
+        "surrogate": HasSurrogate,
+    }  # fmt: skip
+    return [
+        what
+        for what, protocol in offers.items()
+        if isinstance(model, protocol) and not isinstance(called, protocol)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Every stored adversarial example is judged again, and each certified radius is computed again.
 """
 
-import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
 from benchmark.judge.surroundings import undisturbed
-from benchmark.keys import key_of
+from benchmark.keys import identify_threat, key_of
 from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
@@ -135,6 +134,11 @@ def _replay(
     block: int,
 ) -> ReplayedRow:
     """Replay the records of a subject, as `replay` does."""
+    # What showed only while it was judged need not show now.
+    if report.draws and not subject.is_random:
+        subject = subject.treated("random")
+    if report.is_alone and subject.calling.size != 1:
+        subject = subject.treated("batch-dependent")
     logit_count = check_model(subject, samples.x[:block], samples.y, None)
     flags = set(report.flags) | subject.flags
     replayed = Report(
@@ -276,7 +280,7 @@ def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bo
         and (
             identity.get("certificate") == report.threat.norm
             if label == CERTIFIED
-            else label == NATURAL or threat == dataclasses.asdict(report.threat)
+            else label == NATURAL or threat == identify_threat(report.threat)
         )
     )
 

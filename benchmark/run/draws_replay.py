@@ -26,10 +26,14 @@ def replay_draws(
     Returns the cell, with its rates as recorded, how many examples it has, for how many of them the
     recorded rate holds, and a line for each thing that does not hold.
     """
-    replayed, claimed, holding, outside, misplaced = MemoryCell(), 0, 0, 0, 0
+    replayed, claimed, holding = MemoryCell(), 0, 0
+    outside = misplaced = mislabelled = 0
     recorded, found_now, variance = 0.0, 0.0, 0.0
     for block in report.blocks(label):
+        if not ((block.index >= 0) & (block.index < len(samples))).all():
+            return replayed, 0, 0, ["a block of records does not fit the data"]
         replayed.add(replace(block, adversarial=block.adversarial[:0]))
+        mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
         if not block.found.any():
             continue
         rows = torch.from_numpy(block.index[block.found])
@@ -39,18 +43,27 @@ def replay_draws(
         known = torch.from_numpy(block.distance[block.found])
         outside += int((~in_box).sum())
         misplaced += int((~torch.isclose(distance, known, _ROUNDING, 0)).sum())
-        now = _rates(subject, samples, block) * (distance <= report.threat.eps).numpy()
+        held = (in_box & (distance <= report.threat.eps)).numpy()
+        now = _rates(subject, samples, block) * held
         assert block.rate is not None
         then = block.rate[block.found]
         spread = _variance(then, now, subject.terms.draws)
         claimed += len(now)
         # A rate is a number of draws, so estimates may differ by one draw where both are certain.
         slack = _SIGMAS * np.sqrt(spread) + 1 / subject.terms.draws
-        holding += int((np.abs(now - then) <= slack).sum())
+        assert block.trial is not None
+        chosen = block.trial[block.found]  # by which the worst of several points is told
+        trials = _SIGMAS * np.sqrt(_variance(chosen, now, subject.terms.draws))
+        holds = (np.abs(now - then) <= slack) & (
+            np.abs(now - chosen) <= trials + 1 / subject.terms.draws
+        )
+        holding += int((holds & ((then > 0.5) == block.broken[block.found])).sum())
         recorded, found_now = recorded + then.sum(), found_now + now.sum()
         variance += spread.sum()
     replayed.close(report.cells[label].note)
     problems = [f"{outside} examples lie outside the box"] if outside else []
+    if mislabelled:
+        problems.append(f"{mislabelled} labels are not those of the data")
     if misplaced:
         problems.append(f"{misplaced} distances are not those of the examples")
     if abs(recorded - found_now) > _SIGMAS * np.sqrt(variance) + 1:

@@ -36,7 +36,9 @@ class Geometry:
     def note(self) -> str | None:
         """What a report says of it."""
         if self.scale is None:
-            return None
+            if self.frozen is None:
+                return None
+            return f"{int(self.frozen.sum())} of {self.frozen.numel()} features must not change"
         most = self.threat.eps
         least = 0 if self.frozen is not None else float(self.scale.min()) * most
         return (
@@ -50,11 +52,11 @@ class Geometry:
         if self.scale is None:
             return samples
         # In float64, from which multiplying gives back the very float32 numbers.
-        return replace(samples, x=samples.x.double() / self.scale)
+        return replace(samples, x=samples.x.double() / self.scale.to(samples.x.device))
 
     def _bounded(self, x: Tensor) -> Tensor:
         """Samples x (n, *shape) within the bounds, which rounding may have taken them out of."""
-        scale = 1.0 if self.scale is None else self.scale
+        scale = 1.0 if self.scale is None else self.scale.to(x.device)
         lower, upper = self.threat.lower * scale, self.threat.upper * scale
         box = replace(self.threat, lower=lower, upper=upper)
         inside = box.clamp(x)

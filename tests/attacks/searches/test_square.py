@@ -151,7 +151,11 @@ def test_hyperparameters_out_of_range_are_refused(bad: dict[str, float]) -> None
         Square(**bad)
 
 
-def test_inputs_of_another_rank_are_refused() -> None:
-    problem = _problem((4, 5), 2, 2, "l2", 1.0)
-    with pytest.raises(ValueError, match="flat inputs"):
-        Square()(problem)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4, 5)])
+def test_signals_and_volumes_are_broken_too(shape: tuple[int, ...], norm: str) -> None:
+    problem = _problem(shape, 2, 4, norm, 1.0)
+    points = Square(steps=200)(problem)
+    assert points.shape == problem.x.shape
+    assert bool((problem.threat.distance(points, problem.x) <= 1.0 + 1e-5).all())
+    assert bool((problem.model(points).argmax(1) != problem.y).all())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmark import UserError, evaluate
 
-ATTACKS = ["pgd/steps=20", "cw/steps=100/searches=3", "square/steps=300"]
+ATTACKS = ["pgd/steps=20", "cw/steps=100/searches=3", "square/steps=300", "apgd/steps=20"]
 N = 24
 
 
@@ -38,6 +38,7 @@ def test_an_eps_for_each_feature_is_met_exactly(norm: str) -> None:
     model, x, y = _line((6,))
     eps = torch.tensor([0.0, 0.001, 0.01, 0.02, 0.03, 0.05])
     report = evaluate(model, x, y, norm=norm, eps=eps, attacks=ATTACKS)
+    assert not report.errors
     lead = ((x - model.middle) * model.weights).sum(1).abs()
     reach = (eps * model.weights).abs()
     most = reach.sum() if norm == "linf" else reach.norm()
