@@ -154,7 +154,8 @@ def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
     again = first(x)
     if known is None or again is None or among_others is None:
         return False
-    return _apart(known, again) <= _LEAST < _apart(known, among_others)
+    # Equal to the last bit, or else the seed does not decide what it draws.
+    return same(known, again) and _apart(known, among_others) > _LEAST
 
 
 def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:
