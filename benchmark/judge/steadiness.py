@@ -14,7 +14,7 @@ from benchmark.judge.replica import reseed
 Kind = Literal["random", "batch-dependent"]
 
 # Images that a model is tried on, at most, and the calls in which randomness must show.
-IMAGES, _REPEATS, _MORE = 32, 2, 8
+IMAGES, _REPEATS, _MORE = 24, 2, 8
 
 # Logits that differ by less than this part of the largest, by so many units of the coarsest
 # precision that may be in them, or by so many times what a small change of the images does to them,

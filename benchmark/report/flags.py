@@ -230,7 +230,7 @@ _FLAGS = (
         code="probabilities",
         meaning="returns probabilities, not logits: gradients may vanish",
         remedy="remove the softmax",
-        rule="on the first 32 clean images, all outputs are at least 0 and those of each image add "
+        rule="on the first 24 clean images, all outputs are at least 0 and those of each image add "
         "up to 1, within 1e-4",
         seen_by=check_model,
     ),
