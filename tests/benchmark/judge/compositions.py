@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.benchmark.judge.kinds import Around, Plain
+from tests.benchmark.judge.plain import Around, Plain
 
 # Around any module from images to logits: a module of the same function.
 

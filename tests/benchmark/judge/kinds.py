@@ -1,8 +1,4 @@
-"""Models of every kind that users bring, each the same function as a plain network.
-
-Whatever a test measures on one of them is known from the plain network, whose robust accuracy is
-known in closed form.
-"""
+"""Models of every kind that users bring, each the same function as a plain network."""
 
 import copy
 import functools
@@ -18,44 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-SHAPES = ((12,), (2, 7), (1, 6, 5), (3, 4, 4), (1, 1, 1), (2, 2, 3, 2))
-
-# Half of the samples lie at half of this distance from the boundary, and half of them at twice it.
-EPS = 0.1
-GREY = 0.47  # the plane goes through images of this grey
-N = 8
-
-
-class Plain(nn.Module):
-    """Class 1 above a plane and class 0 below it, by a layer of ReLUs; class 2 is never near."""
-
-    def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
-        super().__init__()
-        pixels = int(np.prod(shape))
-        generator = torch.Generator().manual_seed(seed)
-        normal = torch.randn(pixels, generator=generator) + 0.5
-        self.hidden, self.last = nn.Linear(pixels, 2), nn.Linear(2, 3)
-        with torch.no_grad():
-            self.hidden.weight.copy_(torch.stack([normal, -normal]) / normal.abs().sum())
-            self.hidden.bias.copy_(-GREY * self.hidden.weight.sum(1))
-            self.last.weight.copy_(torch.tensor([[-1.0, 1], [1, -1], [0, 0]]))
-            self.last.bias.copy_(torch.tensor([0.0, 0, -1]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.hidden(x.flatten(1)).relu())
-        return logits
-
-
-def samples(model: Plain, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (n, *shape), labels (n,), and which images (n,) are robust within EPS."""
-    w = model.hidden.weight[0].detach()
-    unit = w.sign() / w.abs().sum() if norm == "linf" else w / w.square().sum()
-    robust = torch.arange(N) % 2 == 0
-    y = torch.arange(N) // 2 % 2
-    reach = EPS * torch.where(robust, 2.0, 0.5) * (2 * y - 1)
-    # `reach` is the distance in the norm, which the step along w (or its signs) has as its length.
-    length = w.abs().sum() if norm == "linf" else w.norm()
-    return GREY + (reach * length)[:, None] * unit, y, robust
+from tests.benchmark.judge.plain import Around, Plain
 
 
 @dataclass(frozen=True)
@@ -74,22 +33,6 @@ class Kind:
     flags: frozenset[str] = frozenset()
     around: Callable[[], Any] | None = None
     misled: bool = False
-
-
-class Around(nn.Module):
-    """A plain network with something done before and after it."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        before: Callable[[Tensor], Tensor] = lambda x: x,
-        after: Callable[[Tensor], Any] = lambda z: z,
-    ) -> None:
-        super().__init__()
-        self.net, self.before, self.after = net, before, after
-
-    def forward(self, x: Tensor) -> Any:
-        return self.after(self.net(self.before(x)))
 
 
 class _InPlace(Around):
@@ -434,6 +377,7 @@ KINDS: dict[str, Kind] = {
     "training mode": Kind(lambda net, x: net.train(), flags=frozenset({"train-mode"})),
     "without gradients": Kind(lambda net, x: net, around=torch.no_grad),
     "inference mode": Kind(lambda net, x: net, around=torch.inference_mode),
+    "mixes its batch": Kind(lambda net, x: _Centred(net), flags=frozenset({"batch-dependent"})),
     "random": Kind(_noisy("torch"), flags=_RANDOM),
     "random by numpy": Kind(_noisy("numpy"), flags=_RANDOM),
     "random by Python": Kind(_noisy("python"), flags=_RANDOM),

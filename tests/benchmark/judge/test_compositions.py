@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmark import evaluate
 from tests.benchmark.judge.compositions import ANSWERS, CORES, LABELS, LAYOUTS, WRAPPERS
-from tests.benchmark.judge.kinds import EPS, SHAPES, Around, N, Plain, samples
+from tests.benchmark.judge.plain import EPS, SHAPES, Around, N, Plain, samples
 
 
 @dataclass(frozen=True)

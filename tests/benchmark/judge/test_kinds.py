@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmark import evaluate
-from tests.benchmark.judge.kinds import EPS, KINDS, SHAPES, Around, N, Plain, samples
+from tests.benchmark.judge.kinds import KINDS
+from tests.benchmark.judge.plain import EPS, SHAPES, Around, N, Plain, samples
 
 ATTACKS = {
     "linf": [
