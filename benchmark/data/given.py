@@ -59,6 +59,11 @@ def _joined(data: Any) -> tuple[Tensor, Tensor]:
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=_AT_ONCE)
     images, labels = [], []
+    generators = {
+        generator: generator.get_state()
+        for holder in (data, getattr(data, "sampler", None))
+        if isinstance(generator := getattr(holder, "generator", None), torch.Generator)
+    }
     try:
         for batch in data:
             if not isinstance(batch, Sequence) or len(batch) != 2:
@@ -72,6 +77,9 @@ def _joined(data: Any) -> tuple[Tensor, Tensor]:
         raise
     except Exception as error:
         raise UserError(f"the data cannot be read: {described(error)}") from error
+    finally:
+        for generator, state in generators.items():
+            generator.set_state(state)
     if not images:
         raise UserError("the data holds no batches")
     single = labels[0].dim() == 0  # an IterableDataset yields samples, not batches
@@ -85,9 +93,13 @@ def _joined(data: Any) -> tuple[Tensor, Tensor]:
 def _tensor(values: Any, name: str) -> Tensor:
     """A tensor of what may be a tensor, an array, a data frame, a series, a number or lists."""
     if isinstance(values, Tensor):
-        if values.layout != torch.strided or values.is_meta:
+        if values.layout != torch.strided or values.is_meta or values.is_quantized:
             raise UserError(f"{name} must be a dense tensor with values")
+        if values.is_nested:
+            raise UserError(f"{name} must hold samples of one shape, not a nested tensor")
         return values.detach()
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise UserError(f"{name} has masked entries: fill them, or leave their samples out")
     try:
         array = np.asarray(values)
         if array.dtype == object:

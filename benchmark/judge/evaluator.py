@@ -254,7 +254,7 @@ def _block(
     """
     if attacked is None:
         zeros = torch.zeros_like(label)
-        attacked = _Attacked(zeros, zeros, zeros.bool(), torch.empty(0))
+        attacked = _Attacked(zeros, zeros, zeros.bool(), torch.empty(0, dtype=torch.float32))
     return Block(
         index=index,
         label=label.cpu().numpy(),

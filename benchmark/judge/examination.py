@@ -10,6 +10,7 @@ from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.reading import as_called, find_calling
 from benchmark.judge.replica import (
+    copied,
     freeze,
     is_training,
     precision_of,
@@ -20,8 +21,10 @@ from benchmark.judge.replica import (
 )
 from benchmark.judge.steadiness import (
     IMAGES,
+    answers_otherwise,
     call,
     depends_on_batch,
+    differ,
     hears_others,
     is_random,
     is_twin,
@@ -70,6 +73,7 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
         frozen = freeze(model, device, asked)
         twin = None if subject.twin is None else _in_float64(subject, frozen)
         model = as_called(frozen, subject.calling)
+        _check_beginning(subject, copied(model), model, x)
         return replace(subject, model=model, twin=twin, is_stateful=True)
     return subject
 
@@ -80,6 +84,11 @@ def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:
         subject = subject.treated("random")
         return _alone(subject, x) if hears_others(subject.model, x, seed) else subject
     subject = replace(subject, slack=rounding(subject.model, x))
+    if answers_otherwise(subject.model, x, subject.slack):
+        raise UserError(
+            "the model gives other logits where gradients are on (it may ask for grad mode or "
+            "requires_grad): attacks would see another function than the one that is judged"
+        )
     mixes = depends_on_batch(subject.model, x, subject.slack)
     return _alone(subject, x) if mixes else subject
 
@@ -96,6 +105,18 @@ def _alone(subject: Subject, x: Tensor) -> Subject:
             f"image alone: {described(error)}"
         ) from error
     return alone
+
+
+def _check_beginning(subject: Subject, first: nn.Module, model: nn.Module, x: Tensor) -> None:
+    """Raises UserError where a model that calls change is set up by the first images that it is
+    given, since its figures would depend on them. `first` and `model` are fresh copies."""
+    with torch.no_grad():
+        together, alone = call(first, x)[:1], call(copied(model), x[:1])
+    if not subject.is_random and differ(together, alone, subject.slack):
+        raise UserError(
+            "the model is set up by the first images that it is given, so that its outputs depend "
+            "on them: call it on some images before it is evaluated"
+        )
 
 
 def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:

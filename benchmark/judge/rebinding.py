@@ -6,11 +6,27 @@ bound methods still reach the original's modules, and would measure or change th
 
 import copy
 import functools
+import random
 import types
 import weakref
+from collections import deque
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+# What a function may hold and change.
+_COPIED = (
+    nn.Module, Tensor, list, dict, set, deque, bytearray, np.ndarray, torch.Generator,
+    np.random.Generator, np.random.RandomState, random.Random,
+)  # fmt: skip
+
+# The content of a cell that has none.
+_EMPTY = object()
+
+# The attribute of a copy for `held_by`.
+_HELD = "_modules_of_functions"
 
 
 def rebind(duplicate: nn.Module, memo: dict[int, Any]) -> None:
@@ -19,11 +35,22 @@ def rebind(duplicate: nn.Module, memo: dict[int, Any]) -> None:
     memo  of the deep copy: by the id of each object that was copied, its copy.
     """
     rebinding = _Rebinding(memo)
-    for module in duplicate.modules():
-        attributes = vars(module)
-        for name, value in list(attributes.items()):
-            if name not in ("_parameters", "_buffers", "_modules"):
-                attributes[name] = rebinding.of(value)
+    rebinding.attributes_of(duplicate)
+    if rebinding.held:
+        duplicate.__dict__[_HELD] = rebinding.held
+
+
+def held_by(duplicate: nn.Module) -> list[nn.Module]:
+    """The modules of a copy that functions among its attributes hold, and it does not register."""
+    held: list[nn.Module] = vars(duplicate).get(_HELD, [])
+    return held
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
 
 
 class _Rebinding:
@@ -34,6 +61,15 @@ class _Rebinding:
         self._copies = {id(duplicate) for duplicate in memo.values()}
         self._seen: set[int] = set()
         self._cells: dict[int, types.CellType] = {}
+        self.held: list[nn.Module] = []
+
+    def attributes_of(self, module: nn.Module) -> None:
+        """Let the attributes of a copied module and its submodules hold copies."""
+        for part in module.modules():
+            attributes = vars(part)
+            for name, value in list(attributes.items()):
+                if name not in ("_parameters", "_buffers", "_modules", _HELD):
+                    attributes[name] = self.of(value)
 
     def of(self, value: Any) -> Any:
         """The value, or what stands for it."""
@@ -73,18 +109,28 @@ class _Rebinding:
         such as a list that it fills, is copied."""
         self._memo[id(function)] = function  # one that holds itself ends here
         cells = [self._cell(cell) for cell in function.__closure__ or ()]
-        defaults = tuple(map(self.of, function.__defaults__ or ()))
-        before = (*(function.__closure__ or ()), *(function.__defaults__ or ()))
-        if all(new is old for new, old in zip((*cells, *defaults), before, strict=True)):
+        defaults = tuple(map(self._held, function.__defaults__ or ()))
+        words = {name: self._held(word) for name, word in (function.__kwdefaults__ or {}).items()}
+        own = {name: self._held(value) for name, value in vars(function).items()}
+        after = (*cells, *defaults, *words.values(), *own.values())
+        before = (
+            *(function.__closure__ or ()), *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(), *vars(function).values(),
+        )  # fmt: skip
+        if all(new is old for new, old in zip(after, before, strict=True)):
             return function
+        # A function that holds itself, as one with attributes of its own may.
+        itself = [cell for cell in cells if _content(cell) is function]
+        own_cell = types.CellType(function)
+        cells = [own_cell if cell in itself else cell for cell in cells]
         rebound = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, defaults or None,
             tuple(cells),
         )  # fmt: skip
-        words = function.__kwdefaults__
-        rebound.__kwdefaults__ = words and {name: self.of(word) for name, word in words.items()}
+        own_cell.cell_contents = rebound
+        rebound.__kwdefaults__ = words or None
         rebound.__doc__ = function.__doc__
-        rebound.__dict__.update(function.__dict__)
+        rebound.__dict__.update(own)
         self._memo[id(function)] = rebound
         return rebound
 
@@ -95,15 +141,33 @@ class _Rebinding:
         return self._cells[id(cell)]
 
     def _new_cell(self, cell: types.CellType) -> types.CellType:
-        try:
-            content = cell.cell_contents
-        except ValueError:  # it is empty
+        content = _content(cell)
+        if content is _EMPTY:
             return cell
-        if isinstance(content, int | float | str) and not isinstance(content, bool):
-            return types.CellType(content)  # a number that the function may count up
-        if isinstance(content, list | dict | set) and id(content) not in self._memo:
-            copy.deepcopy(content, self._memo)
-            self._copies = {id(duplicate) for duplicate in self._memo.values()}
-            self._inside(self._memo[id(content)])
-        inside = self.of(content)
+        if content is None or isinstance(content, int | float | str):
+            return types.CellType(content)  # which the function may replace
+        inside = self._held(content)
         return cell if inside is content else types.CellType(inside)
+
+    def _held(self, content: Any) -> Any:
+        """What stands for something that a function holds, which is copied where that can change
+        it and it was not copied with the model."""
+        if isinstance(content, _COPIED) and id(content) not in self._memo:
+            self._copy(content)
+        return self.of(content)
+
+    def _copy(self, content: Any) -> None:
+        """Put a copy of what a function holds into the memo."""
+        if isinstance(content, Tensor) and not content.is_leaf:
+            self._memo[id(content)] = content.detach().clone()
+        elif isinstance(content, torch.Generator):
+            self._memo[id(content)] = content.clone_state()
+        else:
+            copy.deepcopy(content, self._memo)
+        self._copies = {id(duplicate) for duplicate in self._memo.values()}
+        duplicate = self._memo[id(content)]
+        if isinstance(duplicate, nn.Module):
+            self.held.append(duplicate)
+            self.attributes_of(duplicate)
+        else:
+            self._inside(duplicate)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks.messages import described
 from benchmark.errors import UserError
-from benchmark.judge.rebinding import rebind
+from benchmark.judge.rebinding import held_by, rebind
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -44,14 +44,16 @@ def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype | None) ->
     model = unwrapped(model)
     try:
         with torch.no_grad():  # else the parameters of a copied ScriptModule would not be leaves
-            frozen = copied(model).to(device)
-            if dtype is not None:
-                frozen = frozen._apply(lambda tensor: _cast(tensor, dtype))
-            if is_training(frozen):
-                frozen.eval()
-            for parameter in frozen.parameters():  # a ScriptModule itself refuses requires_grad_
-                if parameter.is_floating_point() or parameter.is_complex():
-                    parameter.requires_grad_(False)
+            frozen = copied(model)
+            for part in (frozen, *held_by(frozen)):
+                part.to(device)
+                if dtype is not None:
+                    part._apply(lambda tensor: _cast(tensor, dtype))
+                if is_training(part):
+                    part.eval()
+                for parameter in part.parameters():  # a ScriptModule refuses requires_grad_
+                    if parameter.is_floating_point() or parameter.is_complex():
+                        parameter.requires_grad_(False)
     except UserError:
         raise
     except Exception as error:
@@ -76,7 +78,9 @@ def _is_exported(model: nn.Module) -> bool:
 
 def twin_of(model: nn.Module) -> nn.Module:
     """A frozen model's copy in float64."""
-    twin: nn.Module = copied(model)._apply(lambda tensor: _cast(tensor, torch.float64))
+    twin = copied(model)
+    for part in (twin, *held_by(twin)):
+        part._apply(lambda tensor: _cast(tensor, torch.float64))
     return twin
 
 
@@ -101,15 +105,30 @@ def reseed(model: nn.Module, seed: int) -> None:
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """The buffers of a model, and the tensors and numbers among its attributes, to be compared."""
+    """The buffers of a model, the sums of its parameters, and the tensors and numbers among its
+    attributes, also in lists and dictionaries, to be compared."""
     state: dict[str, Any] = {name: value.clone() for name, value in model.named_buffers()}
+    for name, parameter in model.named_parameters():
+        state[name] = parameter.detach().sum()
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                state[f"{prefix}.{name}"] = value.detach().clone()
-            elif isinstance(value, bool | int | float | str):
-                state[f"{prefix}.{name}"] = value
+            if name not in ("_parameters", "_buffers", "_modules"):
+                state.update(_values(f"{prefix}.{name}", value, _DEPTH))
     return state
+
+
+def _values(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    """What can be compared of an attribute, by name."""
+    if isinstance(value, Tensor):
+        yield name, value.detach().clone()
+    elif isinstance(value, bool | int | float | str):
+        yield name, value
+    elif depth and isinstance(value, dict):
+        for key, part in value.items():
+            yield from _values(f"{name}[{key!r}]", part, depth - 1)
+    elif depth and isinstance(value, list):
+        for place, part in enumerate(value):
+            yield from _values(f"{name}[{place}]", part, depth - 1)
 
 
 def same_state(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -121,7 +140,9 @@ def same_state(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.equal(first, second)
+        if first.shape != second.shape:
+            return False
+        return bool(((first == second) | (first.isnan() & second.isnan())).all())
     return type(first) is type(second) and bool(first == second)
 
 

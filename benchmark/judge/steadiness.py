@@ -14,7 +14,7 @@ from benchmark.judge.replica import reseed
 Kind = Literal["random", "batch-dependent"]
 
 # Images that a model is tried on, at most, and the calls in which randomness must show.
-IMAGES, _REPEATS, _MORE = 24, 2, 8
+IMAGES, _REPEATS, _MORE = 24, 2, 24
 
 # Logits that differ by less than this part of the largest, by so many units of the coarsest
 # precision that may be in them, or by so many times what a small change of the images does to them,
@@ -137,6 +137,19 @@ def depends_on_batch(model: nn.Module, x: Tensor, slack: float) -> bool:
     return False
 
 
+def answers_otherwise(model: nn.Module, x: Tensor, slack: float) -> bool:
+    """Whether the logits at images are others where gradients are asked for."""
+    known = call(model, x)
+    try:
+        with torch.enable_grad():
+            logits = model(x.clone(memory_format=torch.contiguous_format).requires_grad_())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False  # attacks will say why
+    return _apart(known, logits.detach()) > slack
+
+
 def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
     """Whether the logits of an image under a randomised model change with the images beside it,
     while what the model draws is the same."""
@@ -185,7 +198,11 @@ def differ(first: Tensor, second: Tensor, slack: float) -> bool:
 def _apart(first: Tensor, second: Tensor) -> float:
     """The largest difference of finite logits (n, classes), as a part of the largest of its image,
     or of half of the images where that is larger, because at a boundary all logits may be near 0.
-    It is infinite where only one of two logits is finite, or their numbers differ."""
+    It is infinite where only one of two logits is finite, or their numbers differ.
+
+    A logit that is the same for all images, as a class that is masked by -1e9 has, says nothing of
+    the size of the others.
+    """
     if first.shape != second.shape:
         return float("inf")
     finite = first.isfinite() & second.isfinite()
@@ -193,9 +210,14 @@ def _apart(first: Tensor, second: Tensor) -> float:
     if not bool((finite | alike).all()):
         return float("inf")
     first, second = (torch.where(finite, side.double(), 0.0) for side in (first, second))
-    largest = first.abs().maximum(second.abs()).amax(1, keepdim=True)
+    size = first.abs().maximum(second.abs())
+    largest = size
+    if len(first) > 1:
+        # What a logit varies by, since it may have a large constant part; each has its own size.
+        largest = (first - first.mean(0)).abs().maximum((second - second.mean(0)).abs())
+    largest = largest.amax(1, keepdim=True)
     largest = largest.maximum(largest.median()) if len(largest) else largest
-    apart = (first - second).abs() / largest.clamp_min(1e-300)
+    apart = (first - second).abs() / largest.maximum(size).clamp_min(1e-300)
     return float(apart.amax()) if apart.numel() else 0.0
 
 

@@ -281,8 +281,8 @@ class Subject:
 
 def classes_of(logits: Tensor) -> Tensor:
     """The classes (n,) of logits (n, classes), UNDEFINED where one is NaN, or where several share
-    the lead with plus infinity."""
-    undefined = logits.isnan().any(1) | (logits.isposinf().sum(1) > 1)
+    the lead with infinity, plus or minus."""
+    undefined = logits.isnan().any(1) | (logits.isposinf().sum(1) > 1) | logits.isneginf().all(1)
     return torch.where(undefined, UNDEFINED, logits.argmax(1))
 
 

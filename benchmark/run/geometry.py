@@ -92,7 +92,7 @@ def read_geometry(norm: Norm, eps: Any, bounds: Any, shape: tuple[int, ...]) -> 
         lower, upper = lower / units, upper / units
         scale = None if bool((units == 1).all()) else units
     threat = make_threat(norm, eps)
-    if scale is None and bounds is None:
+    if scale is None and bounds is None and frozen is None:
         return Geometry(threat)
     try:
         threat = replace(threat, lower=_plain(lower), upper=_plain(upper))

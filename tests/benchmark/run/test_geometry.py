@@ -134,3 +134,17 @@ def test_rejections_are_reported_both_ways(attack: str) -> None:
         robust = torch.from_numpy(found.robust_to("best-attack"))
         assert torch.equal(robust[clear], (natural & (needed > most))[clear])
     assert ", may reject" in report.to_markdown()
+
+
+@pytest.mark.parametrize(("norm", "lead"), [("l2", 0.12), ("linf", 0.15)])
+def test_features_that_must_not_change_stay_where_the_others_share_one_eps(
+    norm: str, lead: float
+) -> None:
+    # Both features together lose the lead within eps, the first alone does not.
+    model = nn.Linear(2, 2)
+    model.weight.data = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    model.bias.data = torch.tensor([-1.0, 0.0])
+    x = torch.tensor([[0.5, 0.5 + lead], [0.5 + lead, 0.5]])
+    y = torch.zeros(2, dtype=torch.int64)
+    assert evaluate(model, x, y, norm=norm, eps=[0.1, 0.0], suite="strong").best_attack == 1
+    assert evaluate(model, x, y, norm=norm, eps=0.1, suite="strong").best_attack == 0
