@@ -159,7 +159,8 @@ def measure_attack(
         if points.shape != clean.shape:
             raise ValueError(f"returned points of shape {tuple(points.shape)}")
         # Judge the points that it returned, once they lie where they may.
-        points, outside = _enforce(points.to(clean), clean, attack, within)
+        fixed = attack.facts.family == "fixed-budget"
+        points, outside = _enforce(points.to(clean), clean, within, fixed, subject.is_random)
         verdict = subject.judge(points, labels, numbers, meter.calls, subject.terms.allowed)
         distance = threat.distance(points, clean)
         attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])
@@ -170,12 +171,13 @@ def measure_attack(
 
 
 def _enforce(
-    points: Tensor, clean: Tensor, attack: Attack, threat: ThreatModel
+    points: Tensor, clean: Tensor, threat: ThreatModel, fixed: bool, is_random: bool
 ) -> tuple[Tensor, Tensor]:
     """Project the points (n, *shape) that an attack returned, and say which lay outside.
 
-    Points are projected into the box, and into the ball. A minimal-norm attack may return points
-    beyond the ball; these stay there. NaN becomes the clean pixel. Returns the points, and which of
+    Points are projected into the box, and into the ball. An attack of minimal norm, not `fixed`,
+    may return points beyond the ball; these stay there, unless the model is random: then they lie
+    where most draws are wrong, and within the ball some may be. NaN becomes the clean pixel. Returns the points, and which of
     them lay outside by more than rounding (n,).
     """
     undefined = points.isnan()
@@ -187,8 +189,9 @@ def _enforce(
     outside |= undefined.flatten(1).any(1)
     distance = threat.distance(points, clean)
     near = distance <= threat.eps + slack
-    if attack.facts.family == "fixed-budget":
+    if fixed:
         outside |= ~(distance <= threat.eps + excess)
+    if fixed or is_random:
         near = torch.ones_like(near)
     inside = threat.enforce(points, clean)
     shape = (-1, *[1] * (clean.dim() - 1))

@@ -210,3 +210,18 @@ def test_the_default_dtype_of_the_caller_is_no_matter() -> None:
         assert evaluate(network, X, y, eps=0.1, suite="none").natural == 1
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_minimal_norm_attack_on_a_random_model_is_judged_within_the_ball() -> None:
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(6, generator=generator)
+    x = 0.5 + 0.1 * direction / direction.norm() * torch.ones(200, 1)
+    rise = nn.Linear(6, 2)
+    rise.weight.data, rise.bias.data = torch.stack([direction, -direction]), torch.zeros(2)
+    model = OfFunction(lambda x: rise(x - 0.5 + 0.1 * torch.randn_like(x)))
+    y = torch.zeros(200, dtype=torch.int64)
+    # The images are 1 standard deviation from the boundary, and at eps half of one.
+    attacks = ["cw/steps=50/searches=2"]
+    report = evaluate(model, x, y, norm="l2", eps=0.05, attacks=attacks)
+    assert abs(report.natural - 0.841) < 0.02
+    assert abs(report.best_attack - 0.691) < 0.03
