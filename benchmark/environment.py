@@ -21,7 +21,7 @@ def resolve_device(device: Device) -> torch.device:
         raise UserError(str(error)) from error
     except Exception as error:  # what torch raises depends on the kind of device
         what = "CUDA device" if device == "cuda" else f"device {device}"
-        raise UserError(f"there is no {what} here: use --device cpu or auto") from error
+        raise UserError(f"there is no {what} here: give cpu or auto as the device") from error
     return resolved
 
 

@@ -1,7 +1,8 @@
 """Images and labels as users hand them over, as tensors."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from attacks.messages import described
+from attacks.messages import described, one_line
 from benchmark.errors import UserError
 
 # How many images of a Dataset are put together at a time.
@@ -28,10 +29,18 @@ def read_given(x: Any, y: Any, scale: float | None) -> tuple[Tensor, Tensor]:
     """
     if y is None:
         x, y = _joined(x)
-    images, labels = _tensor(x, "x"), _labels(_tensor(y, "y"))
+    elif isinstance(x, Dataset | DataLoader | Iterator):
+        raise UserError(
+            f"x is a {type(x).__name__}, whose batches hold the labels: leave y out, as in "
+            "evaluate(model, x, eps=...)"
+        )
+    images = _tensor(x, "x")
+    if not images.numel():
+        raise UserError(f"x holds no images: its shape is {tuple(images.shape)}")
+    labels = _labels(y)
     if not images.dim() > 1:
         raise UserError(f"x must hold one row or image per sample, not {tuple(images.shape)}")
-    if len(images) != len(labels) or not len(images):
+    if len(images) != len(labels):
         raise UserError(
             f"y must hold one label per image: x {tuple(images.shape)}, y {tuple(labels.shape)}"
         )
@@ -39,6 +48,10 @@ def read_given(x: Any, y: Any, scale: float | None) -> tuple[Tensor, Tensor]:
         raise UserError(f"x must hold real numbers, not {images.dtype}")
     if images.is_floating_point() and images.dtype.itemsize == 1:
         images = images.float()  # torch computes nothing in it
+    if count := int(images.isnan().flatten(1).any(1).sum()):
+        raise UserError(
+            f"x holds NaN in {count} of {len(images)} samples: replace it, or leave them out"
+        )
     if scale is not None:
         if not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise UserError(f"scale must be a number above 0, not {scale!r}")
@@ -72,6 +85,7 @@ def _joined(data: Any) -> tuple[Tensor, Tensor]:
                 )
                 raise UserError(f"each batch must be (images, labels), not {held}")
             images.append(_tensor(batch[0], "x"))
+            _refuse_names(batch[1])
             labels.append(_tensor(batch[1], "y"))
     except UserError:
         raise
@@ -118,8 +132,10 @@ def _tensor(values: Any, name: str) -> Tensor:
         raise UserError(f"{name} must hold numbers: {described(error)}") from error
 
 
-def _labels(y: Tensor) -> Tensor:
+def _labels(given: Any) -> Tensor:
     """Labels (n,) of integers (n,) or (n, 1), or one-hot rows (n, classes)."""
+    _refuse_names(given)
+    y = _tensor(given, "y")
     if y.dim() == 2 and y.shape[1] > 1:
         ones = (y == 1).sum(1)
         if not bool(((y == 0) | (y == 1)).all() and (ones == 1).all()):
@@ -131,6 +147,35 @@ def _labels(y: Tensor) -> Tensor:
         y = y[:, 0]
     if y.dim() not in (1, 2):
         raise UserError(f"y must hold one label per image, not {tuple(y.shape)}")
+    if y.dtype == torch.bool and len(y):
+        raise UserError(_names_line(bool(y[0])))
+    if y.isnan().any():
+        raise UserError(f"y holds no label for {int(y.isnan().sum())} of {len(y)} images")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"y must hold integer labels, not {y.dtype}: pass y.long()")
+        cast = "y.long()" if isinstance(given, Tensor) else "numpy.asarray(y).astype(int)"
+        raise UserError(f"y must hold integer labels, not {y.dtype}: pass {cast}")
     return y.to(torch.int64)
+
+
+def _refuse_names(given: Any) -> None:
+    """Raises UserError where labels are the names of classes, as text is, and not their numbers."""
+    if isinstance(given, Tensor):
+        return
+    try:
+        values = np.asarray(given).ravel()
+    except (TypeError, ValueError, RuntimeError):
+        return  # `_tensor` says what is wrong
+    if values.dtype.kind in "biufc":
+        return
+    for value in values.tolist() if values.dtype.kind != "V" else ():
+        if value is not None and not isinstance(value, Number | np.generic | Tensor):
+            raise UserError(_names_line(value))
+
+
+def _names_line(value: Any) -> str:
+    """What to do about labels such as this one."""
+    return (
+        f"y holds {type(value).__name__} values such as {one_line(repr(value))}: number the "
+        "classes from 0 to k-1 in the order of the model's logits; "
+        "numpy.unique(y, return_inverse=True)[1] does so for classes that are sorted"
+    )

@@ -33,6 +33,9 @@ from benchmark.judge.steadiness import (
 )
 from benchmark.judge.subject import LOOKED_AT, UNDEFINED, USUAL, Subject, Terms, classes_of
 
+# What images are multiplied by to be far from any.
+_FAR = 100.0
+
 
 def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = USUAL) -> Subject:
     """Copy a model into a Subject, and find out how it has to be called and judged, by its logits
@@ -170,7 +173,31 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
         raise UserError(
             f"the model gives NaN or infinite logits on all of the first {len(x)} images"
         )
-    sums = logits.sum(1)
-    if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+    is_closed = _ends_in_sigmoid if subject.terms.reading.binary else _ends_in_softmax
+    if is_closed(subject.model, logits, x):
         subject.flags.add("probabilities")
     return int(columns)
+
+
+def _ends_in_softmax(model: nn.Module, logits: Tensor, x: Tensor) -> bool:
+    """Whether a model's logits (n, classes) are what a softmax gives."""
+    sums = logits.sum(1)
+    return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+
+
+def _ends_in_sigmoid(model: nn.Module, logits: Tensor, x: Tensor) -> bool:
+    """Whether a binary model's logits (n, 2) at images x are what a sigmoid gives: its output, the
+    logit of class 1, lies in [0, 1]. Small logits may do so too, but not far from the images."""
+    output = logits[:, 1]
+    if not bool(((output >= 0) & (output <= 1)).all()):
+        return False
+    for factor in (_FAR, -_FAR):
+        try:
+            output = call(copied(model), factor * x)[:, 1]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # some models refuse what is no image
+            continue
+        if bool(((output < 0) | (output > 1)).any()):
+            return False
+    return True

@@ -36,9 +36,10 @@ class Reading:
     output: int | str | None = None
     binary: bool = False
 
-    def __call__(self, returned: Any) -> Tensor:
-        """The logits (n, classes) in what a model returned. Raises UserError, in one line."""
-        logits = self._picked(returned)
+    def __call__(self, returned: Any, n: int) -> Tensor:
+        """The logits (n, classes) in what a model returned for n images. Raises UserError, in one
+        line."""
+        logits = self._picked(returned, n)
         if not self.binary:
             return logits
         if logits.dim() == 2 and logits.shape[1] == 1:
@@ -49,7 +50,7 @@ class Reading:
             )
         return torch.stack([torch.zeros_like(logits), logits], 1)
 
-    def _picked(self, returned: Any) -> Tensor:
+    def _picked(self, returned: Any, n: int) -> Tensor:
         picked = returned
         if self.output is not None:
             try:
@@ -58,17 +59,41 @@ class Reading:
                 else:
                     picked = getattr(returned, self.output)
             except (KeyError, IndexError, TypeError, AttributeError) as error:
+                self._refuse_needless(returned)
                 raise UserError(
                     f"the model returns {_kind(returned)}, which has no output {self.output!r}"
                 ) from error
+            self._check_picked(returned, picked, n)
         if not isinstance(picked, Tensor):
             raise UserError(
                 f"the model must give logits (n, classes), not {_kind(picked)}: say where they "
                 f"are, such as output={_suggested(picked)}"
             )
+        if not picked.dim():
+            raise UserError(f"the model must give logits (n, classes), not {_kind(picked)}")
         if picked.is_complex():
             raise UserError("the model gives complex logits: return their real part or their size")
         return picked
+
+    def _check_picked(self, returned: Any, picked: Any, n: int) -> None:
+        """Raises UserError where what `output` picked holds nothing for each of n images."""
+        # A single column is left to those who know what it may be.
+        allowed = (1, 2) if self.binary or not isinstance(returned, Tensor) else (2,)
+        if isinstance(picked, Tensor) and picked.dim() in allowed and len(picked) == n:
+            return
+        self._refuse_needless(returned)
+        raise UserError(
+            f"output {self.output!r} of the model is {_kind(picked)}, which is no batch of logits "
+            f"(n, classes) for {n} images: name another output"
+        )
+
+    def _refuse_needless(self, returned: Any) -> None:
+        """Raises UserError where there is nothing to pick from."""
+        if isinstance(returned, Tensor):
+            raise UserError(
+                f"the model gives {_kind(returned)} already: leave out output={self.output!r}, "
+                "which says where the logits are in a tuple, a dictionary or an object"
+            )
 
 
 def _kind(value: Any) -> str:
@@ -82,9 +107,14 @@ def _kind(value: Any) -> str:
 
 def _suggested(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return "0"
+        rows = (place for place, part in enumerate(value) if _are_rows(part))
+        return str(next(rows, 0))
     names = list(value) if isinstance(value, Mapping) else dir(value)
     return repr(next((name for name in names if "logit" in str(name)), "logits"))
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2
 
 
 @dataclass(frozen=True)
@@ -244,7 +274,7 @@ class Called(nn.Module):
         return logits[: len(logits) - missing]
 
     def _read(self, x: Tensor) -> Tensor:
-        return self.calling.reading(self.model(x))
+        return self.calling.reading(self.model(x), len(x))
 
 
 class _Isolated(torch.autograd.Function):

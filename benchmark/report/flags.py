@@ -229,16 +229,17 @@ _FLAGS = (
     Flag(
         code="probabilities",
         meaning="returns probabilities, not logits: gradients may vanish",
-        remedy="remove the softmax",
+        remedy="remove the softmax or sigmoid at its end",
         rule="on the first 24 clean images, all outputs are at least 0 and those of each image add "
-        "up to 1, within 1e-4",
+        "up to 1, within 1e-4; or, of a model with one output per image (binary=True), all lie in "
+        "[0, 1], also on these images times 100 and times -100",
         seen_by=check_model,
     ),
     Flag(
         code="non-deterministic",
         meaning="is randomised: its accuracies are means over fresh draws, and attacks on it "
         "follow means over draws",
-        remedy="add draws (--draws, --expectation) where intervals are wide or attacks weak",
+        remedy="raise draws where intervals are wide, and expectation where attacks are weak",
         joint=None,
         rule="two calls on the same points differ in any logit, on some of the first clean images "
         "or whenever points are judged",

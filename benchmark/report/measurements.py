@@ -140,6 +140,8 @@ class Measurements:
             return None
         if not np.isin(expected, measured).all():
             self.lacking.add(label)
+        if not len(measured):
+            return f"incomplete: the records of all {len(expected)} samples are missing"
         return f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
 
     def blocks(self, label: str, images: bool = True) -> Iterator[Block]:

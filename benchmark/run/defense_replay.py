@@ -170,8 +170,8 @@ def _replay(
     # Check that the records belong to this model, data and threat, and that nothing else failed.
     problems = []
     for label, problems_of_cell in lines.items():
-        if label in report.keys and not _is_of(report, label, data, saved.identity["weights"]):
-            problems_of_cell.append("made with other weights, data or threat")
+        if label in report.keys:
+            problems_of_cell += _misfits(report, label, data, saved.identity["weights"])
         # Records that are lacking are no fault of those that are there: `verify` names them apart.
         unexpected = label in replayed.errors and label not in errors
         if unexpected and label not in report.lacking:
@@ -266,6 +266,19 @@ def _replay_radii(
     replayed.certify(key, entered, None)
     differing = [f"{claimed - holding} radii are not as found now"] if holding < claimed else []
     return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
+
+
+def _misfits(report: Report, label: str, data: dict[str, str], weights: str) -> list[str]:
+    """What is wrong with what a cell notes that it was made with; a line at most.
+
+    Where there is no record there need not be a note: `verify` names what is missing apart.
+    """
+    if not report.cells[label].note:
+        if label in report.lacking and not any(True for _ in report.blocks(label, images=False)):
+            return []
+        return ["cell.json, which says what it was made with, is missing: run it again"]
+    is_fit = _is_of(report, label, data, weights)
+    return [] if is_fit else ["made with other weights, data or threat"]
 
 
 def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bool:

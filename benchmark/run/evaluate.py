@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
@@ -38,14 +38,16 @@ class Options(TypedDict, total=False):
     seed        determines all noise, together with `index`; 0 by default.
     device      as torch names it, such as "cuda:1". "auto" takes CUDA where there is a CUDA device.
     precision   "model" (the default) evaluates the model in the precision that it has; "float32",
-                "float64", "bfloat16" and "float16" in that.
+                "float64", "bfloat16" and "float16" in that, also as "single", "double" and "half",
+                or as a torch dtype.
     block       how many samples are worked on at once; 256 by default.
     index       (n,), the number of each sample in its data set (default 0, 1, 2, ...). A sample's
                 noise depends on its number, so that it is the same in a subset and in any order.
     name        how the report calls the model; by default, its class.
     progress    whether to show progress bars.
     peers       other models, by the names that attacks give them: "transfer:pgd/source=NAME".
-    scale       what images are divided by, such as 255 for integer images.
+    scale       what images are divided by, such as 255 for integer images. eps, bounds and all
+                points and distances of the report are then of the divided images.
     bounds      (lower, upper) of perturbed samples, each a number or what broadcasts to a sample;
                 (0, 1) by default.
     output      where the logits are in what the model returns: an index, a key or an attribute.
@@ -59,7 +61,7 @@ class Options(TypedDict, total=False):
     mode: Mode
     seed: int
     device: str | torch.device
-    precision: Precision
+    precision: Precision | Literal["single", "double", "half"] | torch.dtype
     block: int
     index: ArrayLike | None
     name: str | None
@@ -91,9 +93,10 @@ def evaluate(
                 as it is.
     x, y        tensors, arrays, data frames or lists; or x alone, a Dataset or a DataLoader of
                 images with labels. Labels are integers, or one-hot rows.
-    norm, eps   the threat: "l2" or "linf", and the radius in the units of x, also as "8/255"; or
-                one radius per feature, which broadcast to a sample. Under "l2", perturbations are
-                then divided by them, feature by feature, and have length 1 at most.
+    norm, eps   the threat: "l2" or "linf", and the radius in the units of x, or of x / scale where
+                there is a scale, also as "8/255"; or one radius per feature, which broadcast to a
+                sample. Under "l2", perturbations are then divided by them, feature by feature, and
+                have length 1 at most.
     attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
                 wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
                 configured Attack objects.
@@ -141,6 +144,8 @@ _DEFAULTS: dict[str, Any] = {
     "binary": False, "bounds": None, "reject": None, "draws": DRAWS, "expectation": EXPECTATION,
 }  # fmt: skip
 _WORDS = {"mode": Mode, "precision": Precision}
+# Other names of precisions.
+_ALIASES = {"single": "float32", "double": "float64", "half": "float16"}
 _LEAST = {"block": 1, "seed": 0, "draws": 1, "expectation": 2}
 
 
@@ -150,6 +155,7 @@ def _chosen(options: Options) -> Any:
         hint = did_you_mean(unknown[0], _DEFAULTS, f"use {', '.join(_DEFAULTS)}")
         raise UserError(f"unknown option {unknown[0]!r}: {hint}")
     chosen: Any = SimpleNamespace(**_DEFAULTS | options)
+    chosen.precision = _precision(chosen.precision)
     for option, words in _WORDS.items():
         value, known = getattr(chosen, option), get_args(words)
         if value not in known:
@@ -164,6 +170,13 @@ def _chosen(options: Options) -> Any:
     if reject is not None and (isinstance(reject, bool) or not isinstance(reject, int)):
         raise UserError(f"reject must be the number of a class, not {reject!r}")
     return chosen
+
+
+def _precision(given: Any) -> Any:
+    """The name of a precision that may be given as a torch dtype or by another name."""
+    if isinstance(given, torch.dtype):
+        given = str(given).removeprefix("torch.")
+    return _ALIASES.get(given, given) if isinstance(given, str) else given
 
 
 def _settings(chosen: Any, geometry: Geometry, may_reject: bool) -> Settings:

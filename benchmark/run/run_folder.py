@@ -54,20 +54,31 @@ def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) ->
     report = Report(
         row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"], row["notes"]
     )
-    for label, key in row["cells"].items():
-        cell, error = FolderCell(folder / "cells" / key), row["errors"].get(label)
+    cells = {label: FolderCell(folder / "cells" / key) for label, key in row["cells"].items()}
+    # All else counts on the clean records.
+    if NATURAL in cells:
+        report.add(NATURAL, row["cells"][NATURAL], cells[NATURAL], row["errors"].get(NATURAL))
+    _check_clean(folder, report)
+    for label, cell in cells.items():
+        key, error = row["cells"][label], row["errors"].get(label)
+        if label == NATURAL:
+            continue
         if label == CERTIFIED:
             report.certify(key, cell, error)
         else:
             after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
             report.add(label, key, cell, error, after, inapplicable)
+    return report
+
+
+def _check_clean(folder: Path, report: Report) -> None:
+    """Raises UserError where a report has not the records of all clean images."""
     if NATURAL not in report.keys or NATURAL in report.errors:
         counted = report.errors.get(NATURAL, "none").removeprefix("incomplete: ")
         raise UserError(
             f"{folder}: the clean records of {report.name!r} are not complete ({counted}): run the "
             "same command again"
         )
-    return report
 
 
 def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:

@@ -6,6 +6,7 @@ attack of that library, with the options that it has there.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -221,12 +222,19 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def first_line(error: ValidationError) -> str:
-    """The first error that pydantic found, in one line."""
-    detail = error.errors()[0]
+def first_line(error: ValidationError, known: Collection[str] = ()) -> str:
+    """The first error that pydantic found, in one line; an unknown setting comes before all else,
+    since it may be why another is missing. `known` are the settings that there are."""
+    details = error.errors()
+    unknown = (detail for detail in details if detail["type"] == "extra_forbidden")
+    detail = next(unknown, details[0])
     where = ".".join(str(step) for step in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         flag = {"defenses": "defense", "attacks": "attack"}.get(where, where)
         return f"give {where}, in the spec or as --{flag}"
+    if detail["type"] == "extra_forbidden":
+        known = known if len(detail["loc"]) == 1 else ()
+        otherwise = f"use {', '.join(known)}" if known else "leave it out"
+        return f"unknown setting {where!r}: {did_you_mean(where, known, otherwise)}"
     return f"{where}: {message}" if where else message

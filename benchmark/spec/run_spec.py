@@ -191,7 +191,8 @@ def make_spec(values: dict[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"the spec is not valid: {first_line(error)}") from error
+        line = first_line(error, RunSpec.model_fields)
+        raise UserError(f"the spec is not valid: {line}") from error
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def test_a_device_may_be_named_in_any_way() -> None:
         assert evaluate_small(device=device).best_attack == 0.0
     beyond = f"cuda:{torch.cuda.device_count()}"
     for device in (beyond, torch.device(beyond)):
-        line = f"there is no device {beyond} here: use --device cpu or auto"
+        line = f"there is no device {beyond} here: give cpu or auto as the device"
         assert refusal(device=device) == line
 
 

@@ -144,7 +144,7 @@ def test_where_every_attack_failed_there_is_no_best_attack() -> None:
     ("index", "message"),
     [
         ([0, 1, 2, 3, 4, 5, 6], "incomplete: 7 of 8 samples are recorded"),
-        ([], "incomplete: 0 of 8 samples are recorded"),
+        ([], "incomplete: the records of all 8 samples are missing"),
         ([0, 1, 2, 3, 4, 5, 6, 7, 7], "incomplete: 9 of 8 samples are recorded"),
         ([0, 1, 2, 3, 4, 5, 6, 6], "incomplete: 8 of 8 samples are recorded"),
         ([0, 1, 2, 3, 4, 5, 6, 8], "incomplete: 7 of 8 samples are recorded"),

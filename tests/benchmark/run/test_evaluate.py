@@ -68,8 +68,7 @@ def test_what_is_right_has_no_flags() -> None:
         ),
         (
             {"x": X * math.nan},
-            "images must lie in [0, 1], not [nan, nan]: scale them, and put any normalisation "
-            "inside the model, or pass bounds=(lower, upper)",
+            "x holds NaN in 6 of 6 samples: replace it, or leave them out",
         ),
         (
             {"x": X.to(torch.uint8)},
@@ -93,7 +92,7 @@ def test_what_is_right_has_no_flags() -> None:
         ),
         ({"x": X[:, 0]}, "x must hold one row or image per sample, not (6,)"),
         ({"scale": 0}, "scale must be a number above 0, not 0"),
-        ({"x": X[:0], "y": Y[:0]}, "y must hold one label per image: x (0, 4), y (0,)"),
+        ({"x": X[:0], "y": Y[:0]}, "x holds no images: its shape is (0, 4)"),
         ({"y": Y.float()}, "y must hold integer labels, not torch.float32: pass y.long()"),
         ({"y": Y - 1}, "labels must be at least 0, not -1"),
         ({"y": Y + 2}, "labels go up to 2 but the model gives 2 logits"),
@@ -163,6 +162,27 @@ def test_nan_logits_at_a_clean_image_of_a_later_block_are_flagged() -> None:
     report = attacked(lambda p: p.x, model=model, x=x, block=2)
     assert report.natural == (N - 1) / N
     assert list(report.flags) == ["nan"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("half", "float16"),
+        ("single", "float32"),
+        ("double", "float64"),
+        (torch.float16, "float16"),
+        (torch.bfloat16, "bfloat16"),
+        (torch.float32, "float32"),
+        (torch.double, "float64"),
+    ],
+)
+def test_a_precision_may_go_by_another_name(given: Any, name: str) -> None:
+    assert evaluate_small(precision=given).precision == name
+
+
+def test_a_dtype_that_is_no_precision_is_refused() -> None:
+    known = "use one of model, float32, float64, bfloat16, float16"
+    assert refusal(precision=torch.int8) == f"unknown precision 'int8': {known}"
 
 
 def test_probabilities_are_flagged() -> None:

@@ -160,6 +160,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "sample twice": (_twice, True),
     "missing block": (lambda run: _block(run).unlink(), True),
     "overlapping blocks": (_overlapping, False),
+    "no records": (lambda run: shutil.rmtree(_cell(run, CW).folder), True),
+    "no clean records": (lambda run: shutil.rmtree(_cell(run, "natural").folder), True),
     "no cell.json": (lambda run: (_cell(run, CW).folder / "cell.json").unlink(), True),
     "garbage cell.json": (
         lambda run: (_cell(run, CW).folder / "cell.json").write_bytes(b"\xff{"), True
@@ -221,6 +223,32 @@ def test_verify_says_what_is_lacking(run: Path, cli: Cli) -> None:
         f"vanilla/epochs=1 pgd/steps=5: incomplete: {recorded} of {attacked} samples are recorded; "
         f"vanilla/epochs=1 {CW}: not finished, or not begun; second: not measured; "
         "table.json is not written: run the same command again",
+    )
+
+
+def test_verify_says_that_records_are_gone(run: Path, cli: Cli) -> None:
+    _, attacked = _attacked(run)
+    shutil.rmtree(_cell(run, CW).folder)
+    refused(
+        cli("verify", run)._replace(out=""),
+        f"the run of {run} is not finished, what there is holds: vanilla/epochs=1 {CW}: "
+        f"incomplete: the records of all {attacked} samples are missing; table.json says "
+        "otherwise: run the same command again",
+    )
+    shutil.rmtree(_cell(run, "natural").folder)
+    refused(
+        cli("verify", run),
+        f"{run}: the clean records of 'vanilla/epochs=1' are not complete (the records of all 24 "
+        "samples are missing): run the same command again",
+    )
+
+
+def test_verify_says_that_the_note_on_records_is_gone(run: Path, cli: Cli) -> None:
+    (_cell(run, CW).folder / "cell.json").unlink()
+    refused(
+        cli("verify", run)._replace(out=""),
+        f"the table of {run} does not hold, the one above is what does: vanilla/epochs=1 {CW}: "
+        "cell.json, which says what it was made with, is missing: run it again",
     )
 
 

@@ -102,7 +102,18 @@ def test_budgets_are_in_order_and_as_they_were_written() -> None:
         ({"eps": ...}, "give eps, in the spec or as --eps"),
         ({"defenses": ...}, "give defenses, in the spec or as --defense"),
         ({"defenses": []}, "defenses: List should have at least 1 item after validation, not 0"),
-        ({"attack": ["pgd"]}, "attack: Extra inputs are not permitted"),
+        ({"attack": ["pgd"]}, "unknown setting 'attack': did you mean 'attacks'?"),
+        # An unknown setting is named before what is missing for it, or wrong besides.
+        (
+            {"defenses": ..., "defence": ["vanilla"], "eps": -1},
+            "unknown setting 'defence': did you mean 'defenses'?",
+        ),
+        ({"sample": 10}, "unknown setting 'sample': did you mean 'samples'?"),
+        ({"xyzzy": 1}, f"unknown setting 'xyzzy': use {', '.join(RunSpec.model_fields)}"),
+        (
+            {"attacks": [{"name": "pgd", "options": {}, "steps": 4}]},
+            "unknown setting 'attacks.0.steps': leave it out",
+        ),
         ({"attacks": []}, "name attacks or a suite"),
         ({"attacks": ...}, "name attacks or a suite"),
         ({"attacks": ["pgd", "cw", "pgd"]}, "attack 'pgd' is named twice"),

@@ -158,7 +158,10 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
         ({"defenses": []}, "the spec is not valid: defenses: List should have at least 1 item after"
          " validation, not 0"),
         ({"attacks": ["pdg"]}, "at epochs=1: unknown attack 'pdg': did you mean 'pgd'?"),
-        ({"sampels": 3}, "the spec is not valid: sampels: Extra inputs are not permitted"),
+        (
+            {"sampels": 3},
+            "the spec is not valid: unknown setting 'sampels': did you mean 'samples'?",
+        ),
         (
             {"reported": {"source": "a table", "rows": [{"defense": "vanilla", "natural": 1}]}},
             "the study is not valid: a row of reported lacks 'epochs': {'defense': 'vanilla', "
