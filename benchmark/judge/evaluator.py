@@ -177,8 +177,8 @@ def _enforce(
 
     Points are projected into the box, and into the ball. An attack of minimal norm, not `fixed`,
     may return points beyond the ball; these stay there, unless the model is random: then they lie
-    where most draws are wrong, and within the ball some may be. NaN becomes the clean pixel. Returns the points, and which of
-    them lay outside by more than rounding (n,).
+    where most draws are wrong, and within the ball some may be. NaN becomes the clean pixel.
+    Returns the points, and which of them lay outside by more than rounding (n,).
     """
     undefined = points.isnan()
     points = torch.where(undefined, clean, points)

@@ -124,9 +124,16 @@ class External(Plain):
                 raise ValueError(f"external: {len(self.mean)} means for {shape[0]} channels")
             model = Normalised(model, self.mean, self.std)
         with _foreign(source), evaluating(model), torch.no_grad():
-            outputs = tuple(model.cpu()(torch.zeros(1, *shape)).shape)
-            if outputs != (1, classes):
-                raise ValueError(f"gives {outputs} for an image, not logits (1, {classes})")
+            outputs = model.cpu()(torch.zeros(1, *shape))
+            if not isinstance(outputs, Tensor):
+                raise ValueError(
+                    f"gives {_kind(outputs)} for an image, not logits (1, {classes}): put it into "
+                    "a module that returns its logits alone"
+                )
+            if outputs.shape != (1, classes):
+                raise ValueError(
+                    f"gives {tuple(outputs.shape)} for an image, not logits (1, {classes})"
+                )
         return model
 
     def _network(self, shape: Shape, classes: int) -> nn.Module:
@@ -158,6 +165,12 @@ class External(Plain):
         # The code of TRADES, and all that follows it, saves a block that no forward uses.
         unused = {name for name in state if name.startswith("sub_block1.")} - known
         return {name: value for name, value in state.items() if name not in unused}
+
+
+def _kind(outputs: object) -> str:
+    """What a model returned, in words."""
+    held = f" with {', '.join(map(repr, outputs))}" if isinstance(outputs, Mapping) else ""
+    return f"a {type(outputs).__name__}{held}"
 
 
 def _unwrapped(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:

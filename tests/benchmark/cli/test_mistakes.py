@@ -44,10 +44,12 @@ DATASETS = {
 }
 
 
-def net(classes=10, scale=1, nan=False):
+def net(classes=10, scale=1, nan=False, kind=None):
     class Net(torch.nn.Linear):
         def forward(self, x):
             logits = super().forward(x.flatten(1)) * scale
+            if kind:
+                return {"logits": logits} if kind == "dict" else (logits, logits)
             return logits / 0 if nan else logits
 
     return Net(64, classes)
@@ -149,6 +151,12 @@ def test_without_words_the_command_explains_itself(cli: Cli) -> None:
     ("option", "line"),
     [
         ("kwargs: {classes: 7}", "gives (1, 7) for an image, not logits (1, 10)"),
+        (
+            "kwargs: {kind: dict}",
+            "gives a dict with 'logits' for an image, not logits (1, 10): put it into a module "
+            "that returns its logits alone",
+        ),
+        ("kwargs: {kind: tuple}", "gives a tuple for an image, not logits (1, 10): "),
         ("kwargs: {nan: true}", "the model gives NaN or infinite logits on all of the first "),
         ("kwargs: {scale: text}", "TypeError: "),
         ("weights: nowhere.pt", "nowhere.pt"),
