@@ -1,6 +1,7 @@
 """What an attack is given, and the only way in which it talks to a model."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from attacks import noise
 from attacks.objectives import margin
+from attacks.smoothing import Cooling
 from attacks.threat import Norm, ThreatModel
 from attacks.views import View
 
@@ -44,7 +46,10 @@ class Problem:
             own choice.
     view    what the attack sees in place of the model's logits; see `seen`.
     peers   other models, by name, that an attack may craft its points on.
+    cooling  what smooths the model's gradients while the attack climbs; None: they are its own.
     draws   how many calls of a randomised model each forward takes the mean of; see `logits`.
+    tell    called with (rows, stage) where an attack of several stages broke samples; rows as for
+            the meter. The last that breaks a sample counts. None: nobody asks.
     allowed  a class that an image may be given without being misclassified, as where a model may
             reject it; None: there is none.
 
@@ -69,7 +74,9 @@ class Problem:
     start: Tensor | None = None
     view: View | None = None
     peers: Mapping[str, Model] = field(default_factory=dict)
+    cooling: Cooling | None = None
     draws: int = 1
+    tell: Callable[[Tensor, str], None] | None = None
     allowed: int | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +115,8 @@ class Problem:
         so that a sample counts as misclassified only where the mean margin is above 0 by three
         standard deviations of a draw; searches then go on until nearly all draws are wrong.
         """
-        outputs = self._forward(points) if self.draws == 1 else self._expected(points)
+        with nullcontext() if self.cooling is None else self.cooling.step(points):
+            outputs = self._forward(points) if self.draws == 1 else self._expected(points)
         return outputs if self.view is None else self.view(outputs)
 
     def _told(self) -> tuple[Tensor, bool]:

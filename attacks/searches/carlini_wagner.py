@@ -12,6 +12,7 @@ from attacks.problem import Facts, Problem, climb
 from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
+from attacks.smoothing import Cooling
 from attacks.threat import ThreatModel, per_sample
 from attacks.working import State, Working, due
 
@@ -26,6 +27,9 @@ _STILL_FALLING = 0.9999
 
 # A first step, as a part of the distance that is already known.
 _STRIDE = 0.1
+
+# From and to which temperature every other search is smoothed.
+_TEMPERATURES = (1.0, 0.03)
 
 # Bisections that pull what a search found toward its image.
 _HALVINGS = 10
@@ -89,7 +93,7 @@ class CarliniWagner:
     minimize: bool = False
     restarts: int = 1
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.searches < 1 or self.restarts < 1:
@@ -155,7 +159,10 @@ class CarliniWagner:
             if search:
                 state.slope, _ = slopes(batch.problem, state.points)
             before = state.length
-            reached = self._search(batch.problem, state, budget, _STRIDE / (1 + search))
+            # Smoothed gradients pass what masks the boundary; the others converge on it.
+            smooth = Cooling(*_TEMPERATURES, self.steps) if search % 2 == 0 else None
+            searched = replace(batch.problem, cooling=smooth)
+            reached = self._search(searched, state, budget, _STRIDE / (1 + search))
             reached = self._pulled(batch.problem, reached, budget)
             state.improve(reached)
             # Binary search: a c that was enough bounds c from above, one that was not from below.

@@ -1,56 +1,84 @@
-"""The strongest attack per unit of work: targeted ascents where they can still change a verdict."""
+"""The strongest attack per unit of work: smoothed ascents where they can still change a verdict."""
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attacks.objectives import decided, margin, targeted_margin
-from attacks.problem import Facts, NoGradientError, Problem, climb
+from attacks.objectives import decided, margin
+from attacks.problem import Attack, Facts, NoGradientError, Problem, differentiate
+from attacks.searches.ascent import Ascent, ascend
 from attacks.searches.boundary import Boundary
-from attacks.searches.penalties import slopes
+from attacks.searches.rays import RayS
 from attacks.searches.square import Square
-from attacks.threat import per_sample
-from attacks.working import Reached, Working, due
+from attacks.smoothing import Cooling
+from attacks.threat import Norm, per_sample
 
-# The weight of the new step against the momentum, as in APGD.
-_MOMENTUM = 0.75
+# Temperatures, from and to. The survey keeps the first.
+_WARM, _HOT, _COLD = (1.0, 0.03), (3.0, 0.1), (0.1, 0.01)
 
-# Each later round: the gap below which a sample is worth it, how many runs, and their steps.
-# Measured on networks whose exact robust error is known: what can be broken at all is broken from
-# gaps of a few percent.
-_ROUNDS = ((0.25, 2, 60), (0.12, 4, 100), (0.06, 12, 100))
+# Other classes that are surveyed, at most.
+_SURVEYED = 10
 
-# Lengths of the first step, in eps, that restarts take in turn.
-_FIRST = (1.0, 2.0, 0.5, 4.0)
+# Steps on the network itself after a smoothed ascent, and their first length in eps.
+_FINISH, _SHORT = 15, 0.25
+
+# The gap up to which the classes after the first few get an ascent, and its steps.
+_OPEN, _BRIEF = 1.0, 20
+
+
+class _Way(NamedTuple):
+    """How a restart goes: temperatures, or the network's own gradients; from a random point at the
+    end of the budget, or from the clean image; the length of the first step, in eps."""
+
+    cooling: tuple[float, float] | None
+    far: bool
+    first: float
+
+
+# Each later round: the gap below which a sample is worth it, the steps, and the ways, each taken
+# toward the most promising class and the next. Measured on networks whose exact robust error is
+# known: what can be broken at all is broken from gaps of a few percent.
+_ROUNDS = (
+    (0.25, 40, (_Way(None, False, 1.0), _Way(_HOT, True, 1.0))),
+    (0.12, 60, (_Way(_COLD, False, 1.0), _Way(_WARM, True, 2.0), _Way(None, True, 0.5))),
+)
 
 # Second opinions that a sample may get, the queries and steps of each, by how much one must add to
 # what was gained before for another to follow, and from how much on gradients are not believed.
-_OPINIONS, _QUERIES, _STEPS = 10, 200, 30
+_OPINIONS, _QUERIES, _STEPS = 10, 100, 30
 _WORTH, _DOUBTFUL = 0.02, 0.1
+
+# What sees decisions alone.
+_WALKS: dict[Norm, type[Boundary | RayS]] = {"l2": Boundary, "linf": RayS}
+
+# How many times the lead that all attacks won back may be left where more queries can do.
+_HOPE = 1.0
 
 
 @dataclass(frozen=True)
 class Strong:
-    """Targeted margin ascents by distance, restarts by promise, queries where gradients fail.
+    """Smoothed targeted ascents by promise, restarts where they may do, queries where gradients
+    fail.
 
-    1. Other classes are ranked by linearised distance at the clean image: the label's lead over the
-       dual norm of its gradient (as DeepFool's step does, Moosavi-Dezfooli et al. 2016), which is
-       measured for the 10 classes with the largest logits. Toward each of the nearest `classes`,
-       one ascent of `steps` normalised gradient steps of the logit difference, from a random start,
-       with APGD's momentum (Croce and Hein 2020) and a step size that falls from eps along a half
-       cosine.
-    2. Restarts go to samples whose gap is small: the lead that is left over what another eps would
-       buy, by the gradient at the best point. The smaller the gap, the more and longer restarts.
-       They begin at the end of the budget, with first steps of half to 4 eps in turn.
-    3. A second opinion for the rest: a short Square attack (Andriushchenko et al. 2020), and an
+    1. A survey: to each of up to 10 other classes, the largest logits first, one step of full
+       length along the gradient of the smoothed network (see `attacks.smoothing`). It ranks the
+       classes by the gap that is left at its end: the label's lead over what another eps would buy,
+       by the gradient there. Linearised so, at the far end, classes are ranked better than at the
+       image itself (as by DeepFool's step, Moosavi-Dezfooli et al. 2016).
+    2. Toward each of the nearest `classes`, an ascent of `steps` steps on the smoothed network from
+       the image, whose temperature falls, and a short one on the network itself from where that
+       ended. Each point is judged on the network itself, since smoothing changes gradients alone.
+       With `quick`, this is all.
+    3. The same, briefer, toward the other classes whose gap is small enough.
+    4. Restarts of samples whose gap is small, at other temperatures and from other points.
+    5. A second opinion for the rest: a short Square attack (Andriushchenko et al. 2020), and an
        ascent from where it ended. A sample on which this rises higher than all before gets another.
-    4. Samples on which a second opinion rose clearly higher, or nothing rose at all, have gradients
-       that are not to be believed: they are given to Square with `queries` queries, and under L2 to
-       the boundary attack with as many.
+    6. Samples on which a second opinion rose clearly higher, or nothing rose at all, have gradients
+       that are not to be believed: they are climbed against the gradient, given to Square with
+       `queries` queries, and with as many to the boundary attack, or under L-infinity to RayS.
 
     A broken sample stops at once; a problem's start is not used. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range. Own work, built of the
@@ -67,8 +95,9 @@ class Strong:
     classes: int = 3
     steps: int = 30
     queries: int = 2000
+    quick: bool = False
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if min(self.classes, self.steps, self.queries) < 1:
@@ -77,13 +106,15 @@ class Strong:
     @property
     def facts(self) -> Facts:
         """A fixed-budget attack under both norms."""
-        restarts = sum(count * (steps + 1) for _, count, steps in _ROUNDS)
+        first = 2 + _SURVEYED + self.classes * (self.steps + _FINISH + 2)
+        if self.quick:
+            return Facts("fixed-budget", passes=first)
+        others = max(0, _SURVEYED - self.classes) * (_BRIEF + _FINISH + 2)
+        restarts = sum(2 * len(ways) * (steps + _FINISH + 2) for _, steps, ways in _ROUNDS)
         opinions = _OPINIONS * (_QUERIES + _STEPS + 3)
-        asked = sum(
-            1 + (attack.facts.passes or 0)
-            for attack in (Square(steps=self.queries), Boundary(steps=self.queries))
-        )
-        passes = 2 + self.classes * (self.steps + 1) + restarts + opinions + asked
+        asked = Square(steps=self.queries).facts.passes or 0
+        asked += max(walk(steps=self.queries).facts.passes or 0 for walk in _WALKS.values())
+        passes = first + others + restarts + opinions + self.steps + 1 + asked
         return Facts("fixed-budget", passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
@@ -92,27 +123,41 @@ class Strong:
             doubtful = self._climb(search)
         except NoGradientError:
             doubtful = ~search.broken
-        search.ask(Square(steps=self.queries), doubtful)
-        if problem.threat.norm == "l2":
-            search.ask(Boundary(steps=self.queries), doubtful)
+        if not self.quick:
+            search.stage = "queries"
+            search.ask(Square(steps=self.queries), doubtful)
+            search.ask(_WALKS[problem.threat.norm](steps=self.queries), doubtful)
         return search.answer
 
     def _climb(self, search: "_Search") -> Tensor:
-        """Parts 1 to 3; the samples whose gradients are not to be believed, bool (n,)."""
-        search.rank(self.classes)
-        for place in range(search.targets.shape[1]):
-            search.ascend(torch.full_like(search.problem.y, place), self.steps, 1.0, math.inf)
-        for limit, count, steps in _ROUNDS:
-            for turn in range(count):
-                first = _FIRST[turn // 2 % len(_FIRST)]
-                search.ascend(search.promising(turn % 2, limit), steps, first, limit)
-        return search.hear_others()
+        """Parts 1 to 5; the samples whose gradients are not to be believed, bool (n,)."""
+        search.stage = "survey"
+        search.survey()
+        search.stage = "ascents"
+        way = _Way(_WARM, False, 1.0)
+        for place in range(min(self.classes, search.places)):
+            search.ascend(search.nearest(place), self.steps, way, math.inf)
+        if self.quick:
+            return torch.zeros_like(search.broken)
+        search.stage = "other classes"
+        for place in range(self.classes, search.places):
+            search.ascend(search.nearest(place), _BRIEF, way, _OPEN)
+        search.stage = "restarts"
+        for limit, steps, ways in _ROUNDS:
+            for way in ways:
+                for place in (0, 1):
+                    search.ascend(search.promising(place, limit), steps, way, limit)
+        search.stage = "second opinions"
+        doubtful = search.hear_others()
+        search.stage = "turned gradients"
+        search.turn(doubtful, self.steps)
+        return doubtful
 
 
 class _Search:
     """What is known of each sample: points (n, *shape), where they are misclassified (n,), the
-    margin at the clean image and the highest so far (n,); once ranked, the classes worth a try,
-    nearest first, and the smallest gap to each so far (n, k)."""
+    margin at the clean image and the highest so far (n,); once surveyed, the classes by promise,
+    and the smallest gap to each so far (n, k)."""
 
     targets: Tensor
     gap: Tensor
@@ -126,17 +171,48 @@ class _Search:
         self.clean = margin(logits, problem.y)
         self.best = self.clean.clone()
         self.runs = 0
+        self.places = 0
+        self.smooth = True
+        self.stage = ""
 
-    def rank(self, most: int) -> None:
-        """Choose the other classes that are nearest to the clean image by linearised distance."""
-        unbroken = self.problem.select(~self.broken)
+    def survey(self) -> None:
+        """One long step toward each of the other classes, by whose ends they are ranked."""
+        rows = (~self.broken).nonzero().squeeze(1)
+        unbroken = self.problem.select(rows)
         y = unbroken.y[:, None]
-        slope, logits = slopes(unbroken, unbroken.x)
-        distance = ((logits.gather(1, y) - logits) / slope).scatter(1, y, math.inf)
-        nearest = distance.topk(min(most, logits.shape[1] - 1), dim=1, largest=False).indices
-        self.targets = nearest.new_zeros(len(self.broken), nearest.shape[1])
-        self.targets[~self.broken] = nearest
-        self.gap = torch.full_like(self.targets, math.inf, dtype=distance.dtype)
+        cooling = Cooling(_WARM[0], _WARM[0], _SURVEYED + 1)
+        smoothed = replace(unbroken, cooling=cooling)
+
+        # The gradients toward all classes, of one forward at the clean image.
+        x = unbroken.x.detach().requires_grad_()
+        logits = smoothed.logits(x)
+        others = logits.detach().scatter(1, y, -math.inf)
+        targets = others.topk(min(_SURVEYED, logits.shape[1] - 1), dim=1).indices
+        leads = (logits.gather(1, targets) - logits.gather(1, y)).unbind(1)
+        pushes = [differentiate(lead, x, retain=True) for lead in leads]
+
+        # The ends of the steps, class by class, for whom is left.
+        self.places = targets.shape[1]
+        gap = torch.full_like(targets, math.inf, dtype=logits.dtype)
+        for place, push in enumerate(pushes):
+            left = (~self.broken[rows]).nonzero().squeeze(1)
+            if not len(left):
+                break
+            chosen = smoothed.select(left)
+            points = chosen.threat.edge(chosen.x, chosen.threat.ascent(push[left]))
+            run = ascend(chosen, points, targets[left, place], 0, 1.0)
+            self._learn(rows[left], run)
+            gap[left, place] = run.gap
+        order = gap.argsort(dim=1, stable=True)
+        self.targets = targets.new_zeros(len(self.broken), self.places)
+        self.targets[rows] = targets.gather(1, order)
+        self.gap = gap.new_full(self.targets.shape, math.inf)
+        self.gap[rows] = gap.gather(1, order)
+        self.smooth = cooling.softened > 0
+
+    def nearest(self, place: int) -> Tensor:
+        """The column (n,) of each sample's class that the survey put at this place."""
+        return torch.full_like(self.problem.y, place)
 
     def promising(self, place: int, limit: float) -> Tensor:
         """The column (n,) of each sample's class of the smallest gap or, at place 1, of the second
@@ -145,21 +221,47 @@ class _Search:
         place = min(place, order.shape[1] - 1)
         return torch.where(gap[:, place] < limit, order[:, place], order[:, 0])
 
-    def ascend(self, column: Tensor, steps: int, first: float, limit: float) -> None:
-        """One run per unbroken sample whose smallest gap is below the limit, each toward the target
-        in its column (n,)."""
+    def ascend(self, column: Tensor, steps: int, way: _Way, limit: float) -> None:
+        """One run per unbroken sample, toward the target in its column (n,), where the gap to that
+        is at most the limit."""
         self.runs += 1
-        rows = (~self.broken & (self.gap.amin(1) <= limit)).nonzero().squeeze(1)
+        near = self.gap.gather(1, column[:, None]).squeeze(1) <= limit
+        rows = (~self.broken & near).nonzero().squeeze(1)
         if not len(rows):
             return
         column = column[rows]
-        chosen = self.problem.select(rows)
-        far = math.isfinite(limit)
-        start = _far(chosen, self.runs) if far else chosen.random_start(self.runs)
-        run = _ascend(chosen, start, self.targets[rows, column], steps, first)
-        self.answer[rows], self.broken[rows] = run.points, run.hit
+        chosen, target = self.problem.select(rows), self.targets[rows, column]
+        # Where nothing can be smoothed, other starts are what makes runs differ.
+        start = chosen.x if self.smooth else chosen.random_start(self.runs)
+        if way.far:
+            start = _far(chosen, self.runs)
+        cooling = Cooling(*way.cooling, steps) if way.cooling and self.smooth else None
+        run = ascend(replace(chosen, cooling=cooling), start, target, steps, way.first)
+        self._learn(rows, run, column)
+        if cooling is not None and bool((~run.hit).any()):
+            left = ~run.hit
+            own = ascend(chosen.select(left), run.points[left], target[left], _FINISH, _SHORT)
+            self._learn(rows[left], own, column[left])
+
+    def turn(self, which: Tensor, steps: int) -> None:
+        """An ascent against the gradient for the unbroken of some samples, bool (n,)."""
+        rows = (which & ~self.broken).nonzero().squeeze(1)
+        if len(rows):
+            chosen = self.problem.select(rows)
+            self._learn(rows, ascend(chosen, chosen.x, self.targets[rows, 0], steps, 1.0, -1))
+
+    def _learn(self, rows: Tensor, run: Ascent, column: Tensor | None = None) -> None:
+        """Take what a run reached for some samples, toward the targets in their columns."""
+        self._take(rows, run.points, run.hit)
         self.best[rows] = self.best[rows].maximum(run.lead)
-        self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)
+        if column is not None:
+            self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)
+
+    def _take(self, rows: Tensor, points: Tensor, hit: Tensor) -> None:
+        """Take points of some samples, and where they are misclassified."""
+        self.answer[rows], self.broken[rows] = points, hit
+        if self.problem.tell is not None:
+            self.problem.tell(self.problem.rows[rows[hit]], self.stage)
 
     def hear_others(self) -> Tensor:
         """Second opinions; where they or their absence cast doubt on the gradients: bool (n,)."""
@@ -173,21 +275,22 @@ class _Search:
             with torch.no_grad():
                 logits = chosen.logits(points)
             others = logits.scatter(1, chosen.y[:, None], -math.inf)
-            run = _ascend(chosen, points, others.argmax(1), _STEPS, 1.0)
-            self.answer[rows], self.broken[rows] = run.points, run.hit
+            run = ascend(chosen, points, others.argmax(1), _STEPS, 1.0)
             reached = margin(logits, chosen.y).maximum(run.lead)
             added, gained = reached - self.best[rows], self.best[rows] - self.clean[rows]
             going[rows] = added > _WORTH * gained
             doubtful[rows] |= added >= _DOUBTFUL * gained
+            self._learn(rows, run)
             self.best[rows] = self.best[rows].maximum(reached)
-        return doubtful
+        gained = self.best - self.clean
+        return doubtful & ((gained <= 0) | (-self.best <= _HOPE * gained))
 
     def _fresh(self, rows: Tensor) -> Problem:
         """Some samples with another seed, since Square and Boundary draw the same each time."""
         self.runs += 1
         return replace(self.problem.select(rows), seed=self.problem.seed ^ (self.runs << 32))
 
-    def ask(self, attack: Square | Boundary, which: Tensor) -> None:
+    def ask(self, attack: Attack, which: Tensor) -> None:
         """Give the unbroken of some samples to another attack."""
         rows = (which & ~self.broken).nonzero().squeeze(1)
         if not len(rows):
@@ -196,8 +299,7 @@ class _Search:
         points = chosen.threat.project(attack(chosen), chosen.x)
         with torch.no_grad():
             hit = decided(chosen.logits(points), chosen.y)
-        self.answer[rows[hit]] = points[hit]
-        self.broken[rows] = hit
+        self._take(rows, torch.where(per_sample(hit, points), points, self.answer[rows]), hit)
 
 
 def _far(problem: Problem, stream: int) -> Tensor:
@@ -205,45 +307,3 @@ def _far(problem: Problem, stream: int) -> Tensor:
     sphere. Ascents from there reach basins that those from inside hardly ever do."""
     threat = problem.threat
     return threat.edge(problem.x, threat.ascent(problem.normal(stream)))
-
-
-@dataclass
-class _Ascent(Reached):
-    """How far an ascent is with each sample: points (n, *shape), misclassified where `hit` (n,);
-    the highest lead of the target so far (n,), and the gap there (n,); the target (n,), the point
-    before and the gradient (n, *shape)."""
-
-    lead: Tensor
-    gap: Tensor
-    target: Tensor
-    previous: Tensor
-    gradient: Tensor
-
-
-def _ascend(problem: Problem, start: Tensor, target: Tensor, steps: int, first: float) -> _Ascent:
-    """Climb the lead of each sample's target (n,) over its label, from `start` (n, *shape)."""
-    threat = problem.threat
-    tiny = torch.finfo(start.dtype).tiny
-    hit = torch.zeros_like(target, dtype=torch.bool)
-    lead = start.new_full((len(problem),), -math.inf)
-    state = _Ascent(start, hit, lead, -lead, target, start, torch.zeros_like(start))
-    batch = Working(problem, state)
-    for step in range(steps + 1):
-        objective = partial(targeted_margin, target=state.target)
-        state.gradient, value, logits = climb(batch.problem, state.points, objective)
-        new = value > state.lead
-        slope = threat.dual_length(state.gradient)
-        state.lead = torch.where(new, value, state.lead)
-        state.gap = torch.where(new, -value / (threat.eps * slope).clamp_min(tiny), state.gap)
-        state.hit |= decided(logits, batch.problem.y)
-        if step == steps or (due(step) and not batch.retire(state.hit)):
-            break
-        # A sample that is broken but still in the batch stays where it is.
-        moving = per_sample((~state.hit).to(start.dtype), state.points)
-        size = first * threat.eps * (1 + math.cos(math.pi * step / steps)) / 2
-        x, points, threat = batch.problem.x, state.points, batch.problem.threat
-        ahead = threat.project(points + size * threat.ascent(state.gradient), x)
-        weight = _MOMENTUM if step else 1.0
-        move = weight * (ahead - points) + (1 - weight) * (points - state.previous)
-        state.previous, state.points = points, threat.project(points + moving * move, x)
-    return batch.finish()

@@ -10,6 +10,7 @@ from attacks.wrappers.arms import (
     Top2,
 )
 from attacks.wrappers.robin import RoBinEvaluation
+from attacks.wrappers.smoothed import Smoothed
 from attacks.wrappers.stages import HasStages, Hierarchical
 from attacks.wrappers.targeted import Targeted
 from attacks.wrappers.transfer import HasSurrogate, Seeded, Transfer
@@ -25,6 +26,7 @@ __all__ = [
     "HighestArm",
     "RoBinEvaluation",
     "Seeded",
+    "Smoothed",
     "SoftmaxAttack",
     "SoftmaxTop2",
     "Targeted",

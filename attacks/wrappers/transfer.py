@@ -12,12 +12,13 @@ from attacks.problem import (
     CanMaximise,
     Facts,
     Model,
-    NotApplicableError,
     Problem,
     minimising,
 )
+from attacks.smoothing import Cooling
 from attacks.threat import per_sample
 from attacks.views import View
+from attacks.wrappers.smoothed import SURROGATE, USUAL
 from attacks.wrappers.targeted import ranked_others
 from attacks.wrappers.wrapper import Wrapper, outermost
 
@@ -33,9 +34,10 @@ class HasSurrogate(Protocol):
         ...
 
 
-def _source(problem: Problem, name: str | None) -> Model:
-    """The model to craft points on: a peer's surrogate, the peer itself where it has none, or the
-    target's own surrogate."""
+def _crafting(problem: Problem, name: str | None, steps: int | None) -> Problem:
+    """The problem on the model to craft points on: a peer's surrogate, the peer itself where it has
+    none, or the target's own surrogate. That of a model that offers none is the model with smoothed
+    gradients, over so many steps."""
     model = problem.model
     if name is not None:
         if name not in problem.peers:
@@ -43,12 +45,10 @@ def _source(problem: Problem, name: str | None) -> Model:
             raise ValueError(f"no other model {name!r} to craft points on: {known}")
         model = problem.peers[name]
     if isinstance(model, HasSurrogate):
-        return model.surrogate()
+        return replace(problem, model=model.surrogate())
     if name is None:
-        raise NotApplicableError(
-            "the model offers no surrogate: name a source, e.g. transfer:pgd/source=..."
-        )
-    return model
+        return replace(problem, cooling=Cooling(*SURROGATE, steps or USUAL))
+    return replace(problem, model=model)
 
 
 def _sources(source: str | None, base: Attack) -> tuple[str, ...]:
@@ -92,7 +92,8 @@ class Transfer(Wrapper):
     """The base on a source model; the points are for the target (RoBin, section B.2).
 
     source    the name of another model under evaluation: its surrogate where it has one, else
-              itself; default: the target's own surrogate.
+              itself; default: the target's own surrogate, or the target with smoothed gradients
+              where it offers none.
     targeted  on the source, go for the class that is the target's highest other at the clean image
               (in RoBin its second-highest arm).
 
@@ -101,8 +102,7 @@ class Transfer(Wrapper):
     the edge of the ball; the closest that the target misclassifies counts. Passes on the source
     count as work too.
 
-    Points (n, *shape) as the base's. Raises NotApplicableError where no source is named and the
-    target has no surrogate, ValueError where there is no model of that name.
+    Points (n, *shape) as the base's. Raises ValueError where there is no model of that name.
 
     >>> from attacks.searches.pgd import PGD
     >>> from attacks.threat import ThreatModel
@@ -117,7 +117,7 @@ class Transfer(Wrapper):
     source: str | None = None
     targeted: bool = False
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def facts(self) -> Facts:
@@ -129,7 +129,7 @@ class Transfer(Wrapper):
 
     def __call__(self, problem: Problem) -> Tensor:
         outermost(problem)
-        crafting = replace(problem, model=_source(problem, self.source))
+        crafting = _crafting(problem, self.source, self.base.facts.passes)
         if self.targeted:
             crafting = _toward(problem, crafting.model, ranked_others(problem)[:, 0])
         if isinstance(self.base, CanMaximise):
@@ -165,7 +165,7 @@ class Seeded(Wrapper):
 
     source: str | None = None
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def facts(self) -> Facts:
@@ -177,8 +177,8 @@ class Seeded(Wrapper):
 
     def __call__(self, problem: Problem) -> Tensor:
         outermost(problem)
-        source = _source(problem, self.source)
-        start = minimising(self.base)(replace(problem, model=source)).detach()
+        base = minimising(self.base)
+        start = base(_crafting(problem, self.source, base.facts.passes)).detach()
         points = self.base(replace(problem, start=start)).detach()
         otherwise = points if self.base.facts.family == "fixed-budget" else problem.x
         return _closest(problem, [points, start], otherwise)

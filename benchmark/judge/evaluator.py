@@ -7,21 +7,23 @@ into the ball and the box, and the model is run on them again.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import Attack, Problem, ThreatModel
 from attacks.generators import seeded
-from benchmark.judge.records import Block, Cell, IntArray, blocks_of
+from attacks.segment import pull
+from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
 from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
 # recorded about it; `tests/test_versions.py` notices where that was forgotten.
-VERSION = 1
+VERSION = 2
 
 # How far outside the ball or the box a returned point may lie, relative to eps, before the attack
 # is flagged for it, unless rounding the pixels explains it. Only the flag depends on it: every
@@ -147,11 +149,12 @@ def measure_attack(
         within = threat.around(clean, subject.terms.frozen)
         meter = Meter(len(places), subject.device, tick)
         numbers = _numbers(subject, samples, places)
-        victim = subject.victim()
+        victim, told = subject.victim(), _Told()
         problem = Problem(
             victim, clean.clone(), labels.clone(), within, seed, numbers.clone(), meter,
             peers={name: copied(peer) for name, peer in (peers or {}).items()},
             draws=subject.expectation, allowed=subject.terms.allowed,
+            tell=told,
         )  # fmt: skip
         with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
             reseed(victim, drawn)
@@ -162,12 +165,52 @@ def measure_attack(
         fixed = attack.facts.family == "fixed-budget"
         points, outside = _enforce(points.to(clean), clean, within, fixed, subject.is_random)
         verdict = subject.judge(points, labels, numbers, meter.calls, subject.terms.allowed)
+        if not (subject.is_random or subject.is_stateful):
+            own = replace(problem, x=clean, y=labels, index=numbers, meter=None)
+            points, verdict = _pulled(subject, own, points, verdict)
         distance = threat.distance(points, clean)
         attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])
         found_at = torch.where(verdict.found, distance, torch.nan)
         verdict = verdict.only(distance <= threat.eps)
-        cell.add(_block(places, labels, verdict, found_at, began, attacked))
+        block_of = _block(places, labels, verdict, found_at, began, attacked)
+        cell.add(replace(block_of, stage=told.stages(block_of.broken)))
         advance(len(places), int(verdict.wrong.sum()))
+
+
+def _pulled(
+    subject: Subject, problem: Problem, points: Tensor, verdict: Judgement
+) -> tuple[Tensor, Judgement]:
+    """The points (n, *shape), those that are misclassified as near to their images as bisection on
+    the segment finds them misclassified, and the verdict on all.
+
+    An attack with a fixed budget has no reason to stay near; what its points show of smaller
+    budgets would be lost. Its passes are not the attack's.
+    """
+    rows = verdict.wrong.nonzero().squeeze(1)
+    if not len(rows):
+        return points, verdict
+    some = problem.select(rows)
+    nearer, _ = _enforce(pull(some, points[rows]), some.x, some.threat, False, False)
+    judged = subject.judge(nearer, some.y, some.index, 0, subject.terms.allowed)
+    rows, nearer = rows[judged.wrong], nearer[judged.wrong]
+    points, predicted = points.clone(), verdict.predicted.clone()
+    points[rows], predicted[rows] = nearer, judged.predicted[judged.wrong]
+    return points, replace(verdict, predicted=predicted)
+
+
+class _Told(list[tuple[Tensor, str]]):
+    """What an attack of several stages told of the samples that they broke, by their rows."""
+
+    def __call__(self, rows: Tensor, stage: str) -> None:
+        self.append((rows, stage))
+
+    def stages(self, broken: BoolArray) -> NDArray[np.str_]:
+        """The last stage (n,) that broke each of the samples that are broken (n,)."""
+        stage = np.full(len(broken), "", dtype=object)
+        for rows, name in self:
+            stage[rows.cpu().numpy()] = name
+        stage[~broken] = ""
+        return stage.astype(np.str_)
 
 
 def _enforce(

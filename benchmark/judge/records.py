@@ -42,6 +42,7 @@ class Block:
     rate         (n,), float64, in what share of its draws a randomised model misclassifies the
                  judged point; 0 or 1, as `broken`, for any other model, and 0 beyond the threat.
     trial        (n,), the same over other draws, by which the worst of several points is chosen.
+    stage        (n,), text, the stage of the attack that broke the sample, where it says so.
     """
 
     index: IntArray
@@ -56,8 +57,11 @@ class Block:
     adversarial: NDArray[np.float32] | NDArray[np.float64]
     rate: NDArray[np.float64] | None = None
     trial: NDArray[np.float64] | None = None
+    stage: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
+        if self.stage is None:
+            object.__setattr__(self, "stage", np.full(len(self.index), "", np.str_))
         for name in BY_DRAWS:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.broken.astype(np.float64))
@@ -79,6 +83,7 @@ class Block:
         columns = (
             *("index", "label", "predicted", "broken", "distance", "forwards", "backwards"),
             *BY_DRAWS,
+            "stage",
         )
         return pd.DataFrame({name: getattr(self, name) for name in columns})
 
@@ -86,9 +91,12 @@ class Block:
 # The fields of a block that have one value for each sample: all but the points. The last two are
 # kept where they say more than `broken`.
 BY_DRAWS = ("rate", "trial")
+_LATER = (*BY_DRAWS, "stage")
 BY_SAMPLE = tuple(field.name for field in fields(Block) if field.name != "adversarial")
 # What kind of numbers numpy says that they are, where they are not integers.
-_KINDS = {"broken": "b", "outside": "b"} | dict.fromkeys(("distance", "seconds", *BY_DRAWS), "f")
+_KINDS = {"broken": "b", "outside": "b", "stage": "U"} | dict.fromkeys(
+    ("distance", "seconds", *BY_DRAWS), "f"
+)
 
 
 class Cell(Protocol):
@@ -184,8 +192,9 @@ def _decode(content: bytes, images: bool) -> Block | None:
     """The block in the content of a file; None if that is damaged."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            # Records of earlier versions, which knew no randomised models, have no draws.
-            names = [name for name in BY_SAMPLE if name in data or name not in BY_DRAWS]
+            # Records of earlier versions, which knew no randomised models, have no draws, and no
+            # stages.
+            names = [name for name in BY_SAMPLE if name in data or name not in _LATER]
             # Points are read even where they are not wanted: a block of which they are damaged must
             # be measured again.
             block = Block(**{name: data[name] for name in names}, adversarial=data["adversarial"])

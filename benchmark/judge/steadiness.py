@@ -25,6 +25,9 @@ _NUDGE, _MOST = 2.0**-16, 0.01
 # Logits of a twin in float64 that differ by more than this part of the largest are no rounding.
 _TWIN = 1e-3
 
+# A logit that varies from image to image by less than this part of itself is a constant.
+_VARYING = 1e-3
+
 # The share of images whose classes may be lost in rounding.
 _LOST = 0.05
 
@@ -87,7 +90,10 @@ def rounding(model: nn.Module, x: Tensor) -> float:
     logits = call(model, x)
     # Either way, since pixels may lie on the very edge of a step.
     nudged = (_attempt(model, x * (1 + nudge)) for nudge in (_NUDGE, -_NUDGE))
-    moved = min((_apart(logits, other) for other in nudged if other is not None), default=0.0)
+    telling = telling_of(logits)
+    moved = min(
+        (_apart(logits, other, telling) for other in nudged if other is not None), default=0.0
+    )
     return max(_LEAST, _UNITS * unit_of(model, x), min(_MOST, _TIMES * moved))
 
 
@@ -120,6 +126,7 @@ def depends_on_batch(model: nn.Module, x: Tensor, slack: float) -> bool:
     """
     x = x[:IMAGES]
     together, others = call(model, x), torch.rand_like(x)
+    telling = telling_of(together)
     place = torch.arange(len(x), device=x.device)
     first, last, some = place[:1], place[-1:], place[len(x) // 2 :]
     # Batches, and which images are where in them.
@@ -132,7 +139,7 @@ def depends_on_batch(model: nn.Module, x: Tensor, slack: float) -> bool:
     ]
     for batch, within, which in trials:
         logits = _attempt(model, batch)
-        if logits is not None and _apart(logits[within], together[which]) > slack:
+        if logits is not None and _apart(logits[within], together[which], telling) > slack:
             return True
     return False
 
@@ -147,7 +154,7 @@ def answers_otherwise(model: nn.Module, x: Tensor, slack: float) -> bool:
         raise
     except Exception:
         return False  # attacks will say why
-    return _apart(known, logits.detach()) > slack
+    return _apart(known, logits.detach(), telling_of(known)) > slack
 
 
 def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
@@ -159,8 +166,7 @@ def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
         np.random.seed(seed % 2**32)
         random.seed(seed)
         reseed(model, seed)
-        logits = _attempt(model, images)
-        return None if logits is None else logits[:1]
+        return _attempt(model, images)
 
     known = first(x)
     among_others = first(torch.cat([x[:1], torch.rand_like(x[1:])]))
@@ -168,7 +174,8 @@ def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
     if known is None or again is None or among_others is None:
         return False
     # Equal to the last bit, or else the seed does not decide what it draws.
-    return same(known, again) and _apart(known, among_others) > _LEAST
+    telling = telling_of(known)
+    return same(known[:1], again[:1]) and _apart(known[:1], among_others[:1], telling) > _LEAST
 
 
 def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:
@@ -176,7 +183,7 @@ def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:
     if unit_of(model, x) > torch.finfo(torch.float32).eps:
         return False
     known, logits = call(model, x), call(twin, x.double())
-    return known.shape == logits.shape and _apart(known, logits) <= _TWIN
+    return known.shape == logits.shape and _apart(known, logits, telling_of(known)) <= _TWIN
 
 
 def swallows(logits: Tensor) -> bool:
@@ -190,19 +197,27 @@ def swallows(logits: Tensor) -> bool:
     return float(lost.double().mean()) > _LOST
 
 
-def differ(first: Tensor, second: Tensor, slack: float) -> bool:
-    """Whether logits of the same points differ by more than rounding can explain."""
-    return _apart(first, second) > _LOOSER * slack
+def differ(first: Tensor, second: Tensor, slack: float, telling: Tensor | None = None) -> bool:
+    """Whether logits of the same points differ by more than rounding can explain. `telling` is that
+    of the model's logits at clean images."""
+    return _apart(first, second, telling) > _LOOSER * slack
 
 
-def _apart(first: Tensor, second: Tensor) -> float:
-    """The largest difference of finite logits (n, classes), as a part of the largest of its image,
-    or of half of the images where that is larger, because at a boundary all logits may be near 0.
-    It is infinite where only one of two logits is finite, or their numbers differ.
+def telling_of(logits: Tensor) -> Tensor:
+    """The classes, bool (classes,), whose logits (n, classes) tell how large the numbers are that a
+    model computes with: not one that is the same for all images, as one that is masked by -1e9 is.
+    All where there is no other, as for one image."""
+    finite = logits.double().nan_to_num(0, 0, 0)
+    apart = (finite - finite.mean(0)).abs().amax(0)
+    told = apart > _VARYING * finite.abs().amax(0)
+    return told if bool(told.any()) else torch.ones_like(told)
 
-    A logit that is the same for all images, as a class that is masked by -1e9 has, says nothing of
-    the size of the others.
-    """
+
+def _apart(first: Tensor, second: Tensor, telling: Tensor | None = None) -> float:
+    """The largest difference of finite logits (n, classes), as a part of the largest of its image
+    among those that are `telling` (classes,), by default all; or of half of the images where that
+    is larger, because at a boundary all logits may be near 0. It is infinite where only one of two
+    logits is finite, or their numbers differ."""
     if first.shape != second.shape:
         return float("inf")
     finite = first.isfinite() & second.isfinite()
@@ -211,11 +226,8 @@ def _apart(first: Tensor, second: Tensor) -> float:
         return float("inf")
     first, second = (torch.where(finite, side.double(), 0.0) for side in (first, second))
     size = first.abs().maximum(second.abs())
-    largest = size
-    if len(first) > 1:
-        # What a logit varies by, since it may have a large constant part; each has its own size.
-        largest = (first - first.mean(0)).abs().maximum((second - second.mean(0)).abs())
-    largest = largest.amax(1, keepdim=True)
+    counted = size if telling is None else size * telling
+    largest = counted.amax(1, keepdim=True)
     largest = largest.maximum(largest.median()) if len(largest) else largest
     apart = (first - second).abs() / largest.maximum(size).clamp_min(1e-300)
     return float(apart.amax()) if apart.numel() else 0.0

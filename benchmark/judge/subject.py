@@ -111,6 +111,7 @@ class Subject:
     terms      what was asked for.
     calling    how the copy is called.
     slack      how far logits may differ by rounding, as a part of the largest.
+    telling    (classes,), bool, the logits among which that is; None: all.
     is_random  whether it is randomised: points are then judged by several draws.
     is_stateful  whether calls change it, so that each block is judged by a fresh copy.
     flags      what was noticed about the model.
@@ -127,6 +128,7 @@ class Subject:
     terms: Terms
     calling: Calling
     slack: float = 0.0
+    telling: Tensor | None = None
     is_random: bool = False
     is_stateful: bool = False
     flags: set[str] = field(default_factory=set)
@@ -185,7 +187,7 @@ class Subject:
         # With a twin, half of them is enough to see whether the model is steady.
         part = len(points) if twin is None else max(IMAGES, len(points) // 2)
         again = self._in_other_company(model, points[-part:])
-        if differ(logits[-part:], again, self.slack):
+        if differ(logits[-part:], again, self.slack, self.telling):
             drawn = not same(logits, call(model, points))
             raise UnsteadyError("random" if drawn else "batch-dependent")
         predicted = classes_of(logits)

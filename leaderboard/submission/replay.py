@@ -56,8 +56,11 @@ def _check_attacks(row: Row, saved: Trained) -> None:
             raise UserError(f"{row.folder / SPEC} has other settings of {label} than the task's")
         measured = row.record.cells[label]
         attack, note = suited(saved.model, entry).attack, measured.note.model_dump()
-        if not _same(identify_attack(attack, {}), note["identity"].get("attack")):
+        identity, recorded = identify_attack(attack, {}), note["identity"].get("attack")
+        if not _same(identity, recorded):
             raise UserError(f"{where}: {label} was run with other settings than the task's")
+        if _versions(identity) != _versions(recorded):
+            continue  # what an earlier version took, and where it applied, cannot be tried now
         for name, value in traits(attack, saved.model, {}).items():
             if note.get(name) != value:
                 raise UserError(f"{where}: {label}: its {name} is {note.get(name)}, not {value}")
@@ -68,20 +71,26 @@ def _check_attacks(row: Row, saved: Trained) -> None:
 def _same(wanted: dict[str, Any], recorded: Any) -> bool:
     """Whether two identities of attacks have the same name and options.
 
-    Versions and sources may differ.
+    Versions and sources may differ, and an earlier version may lack options of a later one.
     """
     if not isinstance(recorded, dict) or wanted["name"] != recorded.get("name"):
         return False
-    options = recorded.get("options")
-    return (
-        isinstance(options, dict)
-        and wanted["options"].keys() == options.keys()
-        and all(
-            _same(value, options[key]) if key == "base" else value == options[key]
-            for key, value in wanted["options"].items()
-            if key != SOURCE
-        )
+    options, known = recorded.get("options"), wanted["options"]
+    if not isinstance(options, dict) or options.keys() - known.keys():
+        return False
+    if known.keys() - options.keys() and recorded.get("version") == wanted["version"]:
+        return False
+    return all(
+        _same(known[key], value) if key == "base" else value == known[key]
+        for key, value in options.items()
+        if key != SOURCE
     )
+
+
+def _versions(identity: dict[str, Any]) -> list[Any]:
+    """The versions of an attack by its identity, and of those that it runs."""
+    base = identity["options"].get("base")
+    return [identity.get("version"), *(_versions(base) if isinstance(base, dict) else ())]
 
 
 def _applies(attack: Attack, row: Row, saved: Trained) -> bool:

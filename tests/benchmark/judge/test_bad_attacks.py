@@ -127,14 +127,19 @@ def test_points_outside_the_box_are_clipped_and_flagged(family: Family) -> None:
     report = evaluate_small(x=x, attacks=[Returning(points, family)])
     assert list(report.flags) == ["outside-ball"]
     assert report.best_attack == 0.0
-    assert float(report.adversarial["Returning"].points.max()) == 1.0
-    assert float(report.records["distance"].max()) == pytest.approx(math.hypot(0.15, 0.05))
+    # Clipped to (0.15, 0.05), and pulled to where the first pixel has moved by 0.1.
+    assert float(report.adversarial["Returning"].points.max()) < 1.0
+    reach = float(report.records["distance"].max())
+    assert reach == pytest.approx(math.hypot(0.15, 0.05) * 2 / 3, abs=1e-3)
 
 
-def test_a_minimal_norm_attack_may_end_outside_the_ball_and_breaks_nothing() -> None:
-    report = evaluate_small(attacks=[Returning(_moved(0.3, 0, 0, 0), "minimal-norm")])
-    assert (report.best_attack, report.flags) == (1.0, {})
-    assert report.adversarial["Returning"].points[:, 0] == pytest.approx(np.full(N, 0.8))
+@pytest.mark.parametrize(("eps", "best"), [(0.05, 1.0), (0.2, 0.0)])
+def test_what_a_minimal_norm_attack_finds_is_pulled_inward(eps: float, best: float) -> None:
+    report = evaluate_small(eps=eps, attacks=[Returning(_moved(0.3, 0, 0, 0), "minimal-norm")])
+    assert (report.best_attack, report.flags) == (best, {})
+    points = report.adversarial["Returning"].points
+    assert points[:, 0] == pytest.approx(np.full(N, 0.6), abs=1e-3)
+    assert (points[:, 0] > 0.6).all()
 
 
 @pytest.mark.parametrize("eps", [0.2, 0.3])
@@ -163,9 +168,9 @@ def test_an_attack_that_changes_its_problem_changes_no_verdict() -> None:
         return problem.x
 
     report = attacked(forge)
-    # 0.4 away is not in the ball: projected, it is at 0.2.
+    # 0.4 away is not in the ball: projected, it is at 0.2, and pulled, at the boundary.
     assert report.records.query("attack == 'Returning'")["distance"].tolist() == pytest.approx(
-        [0.2] * N, abs=1e-5
+        [0.1] * N, abs=1e-3
     )
     assert report.records["label"].tolist() == [0] * 2 * N
     assert list(report.flags) == ["outside-ball"]

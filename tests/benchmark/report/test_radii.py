@@ -117,15 +117,15 @@ def test_under_l_infinity_the_radius_is_shared_by_the_dimensions() -> None:
 def test_a_lie_is_found_by_points_within_the_radius() -> None:
     report = _report(Proven(overstated=3))
     assert report.certified == 4 / 7 > report.best_attack == 2 / 7
-    # Sample 4 was broken beyond its radius, which is a lie too.
-    assert report.contradictions.tolist() == [2, 3]
+    # Sample 4 was certified beyond where it is broken, but not to eps, which is a lie too.
+    assert report.contradictions.tolist() == [2, 3, 4]
     assert list(report.flags) == ["contradiction"]
     lines = report.to_markdown().splitlines()
-    said = "attacks misclassify 2 of 7 samples within the radius certified for them: 2, 3"
+    said = "attacks misclassify 3 of 7 samples within the radius certified for them: 2, 3, 4"
     assert f"- Proven: {said}" in lines
     assert any(line.startswith("- Proven: contradiction: ") for line in lines)
     (row,) = tables.plain([report])
-    assert (row["certified"], row["contradictions"]) == (4 / 7, [2, 3])
+    assert (row["certified"], row["contradictions"]) == (4 / 7, [2, 3, 4])
 
 
 def test_a_lie_is_found_beyond_eps_and_beside_errors() -> None:

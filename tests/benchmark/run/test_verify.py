@@ -171,7 +171,9 @@ def test_a_run_with_an_attack_that_failed_holds(
 MOVES: dict[str, Callable[[Any, Any], Any]] = {
     "the clean image": lambda x, clean: clean,
     "outside the ball": lambda x, clean: np.clip(clean + 99 * (x - clean), 0, 1),
-    "outside the ball by a hair": lambda x, clean: np.clip(clean + 1.00001 * (x - clean), 0, 1),
+    "outside the ball by a hair": lambda x, clean: np.clip(
+        clean + 0.500005 / np.linalg.norm(x - clean) * (x - clean), 0, 1
+    ),
     "outside the box": lambda x, clean: x * 0 + 1.5,
     "outside the box by a hair": lambda x, clean: np.where(x == x.min(), -1e-7, x),
     "not a number": lambda x, clean: x * np.nan,
@@ -192,7 +194,7 @@ def test_an_example_that_was_moved_does_not_hold(
 
     def forge(block: Block) -> Block:
         places = block.index[block.found]
-        # The farthest that is broken: on the sphere, for PGD, so that a hair is enough.
+        # The farthest that is broken.
         reach = np.where(block.broken, block.distance, 0)[block.found]
         farthest = int(reach.argmax())
         moved = MOVES[move](block.adversarial[farthest], clean[places[farthest]])
@@ -200,8 +202,7 @@ def test_an_example_that_was_moved_does_not_hold(
             block, adversarial=_edited(block.adversarial, farthest, moved.astype(np.float32))
         )
 
-    block = _change(run, label, forge)
-    assert label == CW or 0.49999 < block.distance[block.found].max() <= 0.5
+    _change(run, label, forge)
     _assert_refused(cli("verify", run), f"{label}: 1 examples do not hold")
     _report(cli, run)
     _assert_refused(cli("verify", run), f"{label}: 1 examples do not hold")

@@ -1,0 +1,50 @@
+"""The temperature at which a model is smoothed, which falls while an attack goes on."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from attacks.smoothing.mode import Smoothing
+
+
+class Cooling:
+    """A falling temperature, for the gradients of one run of an attack.
+
+    Each differentiated step lowers the temperature, geometrically from `hot` to `cold` over `steps`
+    steps; from then on gradients are the model's own. Steps without gradients are left alone:
+    smoothing changes derivatives and no value. See `Smoothing` for the units.
+
+    softened  how many operations were smoothed so far: 0 where the model has nothing to smooth, or
+              torch runs it elsewhere.
+
+    >>> cooling = Cooling(hot=2.0, cold=0.5, steps=3)
+    >>> x = torch.tensor([[-1.0, 3.0]], requires_grad=True)
+    >>> for _ in range(4):
+    ...     with cooling.step(x):
+    ...         value = torch.relu(x).sum()
+    ...     print([round(float(slope), 2) for slope in torch.autograd.grad(value, x)[0][0]])
+    [0.44, 0.68]
+    [0.38, 0.82]
+    [0.27, 0.95]
+    [0.0, 1.0]
+    """
+
+    def __init__(self, hot: float, cold: float, steps: int) -> None:
+        self._hot, self._cold, self._steps = hot, cold, steps
+        self._taken = 0
+        self._last: Smoothing | None = None
+        self._before = 0
+
+    @property
+    def softened(self) -> int:
+        return self._before + (self._last.softened if self._last else 0)
+
+    def step(self, points: Tensor) -> AbstractContextManager[object]:
+        """A context for a forward at points (n, *shape), one step of the attack."""
+        if not (points.requires_grad and torch.is_grad_enabled()) or self._taken >= self._steps:
+            return nullcontext()
+        share = self._taken / max(1, self._steps - 1)
+        self._taken, self._before = self._taken + 1, self.softened
+        self._last = Smoothing(self._hot * (self._cold / self._hot) ** share, len(points))
+        return self._last

@@ -1,0 +1,44 @@
+"""Values of one tensor with the gradient of another."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Sloped(torch.autograd.Function):
+    """A value whose derivative in an input of its shape is a given slope."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient[0] * slope, None, None
+
+
+class _Grafted(torch.autograd.Function):
+    """A value whose gradient is that of another tensor of its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[0], None
+
+
+def sloped(z: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    """`value` (any shape), which has the derivative `slope` in `z` of that shape."""
+    result: Tensor = _Sloped.apply(z, value, slope.to(z.dtype))  # type: ignore[no-untyped-call]
+    return result
+
+
+def grafted(value: Tensor, soft: Tensor) -> Tensor:
+    """`value` with the gradient of `soft`, of the same shape."""
+    result: Tensor = _Grafted.apply(soft, value)  # type: ignore[no-untyped-call]
+    return result
