@@ -26,6 +26,7 @@ from benchmark.run.geometry import Geometry, read_geometry
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
 from benchmark.spec.run_spec import Mode
+from benchmark.spec.suites import DEFAULT_SUITE
 
 
 class Options(TypedDict, total=False):
@@ -100,7 +101,7 @@ def evaluate(
     attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
                 wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
                 configured Attack objects.
-    suite       the name of a set of attacks; "quick" where neither it nor attacks are given.
+    suite       the name of a set of attacks; "strong" where neither it nor attacks are given.
     options     see `Options`.
 
     Raises UserError for input that cannot be evaluated. Changes nothing, not even global states.
@@ -214,7 +215,7 @@ def _lineup(
     named = [
         read_component(attack, "an attack") for attack in attacks if isinstance(attack, str | dict)
     ]
-    suite, threat = suite if attacks or suite else "quick", geometry.threat
+    suite, threat = suite if attacks or suite else DEFAULT_SUITE, geometry.threat
     lineup = choose(suite, named, threat, models)
     entries = dict(lineup.entries)
     for attack in attacks:

@@ -25,6 +25,7 @@ from attacks.threat import Norm, ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
+from benchmark.spec.suites import DEFAULT_SUITE
 
 Mode = Literal["table", "cascade"]
 # The splits of a data set.
@@ -74,7 +75,7 @@ class RunSpec(BaseModel):
     bounded    whether perturbed images must stay in [0, 1]. In training, they always must.
     defenses   the models to train, or saved ones.
     attacks    the attacks on each of them, besides those of the suite.
-    suite      the name of a set of attacks.
+    suite      the name of a set of attacks; "strong" where neither it nor attacks are given.
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
                carries out each attack only on what cheaper ones left.
     seed       of training, of all noise of attacks, and of the choice of samples.
@@ -114,11 +115,17 @@ class RunSpec(BaseModel):
     def _make_paths_absolute(cls, components: list[Component]) -> list[Component]:
         return [component.absolute() for component in components]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_suite(cls, values: Any) -> Any:
+        """The default suite, where neither attacks nor a suite are named."""
+        if isinstance(values, dict) and not values.get("attacks") and not values.get("suite"):
+            return values | {"suite": DEFAULT_SUITE}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
-        """Refuse a spec without attacks, and labels that occur twice."""
-        if not self.attacks and self.suite is None:
-            raise ValueError("name attacks or a suite")
+        """Refuse labels that occur twice."""
         for kind, components in (("defense", self.defenses), ("attack", self.attacks)):
             labels = [component.label for component in components]
             for label in labels:
@@ -184,9 +191,9 @@ def make_spec(values: dict[str, Any]) -> RunSpec:
     >>> spec = make_spec({"eps": "1/4", "defenses": ["vanilla"], "suite": "quick"})
     >>> spec.data, spec.norm, spec.eps, spec.mode
     ('digits', 'l2', 0.25, 'table')
-    >>> make_spec({"eps": 0.5, "defenses": ["vanilla"]})
+    >>> make_spec({"eps": 0.5, "defenses": []})
     Traceback (most recent call last):
-    benchmark.errors.UserError: the spec is not valid: name attacks or a suite
+    benchmark.errors.UserError: ...
     """
     try:
         return RunSpec.model_validate(values)

@@ -28,17 +28,21 @@ _ROBIN_BASES = ("pgd/steps=10", "pgd/steps=20", "cw")
 _ON_ARMS = ("best-arm", "top-2", "softmax", "highest-arm", "average-gradient", "softmax-top-2")
 _STAGES = ("first", "second", "first-then-second")
 
+# Where a user names neither attacks nor a suite.
+DEFAULT_SUITE = "strong"
+
 SUITES = {
     "none": Suite("natural accuracy alone", ()),
     "quick": Suite(
-        "for small models, in seconds",
-        ("pgd/steps=40", "pgd/steps=40/objective=margin", "cw/steps=200/searches=5"),
+        "the first stages of strong alone, in seconds",
+        ({"name": "strong", "quick": True, "label": "quick"},),
     ),
     "standard": Suite(
         "PGD on two objectives, and CW", ("pgd", "pgd/objective=margin/restarts=5", "cw")
     ),
     "strong": Suite(
-        "targeted ascents, restarts by promise, queries where gradients fail", ("strong",)
+        "ascents on the smoothed network, restarts by promise, queries where gradients fail",
+        ("strong",),
     ),
     "autoattack": Suite(
         "the standard cascade of Croce and Hein (2020), with its published settings",

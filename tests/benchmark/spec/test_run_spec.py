@@ -114,8 +114,6 @@ def test_budgets_are_in_order_and_as_they_were_written() -> None:
             {"attacks": [{"name": "pgd", "options": {}, "steps": 4}]},
             "unknown setting 'attacks.0.steps': leave it out",
         ),
-        ({"attacks": []}, "name attacks or a suite"),
-        ({"attacks": ...}, "name attacks or a suite"),
         ({"attacks": ["pgd", "cw", "pgd"]}, "attack 'pgd' is named twice"),
         (
             {"attacks": ["pgd/steps=4", {"name": "pgd", "steps": 4}]},
@@ -173,7 +171,7 @@ def test_a_saved_spec_reads_back_as_it_was(tmp_path: Path, monkeypatch: pytest.M
         (b"", "{} must hold a mapping of settings such as 'data: mnist'"),
         (b"a: [1\n", "{} is not YAML: while parsing a flow sequence"),
         (b"\xff\xfe\x00\xd8", "{} is not YAML: "),
-        (b"eps: 1\ndefenses: [vanilla]\n", "the spec is not valid: name attacks or a suite"),
+        (b"eps: 1\ndefenses: []\n", "the spec is not valid: defenses: List should have at least"),
     ],
 )
 def test_a_spec_file_that_cannot_be_used_gets_one_line(
@@ -187,3 +185,10 @@ def test_a_spec_file_that_cannot_be_used_gets_one_line(
     assert ended.err.startswith(f"bestattack: {line.format(path)}")
     assert ended.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"attacks": []}, {"suite": None}])
+def test_without_attacks_and_a_suite_strong_runs(given: dict[str, Any]) -> None:
+    values = {"eps": 1.0, "defenses": ["vanilla"]}
+    assert make_spec(values | given).suite == "strong"
+    assert make_spec(values | given | {"attacks": ["pgd"]}).suite is None
