@@ -251,8 +251,13 @@ class _Search:
             self._learn(rows, ascend(chosen, chosen.x, self.targets[rows, 0], steps, 1.0, -1))
 
     def _learn(self, rows: Tensor, run: Ascent, column: Tensor | None = None) -> None:
-        """Take what a run reached for some samples, toward the targets in their columns."""
-        self._take(rows, run.points, run.hit)
+        """Take what a run reached for some samples, toward the targets in their columns.
+
+        Where it broke nothing, its point still counts if it is the best: on a randomised model,
+        some draws may be wrong there.
+        """
+        better = per_sample(run.hit | (run.lead > self.best[rows]), run.points)
+        self._take(rows, torch.where(better, run.points, self.answer[rows]), run.hit)
         self.best[rows] = self.best[rows].maximum(run.lead)
         if column is not None:
             self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)

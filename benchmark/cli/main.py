@@ -12,6 +12,7 @@ import typer
 
 from attacks.messages import one_line
 from attacks.threat import Norm
+from benchmark.cli.canaries_command import canaries
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
 from benchmark.errors import FailedError, UserError
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
+app.command()(canaries)
 
 # This is the base class of errors of usage. Typer does not export it, and some versions of typer
 # bring a copy of click, so that it cannot be imported from there either.
