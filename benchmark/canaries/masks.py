@@ -117,9 +117,10 @@ def _spoilt(spoil: Change) -> Change:
 
 
 def _shifted(x: Tensor) -> Tensor:
-    """The image, moved by up to a pixel at random, as random resizing and padding does."""
-    down, across = (int(torch.randint(-1, 2, ())) for _ in range(2))
-    return x.roll((down, across), (-2, -1))
+    """The images, moved by up to half a pixel at random, as resizing at random moves them."""
+    for axis in (-2, -1):
+        x = x.lerp(x.roll(1, axis), 0.5 * float(torch.rand(())))
+    return x
 
 
 class Voting(nn.Module):
