@@ -33,8 +33,9 @@ _POLISH, _SHORT = 0.02, 0.1
 # The weight of the new step against the momentum, as in APGD.
 _MOMENTUM = 0.75
 
-# The first radius is between these parts of eps, since linearised distances may be far off.
-_NEAR, _FAR = 0.05, 1.0
+# The first radius is a little more than the linearised distance, and at most eps. It grows by so
+# much at each step until a misclassified point is known.
+_MORE, _GROWTH = 1.02, 0.15
 
 _HALVINGS = 10
 
@@ -155,7 +156,7 @@ def _ranked(problem: Problem) -> tuple[Tensor, Tensor]:
     slopes = [threat.dual_length(differentiate(of, x, retain=True)) for of in lead.unbind(1)]
     distance = -lead.detach() / torch.stack(slopes, 1).clamp_min(tiny)
     distance, order = distance.sort(dim=1, stable=True)
-    return classes.gather(1, order), distance.clamp(_NEAR * threat.eps, _FAR * threat.eps)
+    return classes.gather(1, order), (_MORE * distance).clamp(tiny, threat.eps)
 
 
 @dataclass
@@ -219,7 +220,8 @@ def _search(
         decay = (1 + math.cos(math.pi * step / steps)) / 2
         factor = change * decay + _LEAST_CHANGE
         shrunk = state.radius.minimum(distance) * (1 - factor)
-        radius = torch.where(hit, shrunk, state.radius * (1 + factor))
+        grown = torch.where(state.length.isfinite(), 1 + factor, 1 + _GROWTH)
+        radius = torch.where(hit, shrunk, state.radius * grown)
         # Nothing is to be found beyond what is known.
         state.radius = radius.minimum(state.length.minimum(state.before) * (1 - _LEAST_CHANGE))
 

@@ -295,7 +295,7 @@ _FLAGS = (
         code="zero-gradient",
         meaning="gives zero or tiny gradients on most clean images, so gradient attacks see "
         "nothing: its accuracies are not to be trusted",
-        remedy="attack a differentiable stand-in",
+        remedy="add --attack strong, or smoothed:BASE around an attack of yours",
         rule="on more than 50% of the first 64 images that are classified correctly, the clean "
         "gradient, followed straight across the whole box, reaches no other class; or a backward "
         "pass fails",
@@ -305,7 +305,7 @@ _FLAGS = (
         code="no-ascent",
         meaning="its loss hardly rises along its own gradient, which points nowhere: accuracies "
         "are not to be trusted",
-        remedy="add strong, square or boundary, or attack a smoother stand-in",
+        remedy="add --attack strong, or smoothed:BASE around an attack of yours",
         rule="on more than 50% of the first 64 images that are classified correctly, 20 gradient "
         "steps within eps raise the margin by less than 10% of what the clean gradient promises",
         seen_by=probe,
@@ -314,7 +314,7 @@ _FLAGS = (
         code="large-eps",
         meaning="withstands PGD within the whole box, where any image can become any other: "
         "gradients are hidden, not gone",
-        remedy="add strong, square or boundary, or transfer from a stand-in",
+        remedy="add --attack strong, or smoothed:BASE around an attack of yours",
         rule="60 gradient steps within the whole box, from a random start, leave unbroken more "
         "than 5% of the first 64 images that are classified correctly",
         seen_by=probe,
@@ -323,7 +323,7 @@ _FLAGS = (
         code="gradient-free",
         meaning="an attack without gradients broke clearly more than the best with them: "
         "gradients mislead, or those attacks are too weak",
-        remedy="add strong, and more steps and restarts",
+        remedy="add --attack strong, and more steps and restarts",
         rule="the best attack that took no backward pass breaks more samples than the best that "
         f"did, by {CLEARLY:.0%} of all or more, and by McNemar's exact one-sided test at "
         f"{CHANCE:.0%}; not in a cascade",

@@ -1,0 +1,42 @@
+"""RayS sees decisions alone, and comes near the boundary of linear models all the same."""
+
+import pytest
+from torch import Tensor
+from torch.nn import functional
+
+from attacks import Problem, ThreatModel
+from attacks.objectives import decided
+from attacks.searches.rays import RayS
+from tests.attacks.linear import Linear, metered, mid_grey
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_it_comes_near_the_boundary(classes: int) -> None:
+    shape = (16,)
+    model, x = Linear(shape, classes), mid_grey(shape, 10)
+
+    def decisions(points: Tensor) -> Tensor:
+        return functional.one_hot(model(points).argmax(1), classes).to(points.dtype)
+
+    y = model(x).argmax(1)
+    problem = Problem(decisions, x, y, ThreatModel("linf", 0.3))
+    points = RayS(minimize=True)(problem)
+    found = decided(decisions(points), y)
+    assert found.double().mean() >= 0.9
+    ratio = problem.threat.distance(points, x) / model.optimum(x, y, "linf")
+    assert (ratio[found] >= 1 - 1e-4).all()
+    assert ratio[found].median() < 1.3
+
+
+def test_it_stops_within_eps_and_at_its_queries() -> None:
+    model, x = Linear((16,), 2), mid_grey((16,), 10)
+    y = model(x).argmax(1)
+    for attack in (RayS(steps=300), RayS(steps=300, minimize=True)):
+        problem, calls = metered(Problem(model, x, y, ThreatModel("linf", 0.4)))
+        assert decided(model(attack(problem)), y).any()
+        assert (calls <= (attack.facts.passes or 0)).all()
+
+
+def test_zero_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        RayS(steps=0)
