@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import CLEAR, decided, margin
-from attacks.problem import Facts, Problem, climb
+from attacks.problem import Facts, NoGradientError, Problem, climb
 from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
@@ -145,7 +145,7 @@ class CarliniWagner:
         """All searches from a start (n, *shape). Each begins at the closest point of those before
         it, and with the c that these suggest."""
         threat = problem.threat
-        slope, logits = slopes(problem, start)
+        slope, logits = _slopes(problem, start)
         known = threat.length(start - problem.x)
         length = torch.where(self._succeeds(problem, logits), known, math.inf).to(start.dtype)
         const = self._balance(threat, length)
@@ -156,13 +156,18 @@ class CarliniWagner:
             return batch.finish()
         for search in range(self.searches):
             # Slopes are known where the first search begins.
+            searched = batch.problem
+            if search % 2 == 0:
+                searched = _smoothed(searched, self.steps)
             if search:
-                state.slope, _ = slopes(batch.problem, state.points)
+                state.slope, _ = _slopes(batch.problem, state.points)
             before = state.length
-            # Smoothed gradients pass what masks the boundary; the others converge on it.
-            smooth = Cooling(*_TEMPERATURES, self.steps) if search % 2 == 0 else None
-            searched = replace(batch.problem, cooling=smooth)
-            reached = self._search(searched, state, budget, _STRIDE / (1 + search))
+            try:
+                reached = self._search(searched, state, budget, _STRIDE / (1 + search))
+            except NoGradientError:
+                if search == 0:
+                    raise
+                break  # it has some when it is smoothed
             reached = self._pulled(batch.problem, reached, budget)
             state.improve(reached)
             # Binary search: a c that was enough bounds c from above, one that was not from below.
@@ -336,6 +341,20 @@ class _Descent(_Closest):
         scale = (self.square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
         pace = size / (1 - 0.9 ** (step + 1))
         self.angle = self.angle - per_sample(pace, self.angle) * self.mean / scale
+
+
+def _smoothed(problem: Problem, steps: int) -> Problem:
+    """The problem with smoothed gradients, for so many steps. These pass what masks the boundary;
+    the searches in between converge on the network's own."""
+    return replace(problem, cooling=Cooling(*_TEMPERATURES, steps))
+
+
+def _slopes(problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes of all classes at some points, smoothed where the network has none of its own."""
+    try:
+        return slopes(problem, points)
+    except NoGradientError:
+        return slopes(_smoothed(problem, 1), points)
 
 
 def _unknown(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided
-from attacks.problem import Problem
+from attacks.problem import NoGradientError, Problem
 from attacks.smoothing import Cooling
 from attacks.threat import per_sample
 from attacks.wrappers.wrapper import Wrapper
@@ -68,7 +68,10 @@ class Smoothed(Wrapper):
         if not len(rows):
             return points
         left = replace(problem.select(rows), start=points[rows])
-        own = self.base(left).detach()
+        try:
+            own = self.base(left).detach()
+        except NoGradientError:  # what has no gradient may have one when it is smoothed
+            return points
         with torch.no_grad():
             better = decided(left.logits(own), left.y)
         if minimises:
