@@ -6,8 +6,9 @@ DOCS_STAMP := .venv/.docs
 
 .PHONY: demo test test-slow bench check docs format setup clean
 
+# One thread: the networks are tiny, and a second one slows them down.
 demo: $(STAMP)
-	$(BIN)/bestattack run demo.yaml
+	OMP_NUM_THREADS=1 $(BIN)/bestattack run demo.yaml
 
 test: $(STAMP)
 	$(BIN)/pytest -n auto --dist loadfile
