@@ -94,7 +94,7 @@ class Strong:
 
     classes: int = 3
     steps: int = 30
-    queries: int = 1000
+    queries: int = 2000
     quick: bool = False
 
     version: ClassVar[int] = 2

@@ -195,7 +195,7 @@ def test_attacks_that_only_gradients_guide_are_fooled_and_the_table_says_so(
     network: nn.Sequential, plain: dict[tuple[Norm, bool], float]
 ) -> None:
     test = load_dataset("digits").test
-    options: dict[str, Any] = {"norm": "linf", "eps": EPS["linf"], "suite": "quick"}
+    options: dict[str, Any] = {"norm": "linf", "eps": EPS["linf"], "attacks": ["pgd"]}
     masked = Masked(network, **MASKS["finely quantised input"])
     report = evaluate(masked.eval(), test.x[:SAMPLES], test.y[:SAMPLES], **options)
     assert report.best_attack > plain["linf", False] + 0.2
