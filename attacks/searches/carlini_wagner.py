@@ -10,11 +10,12 @@ from torch import Tensor
 from attacks.objectives import CLEAR, decided, margin
 from attacks.problem import Facts, NoGradientError, Problem, climb
 from attacks.searches.angles import from_angle, half_width, to_angle
+from attacks.searches.closest import Closest, far
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
 from attacks.smoothing import Cooling
 from attacks.threat import ThreatModel, per_sample
-from attacks.working import State, Working, due
+from attacks.working import Working, due
 
 # Pixels start at least this far, as an angle, from the ends of the box, where the sine is flat:
 # 1/1600 of the box's width, enough to be moved and too little to matter. Less where all pixels
@@ -120,7 +121,7 @@ class CarliniWagner:
 
     def __call__(self, problem: Problem) -> Tensor:
         budget = 0.0 if self.minimize else problem.threat.eps
-        closest = _Closest(problem.x.clone(), _unknown(problem.x))
+        closest = Closest(problem.x.clone(), far(problem.x))
         batch = Working(problem, closest)
         for restart in range(self.restarts):
             if not len(batch):
@@ -141,7 +142,7 @@ class CarliniWagner:
         scale = torch.where(best.isfinite(), best / threat.eps, 1.0)
         return threat.clamp(problem.x + per_sample(scale, start) * (start - problem.x))
 
-    def _run(self, problem: Problem, start: Tensor, budget: float) -> "_Closest":
+    def _run(self, problem: Problem, start: Tensor, budget: float) -> Closest:
         """All searches from a start (n, *shape). Each begins at the closest point of those before
         it, and with the c that these suggest."""
         threat = problem.threat
@@ -198,7 +199,7 @@ class CarliniWagner:
         const = torch.where(const > low, const, (low * high).sqrt())
         return torch.where(high.isinf(), low * 10, const)
 
-    def _pulled(self, problem: Problem, reached: "_Closest", budget: float) -> "_Closest":
+    def _pulled(self, problem: Problem, reached: Closest, budget: float) -> Closest:
         """What a search reached, with the points that are still beyond the budget pulled closer."""
         # With a confidence to keep, the boundary is not where to go.
         beyond = (reached.length > budget) & reached.length.isfinite()
@@ -210,9 +211,7 @@ class CarliniWagner:
         reached.length[beyond] = problem.threat.length(points - far.x)
         return reached
 
-    def _search(
-        self, problem: Problem, begin: "_Bracket", budget: float, stride: float
-    ) -> "_Closest":
+    def _search(self, problem: Problem, begin: "_Bracket", budget: float, stride: float) -> Closest:
         """One run of Adam from the closest points known: the closest points that it meets."""
         threat, half = problem.threat, problem.threat.width / 2
         known = begin.length
@@ -240,7 +239,7 @@ class CarliniWagner:
             loss, gradient, logits = self._loss(batch.problem, trial, state, limit)
             distance = threat.length(trial - batch.problem.x)
             success = self._succeeds(batch.problem, logits)
-            state.improve(_Closest(trial, torch.where(success, distance, math.inf)))
+            state.improve(Closest(trial, torch.where(success, distance, math.inf)))
             state.lowest = torch.minimum(state.lowest, loss)
             state.descend(gradient * state.angle.cos(), size, step)
 
@@ -284,22 +283,7 @@ class CarliniWagner:
 
 
 @dataclass
-class _Closest(State):
-    """The closest misclassified points known (n, *shape), and their distances (n,), which are
-    infinite where there is none."""
-
-    points: Tensor
-    length: Tensor
-
-    def improve(self, other: "_Closest") -> None:
-        """Take the other points where they are closer."""
-        closer = other.length < self.length
-        self.length = torch.where(closer, other.length, self.length)
-        self.points = torch.where(per_sample(closer, self.points), other.points, self.points)
-
-
-@dataclass
-class _Bracket(_Closest):
+class _Bracket(Closest):
     """What is known between searches: the next c, the largest that was too small and the smallest
     that was enough (n,), and how fast the lead of each class grows with distance (n, classes)."""
 
@@ -310,7 +294,7 @@ class _Bracket(_Closest):
 
 
 @dataclass
-class _Descent(_Closest):
+class _Descent(Closest):
     """How far a search is: the pixels as angles, with Adam's mean and square of their gradients
     (n, *shape); the c and the slopes of the search, and the distance known before it; the lowest
     loss so far, and what it was when last it was asked whether it falls (n,)."""
@@ -328,7 +312,7 @@ class _Descent(_Closest):
     def begin(
         cls, problem: Problem, angle: Tensor, const: Tensor, slope: Tensor, known: Tensor
     ) -> "_Descent":
-        nothing, unknown = torch.zeros_like(angle), _unknown(problem.x)
+        nothing, unknown = torch.zeros_like(angle), far(problem.x)
         return cls(
             problem.x, unknown, angle, nothing, nothing.clone(), const, slope, known, unknown,
             unknown,
@@ -355,8 +339,3 @@ def _slopes(problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
         return slopes(problem, points)
     except NoGradientError:
         return slopes(_smoothed(problem, 1), points)
-
-
-def _unknown(x: Tensor) -> Tensor:
-    """An infinite distance for each sample."""
-    return x.new_full((len(x),), math.inf)

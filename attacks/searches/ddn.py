@@ -10,10 +10,11 @@ from torch import Tensor
 
 from attacks.objectives import decided, margin, targeted_margin
 from attacks.problem import Facts, Problem, climb, differentiate
+from attacks.searches.closest import Closest, far
 from attacks.segment import pull
 from attacks.smoothing import Cooling
 from attacks.threat import ThreatModel, per_sample
-from attacks.working import State, Working, due, standing
+from attacks.working import Working, due, standing
 
 # Other classes that are tried, at most: those with the largest logits.
 _CLASSES = 10
@@ -105,7 +106,7 @@ class DDN:
         places = classes.shape[1]
 
         # A short search toward each class, from the image.
-        best = _Best.none(problem.x)
+        best = Closest(problem.x, far(problem.x))
         start = problem.x if problem.start is None else problem.threat.clamp(problem.start)
         lengths, points = [], []
         scouting = max(1, int(_SCOUTING * self.steps / places))
@@ -115,28 +116,29 @@ class DDN:
             )
             lengths.append(found.length)
             points.append(found.points)
-            best = best.nearer(found)
+            best.improve(found)
 
         # Longer ones toward the classes that came closest.
-        order = torch.stack(lengths, 1).argsort(dim=1, stable=True)
+        every_length, every_point = torch.stack(lengths, 1), torch.stack(points, 1)
+        order = every_length.argsort(dim=1, stable=True)
         every = torch.arange(len(problem), device=order.device)
         for place in range(min(_KEPT, places)):
             chosen = order[:, place]
-            length = torch.stack(lengths, 1)[every, chosen]
+            length = every_length[every, chosen]
             known = length.isfinite()
-            at = torch.stack(points, 1)[every, chosen]
+            at = every_point[every, chosen]
             at = torch.where(per_sample(known, at), at, start)
             begin = torch.where(known, length, radius[every, chosen])
             found = _search(
                 problem, best, at, classes[every, chosen], begin,
                 int(_GOING_ON * self.steps), _MILD, budget,
             )  # fmt: skip
-            best = best.nearer(found)
+            best.improve(found)
 
         # A polish on the network itself, toward any class.
         begin = torch.where(best.length.isfinite(), best.length, radius[:, 0])
         last = int(_LAST * self.steps)
-        best = best.nearer(_search(problem, best, best.points, None, begin, last, None, budget))
+        best.improve(_search(problem, best, best.points, None, begin, last, None, budget))
         going = best.length.isfinite() & (best.length > budget)
         if bool(going.any()):
             best.points[going] = pull(problem.select(going), best.points[going], _HALVINGS)
@@ -160,26 +162,7 @@ def _ranked(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class _Best(State):
-    """The closest misclassified points known (n, *shape), and their distances (n,), which are
-    infinite where there is none."""
-
-    points: Tensor
-    length: Tensor
-
-    @classmethod
-    def none(cls, x: Tensor) -> "_Best":
-        return cls(x, x.new_full((len(x),), math.inf))
-
-    def nearer(self, other: "_Best") -> "_Best":
-        """The closer of two points, sample by sample."""
-        closer = other.length < self.length
-        points = torch.where(per_sample(closer, self.points), other.points, self.points)
-        return _Best(points, torch.where(closer, other.length, self.length))
-
-
-@dataclass
-class _Walk(_Best):
+class _Walk(Closest):
     """Where a search is: the point and the one before (n, *shape), the radius and the target (n,),
     and the closest distance that any search found before (n,)."""
 
@@ -191,14 +174,14 @@ class _Walk(_Best):
 
 
 def _search(
-    problem: Problem, best: _Best, start: Tensor, target: Tensor | None, radius: Tensor, steps: int,
-    cooling: tuple[float, float] | None, budget: float,
-) -> _Best:  # fmt: skip
+    problem: Problem, best: Closest, start: Tensor, target: Tensor | None, radius: Tensor,
+    steps: int, cooling: tuple[float, float] | None, budget: float,
+) -> Closest:  # fmt: skip
     """One search from `start` (n, *shape) on spheres that begin at a radius (n,), toward a target
     (n,), or any class without one: the closest misclassified points that it meets."""
-    none, any_class = _Best.none(problem.x), target is None
+    any_class = target is None
     target = problem.y if target is None else target
-    state = _Walk(none.points, none.length, start, start, radius, target, best.length)
+    state = _Walk(problem.x, far(problem.x), start, start, radius, target, best.length)
     if cooling is not None:
         problem = replace(problem, cooling=Cooling(*cooling, steps))
     batch = Working(problem, state)

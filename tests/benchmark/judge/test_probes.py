@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attacks.threat import Norm
 from benchmark import Report, evaluate
+from benchmark.canaries.masks import Masked
 from benchmark.data.sets import load_dataset
 from defenses import Vanilla, initialise, train
 
@@ -27,26 +28,6 @@ MASKING = {"zero-gradient", "no-ascent", "large-eps", "gradient-free", "non-dete
 
 # How much more robust than its twin a masked network may seem without a flag.
 TOLERANCE = 0.02
-
-
-class Masked(nn.Module):
-    """A network with something before it, in the midst of it, or after it."""
-
-    def __init__(
-        self,
-        network: nn.Sequential,
-        before: Change = _same,
-        within: Change = _same,
-        after: Change = _same,
-    ) -> None:
-        super().__init__()
-        layers = list(network)
-        self.features, self.head = nn.Sequential(*layers[:3]), nn.Sequential(*layers[3:])
-        self.before, self.within, self.after = before, within, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.within(self.features(self.before(x))))
-        return self.after(logits)
 
 
 class Binary(nn.Module):

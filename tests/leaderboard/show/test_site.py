@@ -18,7 +18,7 @@ from tests.leaderboard.conftest import Small
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-# Chromium refuses to start its sandbox for root.
+# The browser's sandbox cannot be had by the administrator, as whom containers run.
 AS_ROOT = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
 
 
