@@ -1,5 +1,6 @@
 """The batch that a search works on: all that it knows of its samples, which leave once decided."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Generic, Self, TypeVar
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from attacks.objectives import decided
 from attacks.problem import Problem
+from attacks.threat import per_sample
 
 
 @dataclass
@@ -99,6 +101,26 @@ class Reached(State):
 
     points: Tensor
     hit: Tensor
+
+
+@dataclass
+class Closest(State):
+    """The closest misclassified points known (n, *shape), and their distances (n,), which are
+    infinite where there is none."""
+
+    points: Tensor
+    length: Tensor
+
+    def improve(self, other: "Closest") -> None:
+        """Take the other points where they are closer."""
+        closer = other.length < self.length
+        self.length = torch.where(closer, other.length, self.length)
+        self.points = torch.where(per_sample(closer, self.points), other.points, self.points)
+
+
+def far(x: Tensor) -> Tensor:
+    """An infinite distance (n,) for each of the images x (n, *shape)."""
+    return x.new_full((len(x),), math.inf)
 
 
 @torch.no_grad()

@@ -10,12 +10,11 @@ from torch import Tensor
 from attacks.objectives import CLEAR, decided, margin
 from attacks.problem import Facts, NoGradientError, Problem, climb
 from attacks.searches.angles import from_angle, half_width, to_angle
-from attacks.searches.closest import Closest, far
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
 from attacks.smoothing import Cooling
 from attacks.threat import ThreatModel, per_sample
-from attacks.working import Working, due
+from attacks.working import Closest, Working, due, far
 
 # Pixels start at least this far, as an angle, from the ends of the box, where the sine is flat:
 # 1/1600 of the box's width, enough to be moved and too little to matter. Less where all pixels

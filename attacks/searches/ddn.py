@@ -10,11 +10,10 @@ from torch import Tensor
 
 from attacks.objectives import decided, margin, targeted_margin
 from attacks.problem import Facts, Problem, climb, differentiate
-from attacks.searches.closest import Closest, far
 from attacks.segment import pull
 from attacks.smoothing import Cooling
 from attacks.threat import ThreatModel, per_sample
-from attacks.working import Working, due, standing
+from attacks.working import Closest, Working, due, far, standing
 
 # Other classes that are tried, at most: those with the largest logits.
 _CLASSES = 10
