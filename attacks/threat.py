@@ -10,13 +10,24 @@ from torch import Tensor
 
 from attacks import noise
 
-Norm = Literal["l2", "linf"]
+Norm = Literal["l2", "linf", "l1"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+# The order of each norm, and of its dual.
+_ORDERS: dict[Norm, tuple[float, float]] = {
+    "l2": (2, 2),
+    "linf": (math.inf, 1),
+    "l1": (1, math.inf),
+}
 
 # Squares of numbers that are not much larger underflow in float32.
 _SQUARES_UNDERFLOW = 1e-16
 
 # Rounds of `ThreatModel.project` that win back what clipping to the box took from the L2 budget.
 _REFILLS = 2
+
+# Rounds in which the threshold of the L1 projection is found; more change no digit.
+_THRESHOLDS = 10
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -38,9 +49,9 @@ class ThreatModel:
     tensor([1.], dtype=torch.float64)
     >>> threat.project(points, x)
     tensor([[0.7500, 0.5000]])
-    >>> ThreatModel("l1", 0.5)
+    >>> ThreatModel("l0", 0.5)
     Traceback (most recent call last):
-    ValueError: unknown norm 'l1': use one of l2, linf
+    ValueError: unknown norm 'l0': use one of l2, linf, l1
     """
 
     norm: Norm
@@ -49,8 +60,8 @@ class ThreatModel:
     upper: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(get_args(Norm))}")
+        if self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be above 0 and finite, not {self.eps}")
         lower, upper = self._bounds()
@@ -68,16 +79,16 @@ class ThreatModel:
 
     def length(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation: (n, ...) to (n,)."""
-        order = 2 if self.norm == "l2" else math.inf
+        order, _ = _ORDERS[self.norm]
         length: Tensor = torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
         return length
 
     def dual_length(self, gradient: Tensor) -> Tensor:
         """What a unit step gains at most, by the gradient: its dual norm, (n, ...) to (n,)."""
-        order = 2 if self.norm == "l2" else 1
+        _, order = _ORDERS[self.norm]
         flat = self._free(gradient).flatten(1)
         length: Tensor = torch.linalg.vector_norm(flat, order, dim=1)
-        if order == 1 or gradient.dtype == torch.float64:
+        if order != 2 or gradient.dtype == torch.float64:
             return length
         # The squares of a tiny gradient underflow in float32, and those of a huge one overflow.
         exact = torch.linalg.vector_norm(flat, order, dim=1, dtype=torch.float64)
@@ -145,17 +156,43 @@ class ThreatModel:
         gradient = self._free(gradient)
         if self.norm == "linf":
             return gradient.sign()
-        # Dividing by the largest entry first keeps the squares of a tiny gradient above underflow.
-        tiny = torch.finfo(gradient.dtype).tiny
-        largest = gradient.flatten(1).abs().amax(1).clamp_min(tiny)
-        scaled = gradient / per_sample(largest, gradient)
-        return scaled / per_sample(self.length(scaled).clamp_min(tiny), gradient)
+        if self.norm == "l1":
+            flat = gradient.flatten(1)
+            place = flat.abs().argmax(1, keepdim=True)
+            step = torch.zeros_like(flat).scatter(1, place, flat.gather(1, place).sign())
+            return step.view_as(gradient)
+        return self._unit(gradient)
+
+    def _unit(self, direction: Tensor) -> Tensor:
+        """Directions (n, ...) of length 1; zero where they are zero."""
+        # Dividing by the largest entry first keeps the squares of tiny ones above underflow.
+        tiny = torch.finfo(direction.dtype).tiny
+        largest = direction.flatten(1).abs().amax(1).clamp_min(tiny)
+        scaled = direction / per_sample(largest, direction)
+        return scaled / per_sample(self.length(scaled).clamp_min(tiny), direction)
+
+    def advance(self, points: Tensor, gradient: Tensor, size: float | Tensor, x: Tensor) -> Tensor:
+        """The points (n, *shape) after the step of length `size`, one or (n, 1, ...), that climbs a
+        gradient fastest, projected around x. Under L1, the step fastest within the box: one pixel
+        after the other, the steepest first, goes to its bound, until the length is spent."""
+        if self.norm != "l1":
+            return self.project(points + size * self.ascent(gradient), x)
+        steepness, order = self._free(gradient).flatten(1).abs().sort(1, descending=True)
+        lower, upper = (side.to(points) for side in self._bounds())
+        room = torch.where(gradient > 0, upper - points, lower - points).flatten(1)
+        room = torch.where(steepness > 0, room.gather(1, order), 0.0)
+        length = torch.as_tensor(size, dtype=points.dtype, device=points.device)
+        length = length.clamp_max(self.eps).view(-1, 1)
+        spent = room.abs().cumsum(1) - room.abs()
+        step = room.sign() * room.abs().minimum((length - spent).clamp_min(0))
+        return self.project(points + torch.zeros_like(step).scatter(1, order, step).view_as(x), x)
 
     def edge(self, x: Tensor, direction: Tensor) -> Tensor:
-        """The points in a direction of unit length, of images x (n, *shape) each, that spend all of
-        the budget where the box lets them."""
+        """The points in a direction, of images x (n, *shape) each, that spend all of the budget
+        where the box lets them."""
         # Twice as far as the ball: the projection gives to other pixels what the box takes.
-        return self.project(x + 2 * self.eps * direction, x)
+        far = 2 * self.eps * self._unit(direction)
+        return self.project(x + far, x) if self.norm == "linf" else self._scaled(x, far)
 
     def project(self, points: Tensor, x: Tensor) -> Tensor:
         """Points of the ball and the box near the given ones, up to float rounding.
@@ -163,12 +200,19 @@ class ThreatModel:
         Linf: the Euclidean projection. L2: that projection is clip(x + t * (points - x)) with the
         largest t <= 1 that stays in the ball; t is approached from below, so the result is always
         inside. Scaling to the ball and then clipping alone would waste the budget of every pixel
-        that the box stops. `x` must lie in the box.
+        that the box stops. L1: the Euclidean projection of the nearest points in the box, which
+        takes the same from the perturbation of each pixel that has as much. `x` must lie in the
+        box.
         """
         if self.norm == "linf":
             points = torch.minimum(torch.maximum(points, x - self.eps), x + self.eps)
             return self.clamp(points)
-        delta = points - x
+        if self.norm == "l1":
+            return self._thresholded(self.clamp(points), x)
+        return self._scaled(x, points - x)
+
+    def _scaled(self, x: Tensor, delta: Tensor) -> Tensor:
+        """clip(x + t * delta) with the largest t <= 1 that stays in the ball."""
         reach = self.length(delta).clamp_min(torch.finfo(x.dtype).tiny)
         t = (self.eps / reach).clamp_max(1.0)
         inside = self._along(x, delta, t)
@@ -177,6 +221,25 @@ class ThreatModel:
             t = (t * (self.eps / used)).clamp_max(1.0)
             inside = self._along(x, delta, t)
         return inside
+
+    def _thresholded(self, points: Tensor, x: Tensor) -> Tensor:
+        """The Euclidean projection of points in the box onto the L1 ball (Duchi et al. 2008).
+
+        What is taken from all pixels is found without sorting (Michelot 1986): it is raised until
+        what is left of those that have more fits the ball.
+        """
+        delta = (points - x).flatten(1)
+        sizes = delta.abs()
+        taken = sizes.new_zeros(len(sizes), 1)
+        for _ in range(_THRESHOLDS):
+            left = (sizes - taken).clamp_min_(0)
+            excess = left.sum(1, keepdim=True) - self.eps
+            count = (left > 0).sum(1, keepdim=True).clamp_min(1)
+            taken = (taken + excess / count).clamp_min_(0)
+        left = (sizes - taken).clamp_min_(0)
+        scale = (self.eps / left.sum(1, keepdim=True).clamp_min(self.eps)).clamp_max(1)
+        inside = x + (delta.sign() * left * scale).view_as(x)
+        return torch.where(per_sample((taken > 0).squeeze(1), x), self.clamp(inside), points)
 
     def _along(self, x: Tensor, delta: Tensor, t: Tensor) -> Tensor:
         """clip(x + t * delta), in one new tensor."""
@@ -199,8 +262,8 @@ class ThreatModel:
         # Rounding to the image's own precision moves a pixel by at most half a unit in the last
         # place of the largest value that the box allows.
         unit, lower, upper = torch.finfo(x.dtype).eps, self.lower, self.upper
-        if isinstance(lower, Tensor) or isinstance(upper, Tensor):
-            # Only of the pixels that move: others may have values that are far larger than eps.
+        if self.norm == "l1" or isinstance(lower, Tensor) or isinstance(upper, Tensor):
+            # Only of the pixels that move: others may be many, or far larger than eps.
             sizes = torch.where(points == x, 0, points.abs().maximum(x.abs()))
             radius = (self.eps - unit * self.length(sizes.double())).clamp_min(0)
         else:
@@ -228,6 +291,12 @@ class ThreatModel:
         shape = tuple(x.shape[1:])
         if self.norm == "linf":
             offset = noise.uniform(seed, index, stream, shape).to(x.dtype) * 2 - 1
+        elif self.norm == "l1":
+            # Exponential sizes over their sum with one more (Barthe et al. 2005).
+            draws = noise.uniform(seed, index, stream, (2 * x[0].numel() + 1,)).double()
+            signs, sizes = draws[:, x[0].numel() + 1 :], -draws[:, : x[0].numel() + 1].log()
+            parts = sizes[:, 1:] / sizes.sum(1, keepdim=True)
+            offset = torch.where(signs < 0.5, -parts, parts).to(x.dtype).view_as(x)
         else:
             # In float64: the float32 sum of squares depends on the batch that it is computed in.
             direction = noise.normal(seed, index, stream, shape).double()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from attacks.libraries import library as foreign
 from attacks.objectives import decided
 from attacks.problem import Facts, Family, Problem
 from attacks.segment import pull
-from attacks.threat import Norm, per_sample
+from attacks.threat import NORMS, per_sample
 
 _REFUSED = {
     "BinarizationRefinementAttack": "it refines points that another attack has found",
@@ -48,7 +48,7 @@ class Foolbox(foreign.Foreign):
     Fixed-budget attacks get the threat's eps; the others minimise without one. Returns points
     (n, *shape) in the box; samples that are misclassified as they are, and those that a
     minimal-norm attack does not break, come back clean. Raises ValueError, in one line, where
-    foolbox is missing, for unknown names and options, for attacks that have no L2 or Linf, and for
+    foolbox is missing, for unknown names and options, for attacks of another norm, and for
     what foolbox raises.
 
     Differs from the source:
@@ -162,9 +162,9 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     base: Any = foreign.load("foolbox").attacks.base
     fixed = issubclass(cls, base.FixedEpsilonAttack)
     family: Family = "fixed-budget" if fixed else "minimal-norm"
-    norms: tuple[Norm, ...] = get_args(Norm)
+    norms = NORMS
     if name == "HopSkipJumpAttack":
-        given = options.get("constraint")
+        norms, given = ("l2", "linf"), options.get("constraint")
         if given is not None and given not in norms:
             raise ValueError(f"foolbox:{name}: constraint must be l2 or linf, not {given!r}")
         norms = tuple(norm for norm in norms if given in (None, norm))
@@ -175,7 +175,7 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
         norms = tuple(norm for norm in norms if norm == its_norm.lower())
         if not norms:
             raise ValueError(
-                f"foolbox:{name} runs under {its_norm} only; bestattack measures l2 and linf"
+                f"foolbox:{name} runs under {its_norm} only; bestattack measures {', '.join(NORMS)}"
             )
     if name.endswith("BrendelBethgeAttack") and find_spec("numba") is None:
         raise ValueError(f"foolbox:{name} needs numba: pip install numba")

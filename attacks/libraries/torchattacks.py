@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from attacks.libraries import library as foreign
 from attacks.problem import Facts, Family, NotApplicableError, Problem
-from attacks.threat import Norm
+from attacks.threat import NORMS, Norm
 
 _REFUSED = {
     "LGV": "it trains models on a data set",
@@ -22,7 +22,7 @@ _REFUSED = {
 
 _BUDGETS = ("eps", "max_epsilon")
 _TARGETS = 10
-_NORMS: dict[str, Norm] = {"L2": "l2", "Linf": "linf"}
+_NORMS: dict[str, Norm] = {"L1": "l1", "L2": "l2", "Linf": "linf"}
 
 # The convolutions that these smooth their gradients with are for three channels.
 _COLOUR = ("PIFGSM", "PIFGSMPP", "TIFGSM")
@@ -46,7 +46,7 @@ class TorchAttacks(foreign.Foreign):
     others are minimal-norm. Returns points (n, *shape) in the box; samples that are misclassified
     as they are, and those that a minimal-norm attack does not break, come back clean. Raises
     ValueError, in one line, where torchattacks is missing, for unknown names and options, for
-    attacks that have no L2 or Linf, and for what torchattacks raises; and NotApplicableError for
+    attacks of another norm, and for what torchattacks raises; and NotApplicableError for
     fewer classes, other channels or other inputs than the attack can take.
 
     Differs from the source:
@@ -168,17 +168,19 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     said = re.search(r"Distance Measure\s*:(.*)", inspect.getdoc(cls) or "")
     if not said:
         # Noise and nothing, which know no norm.
-        return foreign.facts_of(family, get_args(Norm))
+        return foreign.facts_of(family, NORMS)
     measures = re.findall(r"L\w+", said[1])
     norms = tuple(_NORMS[measure] for measure in sorted(measures) if measure in _NORMS)
+    if name == "FAB":
+        norms = ("l2", "linf")  # under L1 it raises
     if not norms:
         raise ValueError(
             f"torchattacks:{name} runs under {', '.join(measures)} only; "
-            "bestattack measures l2 and linf"
+            f"bestattack measures {', '.join(NORMS)}"
         )
     given = options.get("norm")
     if given is None:
         return foreign.facts_of(family, norms)
     if given not in _NORMS:
-        raise ValueError(f"torchattacks:{name}: norm must be L2 or Linf, not {given!r}")
+        raise ValueError(f"torchattacks:{name}: norm must be {', '.join(_NORMS)}, not {given!r}")
     return foreign.facts_of(family, (_NORMS[given],))

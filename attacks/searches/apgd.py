@@ -1,6 +1,6 @@
 """Auto-PGD: projected gradient ascent that sets its own step sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, Objective, check_objective, decided
 from attacks.problem import Facts, Problem, climb
-from attacks.threat import per_sample
+from attacks.threat import NORMS, per_sample
 from attacks.working import State, Working, due, in_restarts
 
 # Croce and Hein (2020), section 3: the weight of the new step against the momentum, the length of
@@ -18,14 +18,21 @@ _MOMENTUM = 0.75
 _FIRST, _SHORTER, _SHORTEST = 22, 3, 6
 _RISEN = 0.75
 
+# Croce and Hein (2021), section 4: under L1, budgets that come before the threat's, as multiples of
+# it, and the share of the steps that each has.
+_WIDER = ((3, 0.3), (2, 0.3))
+_LEAST = 4  # steps, for each share to be one at least
+
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce and Hein 2020, algorithm 1), L2 and L-infinity.
+    """Auto-PGD (Croce and Hein 2020, algorithm 1).
 
     steps      gradient steps of each restart.
     restarts   runs from different random starts; each works on what the ones before left.
     objective  "cross-entropy", "margin" or "dlr". `targeted:apgd` pushes to one class at a time.
+
+    Under L1 the first steps have three and two times the budget (Croce and Hein 2021, section 4).
 
     The step size starts at 2 eps. At each checkpoint a sample whose value rose in less than 3 of 4
     steps, or that has found no better point since the last checkpoint with the same step size, goes
@@ -34,7 +41,8 @@ class APGD:
     A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range.
 
-    Differs from the source: starts are uniform in the ball; a broken sample stops at once.
+    Differs from the source: starts are uniform in the ball; a broken sample stops at once. Under L1
+    a step goes along the steepest pixels, each to its bound, not along a share of them that adapts.
 
     >>> from attacks.threat import ThreatModel
     >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
@@ -57,9 +65,9 @@ class APGD:
 
     @property
     def facts(self) -> Facts:
-        """A fixed-budget attack under both norms."""
+        """A fixed-budget attack under every norm."""
         passes = self.restarts * (self.steps + 1)
-        return Facts("fixed-budget", passes=passes)
+        return Facts("fixed-budget", NORMS, passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
         return in_restarts(problem, self.restarts, self._restart)
@@ -70,12 +78,35 @@ class APGD:
 
     def _restart(self, problem: Problem, restart: int, stop: bool = True) -> tuple[Tensor, Tensor]:
         """The best points (n, *shape), misclassified ones where found, and where that is (n,)."""
+        points = self._start(problem, restart)
+        if problem.threat.norm != "l1" or self.steps < _LEAST:
+            return self._run(problem, points, self.steps, stop)
+
+        # What is misclassified at the start needs no wider budget.
+        points, hit = self._run(problem, points, 0, stop)
+        rows = (~hit if stop else torch.ones_like(hit)).nonzero().squeeze(1)
+        if len(rows):
+            chosen, ahead, left = problem.select(rows), points[rows], self.steps - 1
+            for times, share in _WIDER:
+                threat, passes = chosen.threat, int(share * self.steps)
+                wide = replace(chosen, threat=replace(threat, eps=times * threat.eps))
+                ahead, _ = self._run(wide, ahead, passes - 1, stop=False)
+                left -= passes
+            ahead = chosen.threat.project(ahead, chosen.x)
+            points, hit = points.clone(), hit.clone()
+            points[rows], hit[rows] = self._run(chosen, ahead, left, stop)
+        return points, hit
+
+    def _run(
+        self, problem: Problem, points: Tensor, steps: int, stop: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What `_restart` gives, of one run from some points (n, *shape)."""
         objective = OBJECTIVES[self.objective]
-        state = _State.begin(problem, self._start(problem, restart), objective)
+        state = _State.begin(problem, points, objective)
         batch = Working(problem, state)
-        checkpoints = _checkpoints(self.steps)
+        checkpoints = _checkpoints(steps)
         window = 0
-        for step in range(self.steps):
+        for step in range(steps):
             if stop and due(step) and not batch.retire(state.hit):
                 break
             state.step(batch.problem, objective, 1.0 if step == 0 else _MOMENTUM, stop)
@@ -122,8 +153,8 @@ class _State(State):
     def step(self, problem: Problem, objective: Objective, weight: float, stop: bool) -> None:
         """One step with momentum; `stop`: what is broken keeps its first misclassified point."""
         threat = problem.threat
-        ahead = self.points + per_sample(self.size, self.points) * threat.ascent(self.gradient)
-        moved = threat.project(ahead, problem.x) - self.points
+        size = per_sample(self.size, self.points)
+        moved = threat.advance(self.points, self.gradient, size, problem.x) - self.points
         moved = weight * moved + (1 - weight) * (self.points - self.previous)
         self.previous, self.points = self.points, threat.project(self.points + moved, problem.x)
         before = self.value

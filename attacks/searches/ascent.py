@@ -55,9 +55,9 @@ def ascend(
             break
         # A sample that is broken but still in the batch stays where it is.
         moving = per_sample((~state.hit).to(start.dtype), state.points)
-        size = sign * first * threat.eps * (1 + math.cos(math.pi * step / steps)) / 2
+        size = first * threat.eps * (1 + math.cos(math.pi * step / steps)) / 2
         x, points, threat = batch.problem.x, state.points, batch.problem.threat
-        ahead = threat.project(points + size * threat.ascent(state.gradient), x)
+        ahead = threat.advance(points, sign * state.gradient, size, x)
         weight = _MOMENTUM if step else 1.0
         move = weight * (ahead - points) + (1 - weight) * (points - state.previous)
         state.previous, state.points = points, threat.project(points + moving * move, x)

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from attacks.objectives import OBJECTIVES, Objective, check_objective, decided
 from attacks.problem import Facts, Problem, climb
-from attacks.threat import per_sample
+from attacks.threat import NORMS, per_sample
 from attacks.working import Reached, Working, due, in_restarts
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient descent (Madry et al. 2018; RoBin, section 2.2), L2 and L-infinity.
+    """Projected gradient descent (Madry et al. 2018; RoBin, section 2.2).
 
     steps         gradient steps of each restart.
     step_size     length of a step, in the units and the norm of eps; default 2.5 * eps / steps,
@@ -57,9 +57,9 @@ class PGD:
 
     @property
     def facts(self) -> Facts:
-        """A fixed-budget attack under both norms."""
+        """A fixed-budget attack under every norm."""
         passes = self.restarts * (self.steps + 1)
-        return Facts("fixed-budget", passes=passes)
+        return Facts("fixed-budget", NORMS, passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
         return in_restarts(problem, self.restarts, self._restart)
@@ -113,8 +113,7 @@ class PGD:
     def _step(
         self, problem: Problem, points: Tensor, gradient: Tensor, size: Tensor | float
     ) -> Tensor:
-        threat = problem.threat
-        return threat.project(points + size * threat.ascent(gradient), problem.x)
+        return problem.threat.advance(points, gradient, size, problem.x)
 
 
 @dataclass

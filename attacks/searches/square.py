@@ -11,21 +11,20 @@ from torch import Tensor
 from attacks import noise
 from attacks.objectives import decided, margin
 from attacks.problem import Facts, Problem
-from attacks.threat import per_sample
+from attacks.threat import NORMS, per_sample
 from attacks.working import Reached, Working, due, in_restarts, standing
 
 # Parts of the steps after which the squares' area is halved (section 4, for 10,000 steps).
 _HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
-# Rows and columns of tiles that the L2 attack begins with, and the least side of its windows.
+# Rows and columns of tiles that the attacks by mass begin with, and the least side of windows.
 _TILES = 5
 _LEAST_SIDE = 3
 
 
 @dataclass(frozen=True)
 class Square:
-    """Andriushchenko et al. (2020), algorithms 1 to 3: random search on the margin, L2 and
-    L-infinity.
+    """Andriushchenko et al. (2020), algorithms 1 to 3: random search on the margin.
 
     steps     queries of each restart.
     p         part of the pixels that the first squares cover.
@@ -40,8 +39,9 @@ class Square:
       one row, and the slices of volumes (n, channels, depth, height, width) lie one below another.
     - Squares that do not fit into the image become rectangles of the same area.
     - L-infinity: a square that would change nothing is drawn with its signs turned.
-    - L2: what the box cuts off is given to the other pixels at once, so that every query spends the
-      whole budget.
+    - L1 is as L2, with lengths in the place of their squares (after Croce and Hein 2021).
+    - L2 and L1: what the box cuts off is given to the other pixels at once, so that every query
+      spends the whole budget.
 
     >>> from attacks.threat import ThreatModel
     >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
@@ -65,9 +65,9 @@ class Square:
 
     @property
     def facts(self) -> Facts:
-        """A fixed-budget attack under both norms."""
+        """A fixed-budget attack under every norm."""
         passes = 1 + self.restarts * self.steps
-        return Facts("fixed-budget", passes=passes)
+        return Facts("fixed-budget", NORMS, passes=passes)
 
     @torch.no_grad()
     def __call__(self, problem: Problem) -> Tensor:
@@ -84,7 +84,7 @@ class Square:
         logits = problem.logits(best)
         state = _State(best, decided(logits, problem.y), margin(logits, problem.y))
         batch = Working(problem, state)
-        change = _change_l2 if problem.threat.norm == "l2" else _change_linf
+        change = _change_linf if problem.threat.norm == "linf" else _change_mass
         for step in range(1, self.steps):
             if due(step) and not batch.retire(state.hit):
                 break
@@ -102,7 +102,7 @@ class Square:
     def _start(self, problem: Problem, restart: int) -> Tensor:
         if problem.start is not None and restart == 0:
             return problem.threat.project(problem.start, problem.x)
-        begin = _tiles if problem.threat.norm == "l2" else _stripes
+        begin = _stripes if problem.threat.norm == "linf" else _tiles
         return begin(problem, restart * self.steps)
 
     def _share(self, step: int) -> float:
@@ -178,8 +178,7 @@ def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> T
 
 def _spend(problem: Problem, delta: Tensor) -> Tensor:
     """The point along delta that spends all of the budget, where the box lets it."""
-    threat, x = problem.threat, problem.x
-    return threat.edge(x, threat.ascent(delta.view_as(x)))
+    return problem.threat.edge(problem.x, delta.view_as(problem.x))
 
 
 def _tiles(problem: Problem, stream: int) -> Tensor:
@@ -192,12 +191,16 @@ def _tiles(problem: Problem, stream: int) -> Tensor:
     tile_of_row, tile_of_column = down // rows, across // columns
     shape = (channels, -(-height // rows), -(-width // columns))
     signs = _signs(_draws(problem, stream, *shape))[:, :, tile_of_row][:, :, :, tile_of_column]
-    eta = _eta(rows, columns, x.dtype, x.device)[0][down % rows][:, across % columns]
+    eta = _eta(_order(problem), rows, columns, x.dtype, x.device)[0][down % rows][
+        :, across % columns
+    ]
     return _spend(problem, eta * signs)
 
 
-def _change_l2(problem: Problem, best: Tensor, share: float, stream: int) -> Tensor:
-    """The mass of two windows moved into the first, in the shape of `_eta` (algorithm 3)."""
+def _change_mass(problem: Problem, best: Tensor, share: float, stream: int) -> Tensor:
+    """The mass of two windows moved into the first, in the shape of `_eta` (algorithm 3). Under L2
+    masses are squared lengths, under L1 lengths."""
+    order = _order(problem)
     x = _grid(problem.x)
     delta = _grid(best) - x
     channels, height, width = x.shape[1:]
@@ -210,25 +213,32 @@ def _change_l2(problem: Problem, best: Tensor, share: float, stream: int) -> Ten
     windows = into | (other_down[:, :, None] & other_across[:, None, :])[:, None]
     beside = (draws[:, 4] < 0.5).long()[:, None, None]
     place = (down.clamp(0, rows - 1)[:, :, None], across.clamp(0, columns - 1)[:, None, :])
-    eta = _eta(rows, columns, x.dtype, x.device)[beside, *place][:, None]
+    eta = _eta(order, rows, columns, x.dtype, x.device)[beside, *place][:, None]
     eta = eta * _signs(draws[:, 5:])[:, :, None, None]
     tiny = torch.finfo(x.dtype).tiny
     old = torch.where(into, delta, 0.0)
-    new = torch.where(into, eta + old / _length(old).clamp_min(tiny), 0.0)
-    unused = (problem.threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
-    moved = torch.where(windows, delta, 0.0).square().sum((2, 3), keepdim=True)
-    mass = (moved + unused / channels).sqrt()
-    changed = torch.where(windows, 0.0, delta) + new * (mass / _length(new).clamp_min(tiny))
+    new = torch.where(into, eta + old / _length(old, order).clamp_min(tiny), 0.0)
+    used = delta.abs().pow(order).sum((1, 2, 3), keepdim=True)
+    unused = (problem.threat.eps**order - used).clamp_min(0)
+    moved = torch.where(windows, delta, 0.0).abs().pow(order).sum((2, 3), keepdim=True)
+    length = (moved + unused / channels) ** (1 / order)
+    new = new * (length / _length(new, order).clamp_min(tiny))
+    changed = torch.where(windows, 0.0, delta) + new
     return _spend(problem, changed)
 
 
-def _length(delta: Tensor) -> Tensor:
-    """The L2 norm of each channel, (n, c, 1, 1)."""
-    return delta.square().sum((2, 3), keepdim=True).sqrt()
+def _order(problem: Problem) -> int:
+    return 1 if problem.threat.norm == "l1" else 2
+
+
+def _length(delta: Tensor, order: int) -> Tensor:
+    """The norm of each channel, (n, c, 1, 1)."""
+    length: Tensor = torch.linalg.vector_norm(delta, order, dim=(2, 3), keepdim=True)
+    return length
 
 
 @lru_cache(maxsize=32)
-def _eta(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _eta(order: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Windows (2, rows, columns) of norm 1 with a bump up and a bump down (section 3.4), one below
     the other and side by side; where there is no room for two, both are the one that fits."""
     below = beside = torch.ones(rows, columns)
@@ -238,7 +248,7 @@ def _eta(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> T
         left, right = _bump(rows, columns // 2), _bump(rows, columns - columns // 2)
         beside = torch.cat([left, -right], dim=1)
         below = below if rows > 1 else beside
-    return torch.stack([below / below.norm(), beside / beside.norm()]).to(device, dtype)
+    return torch.stack([each / each.norm(order) for each in (below, beside)]).to(device, dtype)
 
 
 def _bump(rows: int, columns: int) -> Tensor:

@@ -14,7 +14,7 @@ from attacks.searches.boundary import Boundary
 from attacks.searches.rays import RayS
 from attacks.searches.square import Square
 from attacks.smoothing import Cooling
-from attacks.threat import Norm, per_sample
+from attacks.threat import NORMS, Norm, per_sample
 
 # Temperatures, from and to. The survey keeps the first.
 _WARM, _HOT, _COLD = (1.0, 0.03), (3.0, 0.1), (0.1, 0.01)
@@ -78,7 +78,7 @@ class Strong:
        ascent from where it ended. A sample on which this rises higher than all before gets another.
     6. Samples on which a second opinion rose clearly higher, or nothing rose at all, have gradients
        that are not to be believed: they are climbed against the gradient, given to Square with
-       `queries` queries, and with as many to the boundary attack, or under L-infinity to RayS.
+       `queries` queries, and with as many to the boundary attack (L2) or RayS (L-infinity).
 
     A broken sample stops at once; a problem's start is not used. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range. Own work, built of the
@@ -105,17 +105,17 @@ class Strong:
 
     @property
     def facts(self) -> Facts:
-        """A fixed-budget attack under both norms."""
+        """A fixed-budget attack under every norm."""
         first = 2 + _SURVEYED + self.classes * (self.steps + _FINISH + 2)
         if self.quick:
-            return Facts("fixed-budget", passes=first)
+            return Facts("fixed-budget", NORMS, passes=first)
         others = max(0, _SURVEYED - self.classes) * (_BRIEF + _FINISH + 2)
         restarts = sum(2 * len(ways) * (steps + _FINISH + 2) for _, steps, ways in _ROUNDS)
         opinions = _OPINIONS * (_QUERIES + _STEPS + 3)
         asked = Square(steps=self.queries).facts.passes or 0
         asked += max(walk(steps=self.queries).facts.passes or 0 for walk in _WALKS.values())
         passes = first + others + restarts + opinions + self.steps + 1 + asked
-        return Facts("fixed-budget", passes=passes)
+        return Facts("fixed-budget", NORMS, passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
         search = _Search(replace(problem, start=None))
@@ -126,7 +126,8 @@ class Strong:
         if not self.quick:
             search.stage = "queries"
             search.ask(Square(steps=self.queries), doubtful)
-            search.ask(_WALKS[problem.threat.norm](steps=self.queries), doubtful)
+            if walk := _WALKS.get(problem.threat.norm):
+                search.ask(walk(steps=self.queries), doubtful)
         return search.answer
 
     def _climb(self, search: "_Search") -> Tensor:
@@ -199,7 +200,7 @@ class _Search:
             if not len(left):
                 break
             chosen = smoothed.select(left)
-            points = chosen.threat.edge(chosen.x, chosen.threat.ascent(push[left]))
+            points = _end(chosen, push[left])
             run = ascend(chosen, points, targets[left, place], 0, 1.0)
             self._learn(rows[left], run)
             gap[left, place] = run.gap
@@ -307,8 +308,13 @@ class _Search:
         self._take(rows, torch.where(per_sample(hit, points), points, self.answer[rows]), hit)
 
 
-def _far(problem: Problem, stream: int) -> Tensor:
-    """Random points at the end of the budget: corners of the L-infinity ball, points of the L2
-    sphere. Ascents from there reach basins that those from inside hardly ever do."""
+def _end(problem: Problem, gradient: Tensor) -> Tensor:
+    """The points where a budget ends that climbs a gradient (n, *shape)."""
     threat = problem.threat
-    return threat.edge(problem.x, threat.ascent(problem.normal(stream)))
+    return threat.advance(problem.x, gradient, 2 * threat.eps, problem.x)
+
+
+def _far(problem: Problem, stream: int) -> Tensor:
+    """Random points at the end of the budget: corners of the L-infinity ball and of L1's, points of
+    the L2 sphere. Ascents from there reach basins that those from inside hardly ever do."""
+    return _end(problem, problem.normal(stream))

@@ -81,10 +81,7 @@ def _closest(problem: Problem, candidates: list[Tensor], otherwise: Tensor) -> T
 
 def _stretched(problem: Problem, points: Tensor) -> Tensor:
     """The points moved along their direction to the edge of the ball, clipped to the box."""
-    threat, x = problem.threat, problem.x
-    delta = points - x
-    unit = delta / per_sample(threat.length(delta).clamp_min(torch.finfo(x.dtype).tiny), x)
-    return threat.edge(x, unit)
+    return problem.threat.edge(problem.x, points - problem.x)
 
 
 @dataclass(frozen=True)

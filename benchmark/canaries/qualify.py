@@ -14,7 +14,7 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.run.evaluate import evaluate
 from defenses import Vanilla, initialise, train
 
-EPS: dict[Norm, float] = {"l2": 0.5, "linf": 0.1}
+EPS: dict[Norm, float] = {"l2": 0.5, "linf": 0.1, "l1": 2.0}
 
 # How much more robust than its twin a canary may seem: by a sample or two, or by more where its
 # function is another one.

@@ -70,7 +70,7 @@ def run(
     labels: Annotated[
         Labels | None, typer.Option(help="predictions: what the model says of clean images.")
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="l2 or linf.")] = None,
+    norm: Annotated[str | None, typer.Option(help="l2, linf or l1.")] = None,
     eps: Annotated[
         str | None, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")
     ] = None,

@@ -157,6 +157,5 @@ def _climbed(problem: Problem, points: Tensor, steps: int, stride: float) -> Ten
         best = best.maximum(torch.where(broken, torch.inf, value))
         if due(step) and bool(best.isinf().all()):
             break
-        ahead = points + stride * threat.eps * threat.ascent(gradient)
-        points = threat.project(ahead, problem.x)
+        points = threat.advance(points, gradient, stride * threat.eps, problem.x)
     return best

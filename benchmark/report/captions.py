@@ -9,7 +9,7 @@ from benchmark.report.report_columns import run_columns
 from benchmark.spec.run_spec import RunSpec
 
 # How norms are printed.
-NORMS = {"l2": "L2", "linf": "L-infinity"}
+NORMS = {"l2": "L2", "linf": "L-infinity", "l1": "L1"}
 # What captions call the ways in which images are chosen.
 CHOSEN = {"first": "the first", "random": "at random", "stratified": "stratified by class"}
 

@@ -18,7 +18,7 @@ from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
-_WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2"}
+_WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2"}
 
 
 def report_columns(

@@ -94,10 +94,10 @@ def evaluate(
                 as it is.
     x, y        tensors, arrays, data frames or lists; or x alone, a Dataset or a DataLoader of
                 images with labels. Labels are integers, or one-hot rows.
-    norm, eps   the threat: "l2" or "linf", and the radius in the units of x, or of x / scale where
-                there is a scale, also as "8/255"; or one radius per feature, which broadcast to a
-                sample. Under "l2", perturbations are then divided by them, feature by feature, and
-                have length 1 at most.
+    norm, eps   the threat: "l2", "linf" or "l1", and the radius in the units of x, or of x / scale
+                where there is a scale, also as "8/255"; or one radius per feature, which broadcast
+                to a sample. Under "l2" and "l1" perturbations are then divided by them, feature by
+                feature, and have length 1 at most.
     attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
                 wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
                 configured Attack objects.

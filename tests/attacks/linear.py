@@ -23,11 +23,12 @@ class Linear(nn.Module):
 
     def optimum(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
         """The distance to the nearest boundary without a box: min over the other classes of
-        (z_y - z_j) / ||w_y - w_j||, with the dual norm (L2 of L2, L1 of L-infinity)."""
+        (z_y - z_j) / ||w_y - w_j||, with the dual norm (L2 of L2, L1 of L-infinity,
+        L-infinity of L1)."""
         logits = self(x.double())
         gap = logits.gather(1, y[:, None]) - logits
         difference = self.weight[y][:, None] - self.weight[None]
-        dual = difference.norm(p=2 if norm == "l2" else 1, dim=2)
+        dual = difference.norm(p={"l2": 2, "linf": 1, "l1": torch.inf}[norm], dim=2)
         ratio = gap / dual.where(dual > 0, 1.0)
         return ratio.scatter(1, y[:, None], torch.inf).amin(1)
 

@@ -46,7 +46,7 @@ ROWS: dict[str, list[str]] = {
 LIBRARIES = ("foolbox:", "torchattacks:")
 
 # Far enough to break some samples, not all.
-EPS = {"l2": 0.2, "linf": 0.04}
+EPS = {"l2": 0.2, "linf": 0.04, "l1": 0.2}
 
 
 def _configured(text: str) -> Any:

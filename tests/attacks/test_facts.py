@@ -25,6 +25,7 @@ from attacks import (
     Wrapper,
 )
 from attacks.problem import minimising
+from attacks.threat import NORMS
 from attacks.wrappers import BestArm, RoBinEvaluation, Top2
 
 
@@ -62,9 +63,9 @@ def test_only_a_minimal_norm_attack_minimises() -> None:
 @pytest.mark.parametrize(
     ("attack", "facts"),
     [
-        (PGD(steps=7, restarts=2), Facts("fixed-budget", passes=16)),
-        (APGD(steps=7), Facts("fixed-budget", passes=8)),
-        (Square(steps=50, restarts=2), Facts("fixed-budget", passes=101)),
+        (PGD(steps=7, restarts=2), Facts("fixed-budget", NORMS, passes=16)),
+        (APGD(steps=7), Facts("fixed-budget", NORMS, passes=8)),
+        (Square(steps=50, restarts=2), Facts("fixed-budget", NORMS, passes=101)),
         (
             CarliniWagner(steps=10, searches=3, restarts=2),
             Facts("minimal-norm", passes=2 * 3 * (1 + 10 + 10)),

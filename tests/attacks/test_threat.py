@@ -1,16 +1,17 @@
-"""The geometry of both norms, and the noise that depends on nothing but the sample."""
+"""The geometry of the norms, and the noise that depends on nothing but the sample."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
 from attacks import Problem, ThreatModel, noise
 
 SHAPES = [(7,), (1, 5, 4), (3, 6, 6)]
-THREATS = [ThreatModel("l2", 0.7), ThreatModel("linf", 0.2)]
+THREATS = [ThreatModel("l2", 0.7), ThreatModel("linf", 0.2), ThreatModel("l1", 1.5)]
 
 
 def _images(shape: tuple[int, ...], n: int = 50, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -84,11 +85,72 @@ def test_ascent_is_the_steepest_unit_step() -> None:
     for threat in THREATS:
         step = threat.ascent(gradient)
         assert torch.allclose(threat.length(step), torch.ones(20))
-    l2, linf = (threat.ascent(gradient) for threat in THREATS)
+    l2, linf, l1 = (threat.ascent(gradient) for threat in THREATS)
     gain = (gradient * l2).flatten(1).sum(1)
     assert torch.allclose(gain, gradient.flatten(1).norm(dim=1), rtol=1e-5)
     gain = (gradient * linf).flatten(1).sum(1)
     assert torch.allclose(gain, gradient.flatten(1).abs().sum(1), rtol=1e-5)
+    gain = (gradient * l1).flatten(1).sum(1)
+    assert torch.allclose(gain, gradient.flatten(1).abs().amax(1), rtol=1e-5)
+    for threat, step in zip(THREATS, (l2, linf, l1), strict=True):
+        gain = (gradient * step).flatten(1).sum(1)
+        assert torch.allclose(gain, threat.dual_length(gradient), rtol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [0.3, 1.5, 6.0, 50.0])
+def test_l1_projection_is_the_euclidean_one(eps: float) -> None:
+    """Of points in the box: the same is taken from the perturbation of each pixel, by sorting."""
+    threat = ThreatModel("l1", eps)
+    x = _images((3, 6, 6), 100, torch.float64)
+    points = threat.clamp(x + torch.randn_like(x))
+    delta = (points - x).flatten(1)
+    sizes = delta.abs().sort(1, descending=True).values
+    count = torch.arange(1, sizes.shape[1] + 1)
+    taken = (sizes.cumsum(1) - eps) / count
+    last = (sizes > taken).sum(1, keepdim=True) - 1
+    taken = taken.gather(1, last).clamp_min(0)
+    exact = x + (delta.sign() * (delta.abs() - taken).clamp_min(0)).view_as(x)
+    assert torch.allclose(threat.project(points, x), exact, atol=1e-9)
+
+
+def test_l1_steps_gain_the_most_that_ball_and_box_allow() -> None:
+    """The largest value of a linear function on ball and box, by linear programming."""
+    x = _images((9,), 20, torch.float64)
+    gradient = torch.randn_like(x)
+    gradient[:, 4] = 0
+    for eps in (0.2, 1.5, 30.0):
+        threat = ThreatModel("l1", eps, lower=-0.1, upper=1.2)
+        points = threat.advance(x, gradient, 2 * eps, x)
+        assert threat.distance(points, x).max() <= eps * (1 + 1e-12)
+        for image, slope, point in zip(x, gradient, points, strict=True):
+            # What is added to each pixel, and what is taken from it.
+            rooms = torch.cat([1.2 - image, image + 0.1])
+            best = optimize.linprog(
+                torch.cat([-slope, slope]), np.ones((1, 18)), [eps], bounds=[(0, r) for r in rooms]
+            )
+            assert abs(float(slope @ (point - image)) + best.fun) < 1e-9
+
+
+def test_l1_steps_take_the_room_that_is_left_at_the_point() -> None:
+    threat, x = ThreatModel("l1", 1.0), torch.tensor([[0.5, 0.5, 0.5, 0.0]])
+    points = torch.tensor([[0.9, 0.5, 0.5, 0.0]])
+    gradient = torch.tensor([[3.0, -2.0, 1.0, -9.0]])
+    sizes = torch.tensor([[0.3]])
+    assert torch.allclose(
+        threat.advance(points, gradient, sizes, x), torch.tensor([[1.0, 0.3, 0.5, 0.0]])
+    )
+    assert torch.equal(threat.advance(points, gradient, 0 * sizes, x), points)
+
+
+def test_l1_edge_keeps_the_direction_and_spends_the_budget() -> None:
+    threat, x = ThreatModel("l1", 1.5), _images((3, 6, 6), 100, torch.float64)
+    direction = torch.randn_like(x)
+    delta = threat.edge(x, direction) - x
+    assert (threat.length(delta) - 1.5).abs().max() < 0.05
+    free = (delta + x > 0) & (delta + x < 1)
+    ratio = torch.where(free, delta / direction, torch.nan).flatten(1)
+    middle = ratio.nanmedian(1, keepdim=True).values
+    assert ((ratio - middle).abs() < 1e-3 * middle)[free.flatten(1)].all()
 
 
 def test_ascent_keeps_tiny_gradients_and_zero_ones() -> None:
@@ -109,6 +171,20 @@ def test_l2_random_starts_are_uniform_in_the_ball() -> None:
     assert stats.kstest(filled.numpy(), "uniform").pvalue > 0.01
     mean = ((starts - x) / 0.1).mean(0)
     assert mean.abs().max() < 4 * math.sqrt(1 / 7 / 4000)  # E[x_i^2] = 1 / (d + 2)
+
+
+def test_l1_random_starts_are_uniform_in_the_ball() -> None:
+    """The part of the budget that is used, to the power of the dimension, is uniform in (0, 1), and
+    each pixel's part of it has the distribution of one of five random parts."""
+    threat = ThreatModel("l1", 0.1)
+    x = torch.full((4000, 5), 0.5)
+    starts = threat.random_start(x, 0, torch.arange(4000), 0)
+    reach = threat.distance(starts, x)
+    assert stats.kstest(((reach / 0.1) ** 5).numpy(), "uniform").pvalue > 0.01
+    parts = (starts - x).double().abs() / reach[:, None]
+    for part in parts.T:
+        assert stats.kstest(part.numpy(), stats.beta(1, 4).cdf).pvalue > 0.01
+    assert (starts > x).double().mean(0).sub(0.5).abs().max() < 4 * 0.5 / math.sqrt(4000)
 
 
 def test_linf_random_starts_are_uniform_in_the_ball() -> None:
@@ -149,7 +225,7 @@ def test_noise_depends_on_seed_index_and_stream_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (("l1", 1.0), "norm"),
+        (("l0", 1.0), "norm"),
         (("l2", 0.0), "eps"),
         (("l2", -1.0), "eps"),
         (("l2", math.nan), "eps"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks import Problem, ThreatModel
 
-EPS = {"l2": 0.5, "linf": 0.1}
+EPS = {"l2": 0.5, "linf": 0.1, "l1": 3.0}
 
 
 class Smooth(nn.Module):

@@ -51,8 +51,7 @@ def test_dlr_on_two_classes_is_refused(name: str) -> None:
         (Foolbox, "BoundaryAttack", {"tensorboard": "runs"}, "no option 'tensorboard'"),
         (Foolbox, "LinfAdditiveUniformNoiseAttack", {"x": 1}, "no option 'x': it has none"),
         (Foolbox, "HopSkipJumpAttack", {"constraint": "l1"}, "constraint must be l2 or linf"),
-        (Foolbox, "EADAttack", {}, "runs under L1 only; bestattack measures l2 and linf"),
-        (Foolbox, "L0FMNAttack", {}, "runs under L0 only"),
+        (Foolbox, "L0FMNAttack", {}, "runs under L0 only; bestattack measures l2, linf, l1"),
         (Foolbox, "GenAttack", {}, "is targeted only"),
         (Foolbox, "SpatialAttack", {}, "no norm ball"),
         (Foolbox, "BinarizationRefinementAttack", {}, "another attack has found"),
@@ -61,13 +60,13 @@ def test_dlr_on_two_classes_is_refused(name: str) -> None:
         (TorchAttacks, "PGD", {"stepz": 1}, "did you mean 'steps'"),
         (TorchAttacks, "PGD", {"model": None}, "no option 'model'"),
         (TorchAttacks, "PGD", {"random_start": "yes"}, "must be true or false, not 'yes'"),
-        (TorchAttacks, "FAB", {"norm": "L1"}, "norm must be L2 or Linf, not 'L1'"),
+        (TorchAttacks, "FAB", {"norm": "L0"}, "norm must be L1, L2, Linf, not 'L0'"),
         (TorchAttacks, "AutoAttack", {"version": "new"}, "Not valid version"),
         (TorchAttacks, "LGV", {}, "trains models"),
         (TorchAttacks, "MultiAttack", {}, "combines attacks"),
         *[
-            (TorchAttacks, name, {}, "only; bestattack measures l2 and linf")
-            for name in ("SparseFool", "OnePixel", "Pixle", "JSMA", "EADL1")
+            (TorchAttacks, name, {}, "only; bestattack measures l2, linf, l1")
+            for name in ("SparseFool", "OnePixel", "Pixle", "JSMA")
         ],
     ],
 )

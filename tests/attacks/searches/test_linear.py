@@ -109,7 +109,7 @@ def _nearest_in_box(model: Linear, x: torch.Tensor, y: torch.Tensor, j: int) -> 
     return torch.where(reached, moved.flatten(1).norm(dim=1), torch.inf)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 @pytest.mark.parametrize("objective", ["cross-entropy", "margin"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pgd_agrees_with_the_closed_form_on_either_side(
@@ -126,7 +126,7 @@ def test_pgd_agrees_with_the_closed_form_on_either_side(
             assert bool(decided(one.model(points), one.y)) is broken
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 @pytest.mark.parametrize("objective", ["cross-entropy", "margin", "dlr"])
 def test_pgd_on_ten_classes_never_claims_the_impossible(norm: str, objective: str) -> None:
     """And breaks all samples well beyond their boundary; near it, it may climb toward a class that
@@ -138,8 +138,10 @@ def test_pgd_on_ten_classes_never_claims_the_impossible(norm: str, objective: st
     points = batch.threat.enforce(PGD(objective=objective)(batch), batch.x)
     broken = decided(problem.model(points), problem.y)
     assert not broken[optimum > eps].any()
-    assert broken[2 * optimum < eps].all()
-    assert (2 * optimum < eps).sum() > 5
+    # Under L1, where steps follow one pixel, the other classes' weights count for more.
+    far = (3 if norm == "l1" else 2) * optimum < eps
+    assert broken[far].all()
+    assert far.sum() > 5
 
 
 def test_pgd_counts_every_iterate() -> None:

@@ -9,7 +9,8 @@ from attacks.searches.square import Square, _eta, _sides
 from tests.attacks.linear import Linear, metered, mid_grey
 
 SHAPES = [(50,), (1, 9, 5), (3, 5, 8)]
-NORMS = ["l2", "linf"]
+NORMS = ["l2", "linf", "l1"]
+BUDGETS = {"l2": 0.4, "linf": 0.05, "l1": 2.0}
 
 
 def _problem(shape: tuple[int, ...], classes: int, n: int, norm: str, eps: float) -> Problem:
@@ -100,7 +101,7 @@ def test_what_is_decided_costs_nothing_more(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_climbs_stairs(norm: str) -> None:
     """Scores without a gradient."""
-    problem = _problem((1, 8, 8), 2, 10, norm, 0.4 if norm == "l2" else 0.05)
+    problem = _problem((1, 8, 8), 2, 10, norm, BUDGETS[norm])
     model = lambda x: (problem.model(x) * 50).floor()  # noqa: E731
     y = model(problem.x).argmax(1)
     stairs = Problem(model, problem.x, y, problem.threat)
@@ -110,7 +111,7 @@ def test_it_climbs_stairs(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_begins_at_the_start(norm: str) -> None:
     """One that is broken costs a query; one beyond the ball is brought into it."""
-    problem = _problem((1, 8, 8), 2, 10, norm, 0.4 if norm == "l2" else 0.05)
+    problem = _problem((1, 8, 8), 2, 10, norm, BUDGETS[norm])
     weight = problem.model.weight
     way = (weight[1 - problem.y] - weight[problem.y]).view_as(problem.x)
     begun = Problem(
@@ -130,11 +131,12 @@ def test_restarts_work_on_what_is_left() -> None:
     assert two.sum() > one.sum()
 
 
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("sides", [(1, 1), (1, 7), (6, 1), (3, 3), (4, 5)])
-def test_the_window_of_l2_has_norm_one_and_two_signs(sides: tuple[int, int]) -> None:
-    for eta in _eta(*sides, torch.float32, torch.device("cpu")):
+def test_windows_have_norm_one_and_two_signs(sides: tuple[int, int], order: int) -> None:
+    for eta in _eta(order, *sides, torch.float32, torch.device("cpu")):
         assert eta.shape == sides
-        assert eta.norm().item() == pytest.approx(1)
+        assert eta.norm(order).item() == pytest.approx(1)
         assert (eta.min() < 0 < eta.max()) == (max(sides) > 1)
 
 
@@ -151,7 +153,7 @@ def test_hyperparameters_out_of_range_are_refused(bad: dict[str, float]) -> None
         Square(**bad)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4, 5)])
 def test_signals_and_volumes_are_broken_too(shape: tuple[int, ...], norm: str) -> None:
     problem = _problem(shape, 2, 4, norm, 1.0)

@@ -60,4 +60,4 @@ def test_an_unknown_canary_and_norm_are_refused(cli: Cli) -> None:
         next(qualify(["pgd"], names=["softmx"]))
     ended = cli("canaries", "--norm", "l3")
     assert ended.status != 0
-    assert "unknown norm 'l3'" in ended.err
+    assert "'l3' is not one of 'l2', 'linf', 'l1'" in ended.err

@@ -69,8 +69,8 @@ def net(classes=10, scale=1, nan=False, kind=None):
         ((*ATTACKED, "--data", "digit"), "unknown data set 'digit': did you mean 'digits'?"),
         ((*ATTACKED, "--suite", "quik"), "unknown suite 'quik': did you mean 'quick'?"),
         (
-            (*ATTACKED, "--norm", "l1"),
-            "the spec is not valid: norm: Input should be 'l2' or 'linf'",
+            (*ATTACKED, "--norm", "l0"),
+            "the spec is not valid: norm: Input should be 'l2', 'linf' or 'l1'",
         ),
         (
             (*ATTACKED, "--norm", "linf", "--attack", "boundary"),
