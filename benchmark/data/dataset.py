@@ -14,12 +14,12 @@ from benchmark.data.files import DataError
 from benchmark.spec.run_spec import Part
 
 
-def fingerprint(x: Tensor, y: Tensor) -> str:
-    """The SHA-256, in hexadecimal, of shape, dtype and bytes of images and labels."""
+def fingerprint(*tensors: Tensor) -> str:
+    """The SHA-256, in hexadecimal, of shape, dtype and bytes of images, labels and so on."""
     digest = hashlib.sha256()
-    for tensor in (x, y):
+    for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

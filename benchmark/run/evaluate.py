@@ -11,6 +11,7 @@ from torch import nn
 
 from attacks import Attack
 from attacks.threat import Norm
+from benchmark.data.dataset import fingerprint
 from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
@@ -118,6 +119,9 @@ def evaluate(
     _check_modules(model, peers)
     with undisturbed():
         samples = _samples(x, y, chosen)
+        # So that `combine` can tell reports of the same samples.
+        number = torch.from_numpy(samples.number)
+        about = {"data": fingerprint(samples.x, samples.y, number)}
         geometry = read_geometry(norm, eps, chosen.bounds, tuple(samples.x.shape[1:]))
         samples = geometry.measured(samples)
     known = {name: Trained(module, {}) for name, module in peers.items()}
@@ -128,7 +132,7 @@ def evaluate(
     def assessed(name: str, may_reject: bool) -> Report:
         settings = _settings(chosen, geometry, may_reject)
         report = assess(
-            name, model, samples, lineup, sources, settings, lambda key: MemoryCell(), {}
+            name, model, samples, lineup, sources, settings, lambda key: MemoryCell(), about
         )
         report.scale = None if geometry.scale is None else geometry.scale.numpy()
         return report
@@ -224,7 +228,7 @@ def _lineup(
         if isinstance(attack, type) or not callable(attack):
             raise UserError(f"{attack!r} is not an attack: give a name or a configured Attack")
         name = type(attack).__name__
-        check_norm(name, check_attack(name, attack), threat)
+        check_norm(name, check_attack(name, attack), threat.norm)
         entries[_unused(name, entries)] = Entry(attack)
     notes = (*lineup.notes, *([geometry.note] if geometry.note else []))
     chosen = Lineup(entries, notes)
