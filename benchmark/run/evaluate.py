@@ -19,6 +19,7 @@ from benchmark.judge.reading import Reading
 from benchmark.judge.records import IntArray, MemoryCell
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.judge.surroundings import undisturbed
+from benchmark.keys import Identity
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
@@ -118,12 +119,9 @@ def evaluate(
     peers = chosen.peers or {}
     _check_modules(model, peers)
     with undisturbed():
-        samples = _samples(x, y, chosen)
-        # So that `combine` can tell reports of the same samples.
-        number = torch.from_numpy(samples.number)
-        about = {"data": fingerprint(samples.x, samples.y, number)}
-        geometry = read_geometry(norm, eps, chosen.bounds, tuple(samples.x.shape[1:]))
-        samples = geometry.measured(samples)
+        given = _samples(x, y, chosen)
+        geometry = read_geometry(norm, eps, chosen.bounds, tuple(given.x.shape[1:]))
+        samples, about = geometry.measured(given), _about(given)
     known = {name: Trained(module, {}) for name, module in peers.items()}
     lineup = _lineup(attacks, suite, geometry, known)
     sources = fetch(sources_of(lineup), known)
@@ -253,6 +251,11 @@ def _samples(x: Any, y: Any, chosen: Any) -> Samples:
     if chosen.reject is not None and bool((y == chosen.reject).any()):
         raise UserError(f"class {chosen.reject} is that of rejected images: no label may be it")
     return Samples(x, y, _numbers(chosen.index, len(x)))
+
+
+def _about(samples: Samples) -> Identity:
+    """What identifies the samples, so that `combine` can tell reports of the same ones."""
+    return {"data": fingerprint(samples.x, samples.y, torch.from_numpy(samples.number))}
 
 
 def _numbers(index: ArrayLike | None, n: int) -> IntArray:

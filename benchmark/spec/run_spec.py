@@ -64,6 +64,9 @@ def _number(value: Any) -> Any:
 Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 
 
+_OF_THREAT = {"norm", "eps"}
+
+
 def _parts(threat: Any) -> Any:
     """The norm and the eps of a threat that a user wrote as text, such as "linf:8/255"."""
     if isinstance(threat, str) and ":" in threat:
@@ -88,7 +91,7 @@ class Threat(BaseModel):
     @classmethod
     def _read(cls, value: Any) -> Any:
         value = _parts(value)
-        if not isinstance(value, dict) or value.keys() != {"norm", "eps"}:
+        if not isinstance(value, dict) or value.keys() != _OF_THREAT:
             raise ValueError(
                 f"{value!r} is no threat: write it as l2:0.5 or {{norm: linf, eps: 8/255}}"
             )
@@ -176,7 +179,8 @@ class RunSpec(BaseModel):
         if isinstance(threats, list) and not threats:
             raise ValueError("threats are none: name at least one, such as l2:0.5")
         first = _parts(threats[0]) if isinstance(threats, list) else None
-        return values | (first if isinstance(first, dict) else {})
+        # What is no threat is told where it is validated.
+        return values | (first if isinstance(first, dict) and first.keys() == _OF_THREAT else {})
 
     @field_validator("threats")
     @classmethod
