@@ -27,10 +27,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What run.json in the folder of a run holds. Raises UserError where there is none."""
     try:
         manifest: dict[str, Any] = json.loads((folder / RUN).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("no mapping")
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+        raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
     return manifest
 
 
@@ -58,10 +60,10 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
             raise ValueError("no rows")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'run.json'} is damaged, or of another version: run the same command again"
+            f"{folder / RUN} is damaged, or of another version: run the same command again"
         ) from error
     if settings != (spec.threat, spec.mode):
-        raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
+        raise UserError(f"{folder / RUN} was changed: its threat or mode is not its spec's")
     for report in reports:
         report.choice = choice
         report.under = threat_name(threat) if asked.threats else ""
