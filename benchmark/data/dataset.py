@@ -19,7 +19,9 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        # NumPy has no bfloat16, and float32 has all its numbers.
+        plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        digest.update(plain.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -170,8 +170,8 @@ def caption(rows: Sequence[Combined], spec: RunSpec | None) -> str:
     text = f"Accuracy in % over {images(reports[0], spec)}, under several threats. "
     if spec:
         text += on_settings(spec, reports[0]) + (
-            f"Each defense was trained once, against {threat_name(spec.training_threat)} unless it "
-            "names another threat. "
+            f"Each defense was trained once, against {threat_name(spec.training_threat)} where it "
+            "trains against a threat and names none. "
         )
     return (
         text
