@@ -22,11 +22,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from attacks import Attack, Facts, Problem, ThreatModel
-    from benchmark import Report, UserError, evaluate
+    from benchmark import Combined, Report, UserError, combine, evaluate
     from defenses import Recipe
 
 __all__ = [
     "Attack",
+    "Combined",
     "Facts",
     "Problem",
     "Recipe",
@@ -34,6 +35,7 @@ __all__ = [
     "ThreatModel",
     "UserError",
     "__version__",
+    "combine",
     "evaluate",
 ]
 
@@ -41,7 +43,7 @@ __all__ = [
 # after `_check_packages`.
 _SOURCES = {
     "attacks": ("Attack", "Facts", "Problem", "ThreatModel"),
-    "benchmark": ("Report", "UserError", "evaluate"),
+    "benchmark": ("Combined", "Report", "UserError", "combine", "evaluate"),
     "defenses": ("Recipe",),
 }
 _PACKAGES = (*_SOURCES, "leaderboard")

@@ -9,5 +9,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from benchmark.errors import UserError
 from benchmark.report.report import Report
 from benchmark.run.evaluate import evaluate
+from benchmark.threats import Combined, combine
 
-__all__ = ["Report", "UserError", "evaluate"]
+__all__ = ["Combined", "Report", "UserError", "combine", "evaluate"]

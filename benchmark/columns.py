@@ -128,6 +128,15 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
     return tabulate(cells, heads, tablefmt="github", disable_numparse=True, colalign=align)
 
 
+def rows_markdown(table: Table, columns: Sequence[Column[Row]], rows: Sequence[Row]) -> str:
+    """Rows with the columns that a table shows, as Markdown."""
+    return markdown(
+        [column.heading(table) for column in columns],
+        [[column.cell(row) for column in columns] for row in rows],
+        [column.left for column in columns],
+    )
+
+
 def frame_markdown(frame: "pd.DataFrame") -> str:
     """A DataFrame as a table in Markdown, without its index, with its texts escaped."""
 

@@ -74,6 +74,9 @@ def run(
     eps: Annotated[
         str | None, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")
     ] = None,
+    threat: Annotated[
+        list[str], typer.Option(help="l2:2.0, linf:8/255; for several, in place of norm and eps.")
+    ] = [],  # noqa: B006
     bounded: Annotated[
         bool | None, typer.Option(help="Whether perturbed images must stay in [0, 1].")
     ] = None,
@@ -97,20 +100,20 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train defenses, attack them, print the best-attack table. Running again resumes."""
-    from benchmark.report import tables
     from benchmark.run import runner
+    from benchmark.threats import run_tables
 
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
-        "eps": eps, "bounded": bounded, "defenses": defense, "attacks": attack, "suite": suite,
-        "mode": mode, "seed": seed, "device": device, "precision": precision, "block": block,
-        "choose": choose, "draws": draws, "expectation": expectation,
+        "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
+        "suite": suite, "mode": mode, "seed": seed, "device": device, "precision": precision,
+        "block": block, "choose": choose, "draws": draws, "expectation": expectation,
         "plugins": [str(path) for path in plugin],
     }  # fmt: skip
     run_spec = _spec_of(spec, flags)
     folder = _folder_of(spec, run_spec, out)
     reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
-    typer.echo("\n" + tables.render(reports, run_spec))
+    typer.echo("\n" + run_tables.render(reports, run_spec))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")
     _refuse_failures(reports)
@@ -118,7 +121,7 @@ def run(
 
 def _folder_of(spec: Path | None, run_spec: "RunSpec", out: Path | None) -> Path:
     """The folder of a run. Raises UserError where the run would replace the spec in it."""
-    name = f"{run_spec.data.replace('/', '_')}-{run_spec.norm}-{run_spec.eps:g}"
+    name = f"{run_spec.data.replace('/', '_')}-{run_spec.place}"
     folder = out or Path("runs") / (spec.stem if spec else name)
     if (
         spec
@@ -131,7 +134,7 @@ def _folder_of(spec: Path | None, run_spec: "RunSpec", out: Path | None) -> Path
 
 def _refuse_failures(reports: list["Report"]) -> None:
     """Raises FailedError where an attack or a certificate failed."""
-    failed = [f"{report.name}: {label}" for report in reports for label in report.errors]
+    failed = [f"{report.called}: {label}" for report in reports for label in report.errors]
     if failed:
         raise FailedError(
             f"failed, and counted for nothing: {'; '.join(failed)}: the reasons stand below the "
@@ -151,9 +154,10 @@ def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
             str(file) if file.is_file() else name
             for file, name in zip(beside, values["plugins"], strict=True)
         ]
-    return make_spec(
-        values | {key: value for key, value in flags.items() if value not in (None, [])}
-    )
+    given = {key: value for key, value in flags.items() if value not in (None, [])}
+    if "threats" in given:
+        values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
+    return make_spec(values | given)
 
 
 @app.command()
@@ -228,22 +232,18 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 @app.command()
 def report(folder: RunFolder) -> None:
     """Print a run's tables from its records, finished or not, and write them anew."""
-    from benchmark.folder_lock import alone_in
-    from benchmark.report import tables
-    from benchmark.run.run_folder import load_run, named
+    from benchmark.run.run_folder import rewrite
+    from benchmark.threats import run_tables
 
-    with alone_in(folder):
-        spec, manifest, reports = load_run(folder)
-        spec = named(spec, manifest)
-        tables.write(folder, reports, spec, {"run": manifest})
-    typer.echo(tables.render(reports, spec))
+    spec, reports = rewrite(folder)
+    typer.echo(run_tables.render(reports, spec))
 
 
 @app.command()
 def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
     """Replay every stored adversarial example and recompute the table from what holds."""
-    from benchmark.report import tables
     from benchmark.run.verify import verify as replay
+    from benchmark.threats import run_tables
 
     replayed = replay(folder, data_root, device)
     for verdict in replayed.verdicts:
@@ -251,7 +251,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             f"{verdict.defense} {verdict.attack}: "
             f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
-    typer.echo("\n" + tables.render(replayed.reports, replayed.spec))
+    typer.echo("\n" + run_tables.render(replayed.reports, replayed.spec))
     _warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(

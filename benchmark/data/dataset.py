@@ -14,12 +14,14 @@ from benchmark.data.files import DataError
 from benchmark.spec.run_spec import Part
 
 
-def fingerprint(x: Tensor, y: Tensor) -> str:
-    """The SHA-256, in hexadecimal, of shape, dtype and bytes of images and labels."""
+def fingerprint(*tensors: Tensor) -> str:
+    """The SHA-256, in hexadecimal, of shape, dtype and bytes of images, labels and so on."""
     digest = hashlib.sha256()
-    for tensor in (x, y):
+    for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        # NumPy has no bfloat16, and float32 has all its numbers.
+        plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        digest.update(plain.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from attacks import ThreatModel
 from benchmark.columns import captions
 from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
@@ -17,12 +18,20 @@ CHOSEN = {"first": "the first", "random": "at random", "stratified": "stratified
 _NAMED = 10
 
 
+def threat_name(threat: ThreatModel) -> str:
+    """What tables and captions call a threat.
+
+    >>> threat_name(ThreatModel("linf", 0.25))
+    'L-infinity eps 0.25'
+    """
+    return f"{NORMS[threat.norm]} eps {threat.eps:g}"
+
+
 def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """What the numbers of a run's table are over."""
     first = reports[0]
     return (
-        f"Accuracy in % over {images(first, spec)}, "
-        f"{NORMS[first.threat.norm]} eps {first.threat.eps:g}. "
+        f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
         + (on_settings(spec, first) if spec else "")
         + on_models(reports)
         + "A sample counts as robust if it is classified correctly and the attack of the column "

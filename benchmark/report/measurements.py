@@ -52,6 +52,7 @@ class Measurements:
              nothing.
     choice   how a run chose the samples; None where that is not known.
     left_out  attacks that a run's folder holds besides, and that broke more; None if none does.
+    under    what tables call the threat, in a run under several; else empty.
     """
 
     def __init__(
@@ -85,6 +86,12 @@ class Measurements:
         self.seconds: dict[str, float] = {}
         self.outside: dict[str, int] = {}
         self.scale: NDArray[np.float64] | None = None
+        self.under = ""
+
+    @property
+    def called(self) -> str:
+        """The name of the model, with the threat in a run under several."""
+        return f"{self.name} ({self.under})" if self.under else self.name
 
     def add(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.columns import Column, Row, Table, escaped, frame_csv, markdown, percent, shown_in
+from benchmark.columns import escaped, frame_csv, percent, rows_markdown, shown_in
 from benchmark.judge.records import write_json, write_text
 from benchmark.report.captions import caption
 from benchmark.report.curves import draw
@@ -63,23 +63,15 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     # Attacks that do not apply have no work.
     attacks = [line for line in lines(reports) if line.label in line.report.attacks and line.work]
     sections = [
-        _markdown("run", run_columns(reports), reports),
+        rows_markdown("run", run_columns(reports), reports),
         escaped(caption(reports, spec)),
         "Work per attacked sample (mean passes; one forward can have several backwards), and "
         "distances over the samples that were broken (those left out were not):",
-        _markdown("details", shown_in("details", detail_columns()), attacks),
+        rows_markdown("details", shown_in("details", detail_columns()), attacks),
     ]
     if remarks := _remarks(reports):
         sections.append("\n".join(f"- {escaped(line)}" for line in remarks))
     return "\n\n".join(sections) + "\n"
-
-
-def _markdown(table: Table, columns: Sequence[Column[Row]], rows: Sequence[Row]) -> str:
-    return markdown(
-        [column.heading(table) for column in columns],
-        [[column.cell(row) for column in columns] for row in rows],
-        [column.left for column in columns],
-    )
 
 
 def _remarks(reports: Sequence[Measurements]) -> list[str]:
@@ -88,16 +80,16 @@ def _remarks(reports: Sequence[Measurements]) -> list[str]:
     for report in reports:
         for reason, labels in _by_reason(report.inapplicable).items():
             does = "does" if len(labels) == 1 else "do"
-            remarks.append(f"{report.name}: {', '.join(labels)} {does} not apply: {reason}")
+            remarks.append(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
     remarks += [
-        f"{report.name}: {label} failed: {message}"
+        f"{report.called}: {label} failed: {message}"
         for report in reports
         for label, message in report.errors.items()
     ]
     remarks += contradictions(reports)
     remarks += _left_out(reports)
     remarks += [
-        f"{report.name}: {code}: {meaning}"
+        f"{report.called}: {code}: {meaning}"
         for report in reports
         for code, meaning in explain(report).items()
     ]
@@ -112,7 +104,7 @@ def contradictions(reports: Sequence[Measurements]) -> list[str]:
         if len(samples):
             named = ", ".join(map(str, samples[:_NAMED]))
             told.append(
-                f"{report.name}: attacks misclassify {len(samples)} of {report.total} samples "
+                f"{report.called}: attacks misclassify {len(samples)} of {report.total} samples "
                 f"within the radius certified for them: {named}"
                 f"{', ...' if len(samples) > _NAMED else ''}"
             )
@@ -128,8 +120,8 @@ def _left_out(reports: Sequence[Measurements]) -> list[str]:
             it = "it" if len(leaves) == 1 else "them"
             named = [f"{name} (leaves {percent(share)}%)" for name, share in leaves]
             told.append(
-                f"{report.name}: left out, though the folder holds {it}: {', '.join(named)}; with "
-                f"{it} {BEST} would be {percent(report.left_out.best_attack)}%"
+                f"{report.called}: left out, though the folder holds {it}: {', '.join(named)}; "
+                f"with {it} {BEST} would be {percent(report.left_out.best_attack)}%"
             )
     return told
 

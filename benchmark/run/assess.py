@@ -37,7 +37,7 @@ from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
-from benchmark.spec.lineup import Entry, Lineup
+from benchmark.spec.lineup import Entry, Lineup, runs_under
 from benchmark.spec.run_spec import Device, Mode
 from defenses.certificates import HasCertificate
 
@@ -55,6 +55,7 @@ class Settings:
     block: int
     terms: Terms
     progress: bool = False
+    under: str = ""  # what tables call the threat, in a run under several
 
     @property
     def seed(self) -> int:
@@ -119,6 +120,7 @@ def _assess(
     report = Report(
         name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
     )
+    report.under = settings.under
     # What a randomised model draws depends on the images that are forwarded together.
     traits = subject.traits | ({"block": settings.block} if subject.is_random else {})
     identity = identify_natural(about, subject.device, subject.precision, traits)
@@ -198,7 +200,7 @@ class _Assessment:
         identity = identify_certificate(self.identity, self.settings.threat)
         key, settings, total = key_of(identity), self.settings, len(self.samples)
         cell, error = self.cells(key), None
-        title = f"{self.report.name} {CERTIFIED}"
+        title = f"{self.report.called} {CERTIFIED}"
         with attack_bar(title, total, 0, settings.block, total, settings.progress) as bar:
             try:
                 measure_radii(
@@ -241,8 +243,10 @@ class _Assessment:
         it does not apply to the model.
         """
         subject, settings = self.subject, self.settings
-        title, passes = f"{self.report.name} {label}", attack.facts.passes or 0
+        title, passes = f"{self.report.called} {label}", attack.facts.passes or 0
         total, block = len(self.samples), settings.block
+        if settings.threat.norm not in attack.facts.norms:
+            return None, runs_under(attack)
         with attack_bar(title, len(samples), passes, block, total, settings.progress) as bar:
             try:
                 models = {name: self._peer(peer.model) for name, peer in used.items()}

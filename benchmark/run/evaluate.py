@@ -11,6 +11,7 @@ from torch import nn
 
 from attacks import Attack
 from attacks.threat import Norm
+from benchmark.data.dataset import fingerprint
 from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
@@ -18,6 +19,7 @@ from benchmark.judge.reading import Reading
 from benchmark.judge.records import IntArray, MemoryCell
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.judge.surroundings import undisturbed
+from benchmark.keys import Identity
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
@@ -117,9 +119,9 @@ def evaluate(
     peers = chosen.peers or {}
     _check_modules(model, peers)
     with undisturbed():
-        samples = _samples(x, y, chosen)
-        geometry = read_geometry(norm, eps, chosen.bounds, tuple(samples.x.shape[1:]))
-        samples = geometry.measured(samples)
+        given = _samples(x, y, chosen)
+        geometry = read_geometry(norm, eps, chosen.bounds, tuple(given.x.shape[1:]))
+        samples, about = geometry.measured(given), _about(given)
     known = {name: Trained(module, {}) for name, module in peers.items()}
     lineup = _lineup(attacks, suite, geometry, known)
     sources = fetch(sources_of(lineup), known)
@@ -128,7 +130,7 @@ def evaluate(
     def assessed(name: str, may_reject: bool) -> Report:
         settings = _settings(chosen, geometry, may_reject)
         report = assess(
-            name, model, samples, lineup, sources, settings, lambda key: MemoryCell(), {}
+            name, model, samples, lineup, sources, settings, lambda key: MemoryCell(), about
         )
         report.scale = None if geometry.scale is None else geometry.scale.numpy()
         return report
@@ -224,7 +226,7 @@ def _lineup(
         if isinstance(attack, type) or not callable(attack):
             raise UserError(f"{attack!r} is not an attack: give a name or a configured Attack")
         name = type(attack).__name__
-        check_norm(name, check_attack(name, attack), threat)
+        check_norm(name, check_attack(name, attack), threat.norm)
         entries[_unused(name, entries)] = Entry(attack)
     notes = (*lineup.notes, *([geometry.note] if geometry.note else []))
     chosen = Lineup(entries, notes)
@@ -249,6 +251,11 @@ def _samples(x: Any, y: Any, chosen: Any) -> Samples:
     if chosen.reject is not None and bool((y == chosen.reject).any()):
         raise UserError(f"class {chosen.reject} is that of rejected images: no label may be it")
     return Samples(x, y, _numbers(chosen.index, len(x)))
+
+
+def _about(samples: Samples) -> Identity:
+    """What identifies the samples, so that `combine` can tell reports of the same ones."""
+    return {"data": fingerprint(samples.x, samples.y, torch.from_numpy(samples.number))}
 
 
 def _numbers(index: ArrayLike | None, n: int) -> IntArray:

@@ -8,58 +8,117 @@ from typing import Any
 from attacks import ThreatModel
 from benchmark.data.choice import Choice
 from benchmark.errors import UserError
+from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell
+from benchmark.report import tables
+from benchmark.report.captions import threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec, make_spec
+from benchmark.threats import run_tables
+
+# The files of a run under several threats that are about one of them lie here, by threat. The cells
+# of all lie together, as this says in the manifest of each.
+RUN, THREATS, CELLS = "run.json", "threats", "cells"
 
 
-def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
-    """The spec, the manifest and the reports of a run, read from its folder without any model.
-
-    The run need not be finished. The spec says how samples were chosen, also where the user's did
-    not. Raises UserError where the folder holds no run, or a damaged one.
-    """
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What run.json in the folder of a run holds. Raises UserError where there is none."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / RUN).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("no mapping")
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} is damaged: run the same command again") from error
+        raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
+    return manifest
+
+
+def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
+    """The spec, the manifest and the reports of a run under one threat, read from its folder
+    without any model.
+
+    The run need not be finished. The spec says how samples were chosen, also where the user's did
+    not. Raises UserError where the folder holds no such run, or a damaged one.
+    """
+    manifest = read_manifest(folder)
+    if THREATS in manifest:
+        homes = " or ".join(str(folder / THREATS / place) for place in manifest[THREATS])
+        raise UserError(f"{folder} holds a run under several threats: name that of one, {homes}")
     try:
         # Runs from before there was a choice took the first samples.
         choice = Choice(**manifest["choice"]) if "choice" in manifest else None
         chosen = {"choose": choice.choose if choice else "first"}
-        spec = make_spec(manifest["spec"] | chosen)
-        reports = [_load_report(folder, manifest, row) for row in manifest["rows"]]
-        settings = ThreatModel(**manifest["threat"]), manifest["mode"]
+        asked, threat = make_spec(manifest["spec"] | chosen), ThreatModel(**manifest["threat"])
+        spec = next((view for view in asked.views if view.threat == threat), asked)
+        cells = folder / manifest.get(CELLS, CELLS)
+        reports = [_load_report(folder, cells, manifest, row) for row in manifest["rows"]]
+        settings = threat, manifest["mode"]
         if not reports:
             raise ValueError("no rows")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'run.json'} is damaged, or of another version: run the same command again"
+            f"{folder / RUN} is damaged, or of another version: run the same command again"
         ) from error
     if settings != (spec.threat, spec.mode):
-        raise UserError(f"{folder / 'run.json'} was changed: its threat or mode is not its spec's")
+        raise UserError(f"{folder / RUN} was changed: its threat or mode is not its spec's")
     for report in reports:
         report.choice = choice
-    find_left_out(reports, folder / "cells", spec.seed)
+        report.under = threat_name(threat) if asked.threats else ""
+    find_left_out(reports, cells, spec.seed)
     return spec, manifest, reports
 
 
-def _load_report(folder: Path, manifest: dict[str, Any], row: dict[str, Any]) -> Report:
+def rewrite(folder: Path) -> tuple[RunSpec, list[Report]]:
+    """Write the tables of a run anew, from its records. Returns its spec, and a report on each
+    defense under each threat. Raises as `load_run`."""
+    with alone_in(folder):
+        manifest = read_manifest(folder)
+        if THREATS not in manifest:
+            spec, manifest, reports = load_run(folder)
+            spec = named(spec, manifest)
+            tables.write(folder, reports, spec, {"run": manifest})
+            return spec, reports
+        spec, homes = under_each(folder, manifest)
+        parts = [rewrite(home) for home in homes.values() if (home / RUN).exists()]
+        spec = spec.model_copy(update={"data": parts[0][0].data})
+        reports = [report for _, of_threat in parts for report in of_threat]
+        run_tables.write(folder, reports, spec, {"run": manifest})
+        return spec, reports
+
+
+def under_each(folder: Path, manifest: dict[str, Any]) -> tuple[RunSpec, dict[str, Path]]:
+    """The spec of a run under several threats, and what its folder holds of each, by its name in
+    tables: a run's folder, unless the run has not come to it. Raises UserError where nothing is
+    measured yet under any."""
+    try:
+        spec, places = make_spec(manifest["spec"]), manifest[THREATS]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
+    if places != [view.place for view in spec.views]:
+        raise UserError(f"{folder / RUN} was changed: its threats are not its spec's")
+    homes = {threat_name(view.threat): folder / THREATS / view.place for view in spec.views}
+    if not any((home / RUN).exists() for home in homes.values()):
+        raise UserError(f"{folder} holds no results yet: run the same command again")
+    return spec, homes
+
+
+def _load_report(
+    folder: Path, cells: Path, manifest: dict[str, Any], row: dict[str, Any]
+) -> Report:
     """The report on a defense, from its row in the manifest and its cells."""
     threat = ThreatModel(**manifest["threat"])
     report = Report(
         row["defense"], threat, manifest["mode"], manifest["samples"], row["flags"], row["notes"]
     )
-    cells = {label: FolderCell(folder / "cells" / key) for label, key in row["cells"].items()}
+    by_label = {label: FolderCell(cells / key) for label, key in row["cells"].items()}
     # All else counts on the clean records.
-    if NATURAL in cells:
-        report.add(NATURAL, row["cells"][NATURAL], cells[NATURAL], row["errors"].get(NATURAL))
+    if NATURAL in by_label:
+        report.add(NATURAL, row["cells"][NATURAL], by_label[NATURAL], row["errors"].get(NATURAL))
     _check_clean(folder, report)
-    for label, cell in cells.items():
+    for label, cell in by_label.items():
         key, error = row["cells"][label], row["errors"].get(label)
         if label == NATURAL:
             continue

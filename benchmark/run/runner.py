@@ -9,11 +9,16 @@ defenses/NAME/   model.safetensors, card.json and log.csv of each trained defens
 cells/KEY/       per-sample records and adversarial examples, block by block
 table.*          the tables
 curves.png       robust accuracy against eps
+
+Under several threats, the tables are over all of them, and run.json names them. What belongs to one
+of them lies in threats/NORM-EPS/, which is a folder of a run as well: run.json, table.* and
+curves.png.
 """
 
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +31,52 @@ from benchmark.data.sets import load_dataset
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
 from benchmark.keys import Identity, identify_row
 from benchmark.models.obtain import obtain
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report import tables
+from benchmark.report.captions import threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
-from benchmark.run.run_folder import named
+from benchmark.run.run_folder import CELLS, RUN, THREATS, named
 from benchmark.run.run_samples import choice_of, identify_samples, relabelled, samples_of
 from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import Roster, enrol
 from benchmark.spec.run_spec import RunSpec
+from benchmark.threats import run_tables
 
 Say = Callable[[str], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What the runs of a spec under each of its threats have in common.
+
+    folder   the whole run's, which holds the cells and the models of all.
+    samples  with the labels of the data; `data` identifies them, and `choice` says what readers
+             must know of how they were chosen.
+    trained  the models, by the labels of the defenses.
+    """
+
+    spec: RunSpec
+    folder: Path
+    dataset: Dataset
+    samples: Samples
+    data: Identity
+    choice: Choice
+    device: torch.device
+    trained: dict[str, Trained]
+    progress: bool
+    say: Say
+
+
 def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say) -> list[Report]:
-    """Carry out a spec in a folder, and report on each defense.
+    """Carry out a spec in a folder, and report on each defense, under each threat.
 
     What the folder already holds is not trained or measured again. `root` is where data sets are
     looked for first, and `say` is called with a line on each thing that is done.
@@ -56,8 +86,10 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     """
     # Check all that can be refused before any work is done.
     load_plugins(spec.plugins)
-    lineup = lineup_of(spec)
-    check_sources(lineup, [component.label for component in spec.defenses])
+    norms = {view.norm for view in spec.views}
+    lineups = [lineup_of(view, norms) for view in spec.views]
+    for lineup in lineups:
+        check_sources(lineup, [component.label for component in spec.defenses])
     roster = enrol(spec.defenses)
     device = resolve_device(spec.device)
     dataset = load_dataset(spec.data, root)
@@ -67,33 +99,16 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
 
     with alone_in(folder, make=True):
         trained = _train(roster, dataset, spec, folder, device, progress, say)
-        peers = fetch(sources_of(lineup), trained)
-
-        # Attack each of them, and note every step in the folder.
-        manifest = _begin(folder, spec, lineup, data, choice, len(samples), device)
-        settings = Settings(spec.threat, spec.mode, spec.device, spec.block, spec.terms, progress)
+        shared = _Shared(
+            spec, folder, dataset, samples, data, choice, device, trained, progress, say
+        )
+        whole = _begin(shared)
         reports = []
-        for label, target in trained.items():
-            notify = _recorder(folder, manifest, label, target, say)
-            try:
-                report = assess(
-                    label,
-                    target.model,
-                    relabelled(samples, target.model, spec),
-                    lineup,
-                    peers,
-                    settings,
-                    lambda key: FolderCell(folder / "cells" / key),
-                    identify_row(target.identity, data),
-                    dataset.classes,
-                    notify,
-                )
-            except UserError as error:
-                raise UserError(f"{label}: {error}") from error
-            report.choice = choice
-            reports.append(report)
-        find_left_out(reports, folder / "cells", spec.seed)
-        tables.write(folder, reports, named(spec, manifest), {"run": manifest})
+        for view, lineup in zip(spec.views, lineups, strict=True):
+            reports += _attack(shared, view, lineup)
+        if spec.threats:
+            full = spec.model_copy(update={"data": data["name"]})
+            run_tables.write(folder, reports, full, {"run": whole})
     return reports
 
 
@@ -117,30 +132,76 @@ def _train(
     return trained
 
 
-def _begin(
-    folder: Path,
-    spec: RunSpec,
-    lineup: Lineup,
-    data: Identity,
-    choice: Choice,
-    samples: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Begin a run in a folder: write its spec, and return its manifest, which has no rows yet."""
+def _begin(shared: _Shared) -> dict[str, Any]:
+    """Begin a run in a folder: write its spec and, under several threats, its manifest, which is
+    returned."""
+    spec, folder = shared.spec, shared.folder
     # Tables that an earlier run left in the folder do not belong to this run.
     for name in tables.FILES:
         (folder / name).unlink(missing_ok=True)
+    for path in (folder / THREATS).glob("*/*"):
+        if path.name in (RUN, *tables.FILES):
+            path.unlink()
     plain = spec.model_dump(mode="json")
     write_text(folder / "spec.yaml", yaml.safe_dump(plain, sort_keys=False))
+    places = [view.place for view in spec.views]
+    whole = {"spec": plain, THREATS: places, "environment": environment(shared.device)}
+    if spec.threats:
+        write_json(folder / RUN, whole)
+    return whole
+
+
+def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
+    """Attack each defense under one threat, and note every step in the folder."""
+    spec, folder, trained = shared.spec, shared.folder, shared.trained
+    cells, under = folder / CELLS, threat_name(view.threat) if spec.threats else ""
+    peers = fetch(sources_of(lineup), trained)
+    home = folder / THREATS / view.place if spec.threats else folder
+    settings = Settings(
+        view.threat, view.mode, view.device, view.block, view.terms, shared.progress, under
+    )
+    # Commands on the results under one threat have that one's lock.
+    with alone_in(home, make=True) if spec.threats else nullcontext():
+        manifest = _manifest(shared, view, lineup, home)
+        reports = []
+        for label, target in trained.items():
+            notify = _recorder(home, manifest, label, target, shared.say)
+            try:
+                report = assess(
+                    label,
+                    target.model,
+                    relabelled(shared.samples, target.model, view),
+                    lineup,
+                    peers,
+                    settings,
+                    lambda key: FolderCell(cells / key),
+                    identify_row(target.identity, shared.data),
+                    shared.dataset.classes,
+                    notify,
+                )
+            except UserError as error:
+                raise UserError(f"{label}: {error}") from error
+            report.choice = shared.choice
+            reports.append(report)
+        find_left_out(reports, cells, view.seed)
+        tables.write(home, reports, named(view, manifest), {"run": manifest})
+    return reports
+
+
+def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dict[str, Any]:
+    """The manifest of a run under one threat, which has no rows yet; `home` is where its tables
+    lie."""
+    elsewhere = home != shared.folder
     return {
-        "spec": plain,
-        "data": data,
-        "samples": samples,
-        "choice": dataclasses.asdict(choice),
-        "mode": spec.mode,
-        "threat": dataclasses.asdict(spec.threat),
+        "spec": shared.spec.model_dump(mode="json"),
+        "data": shared.data,
+        "samples": len(shared.samples),
+        "choice": dataclasses.asdict(shared.choice),
+        "mode": view.mode,
+        "threat": dataclasses.asdict(view.threat),
         "attacks": list(lineup.entries),
-        "environment": environment(device),
+        "environment": environment(shared.device),
+        **({CELLS: os.path.relpath(shared.folder / CELLS, home)} if elsewhere else {}),
         "rows": [],
     }
 
@@ -165,8 +226,8 @@ def _recorder(
             after=report.after,
             notes=report.notes,
         )
-        write_json(folder / "run.json", manifest)
-        say(f"{report.name}: {report.summary(measured)}")
+        write_json(folder / RUN, manifest)
+        say(f"{report.called}: {report.summary(measured)}")
 
     return notify
 

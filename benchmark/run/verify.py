@@ -1,7 +1,8 @@
 """The replay of a run, which checks that its table follows from its models and records."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,18 @@ from benchmark.models.trained import load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import Verdict, replay
-from benchmark.run.run_folder import load_run, named, unfinished
+from benchmark.run.run_folder import (
+    RUN,
+    THREATS,
+    load_run,
+    named,
+    read_manifest,
+    under_each,
+    unfinished,
+)
 from benchmark.run.run_samples import relabelled, samples_again
 from benchmark.spec.run_spec import Device, RunSpec
+from benchmark.threats import combined
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,7 @@ class Replay:
     """The outcome of replaying a run.
 
     spec       the spec of the run.
-    reports    a report on each defense, made from the records that hold.
+    reports    a report on each defense, under each threat, made from the records that hold.
     verdicts   one for each cell.
     problems   a line for each thing that does not hold.
     missing    a line for each thing that the run lacks, because it was not finished or its folder
@@ -44,6 +54,9 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     again, and radii are computed again, in float64 where the model can. `root` is where data sets
     are looked for first. Raises UserError where data or models are not those of the run.
     """
+    manifest = read_manifest(folder)
+    if THREATS in manifest:
+        return _verify_each(folder, manifest, root, device)
     spec, manifest, recorded = load_run(folder)
     data_samples = samples_again(folder, spec, manifest, root)
     rows, problems = [], []
@@ -53,33 +66,63 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         row_replayed = replay(
             report, row["errors"], saved, samples, manifest["data"], spec.block, device, spec.terms
         )
-        row_replayed.report.choice = report.choice
+        row_replayed.report.choice, row_replayed.report.under = report.choice, report.under
         row_replayed.report.left_out = report.left_out
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]
-    missing, table = unfinished(spec, manifest, recorded), _table(folder)
-    if table is None:
-        missing.append(f"{tables.JSON} is not written")
-    elif table != [_numbers(row) for row in tables.plain(reports)]:
-        # Where records are lacking, that may be why.
-        (missing or problems).append(f"{tables.JSON} says otherwise")
+    missing = unfinished(spec, manifest, recorded)
+    _compare(folder, tables.plain(reports), _NUMBERS, problems, missing)
     verdicts = [verdict for row in rows for verdict in row.verdicts]
     return Replay(named(spec, manifest), reports, verdicts, problems, missing)
 
 
-def _table(folder: Path) -> list[dict[str, Any]] | None:
-    """The accuracies in a run's table.json, row by row; None if the run was not finished."""
+def _verify_each(
+    folder: Path, manifest: dict[str, Any], root: Path | None, device: Device
+) -> Replay:
+    """Replay a run under each of its threats, and compare the table over all of them."""
+    spec, homes = under_each(folder, manifest)
+    every = Replay(spec, [], [], [], [])
+    for threat, home in homes.items():
+        if not (home / RUN).exists():
+            every.missing.append(f"{threat}: not measured")
+            continue
+        under = verify(home, root, device)
+        spec = spec.model_copy(update={"data": under.spec.data})
+        every.reports.extend(under.reports)
+        every.verdicts.extend(
+            replace(verdict, defense=f"{verdict.defense} ({threat})") for verdict in under.verdicts
+        )
+        every.problems.extend(f"{threat}: {line}" for line in under.problems)
+        every.missing.extend(f"{threat}: {line}" for line in under.missing)
+    rows = combined.plain(combined.by_model(every.reports, spec))
+    _compare(folder, rows, _OVER_ALL, every.problems, every.missing)
+    return replace(every, spec=spec)
+
+
+# The accuracies in a row of table.json, which a replay must find again: under one threat, and over
+# several.
+_NUMBERS = ("defense", "natural", "per_attack", "best_attack", "certified", "contradictions")
+_OVER_ALL = ("defense", "natural", "best_attack", "mean", "union")
+
+
+def _compare(
+    folder: Path,
+    replayed: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    problems: list[str],
+    missing: list[str],
+) -> None:
+    """Compare the rows of a run's table.json with those of its replay, as far as some keys go, and
+    add a line to what does not hold, or to what is missing, where they differ."""
     path = folder / tables.JSON
     try:
-        return [_numbers(row) for row in json.loads(path.read_text())["rows"]]
-    except FileNotFoundError:
-        return None
+        table = [[row[key] for key in keys] for row in json.loads(path.read_text())["rows"]]
+    except FileNotFoundError:  # the run was not finished
+        missing.append(f"{tables.JSON} is not written")
+        return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: `bestattack report` writes it anew") from error
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """The accuracies in a row of table.json, which a replay must find again."""
-    accuracies = ("natural", "per_attack", "best_attack", "certified", "contradictions")
-    return {key: row[key] for key in ("defense", *accuracies)}
+    if table != [[row[key] for key in keys] for row in replayed]:
+        # Where records are lacking, that may be why.
+        (missing or problems).append(f"{tables.JSON} says otherwise")

@@ -43,16 +43,19 @@ def choose(
     named: list[Component],
     threat: ThreatModel,
     models: Collection[str] = (),
+    norms: Collection[str] = (),
 ) -> Lineup:
     """Choose the attacks of a run: those of a suite, then those named, each once.
 
     An attack of the suite is left out if it does not run under the threat's norm, or if it crafts
-    its points on a model that is not among the `models`. An option of an attack may have several
+    its points on a model that is not among the `models`. A named attack has to run under that norm,
+    or under one of the `norms` of other threats: it is then in the lineup all the same, to be told
+    as one that does not apply under this one. An option of an attack may have several
     values. This makes a series of attacks, of which each works only on the samples that the ones
     before it left unbroken.
 
-    Raises UserError for unknown names, for two attacks with the same label, and for a named attack
-    that does not run under the norm.
+    Raises UserError for unknown names, for two attacks with the same label, for a named attack that
+    runs under none of the norms, and where none of the attacks runs under the threat's.
 
     >>> series = Component.model_validate("cw/steps=100,1000")
     >>> lineup = choose("strong", [series], ThreatModel("l2", 2.0))
@@ -73,34 +76,36 @@ def choose(
     for label, member in members.items():
         attack = _configured(member[0])
         if member in of_user:
-            check_norm(label, attack, threat)
+            check_norm(label, attack, threat.norm, *norms)
         missing = sorted(set(attack.facts.sources) - set(models))
-        if threat.norm not in attack.facts.norms:
-            left_out.append(f"{label} ({_norms(attack)})")
+        if member not in of_user and threat.norm not in attack.facts.norms:
+            left_out.append(f"{label} ({runs_under(attack)})")
         elif missing and member not in of_user:
             left_out.append(f"{label} (no row {', '.join(missing)})")
         else:
             entries[label] = Entry(attack, member[1])
-    if of_suite and not entries:
-        raise UserError(f"no attack of suite {suite!r} runs under {threat.norm}")
+    if members and not any(threat.norm in entry.attack.facts.norms for entry in entries.values()):
+        of = "" if of_user else f" of suite {suite!r}"
+        raise UserError(f"no attack{of} runs under {threat.norm}: name one that does")
     return Lineup(
         entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()
     )
 
 
-def lineup_of(spec: RunSpec) -> Lineup:
+def lineup_of(spec: RunSpec, norms: Collection[str] = ()) -> Lineup:
     """The attacks of a spec, which may craft their points on its defenses. Raises as `choose`."""
     labels = [component.label for component in spec.defenses]
-    return choose(spec.suite, spec.attacks, spec.threat, labels)
+    return choose(spec.suite, spec.attacks, spec.threat, labels, norms)
 
 
-def check_norm(label: str, attack: Attack, threat: ThreatModel) -> None:
-    """Raises UserError for an attack that does not run under the threat's norm."""
-    if threat.norm not in attack.facts.norms:
-        raise UserError(f"attack {label!r} {_norms(attack)}")
+def check_norm(label: str, attack: Attack, *norms: str) -> None:
+    """Raises UserError for an attack that runs under none of the norms."""
+    if not set(norms) & set(attack.facts.norms):
+        raise UserError(f"attack {label!r} {runs_under(attack)}")
 
 
-def _norms(attack: Attack) -> str:
+def runs_under(attack: Attack) -> str:
+    """Which norms an attack runs under, as messages say it."""
     return f"runs under {', '.join(attack.facts.norms)} only"
 
 

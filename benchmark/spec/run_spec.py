@@ -15,8 +15,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -59,6 +61,43 @@ def _number(value: Any) -> Any:
     return value
 
 
+Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+
+
+_OF_THREAT = {"norm", "eps"}
+
+
+def _parts(threat: Any) -> Any:
+    """The norm and the eps of a threat that a user wrote as text, such as "linf:8/255"."""
+    if isinstance(threat, str) and ":" in threat:
+        norm, _, eps = threat.partition(":")
+        return {"norm": norm.strip(), "eps": eps}
+    return threat
+
+
+class Threat(BaseModel):
+    """One of several threats: "NORM:EPS", or a mapping with `norm` and `eps` in it.
+
+    >>> Threat.model_validate("linf:1/4")
+    Threat(norm='linf', eps=0.25)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    norm: Norm
+    eps: Eps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        value = _parts(value)
+        if not isinstance(value, dict) or value.keys() != _OF_THREAT:
+            raise ValueError(
+                f"{value!r} is no threat: write it as l2:0.5 or {{norm: linf, eps: 8/255}}"
+            )
+        return value
+
+
 class RunSpec(BaseModel):
     """All that determines a run's numbers, validated.
 
@@ -72,6 +111,9 @@ class RunSpec(BaseModel):
                the model gives the clean image (Ding et al. 2019, section 3.2, "robustness wrt
                predictions").
     norm, eps  the threat: the norm, and the radius for images in [0, 1].
+    threats    several threats, in place of norm and eps. All attacks are carried out under each of
+               them, on the same models: defenses are trained once, against the first threat, unless
+               they name a norm or eps of their own. `norm` and `eps` are then those of the first.
     bounded    whether perturbed images must stay in [0, 1]. In training, they always must.
     defenses   the models to train, or saved ones.
     attacks    the attacks on each of them, besides those of the suite.
@@ -94,8 +136,10 @@ class RunSpec(BaseModel):
     choose: Choose | None = None
     split: Part = "test"
     labels: Labels = "data"
+    # Before norm and eps, so that a mistake in them is told as one in the threats.
+    threats: list[Threat] = []
     norm: Norm = "l2"
-    eps: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+    eps: Eps
     bounded: bool = True
     defenses: Annotated[list[Component], Field(min_length=1)]
     attacks: list[Component] = []
@@ -123,6 +167,38 @@ class RunSpec(BaseModel):
             return values | {"suite": DEFAULT_SUITE}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_first_threat(cls, values: Any) -> Any:
+        """The norm and the eps of the first threat, where several are given in their place."""
+        if not isinstance(values, dict) or "threats" not in values:
+            return values
+        if "norm" in values or "eps" in values:
+            raise ValueError("give either threats, or norm and eps")
+        threats = values["threats"]
+        if isinstance(threats, list) and not threats:
+            raise ValueError("threats are none: name at least one, such as l2:0.5")
+        first = _parts(threats[0]) if isinstance(threats, list) else None
+        # What is no threat is told where it is validated.
+        return values | (first if isinstance(first, dict) and first.keys() == _OF_THREAT else {})
+
+    @field_validator("threats")
+    @classmethod
+    def _check_threats(cls, threats: list[Threat]) -> list[Threat]:
+        """Refuse threats that occur twice, as far as tables can tell. One alone is as norm and eps
+        are, and leaves no trace."""
+        names = [f"{threat.norm}:{threat.eps:g}" for threat in threats]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is named twice")
+        return threats if len(threats) > 1 else []
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The values that it is made of again: either threats, or norm and eps."""
+        left_out = ("norm", "eps") if self.threats else ("threats",)
+        return {key: value for key, value in dump(self).items() if key not in left_out}
+
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
         """Refuse labels that occur twice."""
@@ -134,8 +210,21 @@ class RunSpec(BaseModel):
         return self
 
     @property
+    def views(self) -> list["RunSpec"]:
+        """The spec of the same run under each threat alone, in order."""
+        if not self.threats:
+            return [self]
+        changes = [threat.model_dump() | {"threats": []} for threat in self.threats]
+        return [self.model_copy(update=changed) for changed in changes]
+
+    @property
+    def place(self) -> str:
+        """What folders call its threats."""
+        return "-".join(f"{view.norm}-{view.eps:g}" for view in self.views)
+
+    @property
     def threat(self) -> ThreatModel:
-        """The threat that attacks have to stay within."""
+        """The threat that attacks have to stay within: the first one, where there are several."""
         if self.bounded:
             return self.training_threat
         # This is the smallest box that holds all perturbations of images in [0, 1].

@@ -17,7 +17,7 @@ from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
-from benchmark.report.captions import NORMS, images, on_settings
+from benchmark.report.captions import images, on_settings, threat_name
 from benchmark.report.report import Report
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import samples_again
@@ -56,7 +56,7 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
         "confidence gap (largest logit less the second largest) at the clean image and divided "
         f"into bins; bin 1 has the largest gaps. {NATURAL}: % classified correctly. {BEST}: % "
         f"classified correctly and broken by no attack ({attacks or 'none yet'}; "
-        f"{NORMS[first.threat.norm]} eps {first.threat.eps:g}). gap: its mean. Jacobian norm: mean "
+        f"{threat_name(first.threat)}). gap: its mean. Jacobian norm: mean "
         "spectral norm of the Jacobian of the logits over the first "
         f"{min(FIRST, first.total)} images. area under ROC: of the gap as a predictor of what "
         f"counts in {BEST}, 1 if all these have larger gaps than all others and 0.5 if chance "

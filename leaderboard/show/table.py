@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.columns import captions, percent
-from benchmark.report.captions import NORMS
+from benchmark.report.captions import threat_name
 from benchmark.report.paired import Paired
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST
@@ -137,7 +137,7 @@ def _caption(task: Task, rows: Sequence[Row], columns: Sequence[BoardColumn]) ->
     )
     text = (
         f"Accuracy in % over {'all' if spec.samples is None else 'the first'} {len(task.samples)} "
-        f"test images of {task.data['name']}, {NORMS[spec.norm]} eps {spec.eps:g}. "
+        f"test images of {task.data['name']}, {threat_name(spec.threat)}. "
         + " ".join(captions("board", columns))
     )
     if extra:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from benchmark.columns import NONE, percent
 from benchmark.judge.outputs import FIRST
-from benchmark.report.captions import CHOSEN, NORMS, on_order
+from benchmark.report.captions import CHOSEN, NORMS, on_order, threat_name
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, NATURAL, SAVED
 from benchmark.studies.study import flagged
@@ -106,7 +106,7 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     counts = " to ".join(str(int(count)) for count in dict.fromkeys((images[0], images[-1])))
     attacks = dict.fromkeys(label for report in reports for label in report.measured)
     points = spec.points().values()
-    balls = dict.fromkeys(f"{NORMS[point.norm]} eps {point.eps:g}" for point in points)
+    balls = dict.fromkeys(threat_name(point.threat) for point in points)
     within = f" and within {' or '.join(balls)}" if attacks else ""
     ended = spec.about.endswith((".", "?", "!"))
     text = f"{spec.about}{'' if ended else '.'} " if spec.about else ""

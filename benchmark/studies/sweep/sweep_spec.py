@@ -103,6 +103,8 @@ class SweepSpec(BaseModel):
         for key in ("split", "labels", "bounded"):
             if key in run:
                 raise ValueError(f"{key!r} is not for studies: use measures")
+        if "threats" in run:
+            raise ValueError("'threats' is not for studies: give norm and eps, or vary them")
         return run
 
     @model_validator(mode="after")

@@ -150,6 +150,11 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
             "the study is not valid: run: 'labels' is not for studies: use measures",
         ),
         (
+            {"threats": ["l2:1", "linf:0.1"]},
+            "the study is not valid: run: 'threats' is not for studies: give norm and eps, or vary "
+            "them",
+        ),
+        (
             {"over": {"epochs": [1], "variant": []}},
             "the study is not valid: over: the axis 'variant' needs a list of values, or a mapping "
             "from labels to settings, as in {half: {epochs: 5}, all: {epochs: 10}}",

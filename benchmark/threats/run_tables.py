@@ -1,0 +1,37 @@
+"""How the tables of a whole run are printed and written, which has one for each of its threats."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.columns import frame_csv
+from benchmark.judge.records import write_json, write_text
+from benchmark.report import tables
+from benchmark.report.captions import threat_name
+from benchmark.report.measurements import Measurements
+from benchmark.spec.run_spec import RunSpec
+from benchmark.threats.combined import by_model, caption, numbers, plain, table
+
+
+def render(reports: Sequence[Measurements], spec: RunSpec) -> str:
+    """The tables of a run as Markdown: under several threats, that of each, and one over all."""
+    if not spec.threats:
+        return tables.render(reports, spec)
+    sections = []
+    for view in spec.views:
+        name = threat_name(view.threat)
+        under = [report for report in reports if report.under == name]
+        text = tables.render(under, view) if under else "Nothing is measured yet.\n"
+        sections.append(f"## {name}\n\n{text}")
+    return "\n".join([*sections, f"## All threats\n\n{table(by_model(reports, spec), spec)}"])
+
+
+def write(
+    folder: Path, reports: Sequence[Measurements], spec: RunSpec, extra: dict[str, Any]
+) -> None:
+    """Write table.md, table.csv and table.json over several threats. Raises UserError where the
+    folder cannot be written."""
+    rows = by_model(reports, spec)
+    write_text(folder / "table.md", render(reports, spec))
+    write_text(folder / "table.csv", frame_csv(numbers(rows)))
+    write_json(folder / tables.JSON, {"caption": caption(rows, spec), "rows": plain(rows)} | extra)
