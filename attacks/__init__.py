@@ -12,6 +12,7 @@ from attacks.problem import (
 from attacks.searches import APGD, PGD, Boundary, CarliniWagner, Square, Strong
 from attacks.threat import ThreatModel
 from attacks.wrappers import (
+    BPDA,
     AverageGradient,
     BestArm,
     HasArms,
@@ -21,6 +22,7 @@ from attacks.wrappers import (
     HighestArm,
     RoBinEvaluation,
     Seeded,
+    Smoothed,
     SoftmaxAttack,
     SoftmaxTop2,
     Targeted,
@@ -31,6 +33,7 @@ from attacks.wrappers import (
 
 __all__ = [
     "APGD",
+    "BPDA",
     "PGD",
     "Attack",
     "AverageGradient",
@@ -50,6 +53,7 @@ __all__ = [
     "Problem",
     "RoBinEvaluation",
     "Seeded",
+    "Smoothed",
     "SoftmaxAttack",
     "SoftmaxTop2",
     "Square",

@@ -1,7 +1,7 @@
 """What an attack is given, and the only way in which it talks to a model."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -115,8 +115,9 @@ class Problem:
         so that a sample counts as misclassified only where the mean margin is above 0 by three
         standard deviations of a draw; searches then go on until nearly all draws are wrong.
         """
-        with nullcontext() if self.cooling is None else self.cooling.step(points):
-            outputs = self._forward(points) if self.draws == 1 else self._expected(points)
+        step = nullcontext() if self.cooling is None else self.cooling.step(points)
+        forward = self._forward if self.draws == 1 else self._expected
+        outputs = forward(points, step)
         return outputs if self.view is None else self.view(outputs)
 
     def _told(self) -> tuple[Tensor, bool]:
@@ -129,8 +130,9 @@ class Problem:
         """What the model gives for some points. It may destroy what it is given: that is a copy."""
         return self.model(points.clone(memory_format=torch.contiguous_format))
 
-    def _forward(self, points: Tensor) -> Tensor:
-        outputs = self.call(points)
+    def _forward(self, points: Tensor, step: AbstractContextManager[object]) -> Tensor:
+        with step:
+            outputs = self.call(points)
         if self.meter is not None:
             self.meter(self.rows, outputs)
         if self.allowed is None:
@@ -145,8 +147,8 @@ class Problem:
         column = torch.full_like(y, self.allowed)[:, None]
         return outputs.scatter(1, column, outputs.detach().amin(1, keepdim=True))
 
-    def _expected(self, points: Tensor) -> Tensor:
-        outputs = torch.stack([self._forward(points) for _ in range(self.draws)])
+    def _expected(self, points: Tensor, step: AbstractContextManager[object]) -> Tensor:
+        outputs = torch.stack([self._forward(points, step) for _ in range(self.draws)])
         mean = outputs.mean(0)
         y, are_logits = self._told()
         if not are_logits:

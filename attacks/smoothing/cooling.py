@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.smoothing.mode import Smoothing
+from attacks.smoothing.through import StraightThrough
 
 
 class Cooling:
@@ -14,6 +15,9 @@ class Cooling:
     Each differentiated step lowers the temperature, geometrically from `hot` to `cold` over `steps`
     steps; from then on gradients are the model's own. Steps without gradients are left alone:
     smoothing changes derivatives and no value. See `Smoothing` for the units.
+
+    through   whether steps that cut the gradient are passed straight through, as by
+              `StraightThrough`; they then are to the end, at the last temperature.
 
     softened  how many operations were smoothed so far: 0 where the model has nothing to smooth, or
               torch runs it elsewhere.
@@ -30,8 +34,8 @@ class Cooling:
     [0.0, 1.0]
     """
 
-    def __init__(self, hot: float, cold: float, steps: int) -> None:
-        self._hot, self._cold, self._steps = hot, cold, steps
+    def __init__(self, hot: float, cold: float, steps: int, through: bool = False) -> None:
+        self._hot, self._cold, self._steps, self._through = hot, cold, steps, through
         self._taken = 0
         self._last: Smoothing | None = None
         self._before = 0
@@ -42,9 +46,14 @@ class Cooling:
 
     def step(self, points: Tensor) -> AbstractContextManager[object]:
         """A context for a forward at points (n, *shape), one step of the attack."""
-        if not (points.requires_grad and torch.is_grad_enabled()) or self._taken >= self._steps:
+        ended = self._taken >= self._steps and not self._through
+        if ended or not (points.requires_grad and torch.is_grad_enabled()):
             return nullcontext()
-        share = self._taken / max(1, self._steps - 1)
+        share = min(1.0, self._taken / max(1, self._steps - 1))
         self._taken, self._before = self._taken + 1, self.softened
-        self._last = Smoothing(self._hot * (self._cold / self._hot) ** share, len(points))
+        temperature = self._hot * (self._cold / self._hot) ** share
+        if self._through:
+            self._last = StraightThrough(temperature, points)
+        else:
+            self._last = Smoothing(temperature, len(points))
         return self._last

@@ -42,3 +42,26 @@ def grafted(value: Tensor, soft: Tensor) -> Tensor:
     """`value` with the gradient of `soft`, of the same shape."""
     result: Tensor = _Grafted.apply(soft, value)  # type: ignore[no-untyped-call]
     return result
+
+
+class _Joined(torch.autograd.Function):
+    """A value that hands its gradient to two tensors of its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, other: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient[0], gradient[0]
+
+
+def joined(value: Tensor, other: Tensor) -> Tensor:
+    """`value`, whose gradient goes to where it is from and to `other`, of the same shape."""
+    result: Tensor = _Joined.apply(value, other)  # type: ignore[no-untyped-call]
+    return result
+
+
+def is_graft(node: Any) -> bool:
+    """Whether a node of torch's graph is one of these."""
+    return getattr(node, "_forward_cls", None) in (_Sloped, _Grafted, _Joined)

@@ -10,13 +10,14 @@ from attacks.wrappers.arms import (
     Top2,
 )
 from attacks.wrappers.robin import RoBinEvaluation
-from attacks.wrappers.smoothed import Smoothed
+from attacks.wrappers.smoothed import BPDA, Smoothed
 from attacks.wrappers.stages import HasStages, Hierarchical
 from attacks.wrappers.targeted import Targeted
 from attacks.wrappers.transfer import HasSurrogate, Seeded, Transfer
 from attacks.wrappers.wrapper import Wrapper
 
 __all__ = [
+    "BPDA",
     "AverageGradient",
     "BestArm",
     "HasArms",

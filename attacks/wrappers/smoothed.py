@@ -59,15 +59,14 @@ class Smoothed(Wrapper):
         return 2 * base + 2
 
     def __call__(self, problem: Problem) -> Tensor:
-        cooling = Cooling(self.hot, self.cold, self._steps())
-        points = self.base(replace(problem, cooling=cooling)).detach()
+        points = self.base(self._first(problem)).detach()
         with torch.no_grad():
             hit = decided(problem.logits(points), problem.y)
         minimises = self.base.facts.family == "minimal-norm"
         rows = (torch.ones_like(hit) if minimises else ~hit).nonzero().squeeze(1)
         if not len(rows):
             return points
-        left = replace(problem.select(rows), start=points[rows])
+        left = self._second(replace(problem.select(rows), start=points[rows]))
         try:
             own = self.base(left).detach()
         except NoGradientError:  # what has no gradient may have one when it is smoothed
@@ -81,6 +80,50 @@ class Smoothed(Wrapper):
         points[rows] = torch.where(per_sample(better, own), own, points[rows])
         return points
 
+    def _first(self, problem: Problem) -> Problem:
+        """What the base is given first."""
+        return replace(problem, cooling=Cooling(self.hot, self.cold, self._steps()))
+
+    def _second(self, problem: Problem) -> Problem:
+        """What it is given where that ended."""
+        return problem
+
     def _steps(self) -> int:
         options = getattr(self.base, "options", {})
         return self.base.facts.passes or options.get("steps") or USUAL
+
+
+@dataclass(frozen=True)
+class BPDA(Smoothed):
+    """The smoothed base, which also passes straight through what cuts the gradient (backward pass
+    differentiable approximation, Athalye et al. 2018, section 4.1).
+
+    hot, cold  as in `Smoothed`; in the second run, steps are passed through too, at `cold`.
+
+    For models that compress, quantise or purify images by code that torch does not differentiate:
+    numpy, blocks without gradients, `detach`, custom functions without a backward pass. Each such
+    step that keeps its input's shape counts as the identity when gradients are taken. Points (n,
+    *shape) as the base's. Raises as `Smoothed`.
+
+    >>> from attacks.searches.pgd import PGD
+    >>> from attacks.threat import ThreatModel
+    >>> levels = lambda x: torch.from_numpy((x.detach().numpy() * 8).round() / 8)
+    >>> model = lambda x: torch.stack([levels(x)[:, 0], 1 - levels(x)[:, 0]], dim=1)
+    >>> problem = Problem(model, torch.tensor([[0.7]]), torch.tensor([0]), ThreatModel("l2", 0.3))
+    >>> model(BPDA(PGD(steps=10))(problem)).argmax(1)
+    tensor([1])
+    """
+
+    version: ClassVar[int] = 1
+
+    def _first(self, problem: Problem) -> Problem:
+        return _through(problem, Cooling(self.hot, self.cold, self._steps(), through=True))
+
+    def _second(self, problem: Problem) -> Problem:
+        return _through(problem, Cooling(self.cold, self.cold, 0, through=True))
+
+
+def _through(problem: Problem, cooling: Cooling) -> Problem:
+    model = problem.model
+    # What cuts the gradient is noticed where its outcome is used, also that of the last step.
+    return replace(problem, model=lambda points: model(points).clone(), cooling=cooling)

@@ -295,7 +295,8 @@ _FLAGS = (
         code="zero-gradient",
         meaning="gives zero or tiny gradients on most clean images, so gradient attacks see "
         "nothing: its accuracies are not to be trusted",
-        remedy="add --attack strong, or smoothed:BASE around an attack of yours",
+        remedy="add --attack strong, or around an attack of yours smoothed:BASE, or bpda:BASE "
+        "where steps have no gradient at all",
         rule="on more than 50% of the first 64 images that are classified correctly, the clean "
         "gradient, followed straight across the whole box, reaches no other class; or a backward "
         "pass fails",

@@ -180,6 +180,7 @@ ATTACKS = Registry(
         "hierarchical": "attacks.wrappers.stages:Hierarchical",
         "targeted": "attacks.wrappers.targeted:Targeted",
         "smoothed": "attacks.wrappers.smoothed:Smoothed",
+        "bpda": "attacks.wrappers.smoothed:BPDA",
         "transfer": "attacks.wrappers.transfer:Transfer",
         "seeded": "attacks.wrappers.transfer:Seeded",
         "foolbox": "attacks.libraries.foolbox:Foolbox",

@@ -19,6 +19,7 @@ ROWS: dict[str, list[str]] = {
     "cw": ["cw/steps=8/searches=2", "cw/steps=8/searches=2/restarts=2/minimize"],
     "boundary": ["boundary/steps=24", "boundary/steps=24/minimize"],
     "ddn": ["ddn/steps=20", "ddn/steps=40/minimize"],
+    "bpda": ["bpda:pgd/steps=4", "bpda:cw/steps=5/searches=2/minimize"],
     "smoothed": ["smoothed:pgd/steps=4", "smoothed:cw/steps=5/searches=2/minimize"],
     "rays": ["rays/steps=40", "rays/steps=40/minimize"],
     "square": ["square/steps=12/restarts=2"],
