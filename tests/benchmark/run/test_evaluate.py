@@ -41,7 +41,7 @@ def test_what_is_right_has_no_flags() -> None:
             "an attack is not valid: name: Input should be a valid string",
         ),
         ({"suite": "quik"}, "unknown suite 'quik': did you mean 'quick'?"),
-        ({"norm": "l1"}, "unknown norm 'l1': use one of l2, linf"),
+        ({"norm": "l0"}, "unknown norm 'l0': use one of l2, linf, l1"),
         ({"norm": "linf", "attacks": ["boundary"]}, "attack 'boundary' runs under l2 only"),
         ({"mode": "both"}, "unknown mode 'both': use one of table, cascade"),
         ({"device": "tpu"}, "unknown device 'tpu': use auto, cpu, cuda or cuda:1"),

@@ -120,7 +120,7 @@ def test_budgets_are_in_order_and_as_they_were_written() -> None:
             "attack 'pgd/steps=4' is named twice",
         ),
         ({"defenses": ["vanilla", "vanilla"]}, "defense 'vanilla' is named twice"),
-        ({"norm": "l1"}, "norm: Input should be 'l2' or 'linf'"),
+        ({"norm": "l0"}, "norm: Input should be 'l2', 'linf' or 'l1'"),
         ({"mode": "both"}, "mode: Input should be 'table' or 'cascade'"),
         ({"device": "tpu"}, "device: unknown device 'tpu': use auto, cpu, cuda or cuda:1"),
         (

@@ -115,8 +115,8 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
             "the spec is not valid: eps: Input should be greater than 0",
         ),
         (
-            {"over": {"norm": ["l2", "l1"]}},
-            "the spec is not valid: norm: Input should be 'l2' or 'linf'",
+            {"over": {"norm": ["l2", "l0"]}},
+            "the spec is not valid: norm: Input should be 'l2', 'linf' or 'l1'",
         ),
         (
             {"measures": ["gaps"]},
