@@ -52,6 +52,15 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return _others(logits, y).logsumexp(1) - _logit(logits, y)
 
 
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """log(1 + p - q) for the largest softmax probability p of another class and the label's q.
+
+    Differs from the source (PMA, Xie et al. 2024): that is p - q itself. The two rise together and
+    their gradients are parallel, but this does not vanish on samples whose q rounds to 1.
+    """
+    return targeted_probability_margin(logits, y, _others(logits, y).argmax(1))
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020, equation 6).
 
@@ -69,6 +78,21 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The lead of the target's logit over the label's (n,)."""
     return _logit(logits, target) - _logit(logits, y)
+
+
+def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """log(1 + p - q) for the target's softmax probability p (n,) and the label's q.
+
+    Differs from the source as `probability_margin` does.
+
+    >>> logits, y = torch.tensor([[1.0, 2.0, 0.0], [500.0, 0.0, 1.0]]), torch.tensor([0, 0])
+    >>> targeted_probability_margin(logits, y, torch.tensor([1, 2]))
+    tensor([   0.3510, -498.1382])
+    """
+    # 1 - q is the sum over the others, among which the target counts twice.
+    twice = _logit(logits, target)[:, None] + math.log(2)
+    others = _others(logits, y).scatter(1, target[:, None], twice)
+    return others.logsumexp(1) - logits.logsumexp(1)
 
 
 def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -92,13 +116,15 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
+    "probability-margin": probability_margin,
     "dlr": dlr,
 }
 
 
-TargetedName = Literal["margin", "cross-entropy", "dlr"]
+TargetedName = Literal["margin", "probability-margin", "cross-entropy", "dlr"]
 TARGETED_OBJECTIVES: dict[TargetedName, TargetedObjective] = {
     "margin": targeted_margin,
+    "probability-margin": targeted_probability_margin,
     "cross-entropy": targeted_cross_entropy,
     "dlr": targeted_dlr,
 }

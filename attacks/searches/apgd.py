@@ -30,7 +30,8 @@ class APGD:
 
     steps      gradient steps of each restart.
     restarts   runs from different random starts; each works on what the ones before left.
-    objective  "cross-entropy", "margin" or "dlr". `targeted:apgd` pushes to one class at a time.
+    objective  "cross-entropy", "margin", "probability-margin" or "dlr". `targeted:apgd` pushes to
+               one class at a time.
 
     Under L1 the first steps have three and two times the budget (Croce and Hein 2021, section 4).
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin, targeted_margin
-from attacks.problem import Facts, Problem, climb, differentiate
+from attacks.problem import Facts, Problem, climb
 from attacks.segment import pull
 from attacks.smoothing import Cooling
+from attacks.targets import by_distance
 from attacks.threat import ThreatModel, per_sample
 from attacks.working import Closest, Working, due, far, standing
 
@@ -147,17 +148,10 @@ class DDN:
 def _ranked(problem: Problem) -> tuple[Tensor, Tensor]:
     """Other classes (n, k), the nearest by linearised distance on the smoothed network first, and
     these distances (n, k), brought to a range that a search can begin with."""
-    threat, y = problem.threat, problem.y[:, None]
-    x = problem.x.detach().requires_grad_()
-    logits = replace(problem, cooling=Cooling(_WARM[0], _WARM[0], 1)).logits(x)
-    others = logits.detach().scatter(1, y, -math.inf)
-    classes = others.topk(min(_CLASSES, logits.shape[1] - 1), dim=1).indices
-    lead = logits.gather(1, classes) - logits.gather(1, y)
-    tiny = torch.finfo(x.dtype).tiny
-    slopes = [threat.dual_length(differentiate(of, x, retain=True)) for of in lead.unbind(1)]
-    distance = -lead.detach() / torch.stack(slopes, 1).clamp_min(tiny)
-    distance, order = distance.sort(dim=1, stable=True)
-    return classes.gather(1, order), (_MORE * distance).clamp(tiny, threat.eps)
+    smoothed = replace(problem, cooling=Cooling(_WARM[0], _WARM[0], 1))
+    classes, distance = by_distance(smoothed, _CLASSES)
+    tiny = torch.finfo(distance.dtype).tiny
+    return classes, (_MORE * distance).clamp(tiny, problem.threat.eps)
 
 
 @dataclass

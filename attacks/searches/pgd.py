@@ -22,7 +22,7 @@ class PGD:
     restarts      runs from different random starts; each works on what the ones before left.
     random_start  begin uniformly in the ball; without it, at the clean image (then all restarts
                   would be the same, so `restarts` must be 1). A problem's own start comes first.
-    objective     "cross-entropy", "margin" or "dlr".
+    objective     "cross-entropy", "margin", "probability-margin" (PMA, Xie et al. 2024) or "dlr".
 
     A sample counts as broken at any iterate, and stops there. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range.

@@ -2,25 +2,32 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from attacks.objectives import TARGETED_OBJECTIVES, TargetedName, check_objective
 from attacks.problem import Problem
+from attacks.targets import by_distance, by_logit
 from attacks.views import View
 from attacks.wrappers.wrapper import Wrapper, in_turn, outermost
+
+# How many classes are ranked by their boundaries, as in the source of that.
+_RANKED = 100
 
 
 @dataclass(frozen=True)
 class Targeted(Wrapper):
     """The base toward each of several other classes in turn (Croce and Hein 2020, section 4).
 
-    classes    how many: those with the highest logits at the clean image; all others where there
-               are fewer.
-    objective  what rises: the target's lead over the label ("margin"), the log-odds of the target
-               ("cross-entropy"), or the targeted difference of logits ratio ("dlr").
+    classes    how many: the first by `ranking`; all others where there are fewer.
+    objective  what rises: the target's lead over the label ("margin"), that of probabilities
+               ("probability-margin"), the log-odds of the target ("cross-entropy"), or the targeted
+               difference of logits ratio ("dlr").
+    ranking    by the highest logits at the clean image ("logit"), or by the nearest boundaries, by
+               the gradients there ("distance"; MALT, Melamed et al. 2024): of the classes with the
+               100 highest logits, a backward each.
 
     Whatever the base's own objective, that is what it sees. A sample counts as broken when it is
     misclassified in any way. A sample leaves once it is broken within the budget; where the base
@@ -38,6 +45,7 @@ class Targeted(Wrapper):
 
     classes: int = 9
     objective: TargetedName = "margin"
+    ranking: Literal["logit", "distance"] = "logit"
 
     version: ClassVar[int] = 1
 
@@ -45,6 +53,8 @@ class Targeted(Wrapper):
         if self.classes < 1:
             raise ValueError("targeted: classes must be at least 1")
         check_objective("targeted", self.objective, TARGETED_OBJECTIVES)
+        if self.ranking not in ("logit", "distance"):
+            raise ValueError(f"targeted: unknown ranking {self.ranking!r}: use logit or distance")
 
     def most_passes(self, base: int) -> int:
         return 1 + self.classes * (1 + base)
@@ -56,15 +66,10 @@ class Targeted(Wrapper):
     def _runs(self, problem: Problem) -> Iterator[tuple[Problem, Tensor]]:
         push = TARGETED_OBJECTIVES[self.objective]
         everyone = torch.ones_like(problem.y, dtype=torch.bool)
-        for target in ranked_others(problem)[:, : self.classes].unbind(1):
+        if self.ranking == "logit":
+            targets = by_logit(problem)
+        else:
+            targets, _ = by_distance(problem, max(self.classes, _RANKED))
+        for target in targets[:, : self.classes].unbind(1):
             # Above 0 only where the target beats the label, it is its own progress.
             yield problem.seen(View(problem.y, target, push, push)), everyone
-
-
-def ranked_others(problem: Problem) -> Tensor:
-    """The classes other than the label (n, classes - 1), the highest logit at the clean image
-    first. Costs a forward."""
-    with torch.no_grad():
-        logits = problem.logits(problem.x)
-    others = logits.scatter(1, problem.y[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]

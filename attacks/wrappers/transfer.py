@@ -16,10 +16,10 @@ from attacks.problem import (
     minimising,
 )
 from attacks.smoothing import Cooling
+from attacks.targets import by_logit
 from attacks.threat import per_sample
 from attacks.views import View
 from attacks.wrappers.smoothed import SURROGATE, USUAL
-from attacks.wrappers.targeted import ranked_others
 from attacks.wrappers.wrapper import Wrapper, outermost
 
 
@@ -128,7 +128,7 @@ class Transfer(Wrapper):
         outermost(problem)
         crafting = _crafting(problem, self.source, self.base.facts.passes)
         if self.targeted:
-            crafting = _toward(problem, crafting.model, ranked_others(problem)[:, 0])
+            crafting = _toward(problem, crafting.model, by_logit(problem)[:, 0])
         if isinstance(self.base, CanMaximise):
             return self.base.maximise(crafting).detach()
         points = self.base(crafting).detach()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attacks.objectives import cross_entropy, decided, dlr, margin
+from attacks.objectives import cross_entropy, decided, dlr, margin, probability_margin
 from attacks.views import View
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 4.0, 0.0, 1.0]])
@@ -27,6 +27,24 @@ def test_cross_entropy_climbs_as_the_plain_one_does() -> None:
     (theirs,) = torch.autograd.grad(plain, logits)
     cosine = torch.nn.functional.cosine_similarity(ours, theirs)
     assert torch.allclose(cosine, torch.ones(10).double())
+
+
+def test_probability_margin_is_parallel_to_that_of_probabilities() -> None:
+    logits = torch.randn(10, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.arange(10) % 5
+    value = probability_margin(logits, y)
+    plain = margin(logits.softmax(1), y)
+    assert torch.allclose(value.exp() - 1, plain)
+    assert torch.equal(value > 0, margin(logits, y) > 0)
+    (ours,), (theirs,) = (torch.autograd.grad(of.sum(), logits) for of in (value, plain))
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs)
+    assert torch.allclose(cosine, torch.ones(10).double())
+
+
+def test_probability_margin_has_a_direction_on_confident_samples() -> None:
+    logits = torch.tensor([[1e4, 0.0, 1.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(probability_margin(logits, torch.tensor([0])).sum(), logits)
+    assert gradient.abs().max() > 0.5
 
 
 def test_cross_entropy_has_a_direction_on_confident_samples() -> None:

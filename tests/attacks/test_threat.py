@@ -124,10 +124,9 @@ def test_l1_steps_gain_the_most_that_ball_and_box_allow() -> None:
         assert threat.distance(points, x).max() <= eps * (1 + 1e-12)
         for image, slope, point in zip(x, gradient, points, strict=True):
             # What is added to each pixel, and what is taken from it.
-            rooms = torch.cat([1.2 - image, image + 0.1]).numpy()
-            best = optimize.linprog(
-                torch.cat([-slope, slope]).numpy(), np.ones((1, 18)), [eps], bounds=[(0, r) for r in rooms]
-            )
+            cost = torch.cat([-slope, slope]).numpy()
+            rooms = [(0, room) for room in torch.cat([1.2 - image, image + 0.1]).numpy()]
+            best = optimize.linprog(cost, np.ones((1, 18)), [eps], bounds=rooms)
             assert abs(float(slope @ (point - image)) + best.fun) < 1e-9
 
 

@@ -16,9 +16,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from attacks import PGD, Attack, CarliniWagner, Problem
+from attacks import APGD, PGD, Attack, CarliniWagner, Problem, Strong, Targeted
 from attacks.libraries.foolbox import Foolbox
 from attacks.libraries.torchattacks import TorchAttacks
+from attacks.objectives import OBJECTIVES
 from attacks.searches.boundary import Boundary
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
@@ -127,6 +128,27 @@ def test_cw(reference: Reference, benchmark: BenchmarkFixture) -> None:
         left, seconds = _compare(reference, attacks)
         assert _report(benchmark, left, seconds, "foolbox") <= 1 / 5
         assert left["ours"] <= left["foolbox"]
+
+    _once(benchmark, work)
+
+
+def test_targets_and_objectives(reference: Reference, benchmark: BenchmarkFixture) -> None:
+    """What MALT's ranking of targets and PMA's margin of probabilities each contribute. One target
+    at a distance breaks no fewer than one by its logit; `strong`, which ranks by distance at the
+    end of a long step, none fewer than any."""
+    attacks: dict[str, Attack] = {"ours": Strong()}
+    attacks |= {f"pgd {name}": PGD(objective=name) for name in OBJECTIVES}
+    attacks |= {
+        f"{classes} by {ranking}": Targeted(APGD(), classes, "dlr", ranking)
+        for classes in (1, 3)
+        for ranking in ("logit", "distance")
+    }
+
+    def work() -> None:
+        left, seconds = _compare(reference, attacks)
+        _report(benchmark, left, seconds, "ours")
+        assert left["1 by distance"] <= left["1 by logit"]
+        assert left["ours"] <= min(left.values())
 
     _once(benchmark, work)
 

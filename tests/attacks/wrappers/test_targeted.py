@@ -1,12 +1,15 @@
 """Targeted runs against the closed form, and on models where the right target is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.objectives import decided, targeted_dlr
-from attacks.wrappers.targeted import Targeted, ranked_others
+from attacks.targets import by_distance, by_logit
+from attacks.wrappers.targeted import Targeted
 from tests.attacks.linear import Linear, mid_grey
 
 SHAPES = [(50,), (1, 8, 8)]
@@ -56,7 +59,7 @@ def _two_ways(x: Tensor) -> Tensor:
 def test_it_goes_for_the_highest_classes_first_and_for_as_many_as_asked(objective: str) -> None:
     x = torch.full((2, 2), 0.5, dtype=torch.float64)
     problem = Problem(_two_ways, x, torch.zeros(2).long(), ThreatModel("l2", 0.101))
-    assert ranked_others(problem).tolist() == [[1, 2]] * 2
+    assert by_logit(problem).tolist() == [[1, 2]] * 2
     for base in (PGD(steps=10, random_start=False), CarliniWagner(steps=50, searches=4)):
         assert not _breaks(Targeted(base, 1, objective), problem)
         assert _breaks(Targeted(base, 2, objective), problem)
@@ -150,3 +153,25 @@ def test_refusals() -> None:
         Targeted(PGD(), objective="hinge")
     with pytest.raises(ValueError, match="cannot be the base"):
         Targeted(Targeted(PGD()))(problem)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_by_distance_the_nearest_boundary_comes_first(norm: str) -> None:
+    """On a linear model distances are exact, whatever the logits say."""
+    model, x = Linear((12,), 6), mid_grey((12,), 30)
+    model.weight[1:] *= torch.tensor([0.1, 0.3, 1.0, 3.0, 10.0])[:, None]
+    y = model(x).argmax(1)
+    problem = Problem(model, x, y, ThreatModel(norm, 1.0))
+    classes, distance = by_distance(problem, 5)
+    assert torch.allclose(distance[:, 0], model.optimum(x, y, norm))
+    assert (distance.diff(dim=1) >= 0).all()
+    assert not torch.equal(classes, by_logit(problem))
+    eps = float(distance[:, 0].max()) * 1.01
+    one = replace(problem, threat=ThreatModel(norm, eps, -9.0, 9.0))
+    steps = PGD(steps=40, random_start=False)
+    assert _breaks(Targeted(steps, 1, ranking="distance"), one)
+
+
+def test_an_unknown_ranking_is_refused() -> None:
+    with pytest.raises(ValueError, match="targeted: unknown ranking 'slope': use logit or"):
+        Targeted(PGD(), ranking="slope")  # type: ignore[arg-type]
