@@ -9,7 +9,8 @@ from attacks.problem import (
     NotApplicableError,
     Problem,
 )
-from attacks.searches import APGD, PGD, Boundary, CarliniWagner, Square, Strong
+from attacks.searches import APGD, PGD, Boundary, CarliniWagner, Square
+from attacks.strong import Strong
 from attacks.threat import ThreatModel
 from attacks.wrappers import (
     BPDA,

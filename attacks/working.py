@@ -12,6 +12,9 @@ from attacks.objectives import decided
 from attacks.problem import Problem
 from attacks.threat import per_sample
 
+# How many times the gain of the last doubling of its steps each doubling to come may bring a walk.
+_TRUST = 2.0
+
 
 @dataclass
 class State:
@@ -121,6 +124,14 @@ class Closest(State):
 def far(x: Tensor) -> Tensor:
     """An infinite distance (n,) for each of the images x (n, *shape)."""
     return x.new_full((len(x),), math.inf)
+
+
+def hopeless(length: Tensor, past: Tensor, step: int, steps: int, budget: float) -> Tensor:
+    """Which samples (n,) of a walk will not come within the budget: not even if each doubling of
+    the steps to come, of `steps`, brings twice what the last one did, which ended at `step` and
+    took distances (n,) from `past` to `length`."""
+    gain = _TRUST * math.log2(steps / step) * (past / length).log()
+    return length * torch.exp(-gain) > budget
 
 
 @torch.no_grad()

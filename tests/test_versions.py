@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks import PGD
-from attacks.searches import strong
+from attacks.strong import search
 from attacks.wrappers import stages, transfer
 from benchmark.judge import evaluator
 from benchmark.judge.subject import Judgement, Subject
@@ -82,7 +82,7 @@ CHANGES: dict[str, tuple[str, Any, str, Any]] = {
     ),
     "queries": (
         "attack strong on misleading gradients",
-        strong._Search,
+        search.Search,
         "ask",
         lambda self, attack, which: None,
     ),

@@ -5,6 +5,5 @@ from attacks.searches.boundary import Boundary
 from attacks.searches.carlini_wagner import CarliniWagner
 from attacks.searches.pgd import PGD
 from attacks.searches.square import Square
-from attacks.searches.strong import Strong
 
-__all__ = ["APGD", "PGD", "Boundary", "CarliniWagner", "Square", "Strong"]
+__all__ = ["APGD", "PGD", "Boundary", "CarliniWagner", "Square"]

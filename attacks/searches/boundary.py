@@ -13,7 +13,7 @@ from attacks.objectives import decided
 from attacks.problem import Facts, Problem
 from attacks.segment import pull
 from attacks.threat import per_sample
-from attacks.working import State, Working, due, standing
+from attacks.working import State, Working, due, hopeless, standing
 
 # Rows and columns of the grids that noise is drawn on, in turn; None: one draw per pixel.
 _GRIDS = (7, 14, None)
@@ -38,9 +38,8 @@ _FIRST, _LONGEST, _CONVERGED = 0.3, 1.0, 1e-3
 _SUCCESS = 0.25
 _FOLLOW = 0.2
 
-# Steps of a walk at which it is first given up, and how many times the gain of the last doubling
-# of the steps each doubling to come is trusted to bring.
-_PATIENCE, _TRUST = 256, 2.0
+# Steps of a walk at which it is first given up.
+_PATIENCE = 256
 
 # The weight of noise follows the perturbation on a grid of at most so many rows and columns (half
 # of the image's), from this much where there is none to about 1 where it is largest.
@@ -204,7 +203,7 @@ def _walk(problem: Problem, begin: _State, steps: int, stream: int, budget: floa
                 done |= state.size.amax(1) <= _CONVERGED
                 if step and step & (step - 1) == 0:
                     if budget and step >= _PATIENCE:
-                        done |= _hopeless(state, step, steps, budget)
+                        done |= hopeless(state.length, state.past, step, steps, budget)
                     state.past = state.length
                 if not batch.retire(done):
                     break
@@ -221,13 +220,6 @@ def _walk(problem: Problem, begin: _State, steps: int, stream: int, budget: floa
         # Once more the same way where that succeeded, else the other way.
         push = torch.where(per_sample(hit, push), push, -push)
     return batch.finish()
-
-
-def _hopeless(state: _Walk, step: int, steps: int, budget: float) -> Tensor:
-    """Which samples (n,) will not come within the budget: not even if each doubling of the steps to
-    come gains a multiple of what the last one did."""
-    gain = _TRUST * math.log2(steps / step) * (state.past / state.length).log()
-    return state.length * torch.exp(-gain) > budget
 
 
 def _propose(problem: Problem, state: _State, push: Tensor, size: Tensor) -> Tensor:

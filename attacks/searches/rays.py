@@ -11,13 +11,16 @@ from attacks import noise
 from attacks.objectives import decided
 from attacks.problem import Facts, Problem
 from attacks.threat import per_sample
-from attacks.working import State, Working, due, standing
+from attacks.working import State, Working, due, hopeless, standing
 
 # Starts that are tried: all pixels up, all down, and random signs of blocks.
 _STARTS = 8
 
 # Bisections of the radius along a direction that does better.
 _HALVINGS = 8
+
+# Directions after which a walk is first given up.
+_PATIENCE = 128
 
 # How much nearer a point must be for its direction to be bisected at all.
 _NEARER = 0.998
@@ -35,8 +38,9 @@ class RayS:
     Returns the closest misclassified points (n, *shape) in the box, clean images where no start was
     found. Raises ValueError for steps below 1.
 
-    Differs from the source: the first direction is the best of all pixels up, all down and random
-    blocks.
+    Differs from the source:
+    - The first direction is the best of all pixels up, all down and random blocks.
+    - Without `minimize`, a sample that is too far to come within eps is given up, as by `Boundary`.
 
     >>> from attacks.threat import ThreatModel
     >>> model = lambda x: torch.stack([x[:, 0], 1 - x[:, 0]], dim=1)
@@ -50,7 +54,7 @@ class RayS:
     steps: int = 2000
     minimize: bool = False
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -91,11 +95,16 @@ class RayS:
                     trial = state.sign.clone().flatten(1)
                     trial[:, low:high] *= -1
                     _try(batch.problem, state, trial.view_as(state.sign))
+                step += 1
+                if budget and step >= _PATIENCE and step & (step - 1) == 0:
+                    far = hopeless(state.radius, state.past, step, self.steps, budget)
+                    state.spent = torch.where(far, float(self.steps), state.spent)
+                if step & (step - 1) == 0:
+                    state.past = state.radius
                 block += 1
                 if block == 1 << level:
                     block, level = 0, level + 1
                     level = 0 if 1 << level > 2 * size else level
-                step += 1
         final = batch.finish()
         points = problem.threat.clamp(problem.x + per_sample(final.radius, problem.x) * final.sign)
         return torch.where(per_sample(final.radius.isfinite(), points), points, problem.x)
@@ -104,16 +113,18 @@ class RayS:
 @dataclass
 class _State(State):
     """The best direction of each sample, its signs (n, *shape); how far along it the nearest
-    misclassified point lies, infinite where none is known, and the queries so far (n,)."""
+    misclassified point lies, infinite where none is known; the queries so far (n,); and where the
+    nearest lay when the number of directions tried last doubled (n,)."""
 
     sign: Tensor
     radius: Tensor
     spent: Tensor
+    past: Tensor
 
     @classmethod
     def begin(cls, problem: Problem) -> "_State":
         far = problem.x.new_full((len(problem),), math.inf)
-        return cls(torch.ones_like(problem.x), far, torch.zeros_like(far))
+        return cls(torch.ones_like(problem.x), far, torch.zeros_like(far), far)
 
 
 def _done(state: _State, budget: float, steps: int) -> Tensor:

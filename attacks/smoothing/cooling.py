@@ -19,8 +19,9 @@ class Cooling:
     through   whether steps that cut the gradient are passed straight through, as by
               `StraightThrough`; they then are to the end, at the last temperature.
 
-    softened  how many operations were smoothed so far: 0 where the model has nothing to smooth, or
-              torch runs it elsewhere.
+    softened  how many operations were smoothed in the last step: 0 where the model has nothing to
+              smooth, or torch runs it elsewhere.
+    cuts      how many were passed straight through in it.
 
     >>> cooling = Cooling(hot=2.0, cold=0.5, steps=3)
     >>> x = torch.tensor([[-1.0, 3.0]], requires_grad=True)
@@ -38,11 +39,14 @@ class Cooling:
         self._hot, self._cold, self._steps, self._through = hot, cold, steps, through
         self._taken = 0
         self._last: Smoothing | None = None
-        self._before = 0
 
     @property
     def softened(self) -> int:
-        return self._before + (self._last.softened if self._last else 0)
+        return self._last.softened if self._last else 0
+
+    @property
+    def cuts(self) -> int:
+        return self._last.cuts if isinstance(self._last, StraightThrough) else 0
 
     def step(self, points: Tensor) -> AbstractContextManager[object]:
         """A context for a forward at points (n, *shape), one step of the attack."""
@@ -50,7 +54,7 @@ class Cooling:
         if ended or not (points.requires_grad and torch.is_grad_enabled()):
             return nullcontext()
         share = min(1.0, self._taken / max(1, self._steps - 1))
-        self._taken, self._before = self._taken + 1, self.softened
+        self._taken += 1
         temperature = self._hot * (self._cold / self._hot) ** share
         if self._through:
             self._last = StraightThrough(temperature, points)

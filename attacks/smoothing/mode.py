@@ -74,8 +74,7 @@ class Smoothing(TorchFunctionMode):
                 return with_companions(func, args, options)
             return func(*args, **options)
         live = any(_is_live(value) for value in (*args, *options.values()))
-        # What a checkpoint recomputes in the backward pass, outside of this mode, must be the same.
-        if not live or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        if not live or in_checkpoint():
             return func(*args, **options)
         is_method = name.endswith("_") and not name.endswith("__")
         given, in_place = args, is_method or options.pop("inplace", False)
@@ -88,6 +87,12 @@ class Smoothing(TorchFunctionMode):
         self.softened += 1
         self._carrying = self._carrying or has_companion(result)
         return args[0].copy_(result) if in_place else result
+
+
+def in_checkpoint() -> bool:
+    """Whether the backward pass will compute this anew: outside of this mode, where it must be the
+    same."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _is_live(value: Any) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.smoothing.grafts import grafted, is_graft, joined
-from attacks.smoothing.mode import Smoothing
+from attacks.smoothing.mode import Smoothing, in_checkpoint
 from attacks.threat import per_sample
 
 # What takes a tensor out of torch's graph.
@@ -29,6 +29,8 @@ class StraightThrough(Smoothing):
 
     What comes back in another shape stays cut off.
 
+    `cuts` counts what was passed through.
+
     temperature  as in `Smoothing`.
     points       what the model is given, (n, *shape).
 
@@ -45,6 +47,7 @@ class StraightThrough(Smoothing):
     def __init__(self, temperature: float, points: Tensor) -> None:
         super().__init__(temperature, len(points))
         self._left: dict[torch.Size, Tensor] = {points.shape: points}
+        self.cuts = 0
         self._detached: dict[int, tuple[Tensor, Tensor]] = {}
         self._joined: dict[Any, Tensor] = {}
 
@@ -55,6 +58,8 @@ class StraightThrough(Smoothing):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if in_checkpoint():
+            return super().__torch_function__(func, types, args, kwargs)
         name = func.__name__
         live = [value for value in args if _is_number(value) and value.requires_grad]
         if name in _EXITS or func == _DATA.__get__ or not torch.is_grad_enabled():
@@ -85,7 +90,7 @@ class StraightThrough(Smoothing):
             source = self._left.get(value.shape)
         if source is None or source.shape != value.shape:
             return value
-        self.softened += 1
+        self.cuts += 1
         value = value.clone() if value.is_inference() else value
         return grafted(value, source.to(value.dtype))
 
@@ -97,7 +102,7 @@ class StraightThrough(Smoothing):
         if not isinstance(node, torch.autograd.function.BackwardCFunction) or is_graft(node):
             return value
         if node not in self._joined and value.shape in self._left:
-            self.softened += 1
+            self.cuts += 1
             node.register_hook(_without_second)
             self._joined[node] = joined(value, self._left[value.shape])
         return self._joined.get(node, value)

@@ -117,13 +117,8 @@ class BPDA(Smoothed):
     version: ClassVar[int] = 1
 
     def _first(self, problem: Problem) -> Problem:
-        return _through(problem, Cooling(self.hot, self.cold, self._steps(), through=True))
+        cooling = Cooling(self.hot, self.cold, self._steps(), through=True)
+        return replace(problem, cooling=cooling)
 
     def _second(self, problem: Problem) -> Problem:
-        return _through(problem, Cooling(self.cold, self.cold, 0, through=True))
-
-
-def _through(problem: Problem, cooling: Cooling) -> Problem:
-    model = problem.model
-    # What cuts the gradient is noticed where its outcome is used, also that of the last step.
-    return replace(problem, model=lambda points: model(points).clone(), cooling=cooling)
+        return replace(problem, cooling=Cooling(self.cold, self.cold, 0, through=True))

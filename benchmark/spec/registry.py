@@ -169,7 +169,7 @@ ATTACKS = Registry(
         "boundary": "attacks.searches.boundary:Boundary",
         "rays": "attacks.searches.rays:RayS",
         "square": "attacks.searches.square:Square",
-        "strong": "attacks.searches.strong:Strong",
+        "strong": "attacks.strong.strong:Strong",
         "robin": "attacks.wrappers.robin:RoBinEvaluation",
         "best-arm": "attacks.wrappers.arms:BestArm",
         "top-2": "attacks.wrappers.arms:Top2",

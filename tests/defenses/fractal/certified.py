@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from attacks import Problem, ThreatModel
-from attacks.searches.strong import Strong
+from attacks.strong import Strong
 
 
 def assert_not_contradicted(model: Any, x: Tensor, eps: float) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Problem, ThreatModel
-from attacks.searches.strong import Strong
+from attacks.strong import Strong
 from defenses import NBR, Fractal, Recipe, initialise, train
 from defenses.fractal.belief import Frame, Rule
 from defenses.fractal.division import HARD, IN, OUT

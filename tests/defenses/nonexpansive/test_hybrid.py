@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Problem, ThreatModel
-from attacks.searches.strong import Strong
+from attacks.strong import Strong
 from defenses import Vanilla, initialise, train
 from defenses.nonexpansive.hybrid import Hybrid, HybridClassifier
 from defenses.nonexpansive.l2nnn import L2NNN

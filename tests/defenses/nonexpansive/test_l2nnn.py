@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import Problem, ThreatModel
-from attacks.searches.strong import Strong
+from attacks.strong import Strong
 from defenses import Checkpoint, Progress, fingerprint, initialise, train
 from defenses.nonexpansive.appendix import BoundedScale, Residual, ScaledSigmoid
 from defenses.nonexpansive.l2nnn import L2NNN, gap_loss, l2nnn_loss

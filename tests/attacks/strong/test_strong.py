@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import APGD, Problem, ThreatModel
-from attacks.searches.strong import Strong
+from attacks.strong import Strong
 from attacks.wrappers.targeted import Targeted
 from benchmark.data.sets import load_dataset
 from defenses import AdversarialTraining, Recipe, Vanilla, initialise, train
