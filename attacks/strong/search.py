@@ -1,8 +1,9 @@
 """What `strong` knows of each sample, and the moves by which it learns more."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,11 +41,12 @@ _HOPE = 1.0
 
 
 class Way(NamedTuple):
-    """How a restart goes: temperatures, or the network's own gradients; from a random point at the
-    end of the budget, or from the clean image; the length of the first step, in eps."""
+    """How an ascent goes: temperatures, or the network's own gradients; from the image, from a
+    random point at the end of the budget, or from the best point so far; the length of the first
+    step, in eps."""
 
     cooling: tuple[float, float] | None
-    far: bool
+    start: Literal["image", "far", "best"]
     first: float
 
 
@@ -109,34 +111,50 @@ class Search:
         """The column (n,) of each sample's class that the survey put at this place."""
         return torch.full_like(self.problem.y, place)
 
-    def promising(self, place: int, limit: float) -> Tensor:
-        """The column (n,) of each sample's class of the smallest gap or, at place 1, of the second
-        smallest where that is below the limit."""
+    def promising(self, limit: float, way: Way) -> list[Tensor]:
+        """The columns (n,) of each sample's classes of the two smallest gaps. Where the second is
+        not below the limit, it is the first again if the way is a random one, which goes elsewhere
+        each time."""
         gap, order = self.gap.sort(dim=1, stable=True)
-        place = min(place, order.shape[1] - 1)
-        return torch.where(gap[:, place] < limit, order[:, place], order[:, 0])
+        if order.shape[1] == 1:
+            return [order[:, 0]] * (2 if way.start == "far" else 1)
+        again = (gap[:, 1] >= limit) & (way.start == "far")
+        return [order[:, 0], torch.where(again, order[:, 0], order[:, 1])]
 
-    def ascend(self, column: Tensor, steps: int, way: Way, limit: float) -> None:
-        """One run per unbroken sample, toward the target in its column (n,), where the gap to that
-        is at most the limit."""
-        self.runs += 1
-        near = self.gap.gather(1, column[:, None]).squeeze(1) <= limit
-        rows = (~self.broken & near).nonzero().squeeze(1)
+    def ascend(self, columns: Sequence[Tensor], steps: int, way: Way, limit: float) -> None:
+        """One run per unbroken sample and column (n,), all together, toward the target in it, where
+        the gap to that is at most the limit."""
+        parts = [self._begin(column, way, limit) for column in columns]
+        rows, column, start = (torch.cat(of_each) for of_each in zip(*parts, strict=True))
         if not len(rows):
             return
-        column = column[rows]
         chosen, target = self.problem.select(rows), self.targets[rows, column]
-        # Where nothing can be smoothed, other starts are what makes runs differ.
-        start = chosen.x if self.smooth else chosen.random_start(self.runs)
-        if way.far:
-            start = _far(chosen, self.runs)
         cooling = Cooling(*way.cooling, steps) if way.cooling and self.smooth else None
         run = ascend(replace(chosen, cooling=cooling), start, target, steps, way.first)
-        self._learn(rows, run, column)
+        runs = [(rows, run, column)]
         if cooling is not None and bool((~run.hit).any()):
             left = ~run.hit
             own = ascend(chosen.select(left), run.points[left], target[left], FINISH, _SHORT)
-            self._learn(rows[left], own, column[left])
+            runs.append((rows[left], own, column[left]))
+        for of, reached, toward in runs:
+            # A sample is in each part once.
+            for part in _split(of):
+                self._learn(of[part], reached.select(part), toward[part])
+
+    def _begin(self, column: Tensor, way: Way, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows (m,) of the unbroken samples whose gap in a column (n,) is at most the limit,
+        their columns (m,), and where the way begins (m, *shape)."""
+        self.runs += 1
+        near = self.gap.gather(1, column[:, None]).squeeze(1) <= limit
+        rows = (~self.broken & near).nonzero().squeeze(1)
+        if way.start == "best":
+            return rows, column[rows], self.answer[rows]
+        chosen = self.problem.select(rows)
+        if way.start == "far":
+            return rows, column[rows], _far(chosen, self.runs)
+        # Where nothing can be smoothed, other starts are what makes runs differ.
+        start = chosen.x if self.smooth else chosen.random_start(self.runs)
+        return rows, column[rows], start
 
     def pass_through(self, which: Tensor, steps: int) -> None:
         """Ascents of the unbroken of some samples, bool (n,), for which what cuts the gradient
@@ -174,7 +192,8 @@ class Search:
 
     def _take(self, rows: Tensor, points: Tensor, hit: Tensor) -> None:
         """Take points of some samples, and where they are misclassified."""
-        self.answer[rows], self.broken[rows] = points, hit
+        self.answer[rows] = points
+        self.broken[rows] |= hit
         if self.problem.tell is not None:
             self.problem.tell(self.problem.rows[rows[hit]], self.stage)
 
@@ -226,6 +245,12 @@ class Search:
         hit, lead = decided(logits, chosen.y), margin(logits, chosen.y)
         self.best[rows] = self.best[rows].maximum(lead)
         self._take(rows, torch.where(per_sample(hit, points), points, self.answer[rows]), hit)
+
+
+def _split(rows: Tensor) -> list[Tensor]:
+    """The positions of rows that come in rising runs, run by run."""
+    ends = (rows.diff() <= 0).nonzero().squeeze(1) + 1
+    return list(torch.arange(len(rows), device=rows.device).tensor_split(ends.cpu()))
 
 
 def _is_cut(problem: Problem) -> bool:

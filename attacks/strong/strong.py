@@ -26,17 +26,22 @@ from attacks.strong.search import (
 from attacks.threat import NORMS, Norm
 
 # Temperatures of restarts, from and to.
-_HOT, _COLD = (3.0, 0.1), (0.1, 0.01)
+_HOT, _COLD, _ICY = (3.0, 0.1), (0.1, 0.01), (0.03, 0.003)
 
 # The gap up to which the classes after the first few get an ascent, and its steps.
 _OPEN, _BRIEF = 1.0, 20
+
+# On from the best point, on the network itself.
+_ON = Way(None, "best", 1.0)
 
 # Each later round: the gap below which a sample is worth it, the steps, and the ways, each taken
 # toward the most promising class and the next. Measured on networks whose exact robust error is
 # known: what can be broken at all is broken from gaps of a few percent.
 _ROUNDS = (
-    (0.25, 40, (Way(None, False, 1.0), Way(_HOT, True, 1.0))),
-    (0.12, 60, (Way(_COLD, False, 1.0), Way(WARM, True, 2.0), Way(None, True, 0.5))),
+    (0.25, 40, (Way(None, "image", 1.0), Way(_HOT, "far", 1.0))),
+    (0.12, 60, (Way(_COLD, "image", 1.0), Way(WARM, "far", 2.0), Way(None, "far", 0.5))),
+    (0.03, 60, (Way(_ICY, "image", 1.0), _ON)),
+    (0.01, 100, (Way(_ICY, "best", 1.0), _ON)),
 )
 
 # What sees decisions alone.
@@ -127,19 +132,18 @@ class Strong:
         search.stage = "survey"
         search.survey()
         search.stage = "ascents"
-        way = Way(WARM, False, 1.0)
+        way = Way(WARM, "image", 1.0)
         for place in range(min(self.classes, search.places)):
-            search.ascend(search.nearest(place), self.steps, way, math.inf)
+            search.ascend([search.nearest(place)], self.steps, way, math.inf)
         if self.quick:
             return torch.zeros_like(search.broken)
         search.stage = "other classes"
         for place in range(self.classes, search.places):
-            search.ascend(search.nearest(place), _BRIEF, way, _OPEN)
+            search.ascend([search.nearest(place)], _BRIEF, way, _OPEN)
         search.stage = "restarts"
         for limit, steps, ways in _ROUNDS:
             for way in ways:
-                for place in (0, 1):
-                    search.ascend(search.promising(place, limit), steps, way, limit)
+                search.ascend(search.promising(limit, way), steps, way, limit)
         search.stage = "second opinions"
         doubtful = search.hear_others()
         search.stage = "turned gradients"
