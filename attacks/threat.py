@@ -267,7 +267,7 @@ class ThreatModel:
             sizes = torch.where(points == x, 0, points.abs().maximum(x.abs()))
             radius = (self.eps - unit * self.length(sizes.double())).clamp_min(0)
         else:
-            rounding = unit * max(abs(lower), abs(upper)) * math.sqrt(x[0].numel())
+            rounding = unit * max(abs(lower), abs(upper)) * math.sqrt(x.shape[1:].numel())
             radius = torch.full_like(reach, max(self.eps - rounding, 0.0))
         scale = torch.where(reach > self.eps, radius / reach.clamp_min(1e-300), 1.0)
         delta = (points.double() - x.double()) * per_sample(scale, x)
@@ -293,13 +293,16 @@ class ThreatModel:
             offset = noise.uniform(seed, index, stream, shape).to(x.dtype) * 2 - 1
         elif self.norm == "l1":
             # Exponential sizes over their sum with one more (Barthe et al. 2005).
-            draws = noise.uniform(seed, index, stream, (2 * x[0].numel() + 1,)).double()
-            signs, sizes = draws[:, x[0].numel() + 1 :], -draws[:, : x[0].numel() + 1].log()
+            draws = noise.uniform(seed, index, stream, (2 * x.shape[1:].numel() + 1,)).double()
+            signs, sizes = (
+                draws[:, x.shape[1:].numel() + 1 :],
+                -draws[:, : x.shape[1:].numel() + 1].log(),
+            )
             parts = sizes[:, 1:] / sizes.sum(1, keepdim=True)
             offset = torch.where(signs < 0.5, -parts, parts).to(x.dtype).view_as(x)
         else:
             # In float64: the float32 sum of squares depends on the batch that it is computed in.
             direction = noise.normal(seed, index, stream, shape).double()
-            radius = noise.uniform(seed, index, stream, ()).double() ** (1 / x[0].numel())
+            radius = noise.uniform(seed, index, stream, ()).double() ** (1 / x.shape[1:].numel())
             offset = (direction * per_sample(radius / self.length(direction), x)).to(x.dtype)
         return self.clamp(x + self.eps * offset)
