@@ -14,6 +14,7 @@ from attacks.searches.square import Square
 from attacks.smoothing import Cooling
 from attacks.strong.ascent import Ascent, ascend
 from attacks.threat import per_sample
+from attacks.wrappers.transfer import HasSurrogate
 
 # Temperatures, from and to, of the usual ascent. The survey keeps the first.
 WARM = (1.0, 0.03)
@@ -29,8 +30,8 @@ FINISH, _SHORT = 15, 0.25
 OPINIONS, QUERIES, STEPS = 10, 100, 30
 _WORTH, _DOUBTFUL = 0.02, 0.1
 
-# How many of the nearest classes get an ascent in which cuts are passed.
-THROUGH = 2
+# How many of the nearest classes get an ascent from a surrogate, and one in which cuts are passed.
+SEEDED = THROUGH = 2
 
 # The part of the queries that comes first, and how many times what it wins each doubling of the
 # queries to come may win.
@@ -155,6 +156,22 @@ class Search:
         # Where nothing can be smoothed, other starts are what makes runs differ.
         start = chosen.x if self.smooth else chosen.random_start(self.runs)
         return rows, column[rows], start
+
+    def seed(self, steps: int) -> None:
+        """Short ascents from where those on the model's own surrogate end, where it has one, toward
+        the nearest classes (as seeded CW, fractal classifiers, section 4.1)."""
+        model = self.problem.model
+        if not isinstance(model, HasSurrogate):
+            return
+        surrogate = model.surrogate()
+        for column in self.gap.argsort(dim=1, stable=True)[:, :SEEDED].unbind(1):
+            rows = (~self.broken).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            chosen, target = self.problem.select(rows), self.targets[rows, column[rows]]
+            crafting = replace(chosen, model=surrogate, cooling=Cooling(*WARM, steps))
+            start = ascend(crafting, chosen.x, target, steps, 1.0).points
+            self._learn(rows, ascend(chosen, start, target, FINISH, _SHORT), column[rows])
 
     def pass_through(self, which: Tensor, steps: int) -> None:
         """Ascents of the unbroken of some samples, bool (n,), for which what cuts the gradient

@@ -16,6 +16,7 @@ from attacks.strong.search import (
     OPINIONS,
     PART,
     QUERIES,
+    SEEDED,
     STEPS,
     SURVEYED,
     THROUGH,
@@ -62,7 +63,8 @@ class Strong:
        the image, whose temperature falls, and a short one on the network itself from where that
        ended. Each point is judged on the network itself, since smoothing changes gradients alone.
        With `quick`, this is all.
-    3. The same, briefer, toward the other classes whose gap is small enough.
+    3. Where the model has a surrogate, as fractal classifiers do, ascents from where those on the
+       surrogate end; and the same as before, briefer, toward the other classes whose gap is small.
     4. Restarts of samples whose gap is small, at other temperatures and from other points.
     5. A second opinion for the rest: a short Square attack (Andriushchenko et al. 2020), and an
        ascent from where it ended. A sample on which this rises higher than all before gets another.
@@ -103,12 +105,14 @@ class Strong:
             return Facts("fixed-budget", NORMS, passes=first)
         others = max(0, SURVEYED - self.classes) * (_BRIEF + FINISH + 2)
         restarts = sum(2 * len(ways) * (steps + FINISH + 2) for _, steps, ways in _ROUNDS)
+        seeded = SEEDED * (self.steps + FINISH + 2)
         opinions = OPINIONS * (QUERIES + STEPS + 3)
         through = 1 + THROUGH * (self.steps + 1)
         asked = Square(steps=self.queries).facts.passes or 0
         asked += 2 + self.queries // PART
         asked += max(walk(steps=self.queries).facts.passes or 0 for walk in _WALKS.values())
-        passes = first + others + restarts + opinions + self.steps + 1 + through + asked
+        passes = first + seeded + others + restarts + opinions
+        passes += self.steps + 1 + through + asked
         return Facts("fixed-budget", NORMS, passes=passes)
 
     def __call__(self, problem: Problem) -> Tensor:
@@ -137,6 +141,8 @@ class Strong:
             search.ascend([search.nearest(place)], self.steps, way, math.inf)
         if self.quick:
             return torch.zeros_like(search.broken)
+        search.stage = "surrogate"
+        search.seed(self.steps)
         search.stage = "other classes"
         for place in range(self.classes, search.places):
             search.ascend([search.nearest(place)], _BRIEF, way, _OPEN)

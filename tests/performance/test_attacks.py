@@ -16,7 +16,16 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from attacks import APGD, PGD, Attack, CarliniWagner, Problem, Strong, Targeted
+from attacks import (
+    APGD,
+    PGD,
+    Attack,
+    CarliniWagner,
+    Problem,
+    Strong,
+    Targeted,
+    ThreatModel,
+)  # fmt: skip
 from attacks.libraries.foolbox import Foolbox
 from attacks.libraries.torchattacks import TorchAttacks
 from attacks.objectives import OBJECTIVES
@@ -164,6 +173,38 @@ def test_boundary(reference: Reference, benchmark: BenchmarkFixture) -> None:
         left, seconds = _compare(reference, attacks)
         assert _report(benchmark, left, seconds, "foolbox") <= 1 / 3
         assert left["ours"] <= left["foolbox"]
+
+    _once(benchmark, work)
+
+
+def test_what_each_stage_of_strong_adds(reference: Reference, benchmark: BenchmarkFixture) -> None:
+    """Images that each stage breaks, and passes that it takes: an ablation. The first two, which
+    are `strong/quick`, break most of all that is broken."""
+    broken: dict[str, set[int]] = {}
+    passes: dict[str, int] = {}
+    waiting = 0
+
+    def count(rows: Tensor, _: Tensor) -> None:
+        nonlocal waiting
+        waiting += len(rows)
+
+    def told(rows: Tensor, stage: str) -> None:
+        nonlocal waiting
+        broken.setdefault(stage, set()).update(rows.tolist())
+        passes[stage] = passes.get(stage, 0) + waiting
+        waiting = 0
+
+    def work() -> None:
+        threat = ThreatModel(reference.spec.norm, reference.spec.eps)
+        Strong()(Problem(reference.model, reference.x, reference.y, threat, meter=count, tell=told))
+        images = len(reference.y)
+        for stage, rows in broken.items():
+            print(
+                f"\n{stage}: {len(rows)} of {images}, {passes[stage] / images:.0f} passes", end=""
+            )
+        benchmark.extra_info |= {stage: len(rows) for stage, rows in broken.items()}
+        first = len(broken["survey"] | broken["ascents"])
+        assert first >= 0.9 * len(set.union(*broken.values()))
 
     _once(benchmark, work)
 
