@@ -132,8 +132,8 @@ class Problem:
 
     def _forward(self, points: Tensor, step: AbstractContextManager[object]) -> Tensor:
         with step:
-            # The view, so that a cut of the last step's gradient is noticed: one is where its
-            # outcome is used.
+            # A cut is noticed where its outcome is next used (`StraightThrough`); for the model's
+            # last step this view is that use.
             outputs = self.call(points)
             outputs = outputs.view_as(outputs)
         if self.meter is not None:
@@ -179,8 +179,8 @@ class Facts:
                 misclassified ones that were found, and the clean image where there are none; the
                 evaluator leaves them where they are, and those beyond eps break nothing. Such an
                 attack may stop working on a sample once its verdict within eps is known.
-    norms       the norms that it runs under. It is never asked to run under another: a suite leaves
-                it out, and a user who names it gets an error.
+    norms       the norms that it runs under, by default L2 and L-infinity. It is never asked to run
+                under another: a suite leaves it out, and a user who names it gets an error.
     passes      the most forward passes that a sample can take; None where that is not known, or
                 depends on the model. Cascades begin with the cheapest attack, progress bars show
                 how far one has come, and the flag of attacks that have not converged needs it.

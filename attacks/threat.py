@@ -26,7 +26,8 @@ _SQUARES_UNDERFLOW = 1e-16
 # Rounds of `ThreatModel.project` that win back what clipping to the box took from the L2 budget.
 _REFILLS = 2
 
-# Rounds in which the threshold of the L1 projection is found; more change no digit.
+# Rounds in which the threshold of the L1 projection is found: enough but for budgets far below what
+# is projected, where the rest is scaled.
 _THRESHOLDS = 10
 
 
@@ -174,14 +175,14 @@ class ThreatModel:
     def advance(self, points: Tensor, gradient: Tensor, size: float | Tensor, x: Tensor) -> Tensor:
         """The points (n, *shape) after the step of length `size`, one or (n, 1, ...), that climbs a
         gradient fastest, projected around x. Under L1, the step fastest within the box: one pixel
-        after the other, the steepest first, goes to its bound, until the length is spent."""
+        after the other, the steepest first, goes to its bound, until the length is spent, which is
+        eps at most."""
         if self.norm != "l1":
             return self.project(points + size * self.ascent(gradient), x)
         steepness, order = self._free(gradient).flatten(1).abs().sort(1, descending=True)
-        lower, upper = (side.to(points) for side in self._bounds())
-        room = torch.where(gradient > 0, upper - points, lower - points).flatten(1)
+        room = torch.where(gradient > 0, self.upper - points, self.lower - points).flatten(1)
         room = torch.where(steepness > 0, room.gather(1, order), 0.0)
-        length = torch.as_tensor(size, dtype=points.dtype, device=points.device)
+        length = size if isinstance(size, Tensor) else points.new_full((1,), size)
         length = length.clamp_max(self.eps).view(-1, 1)
         spent = room.abs().cumsum(1) - room.abs()
         step = room.sign() * room.abs().minimum((length - spent).clamp_min(0))
@@ -191,7 +192,7 @@ class ThreatModel:
         """The points in a direction, of images x (n, *shape) each, that spend all of the budget
         where the box lets them."""
         # Twice as far as the ball: the projection gives to other pixels what the box takes.
-        far = 2 * self.eps * self._unit(direction)
+        far = 2 * self.eps * self._unit(self._free(direction))
         return self.project(x + far, x) if self.norm == "linf" else self._scaled(x, far)
 
     def project(self, points: Tensor, x: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ class ThreatModel:
             count = (left > 0).sum(1, keepdim=True).clamp_min(1)
             taken = (taken + excess / count).clamp_min_(0)
         left = (sizes - taken).clamp_min_(0)
-        scale = (self.eps / left.sum(1, keepdim=True).clamp_min(self.eps)).clamp_max(1)
+        scale = self.eps / left.sum(1, keepdim=True).clamp_min(self.eps)
         inside = x + (delta.sign() * left * scale).view_as(x)
         return torch.where(per_sample((taken > 0).squeeze(1), x), self.clamp(inside), points)
 

@@ -181,6 +181,7 @@ def _facts(cls: Any, options: Mapping[str, Any]) -> Facts:
     given = options.get("norm")
     if given is None:
         return foreign.facts_of(family, norms)
-    if given not in _NORMS:
-        raise ValueError(f"torchattacks:{name}: norm must be {', '.join(_NORMS)}, not {given!r}")
+    if _NORMS.get(given) not in norms:
+        known = " or ".join(its_name for its_name, norm in _NORMS.items() if norm in norms)
+        raise ValueError(f"torchattacks:{name}: norm must be {known}, not {given!r}")
     return foreign.facts_of(family, (_NORMS[given],))

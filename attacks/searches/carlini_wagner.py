@@ -105,7 +105,7 @@ class CarliniWagner:
 
     @property
     def facts(self) -> Facts:
-        """A minimal-norm attack under both norms."""
+        """A minimal-norm attack under L2 and L-infinity."""
         passes = self.restarts * self.searches * (1 + self.steps + _HALVINGS)
         return Facts("minimal-norm", passes=passes, minimises=self.minimize)
 

@@ -85,7 +85,7 @@ class DDN:
 
     @property
     def facts(self) -> Facts:
-        """A minimal-norm attack under both norms."""
+        """A minimal-norm attack under L2 and L-infinity."""
         passes = self.steps + 2 * _CLASSES + 10 + _HALVINGS
         return Facts("minimal-norm", passes=passes, minimises=self.minimize)
 
@@ -179,7 +179,6 @@ def _search(
         problem = replace(problem, cooling=Cooling(*cooling, steps))
     batch = Working(problem, state)
     change, longest = (_POLISH, _SHORT) if any_class else (_CHANGE, 1.0)
-    threat = problem.threat
     for step in range(steps):
         if due(step) and not batch.retire(state.length.minimum(state.before) <= budget):
             break

@@ -54,7 +54,7 @@ class RayS:
     steps: int = 2000
     minimize: bool = False
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -88,19 +88,19 @@ class RayS:
         size = problem.x[0].numel()
         level, block, step = 0, 0, 0
         while batch.retire(_done(state, budget, self.steps)):
-            # Samples count their own queries; looking at them at each step would synchronise.
+            # Retiring samples copies the batch, so that happens every fourth time at most.
             for _ in range(1 if due(step) else 4):
                 low, high = block * size >> level, (block + 1) * size >> level
                 if high > low:
                     trial = state.sign.clone().flatten(1)
                     trial[:, low:high] *= -1
                     _try(batch.problem, state, trial.view_as(state.sign))
-                step += 1
-                if budget and step >= _PATIENCE and step & (step - 1) == 0:
-                    far = hopeless(state.radius, state.past, step, self.steps, budget)
-                    state.spent = torch.where(far, float(self.steps), state.spent)
-                if step & (step - 1) == 0:
-                    state.past = state.radius
+                    step += 1
+                    if step & (step - 1) == 0:
+                        if budget and _PATIENCE <= step < self.steps:
+                            far = hopeless(state.radius, state.past, step, self.steps, budget)
+                            state.spent = torch.where(far, float(self.steps), state.spent)
+                        state.past = state.radius.clone()
                 block += 1
                 if block == 1 << level:
                     block, level = 0, level + 1
@@ -124,7 +124,7 @@ class _State(State):
     @classmethod
     def begin(cls, problem: Problem) -> "_State":
         far = problem.x.new_full((len(problem),), math.inf)
-        return cls(torch.ones_like(problem.x), far, torch.zeros_like(far), far)
+        return cls(torch.ones_like(problem.x), far, torch.zeros_like(far), far.clone())
 
 
 def _done(state: _State, budget: float, steps: int) -> Tensor:

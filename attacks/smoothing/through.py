@@ -1,6 +1,7 @@
 """The smoothing mode in which steps without a gradient are passed straight through."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ class StraightThrough(Smoothing):
 
     - What `detach` and `.data` give keeps the gradient of the tensor itself.
     - A tensor of a row per sample that leaves torch's graph otherwise, by numpy or a block without
-      gradients, is remembered by its shape, as the images are from the first. Where a tensor of
-      that shape that has no gradient is used next, among none that have one, it takes that of the
-      last that left.
+      gradients, is remembered by its shape, and the images with it. Where a tensor of that shape
+      that has no gradient is used next, among none that have one, it takes that of the last that
+      left.
     - So does what a custom function gives, for the samples to which its own backward pass gives
       nothing, NaN or only zeros.
 
@@ -46,7 +47,8 @@ class StraightThrough(Smoothing):
 
     def __init__(self, temperature: float, points: Tensor) -> None:
         super().__init__(temperature, len(points))
-        self._left: dict[torch.Size, Tensor] = {points.shape: points}
+        self._points = points
+        self._left: dict[torch.Size, Tensor] = {}
         self.cuts = 0
         self._detached: dict[int, tuple[Tensor, Tensor]] = {}
         self._joined: dict[Any, Tensor] = {}
@@ -64,9 +66,11 @@ class StraightThrough(Smoothing):
         live = [value for value in args if _is_number(value) and value.requires_grad]
         if name in _EXITS or func == _DATA.__get__ or not torch.is_grad_enabled():
             # What is of one sample alone could come back as that of another.
-            samples = len(next(iter(self._left)))
+            samples = len(self._points)
             whole = (value for value in live if value.dim() > 1 and len(value) == samples)
             self._left |= {value.shape: value for value in whole}
+            if live:
+                self._left.setdefault(self._points.shape, self._points)
             if name in _EXITS and live:
                 args = (live[0].detach(), *args[1:])
             result = super().__torch_function__(func, types, args, kwargs)
@@ -102,9 +106,13 @@ class StraightThrough(Smoothing):
         if not isinstance(node, torch.autograd.function.BackwardCFunction) or is_graft(node):
             return value
         if node not in self._joined and value.shape in self._left:
-            self.cuts += 1
-            node.register_hook(_without_second)
-            self._joined[node] = joined(value, self._left[value.shape])
+            source = self._left[value.shape]
+            places = [at for at, (before, _) in enumerate(node.next_functions)
+                      if before is not None and before is _node(source)]  # fmt: skip
+            if len(places) == 1:
+                self.cuts += 1
+                node.register_hook(partial(_without_second, place=places[0]))
+                self._joined[node] = joined(value, source)
         return self._joined.get(node, value)
 
 
@@ -117,10 +125,20 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def _without_second(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The gradients of a function's inputs, less what comes to them by the second way: both
-    together are the function's own where it has one, else its output's."""
-    return tuple(_less(gradient, outputs[0]) for gradient in inputs)
+def _node(value: Tensor) -> Any:
+    """The node of torch's graph that a tensor's gradient goes to."""
+    return value.grad_fn or value.view_as(value).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+
+def _without_second(
+    inputs: tuple[Any, ...], outputs: tuple[Any, ...], place: int
+) -> tuple[Any, ...]:
+    """The gradients of a function's inputs, the one at a place less what comes to it by the second
+    way: both together are the function's own where it has one, else its output's."""
+    return tuple(
+        _less(gradient, outputs[0]) if at == place else gradient
+        for at, gradient in enumerate(inputs)
+    )
 
 
 def _less(gradient: Tensor | None, second: Tensor) -> Tensor | None:

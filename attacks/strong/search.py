@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Attack, Problem, differentiate
+from attacks.problem import Attack, NoGradientError, Problem, differentiate
 from attacks.searches.square import Square
 from attacks.smoothing import Cooling
 from attacks.strong.ascent import Ascent, ascend
@@ -170,7 +170,10 @@ class Search:
                 return
             chosen, target = self.problem.select(rows), self.targets[rows, column[rows]]
             crafting = replace(chosen, model=surrogate, cooling=Cooling(*WARM, steps))
-            start = ascend(crafting, chosen.x, target, steps, 1.0).points
+            try:
+                start = ascend(crafting, chosen.x, target, steps, 1.0).points
+            except NoGradientError:  # which the model itself may have
+                return
             self._learn(rows, ascend(chosen, start, target, FINISH, _SHORT), column[rows])
 
     def pass_through(self, which: Tensor, steps: int) -> None:
@@ -184,9 +187,11 @@ class Search:
             chosen, target = self.problem.select(rows), self.targets[rows, place]
             if not place and not _is_cut(chosen):
                 return
-            self._learn(
-                rows, ascend(replace(chosen, cooling=cooling), chosen.x, target, steps, 1.0)
-            )
+            try:
+                run = ascend(replace(chosen, cooling=cooling), chosen.x, target, steps, 1.0)
+            except NoGradientError:  # what comes back in another shape stays cut off
+                return
+            self._learn(rows, run)
 
     def turn(self, which: Tensor, steps: int) -> None:
         """An ascent against the gradient for the unbroken of some samples, bool (n,)."""
@@ -201,7 +206,8 @@ class Search:
         Where it broke nothing, its point still counts if it is the best: on a randomised model,
         some draws may be wrong there.
         """
-        better = per_sample(run.hit | (run.lead > self.best[rows]), run.points)
+        better = run.hit | (~self.broken[rows] & (run.lead > self.best[rows]))
+        better = per_sample(better, run.points)
         self._take(rows, torch.where(better, run.points, self.answer[rows]), run.hit)
         self.best[rows] = self.best[rows].maximum(run.lead)
         if column is not None:
@@ -237,13 +243,13 @@ class Search:
         return doubtful & ((gained <= 0) | (-self.best <= _HOPE * gained))
 
     def _fresh(self, rows: Tensor) -> Problem:
-        """Some samples with another seed, since Square and Boundary draw the same each time."""
+        """Some samples with another seed, since these attacks draw the same each time."""
         self.runs += 1
         return replace(self.problem.select(rows), seed=self.problem.seed ^ (self.runs << 32))
 
     def try_queries(self, queries: int, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the unbroken of some samples, bool (n,), to Square for a part of the queries, and
-        say of which of them all of the queries may do, and of which logits show nothing."""
+        """Give the unbroken of some samples, bool (n,), to Square with so many queries, and say of
+        which of them `PART` times as many may do, and of which logits show nothing."""
         before = self.best.clone()
         self.ask(Square(steps=max(1, queries)), which)
         gained = self.best - before

@@ -41,8 +41,8 @@ _ON = Way(None, "best", 1.0)
 _ROUNDS = (
     (0.25, 40, (Way(None, "image", 1.0), Way(_HOT, "far", 1.0))),
     (0.12, 60, (Way(_COLD, "image", 1.0), Way(WARM, "far", 2.0), Way(None, "far", 0.5))),
-    (0.03, 60, (Way(_ICY, "image", 1.0), _ON)),
-    (0.01, 100, (Way(_ICY, "best", 1.0), _ON)),
+    (0.03, 40, (Way(_ICY, "image", 1.0), _ON)),
+    (0.01, 50, (Way(_ICY, "best", 1.0), _ON)),
 )
 
 # What sees decisions alone.
@@ -109,7 +109,7 @@ class Strong:
         opinions = OPINIONS * (QUERIES + STEPS + 3)
         through = 1 + THROUGH * (self.steps + 1)
         asked = Square(steps=self.queries).facts.passes or 0
-        asked += 2 + self.queries // PART
+        asked += 4 + self.queries // PART
         asked += max(walk(steps=self.queries).facts.passes or 0 for walk in _WALKS.values())
         passes = first + seeded + others + restarts + opinions
         passes += self.steps + 1 + through + asked
@@ -117,6 +117,8 @@ class Strong:
 
     def __call__(self, problem: Problem) -> Tensor:
         search = Search(replace(problem, start=None))
+        if bool(search.broken.all()):
+            return search.answer
         try:
             doubtful = self._climb(search)
         except NoGradientError:

@@ -13,7 +13,7 @@ from attacks.targets import by_distance, by_logit
 from attacks.views import View
 from attacks.wrappers.wrapper import Wrapper, in_turn, outermost
 
-# How many classes are ranked by their boundaries, as in the source of that.
+# How many classes are ranked by their boundaries, as in MALT.
 _RANKED = 100
 
 

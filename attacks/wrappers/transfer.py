@@ -114,7 +114,7 @@ class Transfer(Wrapper):
     source: str | None = None
     targeted: bool = False
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def facts(self) -> Facts:
@@ -128,7 +128,7 @@ class Transfer(Wrapper):
         outermost(problem)
         crafting = _crafting(problem, self.source, self.base.facts.passes)
         if self.targeted:
-            crafting = _toward(problem, crafting.model, by_logit(problem)[:, 0])
+            crafting = _toward(crafting, crafting.model, by_logit(problem)[:, 0])
         if isinstance(self.base, CanMaximise):
             return self.base.maximise(crafting).detach()
         points = self.base(crafting).detach()

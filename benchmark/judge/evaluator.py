@@ -101,7 +101,8 @@ def measure_radii(
     In these records, `predicted` is the class that is certified, `broken` says that it is not the
     label, and `distance` is the radius within which the class does not change, in the norm of the
     threat. A model certifies L2 radii; an L-infinity radius is smaller by sqrt(dimensions), because
-    an L-infinity distance r can be an L2 distance of r * sqrt(dimensions).
+    an L-infinity distance r can be an L2 distance of r * sqrt(dimensions). It holds for L1 as it
+    is, since the L1 ball lies in the L2 ball.
 
     `advance` is called with the number of samples of each block. Errors that the certificate raises
     pass through; the blocks before it are kept.

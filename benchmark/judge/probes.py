@@ -115,8 +115,13 @@ def _look(problem: Problem) -> _Seen:
     slope = threat.dual_length(gradient.double())
     width = torch.zeros_like(x) + threat.upper - threat.lower
     across = threat.length(width).double()
+    most = slope * across
+    if threat.norm == "l1":  # where no pixel can take all of a step
+        ahead = threat.advance(x, gradient, threat.eps, x)
+        slope = (gradient * (ahead - x)).double().flatten(1).sum(1) / threat.eps
+        most = (gradient.abs() * width).double().flatten(1).sum(1)
 
-    blind = -value >= slope * across
+    blind = -value >= most
     if problem.draws > 1:  # whose margins are lowered by what its draws differ
         blind = slope == 0
 

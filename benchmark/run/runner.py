@@ -239,6 +239,6 @@ def _relative(path: Path, folder: Path) -> str:
     around it, so that these can be moved. It is absolute otherwise.
     """
     path, folder = path.resolve(), folder.resolve()
-    outer_runs = [parent for parent in folder.parents if (parent / "run.json").exists()]
+    outer_runs = [parent for parent in folder.parents if (parent / RUN).exists()]
     inside = any(map(path.is_relative_to, (folder, *outer_runs)))
     return os.path.relpath(path, folder) if inside else str(path)

@@ -161,6 +161,16 @@ def test_ascent_keeps_tiny_gradients_and_zero_ones() -> None:
         assert torch.equal(threat.ascent(torch.zeros(4, 6)), torch.zeros(4, 6))
 
 
+def test_edges_spend_the_budget_where_pixels_are_frozen() -> None:
+    x = torch.rand(20, 30)
+    frozen = torch.arange(30) >= 3
+    for norm, eps in (("l2", 0.3), ("l1", 0.3)):
+        threat = ThreatModel(norm, eps, -9.0, 9.0).around(x, frozen)  # type: ignore[arg-type]
+        delta = threat.edge(x, torch.randn_like(x)) - x
+        assert (threat.length(delta) > 0.99 * eps).all()
+        assert (delta[:, frozen] == 0).all()
+
+
 def test_l2_random_starts_are_uniform_in_the_ball() -> None:
     """The part of the budget that is used, to the power of the dimension, is uniform in (0, 1)."""
     threat = ThreatModel("l2", 0.1)

@@ -60,7 +60,7 @@ def test_dlr_on_two_classes_is_refused(name: str) -> None:
         (TorchAttacks, "PGD", {"stepz": 1}, "did you mean 'steps'"),
         (TorchAttacks, "PGD", {"model": None}, "no option 'model'"),
         (TorchAttacks, "PGD", {"random_start": "yes"}, "must be true or false, not 'yes'"),
-        (TorchAttacks, "FAB", {"norm": "L0"}, "norm must be L1, L2, Linf, not 'L0'"),
+        (TorchAttacks, "FAB", {"norm": "L1"}, "norm must be L2 or Linf, not 'L1'"),
         (TorchAttacks, "AutoAttack", {"version": "new"}, "Not valid version"),
         (TorchAttacks, "LGV", {}, "trains models"),
         (TorchAttacks, "MultiAttack", {}, "combines attacks"),

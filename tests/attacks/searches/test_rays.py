@@ -1,7 +1,8 @@
 """RayS sees decisions alone, and comes near the boundary of linear models all the same."""
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks import Problem, ThreatModel
@@ -40,3 +41,14 @@ def test_it_stops_within_eps_and_at_its_queries() -> None:
 def test_zero_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RayS(steps=0)
+
+
+def test_no_sample_decides_when_another_is_given_up() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 3)).eval()
+    x = torch.rand(6, 1, 8, 8)
+    problem = Problem(model, x, model(x).argmax(1), ThreatModel("linf", 0.05))
+    with torch.no_grad():
+        points = RayS(steps=600)(problem)
+        alone = [RayS(steps=600)(problem.select(torch.tensor([i]))) for i in range(6)]
+    assert torch.equal(points, torch.cat(alone))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import APGD, Problem, ThreatModel
+from attacks.objectives import decided
 from attacks.strong import Strong
 from attacks.wrappers.targeted import Targeted
 from benchmark.data.sets import load_dataset
@@ -132,3 +133,24 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     whole = Strong(queries=50)(problem)
     part = torch.arange(len(x) - 1, 0, -3)
     assert torch.allclose(Strong(queries=50)(problem.select(part)), whole[part], atol=1e-12)
+
+
+def test_a_model_of_another_library_is_asked() -> None:
+    """Its scores come back in another shape than the images, so that no gradient can be had."""
+    weight = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    model = lambda x: torch.from_numpy(x.detach().flatten(1).numpy() @ weight)  # noqa: E731
+    x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    y, stages = model(x).argmax(1), []
+    problem = Problem(
+        model, x, y, ThreatModel("l2", 1.0), tell=lambda rows, stage: stages.append(stage)
+    )
+    points = Strong(queries=400)(problem)
+    assert decided(model(points), y).any()
+    assert set(stages) == {"queries"}
+
+
+def test_what_is_misclassified_as_it_is_is_left_alone() -> None:
+    model = lambda x: torch.stack([x.view(len(x), -1).sum(1), -x.view(len(x), -1).sum(1)], 1)  # noqa: E731
+    x = torch.rand(4, 3)
+    points = Strong()(Problem(model, x, torch.ones(4).long(), ThreatModel("l2", 0.1)))
+    assert torch.equal(points, x)
