@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks import noise
+from attacks.messages import described
 from attacks.objectives import margin
 from attacks.smoothing import Cooling
 from attacks.threat import Norm, ThreatModel
@@ -285,13 +286,21 @@ def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor
     """The gradient (n, *shape) of values (n,) at the points that they were computed from.
 
     `retain` keeps torch's graph for a further gradient. Raises NoGradientError where the values do
-    not depend on the points in a way that torch can differentiate.
+    not depend on the points in a way that torch can differentiate, or that fails.
     """
     gradient = None
     if value.requires_grad:
-        (gradient,) = torch.autograd.grad(
-            value.sum(), points, retain_graph=retain, allow_unused=True
-        )
+        try:
+            (gradient,) = torch.autograd.grad(
+                value.sum(), points, retain_graph=retain, allow_unused=True
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise NoGradientError(
+                f"the model's backward pass fails ({described(error)}): use attacks that need "
+                "none, such as square or boundary"
+            ) from error
     if gradient is None:
         raise NoGradientError(
             "the model gives no gradients: use attacks that need none, such as square or boundary"

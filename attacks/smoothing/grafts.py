@@ -25,7 +25,7 @@ class _Grafted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, soft: Tensor, value: Tensor) -> Tensor:
-        return value.view_as(value)
+        return value.clone()  # which models may change in place
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
@@ -49,7 +49,7 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, other: Tensor) -> Tensor:
-        return value.view_as(value)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,12 @@ class StraightThrough(Smoothing):
                 # Kept, so that no other tensor gets its id.
                 self._detached[id(result)] = result, live[0]
             return result
+        known = self._detached.get(id(args[0])) if args and name == "clone" else None
+        if known is not None:
+            # Without a gradient still, since models change copies in place.
+            copy = super().__torch_function__(func, types, args, kwargs)
+            self._detached[id(copy)] = copy, known[1]
+            return copy
         if not name.endswith("_"):
             args = tuple(self._returned(value, not live) for value in args)
         return super().__torch_function__(func, types, args, kwargs)
@@ -105,15 +111,17 @@ class StraightThrough(Smoothing):
         # The nodes of functions that are written in Python have this as their class.
         if not isinstance(node, torch.autograd.function.BackwardCFunction) or is_graft(node):
             return value
-        if node not in self._joined and value.shape in self._left:
+        key = node, value.output_nr
+        if key not in self._joined and value.shape in self._left:
             source = self._left[value.shape]
             places = [at for at, (before, _) in enumerate(node.next_functions)
                       if before is not None and before is _node(source)]  # fmt: skip
             if len(places) == 1:
                 self.cuts += 1
-                node.register_hook(partial(_without_second, place=places[0]))
-                self._joined[node] = joined(value, source)
-        return self._joined.get(node, value)
+                without = partial(_without_second, output=value.output_nr, place=places[0])
+                node.register_hook(without)
+                self._joined[key] = joined(value, source)
+        return self._joined.get(key, value)
 
 
 def _is_number(value: Any) -> bool:
@@ -131,18 +139,18 @@ def _node(value: Tensor) -> Any:
 
 
 def _without_second(
-    inputs: tuple[Any, ...], outputs: tuple[Any, ...], place: int
+    inputs: tuple[Any, ...], outputs: tuple[Any, ...], output: int, place: int
 ) -> tuple[Any, ...]:
     """The gradients of a function's inputs, the one at a place less what comes to it by the second
-    way: both together are the function's own where it has one, else its output's."""
+    way: both together are the function's own where it has one, else that of its output."""
     return tuple(
-        _less(gradient, outputs[0]) if at == place else gradient
+        _less(gradient, outputs[output]) if at == place else gradient
         for at, gradient in enumerate(inputs)
     )
 
 
-def _less(gradient: Tensor | None, second: Tensor) -> Tensor | None:
-    if gradient is None or gradient.shape != second.shape:
+def _less(gradient: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if gradient is None or second is None or gradient.shape != second.shape:
         return gradient
     own = gradient.nan_to_num(0, 0, 0)
     has_own = (own.flatten(1) if own.dim() > 1 else own[:, None]).any(1)

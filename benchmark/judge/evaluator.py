@@ -59,11 +59,10 @@ class Meter:
         self.forwards = torch.zeros(size, dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
         self.calls = 0
-        self._ones = torch.ones_like(self.forwards)
         self._tick = tick
 
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        ones = self._ones[: len(rows)]
+        ones = torch.ones_like(rows)  # a search may run a sample twice at once
         self.forwards.index_add_(0, rows, ones)
         if logits.requires_grad:
 

@@ -74,14 +74,17 @@ def robust_shares(
     """In what share of its draws a model is right on each sample (n,) at the worst of its points in
     some records: 0 or 1 unless it is randomised.
 
-    The worst is chosen by other draws, so that the choice adds no bias.
+    The worst is chosen by other draws, so that the choice adds no bias; of several that are equally
+    bad by those it is the mean.
     """
-    worst, wrong = np.full(total, -1.0), np.zeros(total)
+    worst, wrong, tied = np.full(total, -1.0), np.zeros(total), np.zeros(total)
     for frame in frames:
         index, trial = frame["index"].to_numpy(), frame["trial"].to_numpy()
-        worse = trial > worst[index]
-        worst[index[worse]] = trial[worse]
-        wrong[index[worse]] = frame[draws].to_numpy()[worse]
+        share = frame[draws].to_numpy()
+        worse, same = trial > worst[index], trial == worst[index]
+        worst[index[worse]], wrong[index[worse]], tied[index[worse]] = trial[worse], share[worse], 1
+        tied[index[same]] += 1
+        wrong[index[same]] += (share[same] - wrong[index[same]]) / tied[index[same]]
     return 1 - wrong
 
 

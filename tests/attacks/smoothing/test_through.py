@@ -147,6 +147,47 @@ def test_a_custom_function_of_two_inputs_keeps_its_gradients() -> None:
     assert torch.allclose(gradient, 6 * x.detach() ** 2, atol=1e-5)
 
 
+class _Both(torch.autograd.Function):
+    """Two outputs of one node, of which one has a shape of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (z * 8).round() / 8, 5 * z, z.sum(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> None:
+        return None
+
+
+def test_values_of_several_outputs_are_the_functions_own() -> None:
+    def model(x: Tensor) -> Tensor:
+        first, second, third = _Both.apply(x)
+        return first + 2 * second * third
+
+    x = torch.rand(4, 3, requires_grad=True)
+    with StraightThrough(temperature=0.1, points=x):
+        value = model(x)
+    assert torch.equal(value, model(x))
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert gradient.abs().min() > 0
+
+
+def test_what_is_cut_may_be_changed_in_place() -> None:
+    def model(x: Tensor) -> Tensor:
+        cut = x.detach().clone()
+        square = cut**2
+        cut.mul_(2)
+        levels = _Zero.apply(x)
+        levels.add_(1)
+        return square + cut + levels
+
+    x = torch.rand(4, 3, requires_grad=True)
+    with StraightThrough(temperature=0.1, points=x):
+        value = model(x)
+    assert torch.equal(value, model(x))
+    torch.autograd.grad(value.sum(), x)
+
+
 def test_noise_of_the_images_shape_is_no_cut() -> None:
     x = torch.rand(4, 3, requires_grad=True)
     with StraightThrough(temperature=0.1, points=x) as mode:

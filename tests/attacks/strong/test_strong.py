@@ -1,7 +1,9 @@
 """Strong against the exact robust error, and against what hides its gradients."""
 
 import copy
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from attacks import APGD, Problem, ThreatModel
 from attacks.objectives import decided
 from attacks.strong import Strong
 from attacks.wrappers.targeted import Targeted
+from benchmark import evaluate
 from benchmark.data.sets import load_dataset
 from defenses import AdversarialTraining, Recipe, Vanilla, initialise, train
 from defenses.verification.milp import exact
@@ -154,3 +157,45 @@ def test_what_is_misclassified_as_it_is_is_left_alone() -> None:
     x = torch.rand(4, 3)
     points = Strong()(Problem(model, x, torch.ones(4).long(), ThreatModel("l2", 0.1)))
     assert torch.equal(points, x)
+
+
+class _Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        raise RuntimeError("no backward here")
+
+
+def test_a_backward_pass_that_raises_leaves_the_queries() -> None:
+    weight = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    model = lambda x: _Raises.apply(x).flatten(1) @ weight  # noqa: E731
+    x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    problem = Problem(model, x, model(x).argmax(1), ThreatModel("l2", 1.0))
+    assert decided(model(Strong(queries=400)(problem)), problem.y).any()
+
+
+@pytest.mark.parametrize("block", [1, 2, 64])
+def test_a_block_of_any_size_is_measured(block: int) -> None:
+    """Restarts toward two classes run a sample twice at once, which the meter counts twice."""
+    x = torch.full((3, 1), 0.5)
+    lead = lambda x: torch.cat([0 * x, (x - 0.62).relu() + x - 0.621], 1)  # noqa: E731
+    report = evaluate(
+        Called(lead), x, torch.zeros(3).long(), norm="linf", eps=0.12, suite="strong", block=block
+    )
+    assert report.failed == []
+    assert report.best_attack == 1.0
+    assert int(report.records["forwards"].max()) > 100
+
+
+class Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
