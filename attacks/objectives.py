@@ -85,9 +85,9 @@ def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Te
 
     Differs from the source as `probability_margin` does.
 
-    >>> logits, y = torch.tensor([[1.0, 2.0, 0.0], [500.0, 0.0, 1.0]]), torch.tensor([0, 0])
+    >>> logits, y = torch.tensor([[1.0, 2.0, 0.0], [50.0, 0.0, 1.0]]), torch.tensor([0, 0])
     >>> targeted_probability_margin(logits, y, torch.tensor([1, 2]))
-    tensor([   0.3510, -498.1382])
+    tensor([  0.3510, -48.1380])
     """
     # 1 - q is the sum over the others, among which the target counts twice.
     twice = _logit(logits, target)[:, None] + math.log(2)

@@ -84,7 +84,9 @@ class StraightThrough(Smoothing):
             copy = super().__torch_function__(func, types, args, kwargs)
             self._detached[id(copy)] = copy, known[1]
             return copy
-        if not name.endswith("_"):
+        in_place = name.startswith("__i") or name == "__setitem__"
+        in_place |= name.endswith("_") and not name.endswith("__")
+        if not in_place:
             args = tuple(self._returned(value, not live) for value in args)
         return super().__torch_function__(func, types, args, kwargs)
 

@@ -109,7 +109,7 @@ def test_options_become_what_the_dataclass_declares() -> None:
         (
             "pgd/objective=loss",
             "attack 'pgd/objective=loss': pgd: unknown objective 'loss': "
-            "use one of cross-entropy, margin, dlr",
+            "use one of cross-entropy, margin, probability-margin, dlr",
         ),
     ],
 )  # fmt: skip

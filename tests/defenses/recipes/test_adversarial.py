@@ -140,7 +140,7 @@ def test_a_missing_threat_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"norm": "l1"}, {"norm": ""}, {"eps": 0.0}, {"step_size": -1.0}]
+    "options", [{"steps": 0}, {"norm": "l0"}, {"norm": ""}, {"eps": 0.0}, {"step_size": -1.0}]
 )
 def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be|unknown norm"):
