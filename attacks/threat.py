@@ -20,6 +20,9 @@ _ORDERS: dict[Norm, tuple[float, float]] = {
     "l1": (1, math.inf),
 }
 
+# Larger eps would overflow in float32, where they are multiplied.
+_LARGEST = 1e30
+
 # Squares of numbers that are not much larger underflow in float32.
 _SQUARES_UNDERFLOW = 1e-16
 
@@ -42,7 +45,7 @@ class ThreatModel:
 
     `eps` and the bounds `lower` <= `upper` are in the units of the image. Bounds may be tensors
     that broadcast to it. Raises ValueError, in one line, for an unknown norm, eps that is not above
-    0 and finite, or an empty or infinite box.
+    0 and at most 1e30, or an empty or infinite box.
 
     >>> threat = ThreatModel("l2", 0.5)
     >>> x, points = torch.tensor([[0.25, 0.5]]), torch.tensor([[1.25, 0.5]])
@@ -65,6 +68,8 @@ class ThreatModel:
             raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be above 0 and finite, not {self.eps}")
+        if self.eps > _LARGEST:
+            raise ValueError(f"eps must be at most {_LARGEST:g}, not {self.eps}")
         lower, upper = self._bounds()
         low, high = float(lower.min()), float(upper.max())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -264,9 +269,12 @@ class ThreatModel:
         # place of the largest value that the box allows.
         unit, lower, upper = torch.finfo(x.dtype).eps, self.lower, self.upper
         if self.norm == "l1" or isinstance(lower, Tensor) or isinstance(upper, Tensor):
-            # Only of the pixels that move: others may be many, or far larger than eps.
-            sizes = torch.where(points == x, 0, points.abs().maximum(x.abs()))
-            radius = (self.eps - unit * self.length(sizes.double())).clamp_min(0)
+            # Only of the pixels that move: others may be many, or far larger than eps. Numbers near
+            # 0 have an absolute unit. The distance itself is a rounded sum.
+            sizes = points.abs().maximum(x.abs()).clamp_min(torch.finfo(x.dtype).tiny)
+            moved = self.length(torch.where(points == x, 0, sizes).double())
+            summed = 1 - x.shape[1:].numel() * torch.finfo(torch.float64).eps
+            radius = (self.eps * summed - unit * moved).clamp_min(0)
         else:
             rounding = unit * max(abs(lower), abs(upper)) * math.sqrt(x.shape[1:].numel())
             radius = torch.full_like(reach, max(self.eps - rounding, 0.0))

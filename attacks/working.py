@@ -13,7 +13,7 @@ from attacks.problem import Problem
 from attacks.threat import per_sample
 
 # How many times the gain of the last doubling of its steps each doubling to come may bring a walk.
-_TRUST = 2.0
+TRUST = 2.0
 
 
 @dataclass
@@ -130,7 +130,7 @@ def hopeless(length: Tensor, past: Tensor, step: int, steps: int, budget: float)
     """Which samples (n,) of a walk will not come within the budget: not even if each doubling of
     the steps to come, of `steps`, brings twice what the last one did, which ended at `step` and
     took distances (n,) from `past` to `length`."""
-    gain = _TRUST * math.log2(steps / step) * (past / length).log()
+    gain = TRUST * math.log2(steps / step) * (past / length).log()
     return length * torch.exp(-gain) > budget
 
 

@@ -84,7 +84,7 @@ CHANGES: dict[str, tuple[str, Any, str, Any]] = {
         "attack strong on misleading gradients",
         search.Search,
         "ask",
-        lambda self, attack, which: None,
+        lambda self, attack, which, starts=None: None,
     ),
     "stretching": (
         "attack transfer:cw",

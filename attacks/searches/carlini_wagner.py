@@ -12,7 +12,7 @@ from attacks.problem import Facts, NoGradientError, Problem, climb
 from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
-from attacks.smoothing import Cooling
+from attacks.smoothing import WARM, Cooling
 from attacks.threat import ThreatModel, per_sample
 from attacks.working import Closest, Working, due, far
 
@@ -27,9 +27,6 @@ _STILL_FALLING = 0.9999
 
 # A first step, as a part of the distance that is already known.
 _STRIDE = 0.1
-
-# From and to which temperature every other search is smoothed.
-_TEMPERATURES = (1.0, 0.03)
 
 # Bisections that pull what a search found toward its image.
 _HALVINGS = 10
@@ -329,7 +326,7 @@ class _Descent(Closest):
 def _smoothed(problem: Problem, steps: int) -> Problem:
     """The problem with smoothed gradients, for so many steps. These pass what masks the boundary;
     the searches in between converge on the network's own."""
-    return replace(problem, cooling=Cooling(*_TEMPERATURES, steps))
+    return replace(problem, cooling=Cooling(*WARM, steps))
 
 
 def _slopes(problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:

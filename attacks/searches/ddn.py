@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.objectives import decided, margin, targeted_margin
 from attacks.problem import Facts, Problem, climb
 from attacks.segment import pull
-from attacks.smoothing import Cooling
+from attacks.smoothing import WARM, Cooling
 from attacks.targets import by_distance
 from attacks.threat import ThreatModel, per_sample
 from attacks.working import Closest, Working, due, far, standing
@@ -19,8 +19,8 @@ from attacks.working import Closest, Working, due, far, standing
 # Other classes that are tried, at most: those with the largest logits.
 _CLASSES = 10
 
-# Temperatures of the first searches, and of those that go on from them.
-_WARM, _MILD = (1.0, 0.03), (0.3, 0.03)
+# Temperatures of the searches that go on from the first ones.
+_MILD = (0.3, 0.03)
 
 # The parts of the steps that the first searches take together, each of those that go on, and the
 # last one; and how many go on.
@@ -112,7 +112,7 @@ class DDN:
         scouting = max(1, int(_SCOUTING * self.steps / places))
         for place in range(places):
             found = _search(
-                problem, best, start, classes[:, place], radius[:, place], scouting, _WARM, budget
+                problem, best, start, classes[:, place], radius[:, place], scouting, WARM, budget
             )
             lengths.append(found.length)
             points.append(found.points)
@@ -148,7 +148,7 @@ class DDN:
 def _ranked(problem: Problem) -> tuple[Tensor, Tensor]:
     """Other classes (n, k), the nearest by linearised distance on the smoothed network first, and
     these distances (n, k), brought to a range that a search can begin with."""
-    smoothed = replace(problem, cooling=Cooling(_WARM[0], _WARM[0], 1))
+    smoothed = replace(problem, cooling=Cooling(WARM[0], WARM[0], 1))
     classes, distance = by_distance(smoothed, _CLASSES)
     tiny = torch.finfo(distance.dtype).tiny
     return classes, (_MORE * distance).clamp(tiny, problem.threat.eps)

@@ -39,7 +39,8 @@ class RayS:
     found. Raises ValueError for steps below 1.
 
     Differs from the source:
-    - The first direction is the best of all pixels up, all down and random blocks.
+    - The first direction is the best of all pixels up, all down and random blocks, and that of the
+      signs toward a problem's start.
     - Without `minimize`, a sample that is too far to come within eps is given up, as by `Boundary`.
 
     >>> from attacks.threat import ThreatModel
@@ -54,7 +55,7 @@ class RayS:
     steps: int = 2000
     minimize: bool = False
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -81,6 +82,9 @@ class RayS:
     def _walk(self, problem: Problem) -> Tensor:
         budget = 0.0 if self.minimize else problem.threat.eps * (1 - 1e-6)
         state = _State.begin(problem)
+        if problem.start is not None:
+            up = problem.start >= problem.x
+            _try(problem, state, torch.where(up, 1.0, -1.0).to(problem.x.dtype))
         for start in range(_STARTS):
             _try(problem, state, _signs(problem, start))
         state.spent = torch.zeros_like(state.spent)

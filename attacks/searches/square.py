@@ -167,13 +167,13 @@ def _change_linf(problem: Problem, best: Tensor, share: float, stream: int) -> T
     across = _inside(_offsets(draws[:, 1], width, columns), columns)
     window = (down[:, :, None] & across[:, None, :])[:, None]
     signs = _signs(draws[:, 2:])[:, :, None, None]
-    up, down = (
+    signed, turned = (
         _grid(threat.clamp((x + side * threat.eps * signs).view_as(best))) for side in (1, -1)
     )
-    trial = torch.where(window, up, old)
+    trial = torch.where(window, signed, old)
     same = (trial == old).flatten(1).all(1)
-    turned = torch.where(window, down, old)
-    return torch.where(per_sample(same, x), turned, trial).view_as(best)
+    trial = torch.where(per_sample(same, x), torch.where(window, turned, old), trial)
+    return trial.view_as(best)
 
 
 def _spend(problem: Problem, delta: Tensor) -> Tensor:

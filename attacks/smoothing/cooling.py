@@ -8,6 +8,9 @@ from torch import Tensor
 from attacks.smoothing.mode import Smoothing
 from attacks.smoothing.through import StraightThrough
 
+# The usual temperatures, from and to: they do on networks of all kinds that were tried.
+WARM = (1.0, 0.03)
+
 
 class Cooling:
     """A falling temperature, for the gradients of one run of an attack.

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from attacks.objectives import decided, margin
 from attacks.problem import Attack, NoGradientError, Problem, differentiate
+from attacks.searches.ddn import DDN
 from attacks.searches.square import Square
-from attacks.smoothing import Cooling
+from attacks.smoothing import WARM, Cooling
 from attacks.strong.ascent import Ascent, ascend
+from attacks.targets import highest_others
 from attacks.threat import per_sample
+from attacks.working import TRUST
 from attacks.wrappers.transfer import HasSurrogate
-
-# Temperatures, from and to, of the usual ascent. The survey keeps the first.
-WARM = (1.0, 0.03)
 
 # Other classes that are surveyed, at most.
 SURVEYED = 10
@@ -33,9 +33,8 @@ _WORTH, _DOUBTFUL = 0.02, 0.1
 # How many of the nearest classes get an ascent from a surrogate, and one in which cuts are passed.
 SEEDED = THROUGH = 2
 
-# The part of the queries that comes first, and how many times what it wins each doubling of the
-# queries to come may win.
-PART, _TRUST = 8, 2.0
+# The part of the queries that comes first.
+PART = 8
 
 # How many times the lead that all attacks won back may be left where more queries can do.
 _HOPE = 1.0
@@ -54,7 +53,12 @@ class Way(NamedTuple):
 class Search:
     """What is known of each sample: points (n, *shape), where they are misclassified (n,), the
     margin at the clean image and the highest so far (n,); once surveyed, the classes by promise,
-    and the smallest gap to each so far (n, k)."""
+    and the smallest gap to each so far (n, k).
+
+    runs    how many of the random starts and of the seeds have been used.
+    smooth  whether anything in the model could be smoothed.
+    stage   what `Problem.tell` is told that broke a sample.
+    """
 
     targets: Tensor
     gap: Tensor
@@ -67,8 +71,8 @@ class Search:
         self.broken = decided(logits, problem.y)
         self.clean = margin(logits, problem.y)
         self.best = self.clean.clone()
+        self.closest = problem.x.clone()
         self.runs = 0
-        self.places = 0
         self.smooth = True
         self.stage = ""
 
@@ -83,15 +87,13 @@ class Search:
         # The gradients toward all classes, of one forward at the clean image.
         x = unbroken.x.detach().requires_grad_()
         logits = smoothed.logits(x)
-        others = logits.detach().scatter(1, y, -math.inf)
-        targets = others.topk(min(SURVEYED, logits.shape[1] - 1), dim=1).indices
+        targets = highest_others(logits, unbroken.y, SURVEYED)
         self.targets = targets.new_zeros(len(self.broken), targets.shape[1])
         self.targets[rows] = targets
         leads = (logits.gather(1, targets) - logits.gather(1, y)).unbind(1)
         pushes = [differentiate(lead, x, retain=True) for lead in leads]
 
         # The ends of the steps, class by class, for whom is left.
-        self.places = targets.shape[1]
         gap = torch.full_like(targets, math.inf, dtype=logits.dtype)
         for place, push in enumerate(pushes):
             left = (~self.broken[rows]).nonzero().squeeze(1)
@@ -203,8 +205,8 @@ class Search:
     def _learn(self, rows: Tensor, run: Ascent, column: Tensor | None = None) -> None:
         """Take what a run reached for some samples, toward the targets in their columns.
 
-        Where it broke nothing, its point still counts if it is the best: on a randomised model,
-        some draws may be wrong there.
+        Where it broke nothing but rose higher than all before, where it ended is kept: on a
+        randomised model, some draws may be wrong there.
         """
         better = run.hit | (~self.broken[rows] & (run.lead > self.best[rows]))
         better = per_sample(better, run.points)
@@ -231,8 +233,8 @@ class Search:
             points = Square(steps=QUERIES)(chosen)
             with torch.no_grad():
                 logits = chosen.logits(points)
-            others = logits.scatter(1, chosen.y[:, None], -math.inf)
-            run = ascend(chosen, points, others.argmax(1), STEPS, 1.0)
+            target = highest_others(logits, chosen.y, 1)[:, 0]
+            run = ascend(chosen, points, target, STEPS, 1.0)
             reached = margin(logits, chosen.y).maximum(run.lead)
             added, gained = reached - self.best[rows], self.best[rows] - self.clean[rows]
             going[rows] = added > _WORTH * gained
@@ -253,16 +255,39 @@ class Search:
         before = self.best.clone()
         self.ask(Square(steps=max(1, queries)), which)
         gained = self.best - before
-        promising = -self.best <= _TRUST * math.log2(PART) * gained
+        promising = -self.best <= TRUST * math.log2(PART) * gained
         return which & promising, which & (self.best <= self.clean)
 
-    def ask(self, attack: Attack, which: Tensor) -> None:
-        """Give the unbroken of some samples to another attack."""
+    def approach(self, which: Tensor, steps: int) -> Tensor:
+        """The closest misclassified points by DDN, which follows decisions, for the unbroken of
+        some samples, bool (n,), of which logits show nothing. They are where walks begin. Which
+        samples these were (n,): none where there are no gradients."""
+        blind = which & ~self.broken & (self.best <= self.clean)
+        rows = blind.nonzero().squeeze(1)
+        if not len(rows):
+            return blind
+        chosen = self.problem.select(rows)
+        try:
+            points = DDN(steps=steps)(chosen)
+        except NoGradientError:  # which the model itself may have
+            return torch.zeros_like(blind)
+        self.closest[rows] = points
+        self._judge(rows, chosen.threat.project(points, chosen.x))
+        return blind
+
+    def ask(self, attack: Attack, which: Tensor, starts: Tensor | None = None) -> None:
+        """Give the unbroken of some samples, and where to start (n, *shape), to another attack."""
         rows = (which & ~self.broken).nonzero().squeeze(1)
         if not len(rows):
             return
         chosen = self._fresh(rows)
-        points = chosen.threat.project(attack(chosen), chosen.x)
+        if starts is not None:
+            chosen = replace(chosen, start=starts[rows])
+        self._judge(rows, chosen.threat.project(attack(chosen), chosen.x))
+
+    def _judge(self, rows: Tensor, points: Tensor) -> None:
+        """Take points of some samples that an attack gave, where they are misclassified."""
+        chosen = self.problem.select(rows)
         with torch.no_grad():
             logits = chosen.logits(points)
         hit, lead = decided(logits, chosen.y), margin(logits, chosen.y)

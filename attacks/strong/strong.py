@@ -9,8 +9,10 @@ from torch import Tensor
 
 from attacks.problem import Facts, NoGradientError, Problem
 from attacks.searches.boundary import Boundary
+from attacks.searches.ddn import DDN
 from attacks.searches.rays import RayS
 from attacks.searches.square import Square
+from attacks.smoothing import WARM
 from attacks.strong.search import (
     FINISH,
     OPINIONS,
@@ -20,7 +22,6 @@ from attacks.strong.search import (
     STEPS,
     SURVEYED,
     THROUGH,
-    WARM,
     Search,
     Way,
 )  # fmt: skip
@@ -44,6 +45,9 @@ _ROUNDS = (
     (0.03, 40, (Way(_ICY, "image", 1.0), _ON)),
     (0.01, 50, (Way(_ICY, "best", 1.0), _ON)),
 )
+
+# Steps of DDN, to the closest points where logits show nothing.
+_NEAR = 100
 
 # What sees decisions alone.
 _WALKS: dict[Norm, type[Boundary | RayS]] = {"l2": Boundary, "linf": RayS}
@@ -70,9 +74,11 @@ class Strong:
        ascent from where it ended. A sample on which this rises higher than all before gets another.
     6. Samples on which a second opinion rose clearly higher, or nothing rose at all, have gradients
        that are not to be believed: they are climbed against the gradient and, where anything cuts
-       it, as if that were the identity (see `attacks.smoothing.through`). An eighth of `queries`
-       goes to Square. All of them go to it where that wins enough, and to the boundary attack (L2)
-       or RayS (L-infinity) there and where the logits show nothing.
+       it, as if that were the identity (see `attacks.smoothing.through`). Where logits show
+       nothing, DDN follows decisions to the closest point (L2 and L-infinity); for the others an
+       eighth of `queries` goes to Square. All of them go to it where that wins enough, and to the
+       boundary attack (L2) or RayS (L-infinity) there and where logits show nothing, from the
+       closest point that is known.
 
     A broken sample stops at once; a problem's start is not used. Returns points (n, *shape) in the
     ball and the box. Raises ValueError for hyperparameters out of range. Own work, built of the
@@ -91,7 +97,7 @@ class Strong:
     queries: int = 2000
     quick: bool = False
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if min(self.classes, self.steps, self.queries) < 1:
@@ -111,6 +117,7 @@ class Strong:
         asked = Square(steps=self.queries).facts.passes or 0
         asked += 4 + self.queries // PART
         asked += max(walk(steps=self.queries).facts.passes or 0 for walk in _WALKS.values())
+        asked += (DDN(steps=_NEAR).facts.passes or 0) + 1
         passes = first + seeded + others + restarts + opinions
         passes += self.steps + 1 + through + asked
         return Facts("fixed-budget", NORMS, passes=passes)
@@ -126,11 +133,15 @@ class Strong:
         if not self.quick:
             search.stage = "straight through"
             search.pass_through(doubtful, self.steps)
+            walk, near = _WALKS.get(problem.threat.norm), torch.zeros_like(doubtful)
+            if walk:
+                search.stage = "closest points"
+                near = search.approach(doubtful, _NEAR)
             search.stage = "queries"
-            promising, blind = search.try_queries(self.queries // PART, doubtful)
+            promising, blind = search.try_queries(self.queries // PART, doubtful & ~near)
             search.ask(Square(steps=self.queries), promising)
-            if walk := _WALKS.get(problem.threat.norm):
-                search.ask(walk(steps=self.queries), promising | blind)
+            if walk:
+                search.ask(walk(steps=self.queries), promising | blind | near, search.closest)
         return search.answer
 
     def _climb(self, search: "Search") -> Tensor:
@@ -139,14 +150,15 @@ class Strong:
         search.survey()
         search.stage = "ascents"
         way = Way(WARM, "image", 1.0)
-        for place in range(min(self.classes, search.places)):
+        places = search.targets.shape[1]
+        for place in range(min(self.classes, places)):
             search.ascend([search.nearest(place)], self.steps, way, math.inf)
         if self.quick:
             return torch.zeros_like(search.broken)
         search.stage = "surrogate"
         search.seed(self.steps)
         search.stage = "other classes"
-        for place in range(self.classes, search.places):
+        for place in range(self.classes, places):
             search.ascend([search.nearest(place)], _BRIEF, way, _OPEN)
         search.stage = "restarts"
         for limit, steps, ways in _ROUNDS:

@@ -8,15 +8,12 @@ from torch import Tensor
 
 from attacks.objectives import decided
 from attacks.problem import NoGradientError, Problem
-from attacks.smoothing import Cooling
+from attacks.smoothing import WARM, Cooling
 from attacks.threat import per_sample
 from attacks.wrappers.wrapper import Wrapper
 
 # How many steps a base is taken to have that does not say.
 USUAL = 100
-
-# The temperatures of a smoothed network that stands in for a surrogate.
-SURROGATE = (1.0, 0.03)
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class Smoothed(Wrapper):
     tensor([0])
     """
 
-    hot: float = 1.0
-    cold: float = 0.03
+    hot: float = WARM[0]
+    cold: float = WARM[1]
 
     version: ClassVar[int] = 1
 

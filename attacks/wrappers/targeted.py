@@ -1,6 +1,7 @@
 """Targeted runs of an attack, one class after another."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import TARGETED_OBJECTIVES, TargetedName, check_objective
-from attacks.problem import Problem
+from attacks.problem import NoGradientError, Problem
 from attacks.targets import by_distance, by_logit
 from attacks.views import View
 from attacks.wrappers.wrapper import Wrapper, in_turn, outermost
@@ -27,7 +28,7 @@ class Targeted(Wrapper):
                difference of logits ratio ("dlr").
     ranking    by the highest logits at the clean image ("logit"), or by the nearest boundaries, by
                the gradients there ("distance"; MALT, Melamed et al. 2024): of the classes with the
-               100 highest logits, a backward each.
+               100 highest logits, a backward each. Where the model gives no gradients, by logits.
 
     Whatever the base's own objective, that is what it sees. A sample counts as broken when it is
     misclassified in any way. A sample leaves once it is broken within the budget; where the base
@@ -66,10 +67,14 @@ class Targeted(Wrapper):
     def _runs(self, problem: Problem) -> Iterator[tuple[Problem, Tensor]]:
         push = TARGETED_OBJECTIVES[self.objective]
         everyone = torch.ones_like(problem.y, dtype=torch.bool)
-        if self.ranking == "logit":
-            targets = by_logit(problem)
-        else:
-            targets, _ = by_distance(problem, max(self.classes, _RANKED))
+        targets = self._ranked(problem)
         for target in targets[:, : self.classes].unbind(1):
             # Above 0 only where the target beats the label, it is its own progress.
             yield problem.seen(View(problem.y, target, push, push)), everyone
+
+    def _ranked(self, problem: Problem) -> Tensor:
+        """The classes to go for (n, k), the first first."""
+        if self.ranking == "distance":
+            with suppress(NoGradientError):
+                return by_distance(problem, max(self.classes, _RANKED))[0]
+        return by_logit(problem)

@@ -15,11 +15,11 @@ from attacks.problem import (
     Problem,
     minimising,
 )
-from attacks.smoothing import Cooling
+from attacks.smoothing import WARM, Cooling
 from attacks.targets import by_logit
 from attacks.threat import per_sample
 from attacks.views import View
-from attacks.wrappers.smoothed import SURROGATE, USUAL
+from attacks.wrappers.smoothed import USUAL
 from attacks.wrappers.wrapper import Wrapper, outermost
 
 
@@ -47,7 +47,7 @@ def _crafting(problem: Problem, name: str | None, steps: int | None) -> Problem:
     if isinstance(model, HasSurrogate):
         return replace(problem, model=model.surrogate())
     if name is None:
-        return replace(problem, cooling=Cooling(*SURROGATE, steps or USUAL))
+        return replace(problem, cooling=Cooling(*WARM, steps or USUAL))
     return replace(problem, model=model)
 
 

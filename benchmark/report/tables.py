@@ -145,18 +145,22 @@ def plain(reports: Sequence[Measurements]) -> list[dict[str, Any]]:
     ]
 
 
+def texts(reports: Sequence[Measurements], spec: RunSpec) -> dict[str, str]:
+    """What the files of a run's table hold, by their names, but for table.json."""
+    return {"table.md": render(reports, spec), "table.csv": frame_csv(details(reports))}
+
+
 def write(
     folder: Path, reports: Sequence[Measurements], spec: RunSpec, extra: dict[str, Any]
 ) -> None:
     """Write table.md, table.csv, table.json and, with minimal distances or certificates,
     curves.png. Raises UserError where the folder cannot be written."""
-    frame = details(reports)
-    write_text(folder / "table.md", render(reports, spec))
-    write_text(folder / "table.csv", frame_csv(frame))
+    for name, text in texts(reports, spec).items():
+        write_text(folder / name, text)
     table = {
         "caption": caption(reports, spec),
         "rows": plain(reports),
-        "details": json.loads(frame.to_json(orient="records")),
+        "details": json.loads(details(reports).to_json(orient="records")),
     }
     write_json(folder / JSON, table | extra)
     draw(folder / "curves.png", reports, spec.data)

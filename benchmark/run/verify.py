@@ -23,7 +23,7 @@ from benchmark.run.run_folder import (
 )
 from benchmark.run.run_samples import relabelled, samples_again
 from benchmark.spec.run_spec import Device, RunSpec
-from benchmark.threats import combined
+from benchmark.threats import combined, run_tables
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     reports = [row.report for row in rows]
     missing = unfinished(spec, manifest, recorded)
     _compare(folder, tables.plain(reports), _NUMBERS, problems, missing)
+    _compare_texts(folder, tables.texts(recorded, named(spec, manifest)), problems, missing)
     verdicts = [verdict for row in rows for verdict in row.verdicts]
     return Replay(named(spec, manifest), reports, verdicts, problems, missing)
 
@@ -82,13 +83,14 @@ def _verify_each(
 ) -> Replay:
     """Replay a run under each of its threats, and compare the table over all of them."""
     spec, homes = under_each(folder, manifest)
-    every = Replay(spec, [], [], [], [])
+    every, recorded = Replay(spec, [], [], [], []), []
     for threat, home in homes.items():
         if not (home / RUN).exists():
             every.missing.append(f"{threat}: not measured")
             continue
         under = verify(home, root, device)
         spec = spec.model_copy(update={"data": under.spec.data})
+        recorded.extend(load_run(home)[2])
         every.reports.extend(under.reports)
         every.verdicts.extend(
             replace(verdict, defense=f"{verdict.defense} ({threat})") for verdict in under.verdicts
@@ -97,6 +99,8 @@ def _verify_each(
         every.missing.extend(f"{threat}: {line}" for line in under.missing)
     rows = combined.plain(combined.by_model(every.reports, spec))
     _compare(folder, rows, _OVER_ALL, every.problems, every.missing)
+    texts = run_tables.texts(recorded, spec)
+    _compare_texts(folder, texts, every.problems, every.missing)
     return replace(every, spec=spec)
 
 
@@ -126,3 +130,20 @@ def _compare(
     if table != [[row[key] for key in keys] for row in replayed]:
         # Where records are lacking, that may be why.
         (missing or problems).append(f"{tables.JSON} says otherwise")
+
+
+def _compare_texts(
+    folder: Path, texts: Mapping[str, str], problems: list[str], missing: list[str]
+) -> None:
+    """Compare the files of a run's table with what its records make of them, by their names."""
+    for name, text in texts.items():
+        try:
+            written = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            missing.append(f"{name} is not written")
+            continue
+        except (OSError, ValueError):
+            written = ""
+        if written != text:
+            line = f"{name} is not what the records give: `bestattack report` writes it anew"
+            (missing or problems).append(line)

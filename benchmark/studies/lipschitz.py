@@ -12,7 +12,7 @@ import pandas as pd
 
 from benchmark.columns import percent
 from benchmark.errors import UserError
-from benchmark.report.captions import NORMS, images, on_settings
+from benchmark.report.captions import images, on_settings, threat_name
 from benchmark.report.report import Report
 from benchmark.report.tables import contradictions
 from benchmark.run.run_folder import load_run
@@ -35,12 +35,11 @@ def lipschitz(folder: Path) -> Study:
         raise UserError(f"no defense of {folder} offers a certificate: run it with one that does")
     records = pd.DataFrame(rows)
     first = reports[0]
-    norm = NORMS[first.threat.norm]
     attacks = ", ".join(dict.fromkeys(a for report in reports for a in report.measured))
     caption = on_settings(spec, first) + (
         f"Prediction: % of {images(first, spec)}, that are "
         "classified correctly and whose certified radius, divided by the assumed bound of the "
-        f"local Lipschitz constant, is at least {norm} eps {first.threat.eps:g}. Correctness: % of "
+        f"local Lipschitz constant, is at least {threat_name(first.threat)}. Correctness: % of "
         f"those that no attack broke ({attacks or 'none yet'}). Only bound 1 is proven."
     )
     caption += "".join(

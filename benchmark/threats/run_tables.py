@@ -26,12 +26,18 @@ def render(reports: Sequence[Measurements], spec: RunSpec) -> str:
     return "\n".join([*sections, f"## All threats\n\n{table(by_model(reports, spec), spec)}"])
 
 
+def texts(reports: Sequence[Measurements], spec: RunSpec) -> dict[str, str]:
+    """What the files of a run's table over several threats hold, but for table.json."""
+    rows = by_model(reports, spec)
+    return {"table.md": render(reports, spec), "table.csv": frame_csv(numbers(rows))}
+
+
 def write(
     folder: Path, reports: Sequence[Measurements], spec: RunSpec, extra: dict[str, Any]
 ) -> None:
     """Write table.md, table.csv and table.json over several threats. Raises UserError where the
     folder cannot be written."""
     rows = by_model(reports, spec)
-    write_text(folder / "table.md", render(reports, spec))
-    write_text(folder / "table.csv", frame_csv(numbers(rows)))
+    for name, text in texts(reports, spec).items():
+        write_text(folder / name, text)
     write_json(folder / tables.JSON, {"caption": caption(rows, spec), "rows": plain(rows)} | extra)

@@ -22,12 +22,12 @@ def _images(shape: tuple[int, ...], n: int = 50, dtype: torch.dtype = torch.floa
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_enforced_points_are_inside_without_tolerance(
     threat: ThreatModel, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     x = _images(shape, 500, dtype)
-    for scale in (0.01, 1.0, 100.0):
+    for scale in (0.001, 0.01, 1.0, 100.0):
         points = threat.enforce(x + scale * torch.randn_like(x), x)
         assert points.dtype == dtype
         assert threat.distance(points, x).max() <= threat.eps

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmark.columns import percent
 from benchmark.data.choice import Choice
-from benchmark.report.captions import NORMS, chosen, on_missing
+from benchmark.report.captions import NORMS, chosen, on_missing, threat_name
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.roster import recipe_of
 from benchmark.spec.run_spec import RunSpec
@@ -69,7 +69,7 @@ def caption(
         "mean of the accuracies on both sides, which is 50.0 for always giving one answer."
     )
     if against is not None:
-        text += f" {attacked.label} is trained for {NORMS[against.norm]} eps {against.eps:g}."
+        text += f" {attacked.label} is trained for {threat_name(against)}."
     text += "".join(f" {other.label} is measured clean only." for other in others)
     if distances:
         text += (

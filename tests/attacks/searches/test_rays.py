@@ -38,6 +38,17 @@ def test_it_stops_within_eps_and_at_its_queries() -> None:
         assert (calls <= (attack.facts.passes or 0)).all()
 
 
+def test_it_begins_with_the_signs_toward_a_start() -> None:
+    """Which are the best there are here; its bisections end at 1/256 of the box."""
+    model, x = Linear((16,), 2), mid_grey((16,), 10)
+    y = model(x).argmax(1)
+    best = (model.weight[1 - y] - model.weight[y]).sign()
+    problem = Problem(model, x, y, ThreatModel("linf", 1.0), start=x + best)
+    points = RayS(steps=1, minimize=True)(problem)
+    distance = problem.threat.distance(points, problem.x)
+    assert torch.allclose(distance, model.optimum(x, y, "linf").double(), atol=1 / 256)
+
+
 def test_zero_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RayS(steps=0)

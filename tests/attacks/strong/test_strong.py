@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from attacks import APGD, Problem, ThreatModel
 from attacks.objectives import decided
 from attacks.strong import Strong
+from attacks.strong.search import Search
+from attacks.threat import Norm
 from attacks.wrappers.targeted import Targeted
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
 from defenses import AdversarialTraining, Recipe, Vanilla, initialise, train
 from defenses.verification.milp import exact
+from tests.attacks.linear import Linear, mid_grey
 
 RECIPES: dict[str, Recipe] = {
     "plain": Vanilla(arch="mlp", widen=0.2, epochs=60),
@@ -116,6 +119,25 @@ def test_asks_attacks_without_gradients_where_gradients_say_nothing(cut: bool) -
     hidden = Problem(Decisions(model, cut), x, y, threat)
     seeing = _left(Strong(), hidden).sum()
     assert seeing <= bare + 4
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_decisions_are_followed_where_logits_show_nothing(norm: Norm) -> None:
+    """Sigmoids that are 0 or 1 everywhere hide a linear model, whose distances are exact."""
+    model, x = Linear((16,), 2), mid_grey((16,), 30)
+    y = model(x).argmax(1)
+
+    def flat(points: Tensor) -> Tensor:
+        logits = model(points)
+        return torch.sigmoid(1e6 * (logits - logits.mean(1, keepdim=True)))
+
+    distance = model.optimum(x, y, norm)
+    threat = ThreatModel(norm, 1.02 * float(distance.median()))
+    search = Search(Problem(flat, x, y, threat))
+    assert search.approach(torch.ones_like(search.broken), 100).all()
+    assert torch.equal(search.broken, distance <= float(distance.median()))
+    found = threat.distance(search.closest, x)
+    assert (found / distance).median() < 1.05
 
 
 def test_a_sample_that_is_misclassified_clean_costs_one_pass() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attacks import PGD, Attack, CarliniWagner, Problem, ThreatModel
 from attacks.objectives import decided, targeted_dlr
+from attacks.searches.square import Square
 from attacks.targets import by_distance, by_logit
 from attacks.wrappers.targeted import Targeted
 from tests.attacks.linear import Linear, mid_grey
@@ -170,6 +171,17 @@ def test_by_distance_the_nearest_boundary_comes_first(norm: str) -> None:
     one = replace(problem, threat=ThreatModel(norm, eps, -9.0, 9.0))
     steps = PGD(steps=40, random_start=False)
     assert _breaks(Targeted(steps, 1, ranking="distance"), one)
+
+
+def test_where_there_are_no_gradients_targets_are_ranked_by_logits() -> None:
+    """A base that needs none works on, though a ranking by distance takes some."""
+    model, x = Linear((1, 8, 8), 3), mid_grey((1, 8, 8), 6)
+    y = model(x).argmax(1)
+    problem = Problem(lambda points: model(points).detach(), x, y, ThreatModel("linf", 0.2))
+    by_rank = [
+        Targeted(Square(steps=20), 1, ranking=ranking)(problem) for ranking in ("logit", "distance")
+    ]
+    assert torch.equal(*by_rank)
 
 
 def test_an_unknown_ranking_is_refused() -> None:

@@ -55,6 +55,7 @@ def test_what_is_right_has_no_flags() -> None:
         ({"eps": -1}, "eps must be above 0 and finite, not -1.0"),
         ({"eps": math.nan}, "eps must be above 0 and finite, not nan"),
         ({"eps": math.inf}, "eps must be above 0 and finite, not inf"),
+        ({"eps": 1e38}, "eps must be at most 1e+30, not 1e+38"),
         ({"block": 0}, "block must be an integer of at least 1, not 0"),
         (
             {"x": X * 3},

@@ -428,6 +428,15 @@ def test_a_table_that_says_otherwise_is_found(run: Path, cli: Cli, key: str, val
     _assert_refused(cli("verify", run), "table.json says otherwise")
 
 
+@pytest.mark.parametrize("name", ["table.md", "table.csv"])
+def test_a_file_of_the_table_that_says_otherwise_is_found(run: Path, cli: Cli, name: str) -> None:
+    table = run / name
+    table.write_text(table.read_text().replace("0", "9"))
+    _assert_refused(cli("verify", run), f"{name} is not what the records give")
+    _report(cli, run)
+    assert cli("verify", run).status == 0
+
+
 def test_an_attack_that_was_left_out_is_found(run: Path, cli: Cli) -> None:
     _rewrite(run / "run.json", lambda manifest: manifest["rows"][0]["cells"].pop(PGD5))
     _assert_refused(cli("verify", run), "table.json says otherwise")

@@ -18,7 +18,7 @@ from tests.leaderboard.conftest import Small
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-# The browser's sandbox cannot be had by the administrator, as whom containers run.
+# The browser has no sandbox for root.
 AS_ROOT = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
 
 
