@@ -9,7 +9,7 @@ from attacks.problem import (
     NotApplicableError,
     Problem,
 )
-from attacks.searches import APGD, PGD, Boundary, CarliniWagner, Square
+from attacks.searches import APGD, DDN, PGD, Boundary, CarliniWagner, RayS, Square
 from attacks.strong import Strong
 from attacks.threat import ThreatModel
 from attacks.wrappers import (
@@ -35,6 +35,7 @@ from attacks.wrappers import (
 __all__ = [
     "APGD",
     "BPDA",
+    "DDN",
     "PGD",
     "Attack",
     "AverageGradient",
@@ -52,6 +53,7 @@ __all__ = [
     "HighestArm",
     "NotApplicableError",
     "Problem",
+    "RayS",
     "RoBinEvaluation",
     "Seeded",
     "Smoothed",

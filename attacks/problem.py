@@ -27,6 +27,10 @@ class NotApplicableError(ValueError):
     """The target lacks what the attack needs; one line that says what."""
 
 
+# What to do about a model without gradients.
+_INSTEAD = "use strong, smoothed:BASE or bpda:BASE around this attack, or square, which needs none"
+
+
 class NoGradientError(ValueError):
     """The model gives no gradients, not even zeros."""
 
@@ -298,12 +302,9 @@ def differentiate(value: Tensor, points: Tensor, retain: bool = False) -> Tensor
             raise
         except Exception as error:
             raise NoGradientError(
-                f"the model's backward pass fails ({described(error)}): use attacks that need "
-                "none, such as square or boundary"
+                f"the model's backward pass fails ({described(error)}): {_INSTEAD}"
             ) from error
     if gradient is None:
-        raise NoGradientError(
-            "the model gives no gradients: use attacks that need none, such as square or boundary"
-        )
+        raise NoGradientError(f"the model gives no gradients: {_INSTEAD}")
     # Square roots and norms at 0 give NaN to some pixels; the others still say where to go.
     return gradient.nan_to_num(0, 0, 0)

@@ -1,6 +1,7 @@
 """The closest misclassified point: decoupled direction and norm, toward each class, smoothed."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin, targeted_margin
-from attacks.problem import Facts, Problem, climb
+from attacks.problem import Facts, NoGradientError, Problem, climb
 from attacks.segment import pull
 from attacks.smoothing import WARM, Cooling
 from attacks.targets import by_distance
@@ -138,7 +139,8 @@ class DDN:
         # A polish on the network itself, toward any class.
         begin = torch.where(best.length.isfinite(), best.length, radius[:, 0])
         last = int(_LAST * self.steps)
-        best.improve(_search(problem, best, best.points, None, begin, last, None, budget))
+        with suppress(NoGradientError):  # what has none itself may have one when it is smoothed
+            best.improve(_search(problem, best, best.points, None, begin, last, None, budget))
         going = best.length.isfinite() & (best.length > budget)
         if bool(going.any()):
             best.points[going] = pull(problem.select(going), best.points[going], _HALVINGS)

@@ -18,10 +18,11 @@ _MOMENTUM = 0.75
 
 @dataclass
 class Ascent(Reached):
-    """How far an ascent is with each sample: points (n, *shape), misclassified where `hit` (n,);
-    the highest lead of the target so far (n,), and the gap there (n,); the target (n,), the point
-    before and the gradient (n, *shape)."""
+    """How far an ascent is with each sample: points (n, *shape), misclassified where `hit` (n,), or
+    by no more than rounding where they are `tied` (n,); the highest lead of the target so far (n,),
+    and the gap there (n,); the target (n,), the point before and the gradient (n, *shape)."""
 
+    tied: Tensor
     lead: Tensor
     gap: Tensor
     target: Tensor
@@ -41,7 +42,7 @@ def ascend(
     threat = problem.threat
     hit = torch.zeros_like(target, dtype=torch.bool)
     lead = start.new_full((len(problem),), -math.inf)
-    state = Ascent(start, hit, lead, -lead, target, start, torch.zeros_like(start))
+    state = Ascent(start, hit, hit.clone(), lead, -lead, target, start, torch.zeros_like(start))
     batch = Working(problem, state)
     for step in range(steps + 1):
         # Where the walk is: on the network itself, whatever smooths the gradient.
@@ -51,6 +52,7 @@ def ascend(
         state.lead = torch.where(new, value, state.lead)
         state.gap = torch.where(new, gap_of(threat, value, state.gradient), state.gap)
         state.hit |= decided(logits, batch.problem.y)
+        state.tied = logits.argmax(1) != batch.problem.y
         if step == steps or (due(step) and not batch.retire(state.hit)):
             break
         # A sample that is broken but still in the batch stays where it is.

@@ -51,9 +51,9 @@ class Way(NamedTuple):
 
 
 class Search:
-    """What is known of each sample: points (n, *shape), where they are misclassified (n,), the
-    margin at the clean image and the highest so far (n,); once surveyed, the classes by promise,
-    and the smallest gap to each so far (n, k).
+    """What is known of each sample: points (n, *shape), where they are misclassified (n,), also by
+    no more than rounding (n,), the margin at the clean image and the highest so far (n,); once
+    surveyed, the classes by promise, and the smallest gap to each so far (n, k).
 
     runs    how many of the random starts and of the seeds have been used.
     smooth  whether anything in the model could be smoothed.
@@ -71,6 +71,7 @@ class Search:
         self.broken = decided(logits, problem.y)
         self.clean = margin(logits, problem.y)
         self.best = self.clean.clone()
+        self.tied = torch.zeros_like(self.broken)
         self.closest = problem.x.clone()
         self.runs = 0
         self.smooth = True
@@ -205,20 +206,26 @@ class Search:
     def _learn(self, rows: Tensor, run: Ascent, column: Tensor | None = None) -> None:
         """Take what a run reached for some samples, toward the targets in their columns.
 
-        Where it broke nothing but rose higher than all before, where it ended is kept: on a
-        randomised model, some draws may be wrong there.
+        Where it broke nothing, where it ended still counts: see `_take`.
         """
-        better = run.hit | (~self.broken[rows] & (run.lead > self.best[rows]))
-        better = per_sample(better, run.points)
-        self._take(rows, torch.where(better, run.points, self.answer[rows]), run.hit)
-        self.best[rows] = self.best[rows].maximum(run.lead)
+        self._take(rows, run.points, run.hit, run.tied, run.lead)
         if column is not None:
             self.gap[rows, column] = self.gap[rows, column].minimum(run.gap)
 
-    def _take(self, rows: Tensor, points: Tensor, hit: Tensor) -> None:
-        """Take points of some samples, and where they are misclassified."""
-        self.answer[rows] = points
+    def _take(self, rows: Tensor, points: Tensor, hit: Tensor, tied: Tensor, lead: Tensor) -> None:
+        """Take points of some samples where they are misclassified.
+
+        Where nothing is, the best ones are kept: those that are misclassified by no more than
+        rounding, which may count, and then those of the highest lead (m,) on the way to them, where
+        some draws of a randomised model may be wrong.
+        """
+        rises, known = lead > self.best[rows], self.tied[rows]
+        better = (tied & ~known) | (rises & (tied | ~known))
+        better = hit | (~self.broken[rows] & better)
+        self.answer[rows] = torch.where(per_sample(better, points), points, self.answer[rows])
+        self.tied[rows] |= tied
         self.broken[rows] |= hit
+        self.best[rows] = self.best[rows].maximum(lead)
         if self.problem.tell is not None:
             self.problem.tell(self.problem.rows[rows[hit]], self.stage)
 
@@ -290,9 +297,8 @@ class Search:
         chosen = self.problem.select(rows)
         with torch.no_grad():
             logits = chosen.logits(points)
-        hit, lead = decided(logits, chosen.y), margin(logits, chosen.y)
-        self.best[rows] = self.best[rows].maximum(lead)
-        self._take(rows, torch.where(per_sample(hit, points), points, self.answer[rows]), hit)
+        tied = logits.argmax(1) != chosen.y
+        self._take(rows, points, decided(logits, chosen.y), tied, margin(logits, chosen.y))
 
 
 def _split(rows: Tensor) -> list[Tensor]:

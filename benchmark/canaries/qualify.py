@@ -18,7 +18,7 @@ EPS: dict[Norm, float] = {"l2": 0.5, "linf": 0.1, "l1": 2.0}
 
 # How much more robust than its twin a canary may seem: by a sample or two, or by more where its
 # function is another one.
-_TOLERANCE, _OTHERWISE = 0.04, 0.06
+TOLERANCE, OTHERWISE = 0.04, 0.06
 
 # The flags that say that a figure is not to be believed, or holds for one draw alone.
 WARNINGS = frozenset(
@@ -37,6 +37,7 @@ class Outcome:
     level           robust accuracy of the unmasked twin under `strong`.
     robust          that of the canary under the attack.
     warnings        the flags that say that it is not to be believed.
+    error           why the attack failed; empty where it did not.
     """
 
     canary: str
@@ -44,11 +45,12 @@ class Outcome:
     level: float
     robust: float
     warnings: tuple[str, ...]
+    error: str = ""
 
     @property
     def is_broken(self) -> bool:
         """Whether the attack broke the canary to the level of its twin."""
-        slack = _OTHERWISE if CANARIES[self.canary].changes else _TOLERANCE
+        slack = OTHERWISE if CANARIES[self.canary].changes else TOLERANCE
         return self.robust <= self.level + slack and not (self.canary == LIAR and self.warnings)
 
     @property
@@ -59,6 +61,8 @@ class Outcome:
     @property
     def text(self) -> str:
         """Robust accuracy in %, and whether that is flagged or wrong."""
+        if self.error:
+            return "error"
         figure = f"{100 * self.robust:.0f}"
         if self.is_broken:
             return figure
@@ -96,15 +100,16 @@ def qualify(
         if name not in CANARIES:
             hint = did_you_mean(name, CANARIES, f"use one of {', '.join(CANARIES)}")
             raise UserError(f"no canary {name!r}: {hint}")
-    test, eps = load_dataset("digits").test, EPS[norm]
-    x, y = test.x[:samples], test.y[:samples]
+    test, eps = load_dataset("digits").first("test", samples), EPS[norm]
+    x, y = test.x, test.y
     level = evaluate(twins()[0], x, y, norm=norm, eps=eps, suite="strong").best_attack
     for name in names or CANARIES:
         for attack in attacks:
             model = CANARIES[name].build(twins()).eval()
             report = evaluate(model, x, y, norm=norm, eps=eps, attacks=[attack])
             warnings = tuple(sorted(WARNINGS & report.flags.keys()))
-            yield Outcome(name, attack, level, report.best_attack, warnings)
+            reason = "; ".join(dict.fromkeys(report.errors.values()))
+            yield Outcome(name, attack, level, report.best_attack, warnings, reason)
 
 
 def tabulated(outcomes: Sequence[Outcome]) -> str:
@@ -118,3 +123,19 @@ def tabulated(outcomes: Sequence[Outcome]) -> str:
     last = ["**fooled by**", f"of {len(rows)}", *map(str, fooled)]
     lines = [*rows.values(), last]
     return tabulate(lines, ["canary", "what it does", *attacks], "github", disable_numparse=True)
+
+
+def explained(outcomes: Sequence[Outcome], norm: Norm, samples: int) -> str:
+    """What the figures of a table are, and why attacks failed, a line each."""
+    lines = [
+        f"Robust accuracy in % over {samples} digits test images, {norm} eps {EPS[norm]:g}; that "
+        f"of the unmasked twin under strong: {100 * outcomes[0].level:.0f}. A canary counts as "
+        f"broken where at most {100 * TOLERANCE:.0f} points more are left, or "
+        f"{100 * OTHERWISE:.0f} where its mask makes it another function."
+    ]
+    failed: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error:
+            failed.setdefault((outcome.attack, outcome.error), []).append(outcome.canary)
+    lines += [f"{attack} failed on {', '.join(on)}: {why}" for (attack, why), on in failed.items()]
+    return "\n".join(lines)

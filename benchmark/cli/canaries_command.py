@@ -16,7 +16,7 @@ def canaries(
     canary: Annotated[
         list[str] | None, typer.Option(help="A canary; repeat it. [default: all]")
     ] = None,
-    norm: Annotated[Norm, typer.Option(help="l2, linf or l1.")] = "l2",
+    norm: Annotated[Norm, typer.Option(help="l2, linf or l1.", case_sensitive=False)] = "l2",
     samples: Annotated[int, typer.Option(min=1, help="How many images of digits.")] = 60,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
@@ -25,7 +25,7 @@ def canaries(
     A figure is robust accuracy in %; in brackets are the flags that say that it is not to be
     believed. FOOLED is where neither the attack nor a flag sees through the canary.
     """
-    from benchmark.canaries.qualify import EPS, Outcome, qualify, tabulated
+    from benchmark.canaries.qualify import Outcome, explained, qualify, tabulated
     from benchmark.spec import registry
 
     registry.load_plugins(plugin)
@@ -35,7 +35,4 @@ def canaries(
         if sys.stderr.isatty():
             typer.echo(f"{outcome.canary}, {outcome.attack}: {outcome.text}", err=True)
     typer.echo(tabulated(found))
-    typer.echo(
-        f"\nRobust accuracy in % over {samples} digits test images, {norm} eps {EPS[norm]:g}; "
-        f"that of the unmasked twin under strong: {100 * found[0].level:.0f}."
-    )
+    typer.echo("\n" + explained(found, norm, samples))

@@ -165,7 +165,9 @@ def train(
     data: Annotated[str, typer.Argument(help="Data set, e.g. mnist.")],
     defense: Annotated[str, typer.Argument(help="Defense, e.g. pgd-at/epochs=10.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its card and its log.")],
-    norm: Annotated[Norm, typer.Option(help="Of the threat to train against.")] = "l2",
+    norm: Annotated[
+        Norm, typer.Option(help="Of the threat to train against.", case_sensitive=False)
+    ] = "l2",
     eps: Annotated[
         str | None, typer.Option(help="Its radius, where the defense needs one.")
     ] = None,
@@ -285,7 +287,7 @@ def certify(
     data: Annotated[
         str | None, typer.Option(help="Data set; default: what the model was made for.")
     ] = None,
-    norm: Annotated[Norm, typer.Option(help="Only linf for now.")] = "linf",
+    norm: Annotated[Norm, typer.Option(help="Only linf for now.", case_sensitive=False)] = "linf",
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first test images.")] = None,
     limit: Annotated[float, typer.Option(min=0, help="Seconds per image at most.")] = 60.0,
     out: Annotated[Path | None, typer.Option(help="A CSV file for the result per image.")] = None,

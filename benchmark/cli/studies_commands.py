@@ -123,7 +123,7 @@ def classes(
     attack: Annotated[
         list[str], typer.Option(help="As for run; cw/minimize also shows distances.")
     ] = ["pgd/steps=10"],  # noqa: B006
-    norm: Annotated[Norm, typer.Option(help="Of the threat.")] = "l2",
+    norm: Annotated[Norm, typer.Option(help="Of the threat.", case_sensitive=False)] = "l2",
     samples: Annotated[int | None, typer.Option(min=1, help="Only so many images.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     device: Device = "auto",

@@ -269,7 +269,8 @@ _FLAGS = (
         code="coarse-logits",
         meaning="has logits so much larger than their differences that attacks cannot tell classes "
         "apart, and see nothing: its accuracies are not to be trusted",
-        remedy="take away what all logits share",
+        remedy="attack the logits before a sigmoid or softmax that saturates, or without what all "
+        "of them share; or add --precision float64, which sees more",
         rule="the two largest logits of more than 5% of some of the first clean images differ by "
         "less than 30 units of rounding in float32, but by more than rounding in float64",
         seen_by=examine,

@@ -6,6 +6,7 @@ attack of that library, with the options that it has there.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def saved_folder(name: str) -> Path | None:
 # because labels and folders hold slashes.
 SOURCE = "source"
 
+# A number as a fraction, such as 8/255.
+_FRACTION = re.compile(r"\d+(\.\d+)?/0*[1-9]\d*")
+
 
 class Component(BaseModel):
     """A registered name with options: "name/key=value/flag", or a mapping with `name` in it.
@@ -70,7 +74,7 @@ class Component(BaseModel):
             if value.startswith(SAVED):
                 return {"name": value}
             value, named, source = value.partition(f"/{SOURCE}=")
-            name, *settings = value.split("/")
+            name, *settings = _settings(value)
             pairs = [setting.partition("=") for setting in settings]
             # An option without a value is a flag that is set.
             options: dict[str, Any] = {key: text if eq else True for key, eq, text in pairs}
@@ -127,6 +131,27 @@ class Component(BaseModel):
         if (name, options) == (self.name, self.options):
             return self
         return Component(name=name, options=options, given_label=self.label)
+
+
+def _settings(text: str) -> list[str]:
+    """The name and the options of a component, which slashes separate; the slash of a fraction, as
+    in "pgd-at/eps=8/255", is a part of its option."""
+    parts: list[str] = []
+    for part in text.split("/"):
+        value = parts[-1].partition("=")[2] if parts else ""
+        if _FRACTION.fullmatch(f"{value}/{part}"):
+            parts[-1] += f"/{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _number(value: Any) -> Any:
+    """The number that a fraction is, as budgets often are; other values as they are."""
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
+        top, _, bottom = value.partition("/")
+        return float(top) / int(bottom)
+    return value
 
 
 def read_component(value: Any, what: str) -> Component:
@@ -198,7 +223,8 @@ def _build(
 def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
     """Create an object of a dataclass from values that are checked. Raises UserError."""
     try:
-        configured: Any = TypeAdapter(cls).validate_python(values)
+        numbers = {key: _number(value) for key, value in values.items()}
+        configured: Any = TypeAdapter(cls).validate_python(numbers)
     except ValidationError as error:
         detail = error.errors()[0]
         wrong = first_line(error)

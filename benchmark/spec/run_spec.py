@@ -61,6 +61,12 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _lower(value: Any) -> Any:
+    """The name of a norm as it is listed, from L2 or Linf."""
+    return value.lower() if isinstance(value, str) else value
+
+
+ANorm = Annotated[Norm, BeforeValidator(_lower)]
 Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 
 
@@ -84,7 +90,7 @@ class Threat(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    norm: Norm
+    norm: ANorm
     eps: Eps
 
     @model_validator(mode="before")
@@ -138,7 +144,7 @@ class RunSpec(BaseModel):
     labels: Labels = "data"
     # Before norm and eps, so that a mistake in them is told as one in the threats.
     threats: list[Threat] = []
-    norm: Norm = "l2"
+    norm: ANorm = "l2"
     eps: Eps
     bounded: bool = True
     defenses: Annotated[list[Component], Field(min_length=1)]

@@ -1,6 +1,6 @@
 """One model under several threats: its reports combined, sample by sample, and their table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -119,7 +119,7 @@ def combine(reports: Sequence[Measurements]) -> Combined:
     Raises UserError for fewer than two reports, and for reports that are under one threat, of other
     samples, or of another model, which is told by its name and by what it misclassifies clean.
     """
-    reports = list(reports)
+    reports = list(reports) if isinstance(reports, Iterable) else []
     if len(reports) < 2 or not all(isinstance(report, Measurements) for report in reports):
         raise UserError("give a list of two reports or more, as evaluate returns them")
     under: dict[str, Measurements | None] = {}

@@ -216,7 +216,7 @@ def test_a_model_without_gradients_is_refused_in_one_line(last: Callable[..., Te
     """None at all, or none that reach the images."""
     problem = _problem((50,), 2, 3, "l2", 0.1)
     blind = replace(problem, model=lambda x: last(problem.model(x)))
-    with pytest.raises(ValueError, match=r"^the model gives no gradients: use attacks that need"):
+    with pytest.raises(ValueError, match=r"^the model gives no gradients: use strong, smoothed:"):
         APGD()(blind)
 
 

@@ -140,6 +140,23 @@ def test_decisions_are_followed_where_logits_show_nothing(norm: Norm) -> None:
     assert (found / distance).median() < 1.05
 
 
+def test_what_only_ties_is_kept_where_nothing_does_more() -> None:
+    """Whole numbers as logits: where the label shares the lead, the first class is the answer."""
+    model, x = Linear((16,), 2), mid_grey((16,), 40)
+    y = torch.ones(40, dtype=torch.int64)
+
+    def rounded(points: Tensor) -> Tensor:
+        logits = model(points)
+        lead = logits[:, 1] - logits[:, 0]
+        return torch.stack([torch.zeros_like(lead), (50 * lead).round().clamp_min(0)], 1)
+
+    correct = rounded(x).argmax(1) == 1
+    problem = Problem(rounded, x[correct], y[correct], ThreatModel("linf", 1.0))
+    points = Strong(queries=50)(problem)
+    assert len(points)
+    assert (rounded(points).argmax(1) == 0).all()
+
+
 def test_a_sample_that_is_misclassified_clean_costs_one_pass() -> None:
     model = _trained("plain")
     x, y = _correct(model, 20)

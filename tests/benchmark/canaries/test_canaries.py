@@ -55,6 +55,12 @@ def test_a_table_counts_who_is_fooled() -> None:
     assert lines[-1].startswith("| **fooled by** |")
 
 
+def test_an_attack_that_fails_is_said_to(cli: Cli) -> None:
+    ended = cli("canaries", "--attack", "pgd/steps=2", "--canary", "argmax", "--samples", "20")
+    assert "| error" in ended.out
+    assert "pgd/steps=2 failed on argmax: NoGradientError: the model gives no" in ended.out
+
+
 def test_an_unknown_canary_and_norm_are_refused(cli: Cli) -> None:
     with pytest.raises(UserError, match="did you mean 'softmax'"):
         next(qualify(["pgd"], names=["softmx"]))

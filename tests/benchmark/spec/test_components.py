@@ -31,6 +31,7 @@ def _read(value: object) -> Component:
          | {"confidence": "0.5"}),
         ("pgd/objective=", "pgd", {"objective": ""}),
         ("external/model=module:Net=2", "external", {"model": "module:Net=2"}),
+        ("pgd-at/eps=8/255/half", "pgd-at", {"eps": "8/255", "half": True}),
         ("saved:a/b=c/d", "saved:a/b=c/d", {}),
         ("best-arm:pgd/steps=3", "best-arm:pgd", {"steps": "3"}),
         # A source is all that follows: labels and folders hold slashes.
@@ -73,6 +74,11 @@ def test_what_has_no_name_is_refused(value: object) -> None:
 )
 def test_the_label_is_the_name_and_the_options_given(value: object, label: str) -> None:
     assert _read(value).label == label
+
+
+@pytest.mark.parametrize("value", ["pgd-at/eps=8/255", {"name": "pgd-at", "eps": "8/255"}])
+def test_a_budget_may_be_a_fraction(value: object) -> None:
+    assert configure(DEFENSES, _read(value)).eps == 8 / 255
 
 
 def test_options_become_what_the_dataclass_declares() -> None:

@@ -163,6 +163,8 @@ def test_only_reports_of_one_model_on_the_same_samples_are_combined() -> None:
         return str(error.value)
 
     l2, linf = evaluate_small(), evaluate_small(norm="linf", eps=0.05)
+    with pytest.raises(UserError, match="give a list of two reports or more"):
+        combine(l2)  # type: ignore[arg-type]
     assert refused() == refused(l2) == refused(l2, "linf")
     assert refused(l2).startswith("give a list of two reports or more")
     assert refused(l2, l2).startswith("two reports are under L2 eps 0.2")
