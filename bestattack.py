@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from attacks import Attack, Facts, Problem, ThreatModel
-    from benchmark import Combined, Report, UserError, combine, evaluate
+    from benchmark import Combined, Report, UserError, combine, evaluate, load_dataset
     from defenses import Recipe
 
 __all__ = [
@@ -37,13 +37,14 @@ __all__ = [
     "__version__",
     "combine",
     "evaluate",
+    "load_dataset",
 ]
 
 # The package that each public name comes from. It is imported when the name is first asked for,
 # after `_check_packages`.
 _SOURCES = {
     "attacks": ("Attack", "Facts", "Problem", "ThreatModel"),
-    "benchmark": ("Combined", "Report", "UserError", "combine", "evaluate"),
+    "benchmark": ("Combined", "Report", "UserError", "combine", "evaluate", "load_dataset"),
     "defenses": ("Recipe",),
 }
 _PACKAGES = (*_SOURCES, "leaderboard")

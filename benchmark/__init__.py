@@ -6,9 +6,10 @@ import os
 # small networks tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.report.report import Report
 from benchmark.run.evaluate import evaluate
 from benchmark.threats import Combined, combine
 
-__all__ = ["Combined", "Report", "UserError", "combine", "evaluate"]
+__all__ = ["Combined", "Report", "UserError", "combine", "evaluate", "load_dataset"]

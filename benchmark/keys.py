@@ -27,6 +27,7 @@ from torch import nn
 
 from attacks import Attack, ThreatModel
 from benchmark.data.dataset import Dataset
+from benchmark.data.dataset import fingerprint as fingerprint_of
 from benchmark.errors import UserError
 from benchmark.judge import evaluator
 from benchmark.judge.records import IntArray
@@ -62,9 +63,11 @@ def identify_data(
     order.
 
     Invalidated by another name of the data set, by any other image or label in the split, by
-    another choice of `labels` (as in a `RunSpec`), and by another order.
+    other features that attacks must not change, by another choice of `labels` (as in a `RunSpec`),
+    and by another order.
     """
     identity = {"name": dataset.name, "sha256": dataset.fingerprint(split)}
+    identity |= {} if dataset.frozen is None else {"frozen": fingerprint_of(dataset.frozen)}
     identity |= {} if labels == "data" else {"labels": labels}
     return identity | ({} if order is None else {"order": _digest(order)})
 

@@ -27,6 +27,7 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_offers_what_users_need() -> None:
     assert bestattack.evaluate is benchmark.evaluate
+    assert bestattack.load_dataset is benchmark.load_dataset
     assert bestattack.Report is benchmark.Report
     assert bestattack.UserError is benchmark.UserError
     assert bestattack.ThreatModel is attacks.ThreatModel

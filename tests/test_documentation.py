@@ -18,12 +18,14 @@ from typer.main import get_command
 from attacks.working import due
 from benchmark.cli.main import Kind
 from benchmark.data.sets import load_dataset
+from benchmark.data.sources.kinds import SOURCES
 from benchmark.data.variants import VARIANTS
 from benchmark.report.flags import FLAGS
 from benchmark.spec.components import SAVED, configure, read_component
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES, SUITES
 from benchmark.spec.run_spec import RunSpec, make_spec, make_threat
+from benchmark.spec.source_names import is_source, read_source
 from benchmark.studies.sweep.sweep_runs import check_point
 from benchmark.studies.sweep.sweep_spec import Measure, Reported, make_sweep
 from defenses import ARCHITECTURES
@@ -157,10 +159,12 @@ def _parsed(words: list[str]) -> dict[str, Any]:
 
 
 def _check_names(params: dict[str, Any]) -> None:
-    spec = params.get("spec")
-    # A ready study goes by its name.
-    if spec is not None and Path(spec).suffix and Path(spec).parts[0] != "runs":
-        assert Path(spec).name in READERS_OWN or (ROOT / spec).is_file(), spec
+    if params.get("onnx"):  # files that are the reader's own
+        return
+    for spec in [params.get("spec"), *(params.get("specs") or [])]:
+        # A ready study goes by its name.
+        if spec is not None and Path(spec).suffix and Path(spec).parts[0] != "runs":
+            assert Path(spec).name in READERS_OWN or (ROOT / spec).is_file(), spec
     if params.get("plugin") or not {"out", "data_root"} <= set(params):
         return
     defenses = params.get("defense") or []
@@ -171,8 +175,14 @@ def _check_names(params: dict[str, Any]) -> None:
     attacks = [read_component(name, "an attack") for name in params.get("attack") or []]
     threat = make_threat(params.get("norm") or "l2", params.get("eps") or 1.0)
     choose(params.get("suite"), attacks, threat)
-    if isinstance(params.get("data"), str):
-        load_dataset(params["data"])
+    data = params.get("data")
+    if isinstance(data, str) and is_source(data):
+        # The file is the reader's own, but not its kind and what is asked of it.
+        parts = read_source(data)
+        known = {*SOURCES[parts.kind].keys, *VARIANTS}
+        assert {word.partition("=")[0] for word in parts.words} <= known
+    elif isinstance(data, str):
+        load_dataset(data)
 
 
 @pytest.mark.parametrize("fence", _fences("yaml"), ids=str)

@@ -1,5 +1,6 @@
 """Smooth derivatives of the largest and the smallest of several numbers, and of pooling."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.smoothing.grafts import grafted
+from attacks.smoothing.grafts import gathered, grafted
 from attacks.smoothing.scale import Scale
 
 
@@ -70,17 +71,27 @@ def _pool(
     with torch.no_grad():
         found = func(z, kernel_size, stride, padding, dilation, ceil_mode, *args, **kw)
     value = found[0] if isinstance(found, tuple) else found
-    sizes = _each(kernel_size, axes)
+    sizes, gaps = _each(kernel_size, axes), _each(dilation, axes)
     strides = _each(stride, axes) if stride not in (None, ()) and stride != [] else sizes
-    windows = _padded(z, value, sizes, strides, _each(padding, axes), _each(dilation, axes))
-    for axis, (size, step, gap) in enumerate(
-        zip(sizes, strides, _each(dilation, axes), strict=True)
-    ):
-        windows = windows.unfold(z.dim() - axes + axis, (size - 1) * gap + 1, step)[..., ::gap]
-    windows = windows.flatten(-axes)
-    for axis, length in enumerate(value.shape[-axes:]):
-        windows = windows.narrow(windows.dim() - 1 - axes + axis, 0, length)
-    return _pooled(found, _soft_pool(scale, z, windows))
+    amounts = _amounts(z, value, sizes, strides, _each(padding, axes), gaps)
+    # Where the first number of each window lies, the second, and so on.
+    places: list[Any] = [
+        (..., *map(_at, place, strides, gaps, value.shape[-axes:]))
+        for place in product(*map(range, sizes))
+    ]
+    with torch.no_grad():
+        padded = functional.pad(z, amounts, value=-math.inf) if any(amounts) else z
+        inverse = 1 / scale.width(z)
+        weights = [((padded[place] - value) * inverse).exp_() for place in places]
+        total = functools.reduce(torch.add, weights)
+        weights = [weight.div_(total) for weight in weights]
+    return _pooled(found, lambda out: gathered(z, out, places, weights, amounts))
+
+
+def _at(offset: int, stride: int, gap: int, length: int) -> slice:
+    """Where, along an axis, the numbers lie that have an offset in their windows."""
+    begin = offset * gap
+    return slice(begin, begin + (length - 1) * stride + 1, stride)
 
 
 def _soft_pool(scale: Scale, z: Tensor, windows: Tensor) -> Tensor:
@@ -91,18 +102,18 @@ def _soft_pool(scale: Scale, z: Tensor, windows: Tensor) -> Tensor:
     return torch.where(weights > 0, weights * windows, 0.0).sum(-1)
 
 
-def _padded(
+def _amounts(
     z: Tensor, value: Tensor, sizes: list[int], strides: list[int], paddings: list[int],
     dilations: list[int],
-) -> Tensor:  # fmt: skip
-    """z with minus infinity around it, enough for all windows."""
+) -> list[int]:  # fmt: skip
+    """How much is padded before and behind each axis, the last first, so that all windows fit."""
     axes = len(sizes)
     amounts: list[int] = []
     for axis in reversed(range(axes)):
         length, out = z.shape[z.dim() - axes + axis], value.shape[z.dim() - axes + axis]
         reach = (out - 1) * strides[axis] + (sizes[axis] - 1) * dilations[axis] + 1
         amounts += [paddings[axis], max(0, reach - length - paddings[axis])]
-    return functional.pad(z, amounts, value=-math.inf) if any(amounts) else z
+    return amounts
 
 
 def _each(value: Any, axes: int) -> list[int]:
@@ -110,10 +121,11 @@ def _each(value: Any, axes: int) -> list[int]:
     return values * axes if len(values) == 1 and axes > 1 else values
 
 
-def _pooled(found: Any, soft: Tensor) -> Any:
+def _pooled(found: Any, graft: Callable[[Tensor], Tensor]) -> Any:
+    """What pooling found, with another gradient."""
     if isinstance(found, tuple):
-        return type(found)((grafted(found[0], soft), *found[1:]))
-    return grafted(found, soft)
+        return type(found)((graft(found[0]), *found[1:]))
+    return graft(found)
 
 
 def _adaptive(
@@ -132,7 +144,8 @@ def _adaptive(
             begin, end = at * length // out, -(-(at + 1) * length // out)
             window = window.narrow(z.dim() - axes + axis, begin, end - begin)
         soft.append(_soft_pool(scale, z.flatten(-axes), window.flatten(-axes).unsqueeze(-2)))
-    return _pooled(found, torch.cat(soft, -1).unflatten(-1, tuple(outs)))
+    smooth = torch.cat(soft, -1).unflatten(-1, tuple(outs))
+    return _pooled(found, lambda out: grafted(out, smooth))
 
 
 EXTREMES: dict[str, Callable[..., Any]] = {

@@ -1,9 +1,13 @@
 """Values of one tensor with the gradient of another."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Where numbers lie in a tensor: an index of each.
+Places = Sequence[Any]
 
 
 class _Sloped(torch.autograd.Function):
@@ -62,6 +66,47 @@ def joined(value: Tensor, other: Tensor) -> Tensor:
     return result
 
 
+class _Gathered(torch.autograd.Function):
+    """A value, each number of which gathers some numbers of a tensor with weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, value: Tensor, places: Places, amounts: list[int], *weights: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*weights)
+        ctx.shape, ctx.places, ctx.amounts = z.shape, places, amounts
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        unpadded = [(0, 0)] * len(ctx.shape)
+        for axis in range(len(ctx.amounts) // 2):
+            unpadded[-1 - axis] = (ctx.amounts[2 * axis], ctx.amounts[2 * axis + 1])
+        shape = [n + sum(more) for n, more in zip(ctx.shape, unpadded, strict=True)]
+        back = gradient[0].new_zeros(shape)
+        for place, weight in zip(ctx.places, ctx.saved_tensors, strict=True):
+            back[place].addcmul_(gradient[0], weight)
+        inside = zip(ctx.shape, unpadded, strict=True)
+        back = back[tuple(slice(before, before + n) for n, (before, _) in inside)]
+        return back, None, None, None, *[None] * len(ctx.places)
+
+
+def gathered(
+    z: Tensor, value: Tensor, places: Places, weights: list[Tensor], amounts: list[int]
+) -> Tensor:
+    """`value`, with the gradient of a weighted sum of numbers of `z`.
+
+    places   where these numbers lie in z once it is padded, each the index of one for every number
+             of the value.
+    weights  how much they count, each shaped as the value.
+    amounts  how z is padded, as for `torch.nn.functional.pad`.
+    """
+    result: Tensor = _Gathered.apply(  # type: ignore[no-untyped-call]
+        z, value, places, amounts, *weights
+    )
+    return result
+
+
 def is_graft(node: Any) -> bool:
     """Whether a node of torch's graph is one of these."""
-    return getattr(node, "_forward_cls", None) in (_Sloped, _Grafted, _Joined)
+    return getattr(node, "_forward_cls", None) in (_Sloped, _Grafted, _Gathered, _Joined)

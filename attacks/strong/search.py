@@ -36,6 +36,10 @@ SEEDED = THROUGH = 2
 # The part of the queries that comes first.
 PART = 8
 
+# The same, where the other classes are tried however large the gaps to them, and how many times as
+# much the smallest gap must say.
+_NEARLY, _FAR_MORE = 0.5, 4.0
+
 # How many times the lead that all attacks won back may be left where more queries can do.
 _HOPE = 1.0
 
@@ -125,10 +129,25 @@ class Search:
         again = (gap[:, 1] >= limit) & (way.start == "far")
         return [order[:, 0], torch.where(again, order[:, 0], order[:, 1])]
 
-    def ascend(self, columns: Sequence[Tensor], steps: int, way: Way, limit: float) -> None:
+    @property
+    def hopeful(self) -> Tensor:
+        """Samples (n,) that rose most of the way, and from whose gradients that cannot be seen: by
+        them far more of eps is lacking. Those of saturated outputs rank no classes."""
+        gained = self.best - self.clean
+        lacking = -self.best / gained.clamp_min(torch.finfo(gained.dtype).tiny)
+        return (lacking <= _NEARLY) & (self.gap.amin(1) > _FAR_MORE * lacking)
+
+    def ascend(
+        self,
+        columns: Sequence[Tensor],
+        steps: int,
+        way: Way,
+        limit: float,
+        also: Tensor | None = None,
+    ) -> None:
         """One run per unbroken sample and column (n,), all together, toward the target in it, where
-        the gap to that is at most the limit."""
-        parts = [self._begin(column, way, limit) for column in columns]
+        the gap to that is at most the limit, and of samples that are `also` worth it, bool (n,)."""
+        parts = [self._begin(column, way, limit, also) for column in columns]
         rows, column, start = (torch.cat(of_each) for of_each in zip(*parts, strict=True))
         if not len(rows):
             return
@@ -145,11 +164,14 @@ class Search:
             for part in _split(of):
                 self._learn(of[part], reached.select(part), toward[part])
 
-    def _begin(self, column: Tensor, way: Way, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows (m,) of the unbroken samples whose gap in a column (n,) is at most the limit,
-        their columns (m,), and where the way begins (m, *shape)."""
+    def _begin(
+        self, column: Tensor, way: Way, limit: float, also: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows (m,) of the unbroken samples whose gap in a column (n,) is at most the limit, or
+        which are `also` worth it, their columns (m,), and where the way begins (m, *shape)."""
         self.runs += 1
         near = self.gap.gather(1, column[:, None]).squeeze(1) <= limit
+        near = near if also is None else near | also
         rows = (~self.broken & near).nonzero().squeeze(1)
         if way.start == "best":
             return rows, column[rows], self.answer[rows]

@@ -159,7 +159,7 @@ class Strong:
         search.seed(self.steps)
         search.stage = "other classes"
         for place in range(self.classes, places):
-            search.ascend([search.nearest(place)], _BRIEF, way, _OPEN)
+            search.ascend([search.nearest(place)], _BRIEF, way, _OPEN, search.hopeful)
         search.stage = "restarts"
         for limit, steps, ways in _ROUNDS:
             for way in ways:

@@ -12,12 +12,14 @@ import typer
 
 from attacks.messages import one_line
 from attacks.threat import Norm
+from benchmark.cli import run_options
 from benchmark.cli.canaries_command import canaries
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
+from benchmark.cli.vnnlib_command import judge_properties
 from benchmark.errors import FailedError, UserError
 from benchmark.judge.subject import Precision
-from benchmark.spec.run_spec import Choose, Device, Labels, Mode, Part
+from benchmark.spec.run_spec import Choose, Device, Mode, Part
 
 if TYPE_CHECKING:
     from benchmark.report.report import Report
@@ -60,32 +62,18 @@ class Kind(StrEnum):
 
 @app.command(epilog=_STATUS)
 def run(
-    spec: Annotated[Path | None, typer.Argument(help="A YAML spec; flags override it.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set, e.g. mnist or mnist/pair=4-9.")
-    ] = None,
+    specs: run_options.Specs = [],  # noqa: B006 - typer copies it
+    data: run_options.Data = None,
     samples: Annotated[int | None, typer.Option(help="Only so many images.")] = None,
     choose: Annotated[Choose | None, typer.Option(help="Which, where not all.")] = None,
     split: Annotated[Part | None, typer.Option(help="Which images to attack.")] = None,
-    labels: Annotated[
-        Labels | None, typer.Option(help="predictions: what the model says of clean images.")
-    ] = None,
+    labels: run_options.Labelled = None,
     norm: Annotated[str | None, typer.Option(help="l2, linf or l1.")] = None,
-    eps: Annotated[
-        str | None, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")
-    ] = None,
-    threat: Annotated[
-        list[str], typer.Option(help="l2:2.0, linf:8/255; for several, in place of norm and eps.")
-    ] = [],  # noqa: B006
-    bounded: Annotated[
-        bool | None, typer.Option(help="Whether perturbed images must stay in [0, 1].")
-    ] = None,
-    defense: Annotated[
-        list[str], typer.Option(help="vanilla, pgd-at/epochs=5, saved:FOLDER; repeat for more.")
-    ] = [],  # noqa: B006 - typer copies it
-    attack: Annotated[
-        list[str], typer.Option(help="pgd, cw/steps=100,1000, best-arm:pgd; repeat for more.")
-    ] = [],  # noqa: B006
+    eps: run_options.Eps = None,
+    threat: run_options.Threats = [],  # noqa: B006
+    bounded: run_options.Bounded = None,
+    defense: run_options.Defenses = [],  # noqa: B006
+    attack: run_options.Attacks = [],  # noqa: B006
     suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
@@ -95,14 +83,18 @@ def run(
     expectation: Annotated[int | None, typer.Option(help="Draws per step of attacks.")] = None,
     block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
     plugin: Plugins = [],  # noqa: B006
+    onnx: run_options.Onnx = None,
+    vnnlib: run_options.Vnnlib = [],  # noqa: B006
+    exact: run_options.Exact = False,
+    limit: run_options.Limit = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train defenses, attack them, print the best-attack table. Running again resumes."""
-    from benchmark.run import runner
-    from benchmark.threats import run_tables
+    """Train defenses, attack them, print the best-attack table. Running again resumes.
 
+    With --onnx and --vnnlib: judge properties of a network.
+    """
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
@@ -110,6 +102,15 @@ def run(
         "block": block, "choose": choose, "draws": draws, "expectation": expectation,
         "plugins": [str(path) for path in plugin],
     }  # fmt: skip
+    if onnx or vnnlib or exact or limit is not None:
+        judge_properties(
+            onnx, [*vnnlib, *specs], exact, limit, out, flags | {"data_root": data_root}
+        )
+        return
+    from benchmark.run import runner
+    from benchmark.threats import run_tables
+
+    spec = run_options.single(specs)
     run_spec = _spec_of(spec, flags)
     folder = _folder_of(spec, run_spec, out)
     reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
@@ -121,7 +122,9 @@ def run(
 
 def _folder_of(spec: Path | None, run_spec: "RunSpec", out: Path | None) -> Path:
     """The folder of a run. Raises UserError where the run would replace the spec in it."""
-    name = f"{run_spec.data.replace('/', '_')}-{run_spec.place}"
+    from benchmark.spec.source_names import without_places
+
+    name = f"{without_places(run_spec.data).replace('/', '_')}-{run_spec.place}"
     folder = out or Path("runs") / (spec.stem if spec else name)
     if (
         spec
@@ -205,6 +208,7 @@ def train(
 @app.command("list")
 def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
     """List attacks, defenses, datasets, suites, ready studies, flags, or a library's attacks."""
+    from benchmark.data.sources.kinds import describe_sources
     from benchmark.data.variants import describe_variants
     from benchmark.report.flags import describe_flags
     from benchmark.spec import registry
@@ -228,7 +232,7 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
             line = textwrap.fill(line, 100, subsequent_indent=" " * width, break_on_hyphens=False)
         typer.echo(line)
     if kind is Kind.datasets:
-        typer.echo(f"\n{describe_variants()}")
+        typer.echo(f"\n{describe_sources()}\n\n{describe_variants()}")
 
 
 @app.command()

@@ -1,12 +1,16 @@
-"""What a data set is, named classes and images with labels in two splits, and what a variant is."""
+"""What a data set is, named classes and two splits of labelled images or rows, and what a variant
+is."""
 
 import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attacks.messages import described
@@ -27,19 +31,40 @@ def fingerprint(*tensors: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images `x`, float32 (n, C, H, W) in [0, 1], and labels `y`, int64 (n,), on the CPU."""
+    """Images `x`, float32 (n, C, H, W) in [0, 1], or rows of a table (n, features), and labels `y`,
+    int64 (n,), on the CPU."""
 
     x: Tensor
     y: Tensor
+
+    @classmethod
+    def scaled(cls, x: NDArray[Any], white: float, y: NDArray[Any]) -> "Split":
+        """From arrays: images (n, *shape) of numbers up to `white`, and labels (n,)."""
+        divided = np.divide(x, white, dtype=np.float32)
+        return cls(torch.from_numpy(divided), torch.from_numpy(y.astype(np.int64)))
+
+
+class Feature(NamedTuple):
+    """A feature of a table: its name, and the values in its own units that become 0 and 1."""
+
+    name: str
+    lower: float
+    upper: float
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A named data set, whose splits are loaded when first asked for, each on its own.
 
-    `labels` are the names of the classes, and `shape` (C, H, W) is that of an image. `load` gives
-    either split; `train` and `test` keep what it gave, and raise DataError where that is not what
-    `Split` says.
+    labels    the names of the classes.
+    shape     (C, H, W) of an image, or (features,) of a row of a table.
+    load      gives either split. `train` and `test` keep what it gave, and raise DataError where
+              that is not what `Split` says.
+    frozen    (*shape), bool, the features that attacks must not change; None: there are none.
+    features  of a table, in the order of its columns: an eps is a share of the range of each.
+              Empty for images, and where a variant changed the values.
+
+    Raises DataError where `frozen` has another shape, or leaves nothing that can be attacked.
 
     >>> split = Split(torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))
     >>> dataset = Dataset("noise", ("quiet", "loud"), (1, 2, 2), lambda part: split)
@@ -49,8 +74,25 @@ class Dataset:
 
     name: str
     labels: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     load: Callable[[Part], Split]
+    frozen: Tensor | None = None
+    features: tuple[Feature, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.frozen is None:
+            return
+        if self.frozen.dtype != torch.bool or self.frozen.shape != self.shape:
+            raise DataError(f"{self.name}: frozen must be bool {self.shape}, as a sample is")
+        if bool(self.frozen.all()):
+            raise DataError(
+                f"{self.name}: all features are frozen, so that nothing can be attacked"
+            )
+
+    @property
+    def noun(self) -> str:
+        """What messages call its samples."""
+        return "images" if len(self.shape) > 1 else "rows"
 
     @property
     def classes(self) -> int:
@@ -84,12 +126,12 @@ class Dataset:
         return fingerprint(self.test.x, self.test.y)
 
     def first(self, part: Part, count: int | None = None) -> Split:
-        """The first `count` images of a split, by default all. Raises DataError where there are
+        """The first `count` samples of a split, by default all. Raises DataError where there are
         fewer."""
         split = self.split(part)
         if count is not None and count > len(split.y):
             raise DataError(
-                f"{self.name} has {len(split.y)} {part} images, not {count}: lower samples"
+                f"{self.name} has {len(split.y)} {part} {self.noun}, not {count}: lower samples"
             )
         return Split(split.x[:count], split.y[:count])
 
@@ -102,10 +144,10 @@ class Dataset:
             raise DataError(f"{self.name}: {described(error)}") from error
         x, y, n = split.x, split.y, len(split.y)
         if n == 0 or x.shape != (n, *self.shape) or y.shape != (n,):
-            got = f"images {tuple(x.shape)} and labels {tuple(y.shape)}"
+            got = f"{self.noun} {tuple(x.shape)} and labels {tuple(y.shape)}"
             raise DataError(f"{self.name}: the {part} split has {got}, not (n, *{self.shape})")
         if x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(f"{self.name}: the {part} images are not float32 in [0, 1]")
+            raise DataError(f"{self.name}: the {part} {self.noun} are not float32 in [0, 1]")
         if y.dtype != torch.int64 or not (y.min() >= 0 and y.max() < self.classes):
             raise DataError(
                 f"{self.name}: the {part} labels are not int64 from 0 to {self.classes - 1}"

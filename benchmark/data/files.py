@@ -1,4 +1,5 @@
-"""The files of MNIST, Fashion-MNIST and CIFAR-10: find, fetch, check and parse them.
+"""The files of data sets: find, fetch and check them, and parse those of MNIST, Fashion-MNIST and
+CIFAR-10; those of others are parsed in `benchmark.data.photographs`.
 
 Under a root lie `mnist/*.gz`, `fashion-mnist/*.gz` (or the same files uncompressed) and
 `cifar10/cifar-10-batches-py/` or `cifar10/cifar-10-batches-bin/` (or these two without `cifar10/`).
@@ -62,11 +63,21 @@ MD5 = {
     "cifar-10-batches-py/data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
     "cifar10/cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    "cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d",
+    "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "cifar100/cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+    "cifar100/cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+    "svhn/train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "svhn/test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+    "tiny-imagenet/tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de",
 }
 _MIRRORS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/",
+    "svhn": "http://ufldl.stanford.edu/housenumbers/",
+    "tiny-imagenet": "http://cs231n.stanford.edu/",
 }
 _SYSTEM = Path("/usr/share/datasets")  # Debian's dataset-fashion-mnist; searched, never written
 
@@ -95,7 +106,7 @@ def read_idx(base: str, part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
     """
     prefix = "train" if part == "train" else "t10k"
     images, labels = (
-        _parse(_parse_idx, *_content([f"{base}/{file}.gz", f"{base}/{file}"], file + ".gz", root))
+        parsed(_parse_idx, *content_of([f"{base}/{file}.gz", f"{base}/{file}"], file + ".gz", root))
         for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     )
     return images[:, None], labels
@@ -110,17 +121,19 @@ def read_cifar10(part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
     for batch in [f"data_batch_{i}" for i in range(1, 6)] if part == "train" else ["test_batch"]:
         files = [f"cifar-10-batches-py/{batch}", f"cifar-10-batches-bin/{batch}.bin"]
         places = [f"cifar10/{file}" for file in files] + files
-        path, content = _content(places, "cifar-10-python.tar.gz", root)
+        path, content = content_of(places, "cifar-10-python.tar.gz", root)
         parse = _parse_binary if path.suffix == ".bin" else _parse_pickle
-        batches.append(_parse(parse, path, content))
+        batches.append(parsed(parse, path, content))
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _content(places: Sequence[str], download: str, root: Path | None) -> tuple[Path, bytes]:
-    """The path of the first of the places that exists, and its checked content.
+def content_of(places: Sequence[str], download: str, root: Path | None) -> tuple[Path, bytes]:
+    """The path of the first of the places that exists, and its checked content, which is unpacked
+    where it is one file.
 
-    Where none exists, the file `download` is fetched from the mirror, which makes places[0].
+    Where none exists, the file `download` is fetched from the mirror, which makes places[0]. Raises
+    DataError where that fails, and where the file is another or damaged.
     """
     for folder in [*data_roots(root), _SYSTEM]:
         for place in places:
@@ -143,17 +156,24 @@ def _content(places: Sequence[str], download: str, root: Path | None) -> tuple[P
 def _checked(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-        if path.suffix == ".gz":
+        if _is_packed(path):
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is truncated or damaged: replace or delete it") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     got = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    want = MD5[f"{path.parent.name}/{path.name.removesuffix('.gz')}"]
+    want = MD5[
+        f"{path.parent.name}/{path.name.removesuffix('.gz') if _is_packed(path) else path.name}"
+    ]
     if got != want:
         raise DataError(f"{path} is not the official file (md5 {got}, not {want}): replace it")
     return content
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a file is one that is packed, and not an archive of several."""
+    return path.suffix == ".gz" and not path.name.endswith(".tar.gz")
 
 
 def _fetch(place: str, file: str, root: Path | None) -> Path:
@@ -206,7 +226,8 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _parse(parser: Callable[[bytes], T], path: Path, content: bytes) -> T:
+def parsed(parser: Callable[[bytes], T], path: Path, content: bytes) -> T:
+    """What a parser makes of the content of a file. Raises DataError where it fails."""
     try:
         return parser(content)
     except Exception as error:  # a pickle can raise anything
@@ -236,6 +257,12 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _parse_pickle(content: bytes) -> tuple[Bytes, Bytes]:
+    return pickled_images(content, b"labels")
+
+
+def pickled_images(content: bytes, key: bytes) -> tuple[Bytes, Bytes]:
+    """Images (n, 3, 32, 32) and labels (n,) of a python release of CIFAR, where `key` is what the
+    labels are called. Raises UnpicklingError for a pickle that would run code."""
     batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     images = np.asarray(batch[b"data"], np.uint8)
-    return images.reshape(-1, 3, 32, 32), np.array(batch[b"labels"], np.uint8)
+    return images.reshape(-1, 3, 32, 32), np.array(batch[key], np.uint8)

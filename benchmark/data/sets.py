@@ -1,6 +1,7 @@
 """The data sets to measure on, by name: `base/key=value/...`, read from left to right.
 
-Bases: digits, mnist, fashion-mnist and cifar10, besides those that others register. Variants are in
+Bases: digits, mnist, fashion-mnist and cifar10, those of `benchmark.data.photographs`, those that
+others register, and KIND=PATH for data in files (`benchmark.data.sources.kinds`). Variants are in
 `benchmark.data.variants.VARIANTS`, and `bestattack list datasets` says what each does. All of them
 act on both splits, but scramble and train: mnist/binarize/scale=0.809/train=1000.
 
@@ -11,17 +12,17 @@ ankle-boot. Labels of cifar10: airplane, automobile, bird, cat, deer, dog, frog,
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import DataError, read_cifar10, read_idx
+from benchmark.data.sources.kinds import load_source, suggestion
 from benchmark.data.variants import VARIANTS, hint
+from benchmark.errors import UserError
 from benchmark.spec.registry import DATASETS
 from benchmark.spec.run_spec import Part
+from benchmark.spec.source_names import is_source
 
 _TEN = tuple("0123456789")
 _FASHION = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"
@@ -29,10 +30,14 @@ _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 
 
 def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
-    """The data set of that name; its files are sought in `root` first.
+    """The data set of a name such as "mnist", or of data in files, "npz=images.npz/scale=255", with
+    variants: "mnist/pair=4-9".
 
-    Raises DataError, in one line, for an unknown variant or label. Files are read, and missing
-    ones downloaded, when a split is first asked for.
+    root  where the files of data sets are sought first.
+
+    The files of MNIST and its like are read, and missing ones downloaded, when a split is first
+    asked for. Raises UserError, in one line, for a name that is unknown, and DataError, which is
+    one, for an unknown option, variant or label, and for files that cannot be used.
 
     >>> dataset = load_dataset("digits/pair=4-9")
     >>> dataset.labels, dataset.shape
@@ -43,15 +48,30 @@ def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
     Traceback (most recent call last):
     benchmark.data.files.DataError: digits/pear=4-9: unknown variant 'pear'...
     """
-    base, *variants = name.split("/")
-    make: Callable[[Path | None], Dataset] = DATASETS.get(base)
-    dataset = make(None if root is None else Path(root))
+    folder = None if root is None else Path(root)
+    if is_source(name):
+        dataset, variants = load_source(name, folder)
+    else:
+        base, *variants = name.split("/")
+        dataset = _registered(name, base)(folder)
     for variant in variants:
         key, _, value = variant.partition("=")
         if key not in VARIANTS:
             raise DataError(f"{name}: unknown variant {key!r}{hint(key, VARIANTS)}")
         dataset = VARIANTS[key](dataset, value)
     return dataset
+
+
+def _registered(name: str, base: str) -> Callable[[Path | None], Dataset]:
+    """What makes the data set that is registered as `base`. Raises UserError, which says what to
+    write where the name is a path."""
+    try:
+        make: Callable[[Path | None], Dataset] = DATASETS.get(base)
+    except UserError as error:
+        if hint := suggestion(name):
+            raise DataError(hint) from error
+        raise
+    return make
 
 
 def digits(root: Path | None) -> Dataset:
@@ -85,7 +105,7 @@ def _load_digits(part: Part) -> Split:
     except ImportError as error:
         raise DataError("digits needs scikit-learn: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
-    split = _split(images.reshape(-1, 1, 8, 8), 16, labels)
+    split = Split.scaled(images.reshape(-1, 1, 8, 8), 16, labels)
     # By a rule, since a random draw could change with a library's version.
     nth = (split.y[:, None] == torch.arange(10)).cumsum(0).gather(1, split.y[:, None])[:, 0]
     keep = (nth % 5 == 0) == (part == "test")
@@ -94,14 +114,9 @@ def _load_digits(part: Part) -> Split:
 
 def _load_idx(base: str, root: Path | None, part: Part) -> Split:
     images, labels = read_idx(base, part, root)
-    return _split(images, 255, labels)
+    return Split.scaled(images, 255, labels)
 
 
 def _load_cifar10(root: Path | None, part: Part) -> Split:
     images, labels = read_cifar10(part, root)
-    return _split(images, 255, labels)
-
-
-def _split(images: NDArray[Any], white: int, labels: NDArray[Any]) -> Split:
-    x = np.divide(images, white, dtype=np.float32)
-    return Split(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)))
+    return Split.scaled(images, 255, labels)

@@ -90,12 +90,14 @@ def edge(x: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(edges)).view(x.shape).to(x.dtype)
 
 
-def _plain(name: str, function: Callable[[Tensor], Tensor]) -> Variant:
+def _plain(name: str, function: Callable[[Tensor], Tensor], needs_images: bool = False) -> Variant:
     """A variant of that name which takes no value."""
 
     def make(dataset: Dataset, value: str) -> Dataset:
         if value:
             raise DataError(f"{dataset.name}: {name} takes no value, not {value!r}")
+        if needs_images:
+            _check_images(dataset, name)
         return _changed(dataset, name, function)
 
     return Variant.of(name, make, function)
@@ -125,6 +127,7 @@ def _valued(
 
 def _smooth(dataset: Dataset, value: str) -> Dataset:
     """The variant smooth=K, of K x K pixels, or smooth=RxC, of R rows and C columns."""
+    _check_images(dataset, "smooth")
     sizes = [int(size) if size.isdecimal() else 0 for size in value.split("x")]
     if len(sizes) > 2 or min(sizes) < 1:
         raise DataError(
@@ -134,6 +137,14 @@ def _smooth(dataset: Dataset, value: str) -> Dataset:
     rows, columns = sizes[0], sizes[-1]
     name = f"smooth={rows}" if rows == columns else f"smooth={rows}x{columns}"
     return _changed(dataset, name, lambda x: smooth(x, rows, columns))
+
+
+def _check_images(dataset: Dataset, name: str) -> None:
+    """Raises DataError where a variant of that name is asked for rows of a table."""
+    if len(dataset.shape) != 3:
+        raise DataError(
+            f"{dataset.name}: {name} is for images, not for rows of {dataset.shape[0]} features"
+        )
 
 
 def to_number(text: str) -> float:
@@ -149,6 +160,7 @@ def _changed(dataset: Dataset, variant: str, function: Callable[[Tensor], Tensor
     return replace(
         dataset,
         name=f"{dataset.name}/{variant}",
+        features=(),  # whose bounds are those of other values
         load=partial(_load_changed, dataset.load, function),
     )
 
@@ -166,5 +178,5 @@ TRANSFORMS = (
     _valued("saturate=P", saturate, lambda n: n > 0, "a number above 0, or inf", "16"),
     _valued("gamma=G", gamma, lambda n: 0 < n < math.inf, "a number above 0", "0.7"),
     _valued("scale=A", scale, lambda n: 0 < n <= 1, "a number above 0, up to 1", "0.8"),
-    _plain("edge", edge),
+    _plain("edge", edge, needs_images=True),
 )

@@ -4,7 +4,7 @@ A model that takes float32 images, many at once, and returns a tensor of logits 
 Any other is wrapped, so that whoever calls it need not know.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attacks.messages import described
 from benchmark.errors import UserError
+from defenses.foreign.adapting import logits as outputs
 
 # Other precisions of images that a model may take, where it takes neither float32 nor its own.
 _OTHERS = (torch.float64, torch.bfloat16, torch.float16)
@@ -23,98 +24,17 @@ _OTHERS = (torch.float64, torch.bfloat16, torch.float16)
 _FEW = 2
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a user says of a model's outputs.
-
-    output  where the logits are in a tuple or list (an index), or in a dictionary or an object (a
-            key or the name of an attribute); None if the model returns them alone.
-    binary  whether the model returns one logit per image, (n,) or (n, 1), that is above 0 for
-            class 1. Its logits are then 0 and that.
-    """
-
-    output: int | str | None = None
-    binary: bool = False
+class Reading(outputs.Reading):
+    """What a user says of a model's outputs, whose mistakes are the user's."""
 
     def __call__(self, returned: Any, n: int) -> Tensor:
-        """The logits (n, classes) in what a model returned for n images. Raises UserError, in one
-        line."""
-        logits = self._picked(returned, n)
-        if not self.binary:
-            return logits
-        if logits.dim() == 2 and logits.shape[1] == 1:
-            logits = logits[:, 0]
-        if logits.dim() != 1:
-            raise UserError(
-                f"binary=True is for one logit per image, (n,) or (n, 1), not {_kind(logits)}"
-            )
-        return torch.stack([torch.zeros_like(logits), logits], 1)
-
-    def _picked(self, returned: Any, n: int) -> Tensor:
-        picked = returned
-        if self.output is not None:
-            try:
-                if isinstance(self.output, int) or isinstance(returned, Mapping):
-                    picked = returned[self.output]
-                else:
-                    picked = getattr(returned, self.output)
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                self._refuse_needless(returned)
-                raise UserError(
-                    f"the model returns {_kind(returned)}, which has no output {self.output!r}"
-                ) from error
-            self._check_picked(returned, picked, n)
-        if not isinstance(picked, Tensor):
-            raise UserError(
-                f"the model must give logits (n, classes), not {_kind(picked)}: say where they "
-                f"are, such as output={_suggested(picked)}"
-            )
-        if not picked.dim():
-            raise UserError(f"the model must give logits (n, classes), not {_kind(picked)}")
-        if picked.is_complex():
-            raise UserError("the model gives complex logits: return their real part or their size")
-        return picked
-
-    def _check_picked(self, returned: Any, picked: Any, n: int) -> None:
-        """Raises UserError where what `output` picked holds nothing for each of n images."""
-        # A single column is left to those who know what it may be.
-        allowed = (1, 2) if self.binary or not isinstance(returned, Tensor) else (2,)
-        if isinstance(picked, Tensor) and picked.dim() in allowed and len(picked) == n:
-            return
-        self._refuse_needless(returned)
-        raise UserError(
-            f"output {self.output!r} of the model is {_kind(picked)}, which is no batch of logits "
-            f"(n, classes) for {n} images: name another output"
-        )
-
-    def _refuse_needless(self, returned: Any) -> None:
-        """Raises UserError where there is nothing to pick from."""
-        if isinstance(returned, Tensor):
-            raise UserError(
-                f"the model gives {_kind(returned)} already: leave out output={self.output!r}, "
-                "which says where the logits are in a tuple, a dictionary or an object"
-            )
+        try:
+            return super().__call__(returned, n)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
-def _kind(value: Any) -> str:
-    """What a model returned, in words."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with {', '.join(map(repr, value)) or 'nothing'}"
-    return f"a {type(value).__name__}"
-
-
-def _suggested(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        rows = (place for place, part in enumerate(value) if _are_rows(part))
-        return str(next(rows, 0))
-    names = list(value) if isinstance(value, Mapping) else dir(value)
-    return repr(next((name for name in names if "logit" in str(name)), "logits"))
-
-
-def _are_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2
+_AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True)
@@ -138,7 +58,7 @@ class Calling:
     isolated: bool = False
     casts: bool = False
     scale: Tensor | None = None
-    reading: Reading = Reading()
+    reading: Reading = _AS_IT_IS
 
 
 def find_calling(

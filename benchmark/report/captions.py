@@ -8,6 +8,7 @@ from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
 from benchmark.spec.run_spec import RunSpec
+from benchmark.spec.source_names import noun_of, without_places
 
 # How norms are printed.
 NORMS = {"l2": "L2", "linf": "L-infinity", "l1": "L1"}
@@ -42,7 +43,9 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
 
 def images(report: Measurements, spec: RunSpec | None) -> str:
     """How a caption calls the images that a report is on: how many, of what, and how chosen."""
-    what = f"{spec.data} {spec.split} images" if spec else "images"
+    what = "images"
+    if spec:
+        what = f"{without_places(spec.data)} {spec.split} {noun_of(spec.data)}"
     return chosen(report.total, report.choice, what)
 
 

@@ -121,6 +121,9 @@ def _assess(
         name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
     )
     report.under = settings.under
+    # What a source of models says of one: see `defenses.foreign.sources.Brought`.
+    if isinstance(note := getattr(model, "note", None), str):
+        report.notes.append(f"{name}: {note}")
     # What a randomised model draws depends on the images that are forwarded together.
     traits = subject.traits | ({"block": settings.block} if subject.is_random else {})
     identity = identify_natural(about, subject.device, subject.precision, traits)

@@ -106,6 +106,8 @@ def certify_exactly(
     dataset = load_dataset(data or made_for, root)
     if list(dataset.shape) != card["shape"] or dataset.classes != card["classes"]:
         raise UserError(f"{folder} is no model of {dataset.name}: name the data it was made for")
+    if dataset.frozen is not None:
+        raise UserError(f"{dataset.name} has frozen features, and --exact moves all")
     test = dataset.first("test", samples)
     x, y = test.x, test.y
 

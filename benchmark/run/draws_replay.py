@@ -39,7 +39,8 @@ def replay_draws(
         rows = torch.from_numpy(block.index[block.found])
         points, clean = torch.from_numpy(block.adversarial), samples.x[rows]
         distance = report.threat.distance(points, clean)
-        in_box = (points == report.threat.clamp(points)).flatten(1).all(1)
+        within = report.threat.around(clean.to(subject.dtype), subject.terms.frozen)
+        in_box = (points == within.clamp(points)).flatten(1).all(1)
         known = torch.from_numpy(block.distance[block.found])
         outside += int((~in_box).sum())
         misplaced += int((~torch.isclose(distance, known, _ROUNDING, 0)).sum())

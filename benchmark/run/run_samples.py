@@ -16,7 +16,7 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import IntArray
-from benchmark.judge.subject import Subject, until_steady
+from benchmark.judge.subject import Subject, Terms, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity, identify_data
 from benchmark.spec.registry import DATASETS, load_plugins
@@ -65,10 +65,16 @@ def _order(dataset: Dataset, spec: RunSpec, strata: Dataset | None) -> IntArray 
     return ordered(labels, choose, spec.seed)
 
 
-def samples_again(
+def terms_of(dataset: Dataset, spec: RunSpec) -> Terms:
+    """The terms on which models are judged on a data set."""
+    return dataclasses.replace(spec.terms, frozen=dataset.frozen)
+
+
+def data_again(
     folder: Path, spec: RunSpec, manifest: dict[str, Any], root: Path | None
-) -> Samples:
-    """Load the plugins of the run in a folder, and the samples that it was measured on.
+) -> tuple[Dataset, Samples]:
+    """Load the plugins of the run in a folder, the data set and the samples that it was measured
+    on.
 
     Raises UserError where the data set holds other images or labels now, or where the manifest says
     otherwise of how they were chosen.
@@ -81,7 +87,7 @@ def samples_again(
     choice = dataclasses.asdict(choice_of(dataset, spec))
     if manifest.get("choice", choice) != choice:
         raise UserError(f"{folder / 'run.json'} was changed: its choice is not its samples'")
-    return samples
+    return dataset, samples
 
 
 @undisturbed()

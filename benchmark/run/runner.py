@@ -42,8 +42,15 @@ from benchmark.report.captions import threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
+from benchmark.run.geometry import Geometry
 from benchmark.run.run_folder import CELLS, RUN, THREATS, named
-from benchmark.run.run_samples import choice_of, identify_samples, relabelled, samples_of
+from benchmark.run.run_samples import (
+    choice_of,
+    identify_samples,
+    relabelled,
+    samples_of,
+    terms_of,
+)
 from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import Roster, enrol
@@ -158,8 +165,11 @@ def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
     peers = fetch(sources_of(lineup), trained)
     home = folder / THREATS / view.place if spec.threats else folder
     settings = Settings(
-        view.threat, view.mode, view.device, view.block, view.terms, shared.progress, under
-    )
+        view.threat, view.mode, view.device, view.block, terms_of(shared.dataset, view),
+        shared.progress, under,
+    )  # fmt: skip
+    if note := Geometry(view.threat, frozen=shared.dataset.frozen).note:
+        lineup = dataclasses.replace(lineup, notes=(*lineup.notes, note))
     # Commands on the results under one threat have that one's lock.
     with alone_in(home, make=True) if spec.threats else nullcontext():
         manifest = _manifest(shared, view, lineup, home)

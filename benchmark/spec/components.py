@@ -42,6 +42,11 @@ def saved_folder(name: str) -> Path | None:
 # because labels and folders hold slashes.
 SOURCE = "source"
 
+# Options that hold the path of a file or a folder, of which some name code in it after a colon.
+_PATHS = ("model", "weights", "python", "onnx", "exported", "script", "transformers")
+# Options whose values are names with so many slashes at most.
+_SLASHES = {"robustbench": 2, "transformers": 1}
+
 # A number as a fraction, such as 8/255.
 _FRACTION = re.compile(r"\d+(\.\d+)?/0*[1-9]\d*")
 
@@ -121,9 +126,9 @@ class Component(BaseModel):
         name, options = self.name, dict(self.options)
         if name.startswith(SAVED):
             name = SAVED + str(Path(name.removeprefix(SAVED)).absolute())
-        for key in ("model", "weights"):
+        for key in _PATHS:
             path, colon, attribute = str(options.get(key, "")).partition(":")
-            if Path(path).is_file():
+            if path and Path(path).exists():
                 options[key] = f"{Path(path).absolute()}{colon}{attribute}"
         for key, value in options.items():
             if isinstance(value, str) and value.startswith(SAVED):
@@ -134,16 +139,32 @@ class Component(BaseModel):
 
 
 def _settings(text: str) -> list[str]:
-    """The name and the options of a component, which slashes separate; the slash of a fraction, as
-    in "pgd-at/eps=8/255", is a part of its option."""
-    parts: list[str] = []
-    for part in text.split("/"):
-        value = parts[-1].partition("=")[2] if parts else ""
-        if _FRACTION.fullmatch(f"{value}/{part}"):
-            parts[-1] += f"/{part}"
-        else:
-            parts.append(part)
-    return parts
+    """The name and the options of a component, which slashes separate. Slashes that are part of an
+    option are those of a path that exists, of a name such as robustbench=NAME/DATASET/THREAT, and
+    of a fraction, as in "pgd-at/eps=8/255"."""
+    parts, settings = text.split("/"), []
+    while parts:
+        key, _, value = parts[0].partition("=")
+        count = 1
+        if key in _PATHS:
+            count = _path_length(parts)
+        if count == 1:
+            count += sum("=" not in part for part in parts[1 : 1 + _SLASHES.get(key, 0)])
+        if count == 1 and len(parts) > 1 and _FRACTION.fullmatch(f"{value}/{parts[1]}"):
+            count = 2
+        settings.append("/".join(parts[:count]))
+        parts = parts[count:]
+    return settings
+
+
+def _path_length(parts: list[str]) -> int:
+    """How many parts the longest path takes that exists and begins with the value of the first; 1
+    where none does."""
+    for count in range(len(parts), 1, -1):
+        path = "/".join(parts[:count]).partition("=")[2]
+        if Path(path).exists() or Path(path.rpartition(":")[0] or path).is_file():
+            return count
+    return 1
 
 
 def _number(value: Any) -> Any:
@@ -152,6 +173,11 @@ def _number(value: Any) -> Any:
         top, _, bottom = value.partition("/")
         return float(top) / int(bottom)
     return value
+
+
+def _several(value: Any) -> Any:
+    """The values in a text such as 0.5,0.5; other values as they are."""
+    return [_number(part) for part in value.split(",")] if isinstance(value, str) else value
 
 
 def read_component(value: Any, what: str) -> Component:
@@ -223,7 +249,11 @@ def _build(
 def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
     """Create an object of a dataclass from values that are checked. Raises UserError."""
     try:
-        numbers = {key: _number(value) for key, value in values.items()}
+        tuples = {field.name for field in dataclasses.fields(cls) if "tuple" in str(field.type)}
+        numbers = {
+            key: _several(value) if key in tuples else _number(value)
+            for key, value in values.items()
+        }
         configured: Any = TypeAdapter(cls).validate_python(numbers)
     except ValidationError as error:
         detail = error.errors()[0]

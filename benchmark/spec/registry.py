@@ -216,6 +216,9 @@ DATASETS = Registry(
         "mnist": "benchmark.data.sets:mnist",
         "fashion-mnist": "benchmark.data.sets:fashion_mnist",
         "cifar10": "benchmark.data.sets:cifar10",
+        "cifar100": "benchmark.data.photographs:cifar100",
+        "svhn": "benchmark.data.photographs:svhn",
+        "tiny-imagenet": "benchmark.data.photographs:tiny_imagenet",
     },
 )
 SUITES = Registry("suite", "suites", dict(suites.SUITES))

@@ -27,6 +27,7 @@ from attacks.threat import Norm, ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
+from benchmark.spec.source_names import with_absolute_paths
 from benchmark.spec.suites import DEFAULT_SUITE
 
 Mode = Literal["table", "cascade"]
@@ -107,7 +108,8 @@ class Threat(BaseModel):
 class RunSpec(BaseModel):
     """All that determines a run's numbers, validated.
 
-    data       the name of the data set, with variants: "mnist", "mnist/pair=4-9".
+    data       the name of the data set, with variants: "mnist", "mnist/pair=4-9". The paths of data
+               in files, as in "npz=images.npz", become absolute.
     samples    how many images of the split to attack; all by default.
     choose     which, where that is not all: the first, random ones, or of each class the share that
                it has in the split. By default the first of the data sets that come with this
@@ -137,7 +139,7 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: str = "digits"
+    data: Annotated[str, AfterValidator(with_absolute_paths)] = "digits"
     samples: Annotated[int, Field(gt=0)] | None = None
     choose: Choose | None = None
     split: Part = "test"

@@ -20,7 +20,7 @@ from benchmark.models.trained import load_saved
 from benchmark.report.captions import images, on_settings, threat_name
 from benchmark.report.report import Report
 from benchmark.run.run_folder import load_run
-from benchmark.run.run_samples import samples_again
+from benchmark.run.run_samples import data_again
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import Device
 from benchmark.studies.study import Study, pairs
@@ -38,7 +38,7 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     do.
     """
     spec, manifest, reports = load_run(folder)
-    samples = samples_again(folder, spec, manifest, root)
+    _, samples = data_again(folder, spec, manifest, root)
     if bins > len(samples):
         raise UserError(f"{len(samples)} images do not fill {bins} bins: lower bins")
     where = resolve_device(device or spec.device)

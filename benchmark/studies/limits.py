@@ -53,9 +53,15 @@ def data(
     levels, where = _read(radii), resolve_device(device)
     threat = None if eps is None else make_threat("linf", eps)
     # Every data set is tried before work starts, and measured once, however often it was named.
-    given = {load_dataset(name, root).name: name for name in names}
-    for name in given:
-        load_dataset(name, root).first(split, samples)
+    given: dict[str, str] = {}
+    for written in names:
+        dataset = load_dataset(written, root)
+        dataset.first(split, samples)
+        before = given.setdefault(dataset.name, written)
+        # Files of one name may lie in several folders.
+        of_before = dataset if before == written else load_dataset(before, root)
+        if of_before.fingerprint(split) != dataset.fingerprint(split):
+            raise UserError(f"{before} and {written} are both {dataset.name}: rename a file")
     rows: list[dict[str, object]] = []
     curves: dict[str, NDArray[np.float64]] = {}
     for name, written in given.items():

@@ -1,12 +1,8 @@
 """Models made elsewhere: any torch.nn.Module, with its own weights and normalisation."""
 
-import importlib
-import importlib.util
-import pickle
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.messages import reason
+from defenses.foreign.adapting.logits import Logits, Reading
+from defenses.foreign.adapting.normalisation import Normalised, scaled
+from defenses.foreign.adapting.state_dicts import read_state, unwrapped
+from defenses.foreign.python_source import module_name
+from defenses.foreign.sources import KINDS, Asked, Brought, source
 from defenses.networks.architectures import Shape, build_architecture
 from defenses.networks.modes import evaluating
 from defenses.networks.text import parse_layers
@@ -23,51 +24,46 @@ from defenses.weights import misfit
 # How many characters of foreign code's error are shown at most.
 _LONGEST = 300
 
-# What the names of tensors begin with in DataParallel, in a module that holds a `model`, and in an
-# nn.Sequential after a normalisation.
-_WRAPPERS = ("module.", "model.", "1.")
+# The sources that are files of a network with its weights, or code.
+_FILES = ("python", "onnx", "exported", "script")
 
-
-class Normalised(nn.Module):
-    """A model whose images are normalised first, to (x - mean) / std per channel. So it takes
-    images in [0, 1].
-
-    mean and std hold one number per channel, or one for all. Raises ValueError where their lengths
-    differ or std is not above 0.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ValueError("mean and std must be equally long, and std above 0")
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model((x - self.mean) / self.std)
-        return logits
+# Options that keys of earlier versions do not have.
+_LATER = (*KINDS, "pretrained", "run_code", "range", "output", "binary", "classes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class External(Plain):
-    """A model given by its code and weights. It is trained further, with cross-entropy on clean
-    images, only if `epochs` says so.
+    """A model made elsewhere, from one of several sources. It is trained further, with
+    cross-entropy on clean images, only if `epochs` says so.
 
-    model      a name in ARCHITECTURES, "path/to/file.py:Factory" or "package.module:Factory", where
-               Factory(**kwargs) gives an nn.Module from images to logits. Its code is run.
-    layers     in place of model and kwargs, a plain sequential network as text: see parse_layers.
-    weights    a .safetensors file, or a torch file that holds a state dict and nothing that needs
-               code to load, possibly nested under "state_dict", "model_state_dict" or "model".
-               Prefixes of names that DataParallel or a module around the network adds are removed.
-    mean, std  of the input normalisation that the model expects: see Normalised. If the weights
-               hold them too, they must be the same.
+    python        "path/to/file.py:Factory" or "package.module:Factory", where Factory(**kwargs)
+                  gives an nn.Module from images to logits. Its code is run.
+    onnx          an ONNX file. It is converted, and refused where onnxruntime says otherwise.
+    exported      a .pt2 file of `torch.export.save`.
+    script        a TorchScript file.
+    timm          the name of a model of timm.
+    torchvision   the name of a classifier of torchvision.
+    transformers  a folder of `save_pretrained`, or a name on the hub that was downloaded before.
+    robustbench   "NAME/DATASET/THREAT" of a model in RobustBench's folder.
+    model         the name of one of our own ARCHITECTURES; "FILE.py:Factory" is as `python`.
+    layers        a plain sequential network as text: see parse_layers.
+
+    kwargs      what the factory, the architecture or the library is given.
+    weights     a .safetensors file, or a torch file that holds a state dict and nothing that needs
+                code to load, possibly nested under "state_dict", "model_state_dict" or "model".
+                Prefixes of names that DataParallel or a module around the network adds are removed.
+    pretrained  take the weights that the library offers, and fetch them where they are not at hand.
+    run_code    run code that comes with a model of transformers.
+    mean, std   of the input normalisation that the model expects: see Normalised. If the weights
+                hold them too, they must be the same. Libraries know them for their own weights.
+    range       the lowest and the highest value that the model expects of images, such as 0, 255;
+                mean and std are then of images in that range.
+    output      where the logits are in what the model returns: an index, a key or an attribute.
+    binary      whether the model gives one logit per image, which is above 0 for class 1.
+    classes     which of the model's classes are those of the data, in order, where it has others.
 
     Raises ValueError for options that exclude each other, and `build`, in one line, for code,
-    layers or weights that cannot be used.
+    files or weights that cannot be used.
     """
 
     epochs: int = 0
@@ -77,80 +73,158 @@ class External(Plain):
     weights: str | Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    python: str | None = None
+    onnx: str | None = None
+    exported: str | None = None
+    script: str | None = None
+    timm: str | None = None
+    torchvision: str | None = None
+    transformers: str | None = None
+    robustbench: str | None = None
+    pretrained: bool = False
+    run_code: bool = False
+    range: tuple[float, float] | None = None
+    output: int | str | None = None
+    binary: bool = False
+    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if ":" in self.model:
+            # The older way of writing it.
+            if self.python is not None:
+                raise ValueError("external: python and model name two models: leave one out")
+            object.__setattr__(self, "python", self.model)
+            object.__setattr__(self, "model", "default")
+        if isinstance(self.output, str) and self.output.lstrip("-").isdecimal():
+            object.__setattr__(self, "output", int(self.output))
+        self._check_source()
         if self.arch != "default":
             raise ValueError(f"external: write model={self.arch!r} in place of arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("external: give both mean and std, or neither")
-        if self.model.endswith(".py"):
-            raise ValueError(f"external: name the class or the function: {self.model}:Network")
-        if ":" in self.model and self.widen != 1:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("external: range must be the lowest and the highest value: 0,255")
+        if self.classes is not None and (len(self.classes) < 2 or min(self.classes) < 0):
+            raise ValueError("external: classes must be two or more numbers, from 0 on")
+
+    def _check_source(self) -> None:
+        """Raises ValueError where not one source is named, or others' options are given."""
+        named = [kind for kind in KINDS if getattr(self, kind) is not None]
+        others = {"layers": self.layers is not None, "model": self.model != "default"}
+        named += [name for name, is_named in others.items() if is_named]
+        if len(named) > 1:
+            raise ValueError(f"external: {' and '.join(named)} name {len(named)} models: keep one")
+        if self.model.endswith(".py") or (self.python or "").endswith(".py"):
+            file = self.python or self.model
+            raise ValueError(f"external: name the class or the function: {file}:Network")
+        if self.kind is not None and self.widen != 1:
             raise ValueError("external: widen is of named architectures: leave it out")
-        if self.layers is not None and (self.model != "default" or self.kwargs or self.widen != 1):
-            raise ValueError("external: layers say all: leave out model, kwargs and widen")
+        if self.layers is not None and (self.kwargs or self.widen != 1):
+            raise ValueError("external: layers say all: leave out kwargs and widen")
+        if self.pretrained and (self.weights is not None or self.kind in (None, *_FILES)):
+            raise ValueError("external: pretrained is for weights of a library, and no others")
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of source that the model comes from; None for our own architectures."""
+        return next((kind for kind in KINDS if getattr(self, kind) is not None), None)
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
         # The weights are the network's, and the file of code is in `code`.
-        del settings["weights"]
-        return settings | {"model": self.model.rpartition(":")[2]}
+        del settings["weights"], settings["pretrained"], settings["run_code"]
+        for option in fields(External):
+            # Options that were added later are not in keys where nobody gives them.
+            if option.name in _LATER and settings.get(option.name) == option.default:
+                settings.pop(option.name, None)
+        if self.kind == "python":
+            del settings["python"]
+            return settings | {"model": str(self.python).rpartition(":")[2]}
+        if self.kind is not None:
+            with _foreign(self._name):
+                settings[self.kind] = source(self.kind).identity(self._name)
+        return settings
+
+    @property
+    def _name(self) -> str:
+        """What the model is called in messages, and in its source."""
+        if self.kind is not None:
+            return str(getattr(self, self.kind))
+        return self.model if self.layers is None else "layers"
 
     def check_weights(self) -> None:
-        # A factory ("file.py:Factory") may load weights of its own; a named architecture has none.
-        if not (self.epochs or self.weights or ":" in self.model):
-            raise ValueError("give weights, or epochs to train")
+        has_weights = None if self.kind is None else source(self.kind).has_weights
+        if not (self.epochs or self.weights or self.pretrained or has_weights):
+            offered = "" if self.kind is None else ", pretrained for the library's"
+            raise ValueError(f"give weights{offered}, or epochs to train")
+        if self.weights and has_weights is None and self.kind is not None and self.mean is None:
+            raise ValueError(
+                "give the mean and std that these weights were trained with, or mean=0 and std=1 "
+                "where their images were in [0, 1]"
+            )
 
     def rebuilding(self) -> Self:
         # The folder of a trained model has a copy of the weights; their own file may be gone.
-        return replace(self, weights=None)
+        return replace(self, weights=None, pretrained=False)
 
     def code(self) -> tuple[str, ...]:
-        return (_module_name(self.model),) if ":" in self.model else ()
+        return (module_name(self.python),) if self.python is not None else ()
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
-        source = self.model if self.layers is None else "layers"
-        with _foreign(source):
-            model = self._network(shape, classes)
+        with _foreign(self._name):
+            brought = self._brought(shape, classes)
+        model = brought.model
         if self.weights is not None:
             with _foreign(self.weights):
-                state = self._fitting(_read_state(Path(self.weights)), set(model.state_dict()))
+                state = self._fitting(read_state(Path(self.weights)), set(model.state_dict()))
                 if problem := misfit(model, state):
-                    raise ValueError(f"does not fit {source}: {problem}")
+                    raise ValueError(f"does not fit {self._name}: {problem}")
                 model.load_state_dict(state)
-        if self.mean is not None and self.std is not None:
-            if len(self.mean) not in (1, shape[0]):
-                raise ValueError(f"external: {len(self.mean)} means for {shape[0]} channels")
-            model = Normalised(model, self.mean, self.std)
-        with _foreign(source), evaluating(model), torch.no_grad():
+        model = self._normalised(model, brought, shape)
+        output = brought.output if self.output is None else self.output
+        if output is not None or self.binary or self.classes is not None:
+            model = Logits(model, Reading(output, self.binary), self.classes)
+        with _foreign(self._name), evaluating(model), torch.no_grad():
             outputs = model.cpu()(torch.zeros(1, *shape))
             if not isinstance(outputs, Tensor):
                 raise ValueError(
-                    f"gives {_kind(outputs)} for an image, not logits (1, {classes}): put it into "
-                    "a module that returns its logits alone"
+                    f"gives {_kind(outputs)} for an image, not logits (1, {classes}): say where "
+                    "they are by output=..."
                 )
             if outputs.shape != (1, classes):
-                raise ValueError(
-                    f"gives {tuple(outputs.shape)} for an image, not logits (1, {classes})"
-                )
+                raise ValueError(_misshapen(outputs, classes))
+        if brought.note:
+            model.note = brought.note  # type: ignore[assignment]
         return model
 
-    def _network(self, shape: Shape, classes: int) -> nn.Module:
-        """The network that `model` or `layers` names, with fresh weights."""
+    def _brought(self, shape: Shape, classes: int) -> Brought:
+        """The network that the options name: with fresh weights, or those of its source."""
+        if self.kind is not None:
+            outputs = None if self.classes is not None or self.binary else classes
+            asked = Asked(shape, outputs, self.kwargs, self.pretrained, self.run_code)
+            return source(self.kind).bring(self._name, asked)
         if self.layers is not None:
-            return parse_layers(self.layers)
-        if ":" not in self.model:
-            options = {"widen": self.widen, **self.kwargs}
-            return build_architecture(self.model, shape, classes, **options)
-        model = _import(self.model)(**self.kwargs)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"the factory gives a {type(model).__name__}, not an nn.Module")
-        return model
+            return Brought(parse_layers(self.layers))
+        options = {"widen": self.widen, **self.kwargs}
+        return Brought(build_architecture(self.model, shape, classes, **options))
+
+    def _normalised(self, model: nn.Module, brought: Brought, shape: Shape) -> nn.Module:
+        """The model as it takes images in [0, 1]."""
+        mean, std = self.mean, self.std
+        if mean is None or std is None:
+            mean, std = (brought.mean, brought.std) if self.range is None else ((0.0,), (1.0,))
+        if mean is None or std is None:
+            return model
+        if len(mean) not in (1, shape[0]):
+            raise ValueError(f"external: {len(mean)} means for {shape[0]} channels")
+        if self.range is not None:
+            mean, std = scaled(mean, std, *self.range)
+        return Normalised(model, mean, std)
 
     def _fitting(self, state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
         """What is left of a state dict for a model whose tensors have the `known` names."""
-        state = _unwrapped(state, known)
+        state = unwrapped(state, known)
         # A normalisation in the file must be the one that was given, which is not in the model yet.
         held = {}
         for name in sorted(state.keys() - known):
@@ -161,7 +235,7 @@ class External(Plain):
             if given is None or not torch.allclose(value, torch.tensor(given), atol=1e-4):
                 wanted = [f"{key}: {[round(v, 5) for v in held[key].tolist()]}" for key in held]
                 raise ValueError(f"holds a normalisation: give {' and '.join(wanted)}")
-        state = _unwrapped(state, known)
+        state = unwrapped(state, known)
         # The code of TRADES, and all that follows it, saves a block that no forward uses.
         unused = {name for name in state if name.startswith("sub_block1.")} - known
         return {name: value for name, value in state.items() if name not in unused}
@@ -173,56 +247,14 @@ def _kind(outputs: object) -> str:
     return f"a {type(outputs).__name__}{held}"
 
 
-def _unwrapped(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """The state dict without the prefixes of modules around the network, if no name is known."""
-    for prefix in _WRAPPERS * 2:
-        if known.isdisjoint(state) and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without running code from it."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Any = load_file(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                "refused: it is damaged or holds more than tensors, and could run code; "
-                "save model.state_dict() alone"
-            ) from error
-    if isinstance(state, Mapping):
-        nested = (state.get(key) for key in ("state_dict", "model_state_dict", "model"))
-        state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
-    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
-    if not tensors:
-        raise ValueError("holds no state dict: save model.state_dict()")
-    return dict(state)
-
-
-def _module_name(spec: str) -> str:
-    """What sys.modules calls the module of "path/to/file.py:name" or "package.module:name"."""
-    source = spec.rpartition(":")[0]
-    return f"external:{source}" if source.endswith(".py") else source
-
-
-def _import(spec: str) -> Any:
-    """Import the object that "path/to/file.py:name" or "package.module:name" names."""
-    source, _, name = spec.rpartition(":")
-    alias = _module_name(spec)
-    if not source.endswith(".py"):
-        return getattr(importlib.import_module(alias), name)
-    module_spec = importlib.util.spec_from_file_location(alias, source)
-    assert module_spec is not None  # because of the .py
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[alias] = module  # where the file's own dataclasses look
-    module_spec.loader.exec_module(module)
-    return getattr(module, name)
+def _misshapen(outputs: Tensor, classes: int) -> str:
+    """What is wrong with outputs that are no logits of the data's classes, and what to do."""
+    wrong = f"gives {tuple(outputs.shape)} for an image, not logits (1, {classes})"
+    if classes == 2 and outputs.numel() == 1:
+        return f"{wrong}: give binary where it is one logit that is above 0 for class 1"
+    if outputs.dim() == 2 and outputs.shape[1] > classes:
+        return f"{wrong}: say by classes=... which of its classes are those of the data"
+    return wrong
 
 
 @contextmanager

@@ -1,16 +1,19 @@
-"""Networks, each from images (n, channels, height, width) in [0, 1] to logits (n, classes).
+"""Networks, each from images (n, channels, height, width) in [0, 1] to logits (n, classes); "mlp"
+also from rows (n, features).
 
 `widen` multiplies channels and hidden units, all but those of a wide ResNet's stem. LeNet5, CNN2
 and Myrtle raise ValueError for images with a side under 4 pixels.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import nn
 
 from defenses.networks.residual import BasicBlock, Bottleneck, ResNet, WideResNet
 
-Shape = tuple[int, int, int]
+# Of an image, (channels, height, width), or of a row of a table, (features,).
+Shape = tuple[int, ...]
 
 
 def scaled_widths(widen: float, *units: int) -> list[int]:
@@ -19,6 +22,13 @@ def scaled_widths(widen: float, *units: int) -> list[int]:
     if not widen > 0:
         raise ValueError(f"widen must be above 0, not {widen}")
     return [max(1, round(count * widen)) for count in units]
+
+
+def check_images(what: str, shape: Shape, instead: str = "use mlp") -> None:
+    """Raises ValueError, with what to do instead, unless `shape` is that of images."""
+    if len(shape) != 3:
+        features = math.prod(shape)
+        raise ValueError(f"{what} is for images, not for rows of {features} features: {instead}")
 
 
 def _quarter(shape: Shape) -> int:
@@ -126,14 +136,13 @@ def wideresnet28(shape: Shape, classes: int, widen: float = 1.0) -> WideResNet:
 
 class MLP(nn.Sequential):
     """A fully connected network with two hidden layers of 128 units, for small images such as
-    digits."""
+    digits and for rows of tables."""
 
     def __init__(self, shape: Shape, classes: int, widen: float = 1.0) -> None:
-        channels, height, width = shape
         (units,) = scaled_widths(widen, 128)
         super().__init__(
             nn.Flatten(),
-            nn.Linear(channels * height * width, units),
+            nn.Linear(math.prod(shape), units),
             nn.ReLU(),
             nn.Linear(units, units),
             nn.ReLU(),
@@ -153,14 +162,16 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_architecture(name: str, shape: Shape, classes: int, **options: object) -> nn.Module:
-    """The named network for images of `shape` (channels, height, width).
+    """The named network for images of `shape` (channels, height, width), or for rows (features,).
 
-    "default" is mlp for images with a side under 16 pixels and lenet5 for others. Raises ValueError
-    for an unknown name.
+    "default" is mlp for rows and for images with a side under 16 pixels, and lenet5 for others.
+    Raises ValueError for an unknown name, and for rows where the network is for images.
     """
     if name == "default":
-        name = "mlp" if min(shape[1:]) < 16 else "lenet5"
+        name = "mlp" if len(shape) != 3 or min(shape[1:]) < 16 else "lenet5"
     if name not in ARCHITECTURES:
         choices = ", ".join(["default", *ARCHITECTURES])
         raise ValueError(f"unknown architecture {name!r}: use one of {choices}")
+    if name != "mlp":
+        check_images(name, shape)
     return ARCHITECTURES[name](shape, classes, **options)

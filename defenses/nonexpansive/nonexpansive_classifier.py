@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from defenses.networks.architectures import Shape, scaled_widths
+from defenses.networks.architectures import Shape, check_images, scaled_widths
 from defenses.nonexpansive.appendix import BoundedScale, Residual, ScaledSigmoid, SubtractMean
 from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSided, weighted
 from defenses.nonexpansive.stacks import STACKS, build_stack
@@ -97,6 +97,7 @@ def _convolutional(
 ) -> nn.Sequential:
     """The architecture "paper" or "residual", of which `stack` networks share all but the last two
     linear layers."""
+    check_images(arch, shape)
     channels, height, width = shape
     first, second, shared, own = scaled_widths(widen, 16, 32, 128, 32)
     convolution = _ARCHS[arch]

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from defenses.networks.architectures import Shape, scaled_widths
+from defenses.networks.architectures import Shape, check_images, scaled_widths
 from defenses.networks.at_once import at_once, few_images
 from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSided, Weighted
 
@@ -72,21 +72,23 @@ def build_stack(
     scaling: str = "cayley",
 ) -> nn.Module:
     """A module of `stack` nonexpansive networks, from images (1 or stack, n, channels, height,
-    width) of `shape` (channels, height, width) to (stack, n, outputs).
+    width) of `shape` (channels, height, width), or from rows of `shape` (features,), to (stack, n,
+    outputs).
 
     arch      a name in STACKS. "mlp" and "deep": fully connected, no layer wider than the image.
               "conv": two 2x2 convolutions, each with norm-pooling behind it, then fully connected.
     widen     multiplies filters and hidden units.
     scaling   of the weights, a name in `defenses.nonexpansive.scalings.SCALINGS`.
 
-    Raises ValueError for an unknown name, widen not above 0, or images too small for convolutions.
+    Raises ValueError for an unknown name, widen not above 0, or what is too small for convolutions.
     """
     if arch not in STACKS:
         raise ValueError(f"unknown stacked architecture {arch!r}: use one of {', '.join(STACKS)}")
-    channels, height, width = shape
     inputs, layers, widest = math.prod(shape), list[nn.Module](), 0
     hidden = [min(units, inputs) for units in scaled_widths(widen, *STACKS[arch])]
     if arch == "conv":
+        check_images("conv", shape)
+        channels, height, width = shape
         if min(height, width) < 4:
             raise ValueError(f"images of {height}x{width} are too small for convolutions: use mlp")
         # As many filters as a patch has entries, so that no distance is lost before the pooling.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from defenses.foreign.external import Normalised
+from defenses.foreign.adapting.normalisation import Normalised
 
 Array = NDArray[np.float64]
 Matrix = Any  # a scipy.sparse.csr_array: scipy is loaded only where one is made

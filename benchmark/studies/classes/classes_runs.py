@@ -24,7 +24,7 @@ from benchmark.models.obtain import obtain
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
-from benchmark.run.run_samples import choice_of, identify_samples, samples_of
+from benchmark.run.run_samples import choice_of, identify_samples, samples_of, terms_of
 from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component
 from benchmark.spec.lineup import Lineup, choose
@@ -274,8 +274,9 @@ class _Job:
         else:
             identity = identify_side(row, "first", None)
         settings = Settings(
-            ThreatModel(spec.norm, eps), "table", spec.device, spec.block, spec.terms, self.progress
-        )
+            ThreatModel(spec.norm, eps), "table", spec.device, spec.block, terms_of(dataset, spec),
+            self.progress,
+        )  # fmt: skip
         report = assess(
             name, task, of_side, lineup, {}, settings,
             lambda key: FolderCell(self.folder / "cells" / key), identity,

@@ -10,6 +10,7 @@ from benchmark.judge.outputs import FIRST
 from benchmark.report.captions import CHOSEN, NORMS, on_order, threat_name
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, NATURAL, SAVED
+from benchmark.spec.source_names import without_places
 from benchmark.studies.study import flagged
 from benchmark.studies.sweep.sweep_spec import SweepSpec
 
@@ -110,7 +111,7 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     within = f" and within {' or '.join(balls)}" if attacks else ""
     ended = spec.about.endswith((".", "?", "!"))
     text = f"{spec.about}{'' if ended else '.'} " if spec.about else ""
-    of = f"{spec.base}{_chosen(reports)}"
+    of = f"{without_places(spec.base)}{_chosen(reports)}"
     text += f"Accuracy in % over {counts} test images of {of}, natural{within}."
     text += "".join(map(_explained, spec.over.items()))
     if not any(defense.name.startswith(SAVED) for point in points for defense in point.defenses):
@@ -175,7 +176,8 @@ def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
                     )  # fmt: skip
         plot.set(xlabel=first, ylabel=f"accuracy on {setting} images (%)", ylim=(-2, 102))
         plot.grid(alpha=0.3)
-    figure.suptitle(f"{spec.base}, {' or '.join(balls)}", fontsize="medium")
+    title = f"{without_places(spec.base)}, {' or '.join(balls)}"
+    figure.suptitle(title, fontsize="medium")
     figure.legend(loc="outside lower center", fontsize="small", ncols=2)
     return figure
 

@@ -153,8 +153,8 @@ def test_without_words_the_command_explains_itself(cli: Cli) -> None:
         ("kwargs: {classes: 7}", "gives (1, 7) for an image, not logits (1, 10)"),
         (
             "kwargs: {kind: dict}",
-            "gives a dict with 'logits' for an image, not logits (1, 10): put it into a module "
-            "that returns its logits alone",
+            "gives a dict with 'logits' for an image, not logits (1, 10): say where they are by "
+            "output=...",
         ),
         ("kwargs: {kind: tuple}", "gives a tuple for an image, not logits (1, 10): "),
         ("kwargs: {nan: true}", "the model gives NaN or infinite logits on all of the first "),

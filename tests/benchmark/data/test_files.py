@@ -1,5 +1,4 @@
 import gzip
-import hashlib
 import io
 import os
 import pickle
@@ -13,28 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from benchmark.data import files as data_files
 from benchmark.data.sets import load_dataset
+from tests.benchmark.data.fake_files import (
+    Images,
+    isolate,
+    listed,
+    md5,
+    no_network,
+    pickled,
+    put,
+    random_bytes,
+    serve,
+)
 from tests.benchmark.data.splits import refusal, same
 
 REAL = os.environ.get("BESTATTACK_DATA")
-Images = NDArray[np.uint8]
 MNIST_TEST = ("mnist/t10k-images-idx3-ubyte", "mnist/t10k-labels-idx1-ubyte")
 CIFAR_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BESTATTACK_DATA", raising=False)
-    monkeypatch.setattr(data_files, "user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(data_files, "_SYSTEM", tmp_path / "system")
-    monkeypatch.setattr(data_files, "MD5", dict(data_files.MD5))
-    _serve(monkeypatch, lambda url: pytest.fail(f"a download of {url}"))
+    isolate(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -42,81 +45,30 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def _serve(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], bytes]) -> None:
-    """Pooch is left as it is, but for the network under it."""
-
-    def download(self: Any, url: str, output_file: str, pooch: Any) -> None:
-        Path(output_file).write_bytes(answer(url))
-
-    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", download)
-
-
-def _files(folder: Path) -> list[str]:
-    """What a folder holds, but for the lock that downloads leave in it."""
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
-
-
-def _no_network(url: str) -> bytes:
-    raise ConnectionError("no\nnetwork")
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _put(path: Path, content: bytes, official: bool = True) -> None:
-    """Write a file; the official one is from now on the one that is expected there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    if official:
-        plain = gzip.decompress(content) if path.suffix == ".gz" else content
-        key = f"{path.parent.name}/{path.name.removesuffix('.gz')}"
-        data_files.MD5[key] = _md5(plain)
-
-
-def _random(*shape: int) -> Images:
-    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
-
-
 def _idx(array: Images) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def _put_mnist(root: Path, packed: bool = True, official: bool = True) -> Images:
-    images, labels = _random(3, 28, 28), np.array([4, 9, 0], np.uint8)
+    images, labels = random_bytes(3, 28, 28), np.array([4, 9, 0], np.uint8)
     for name, array in zip(MNIST_TEST, (images, labels), strict=True):
         content = gzip.compress(_idx(array)) if packed else _idx(array)
-        _put(root / (name + ".gz" * packed), content, official)
+        put(root / (name + ".gz" * packed), content, official)
     return images
 
 
-def _pickled(images: Images, labels: Images) -> bytes:
-    """What Python 2 wrote into CIFAR-10's python release: text and bytes alike are BINSTRING."""
-
-    def string(raw: bytes) -> bytes:
-        return b"T" + struct.pack("<i", len(raw)) + raw
-
-    shape = struct.pack("<cicic", b"J", len(images), b"J", 3072, pickle.TUPLE2)
-    dtype = b"cnumpy\ndtype\n" + string(b"u1") + b"K\0K\1\x87R"
-    dtype += b"(K\3" + string(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + string(b"b")
-    array += b"\x87R(K\1" + shape + dtype + b"\x89" + string(images.tobytes()) + b"tb"
-    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels.tolist()) + b"e"
-    return b"\x80\2}(" + string(b"data") + array + string(b"labels") + numbers + b"u."
-
-
 def _cifar(batch: int) -> tuple[Images, Images]:
-    return _random(2 + batch, 3, 32, 32), _random(2 + batch) % 10
+    return random_bytes(2 + batch, 3, 32, 32), random_bytes(2 + batch) % 10
 
 
 def _put_cifar(folder: Path, release: str) -> None:
     for i, name in enumerate((*CIFAR_BATCHES, "test_batch")):
         images, labels = _cifar(i)
         if release == "py":
-            _put(folder / "cifar-10-batches-py" / name, _pickled(images, labels))
+            put(folder / "cifar-10-batches-py" / name, pickled(images, b"labels", labels))
         else:
             rows = np.concatenate([labels[:, None], images.reshape(len(images), -1)], 1)
-            _put(folder / "cifar-10-batches-bin" / f"{name}.bin", rows.tobytes())
+            put(folder / "cifar-10-batches-bin" / f"{name}.bin", rows.tobytes())
 
 
 # Files
@@ -182,7 +134,7 @@ def test_another_file_of_the_right_form_is_refused(root: Path) -> None:
 def test_a_file_that_cannot_be_parsed_is_named(root: Path, place: str, content: bytes) -> None:
     _put_mnist(root)
     path = root / place
-    _put(path, gzip.compress(content) if path.suffix == ".gz" else content)
+    put(path, gzip.compress(content) if path.suffix == ".gz" else content)
     assert str(path) in refusal(lambda: load_dataset(place.split("/")[0], root).test)
 
 
@@ -207,7 +159,7 @@ class _Malice:
 def test_a_pickle_that_runs_code_is_refused(root: Path, tmp_path: Path) -> None:
     path = root / "cifar-10-batches-py" / "test_batch"
     content = pickle.dumps({b"data": _Malice(tmp_path / "owned"), b"labels": [0]}, protocol=4)
-    _put(path, content)
+    put(path, content)
     assert "mkdir" in refusal(lambda: load_dataset("cifar10", root).test)
     assert not (tmp_path / "owned").exists()
 
@@ -223,10 +175,10 @@ def test_roots_are_searched_in_order(
     monkeypatch.setenv("BESTATTACK_DATA", str(roots[1]))
     _put_mnist(roots[holder])
     for later in roots[holder + 1 :]:
-        _put(later / f"{MNIST_TEST[0]}.gz", b"", official=False)
+        put(later / f"{MNIST_TEST[0]}.gz", b"", official=False)
     assert len(load_dataset("mnist", roots[0]).test.y) == 3
     for earlier in roots[:holder]:
-        _put(earlier / f"{MNIST_TEST[0]}.gz", b"", official=False)
+        put(earlier / f"{MNIST_TEST[0]}.gz", b"", official=False)
         assert str(earlier) in refusal(lambda: load_dataset("mnist", roots[0]).test)
         (earlier / f"{MNIST_TEST[0]}.gz").unlink()
 
@@ -234,7 +186,7 @@ def test_roots_are_searched_in_order(
 def _mnist_mirror(tmp_path: Path) -> dict[str, bytes]:
     _put_mnist(tmp_path / "mirror")
     files = {f"{name}.gz": (tmp_path / "mirror" / f"{name}.gz").read_bytes() for name in MNIST_TEST}
-    data_files.MD5.update({name: _md5(content) for name, content in files.items()})
+    data_files.MD5.update({name: md5(content) for name, content in files.items()})
     return {name.split("/")[1]: content for name, content in files.items()}
 
 
@@ -248,11 +200,11 @@ def test_missing_files_are_downloaded_once(
         asked.append(url)
         return mirror[url.rsplit("/", 1)[1]]
 
-    _serve(monkeypatch, answer)
+    serve(monkeypatch, answer)
     first = load_dataset("mnist", root).test
     assert same(first, load_dataset("mnist", root).test)
     assert [url.rsplit("/", 1)[1] for url in asked] == list(mirror)
-    assert _files(root / "mnist") == sorted(mirror)
+    assert listed(root / "mnist") == sorted(mirror)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -260,13 +212,13 @@ def test_a_download_goes_to_the_first_root_that_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     mirror = _mnist_mirror(tmp_path)
-    _serve(monkeypatch, lambda url: mirror[url.rsplit("/", 1)[1]])
+    serve(monkeypatch, lambda url: mirror[url.rsplit("/", 1)[1]])
     (tmp_path / "file").touch()
     env = tmp_path / "env"
     monkeypatch.setenv("BESTATTACK_DATA", str(env if given else tmp_path / "file"))
     assert len(load_dataset("mnist", tmp_path / "file").test.y) == 3
     home = env if given else tmp_path / "cache" / "data"
-    assert _files(home / "mnist") == sorted(mirror)
+    assert listed(home / "mnist") == sorted(mirror)
 
 
 def test_cifar10_is_downloaded_as_an_archive(
@@ -277,20 +229,20 @@ def test_cifar10_is_downloaded_as_an_archive(
     with tarfile.open(fileobj=file, mode="w:gz") as tar:
         tar.add(tmp_path / "mirror" / "cifar-10-batches-py", "cifar-10-batches-py")
     archive = file.getvalue()
-    monkeypatch.setitem(data_files.MD5, "cifar10/cifar-10-python.tar.gz", _md5(archive))
-    _serve(monkeypatch, lambda url: archive)
+    monkeypatch.setitem(data_files.MD5, "cifar10/cifar-10-python.tar.gz", md5(archive))
+    serve(monkeypatch, lambda url: archive)
     dataset = load_dataset("cifar10", root)
     test = dataset.test
-    _serve(monkeypatch, _no_network)
+    serve(monkeypatch, no_network)
     assert same(test, load_dataset("cifar10", tmp_path / "mirror").test)
     assert len(dataset.train.y) == sum(len(_cifar(i)[1]) for i in range(5))
-    assert _files(root / "cifar10") == ["cifar-10-batches-py"]
+    assert listed(root / "cifar10") == ["cifar-10-batches-py"]
 
 
 @pytest.mark.parametrize("base", ["mnist", "fashion-mnist", "cifar10"])
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [(_no_network, "ConnectionError"), (lambda url: b"half of it", "wrong checksum")],
+    [(no_network, "ConnectionError"), (lambda url: b"half of it", "wrong checksum")],
 )
 def test_a_failed_download_says_what_to_do_and_leaves_nothing(
     root: Path,
@@ -299,12 +251,12 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(
     answer: Callable[[str], bytes],
     reason: str,
 ) -> None:
-    _serve(monkeypatch, answer)
+    serve(monkeypatch, answer)
     message = refusal(lambda: load_dataset(base, root).test)
     for part in (base, str(root), reason, "BESTATTACK_DATA"):
         assert part in message
     assert [path.name for path in root.iterdir()] == [base]
-    assert _files(root / base) == []
+    assert listed(root / base) == []
 
 
 def test_downloads_at_once_do_not_disturb_each_other(
@@ -319,12 +271,12 @@ def test_downloads_at_once_do_not_disturb_each_other(
         time.sleep(0.05)
         return mirror[asked[-1]]
 
-    _serve(monkeypatch, answer)
+    serve(monkeypatch, answer)
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(lambda _: load_dataset("mnist", root).test, range(4))
     assert all(same(first, other) for other in others)
     assert sorted(asked) == sorted(mirror)
-    assert _files(root / "mnist") == sorted(mirror)
+    assert listed(root / "mnist") == sorted(mirror)
 
 
 def test_no_folder_to_download_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

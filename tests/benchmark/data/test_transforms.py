@@ -185,7 +185,7 @@ def test_names_are_made_alike(name: str, full: str) -> None:
 def test_variants_are_listed_with_what_they_do(cli: Cli) -> None:
     ended = cli("list", "datasets")
     assert (ended.status, ended.err) == (0, "")
-    lines = ended.out.partition("\n\n")[2].splitlines()
+    lines = ended.out.rpartition("\n\n")[2].splitlines()
     assert max(map(len, lines)) <= 100
     listed = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
     assert listed == [variant.form for variant in VARIANTS.values()]

@@ -15,7 +15,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.judge.evaluator import Samples
 from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run
-from benchmark.run.run_samples import choice_of, choose_of, identify_samples, samples_again
+from benchmark.run.run_samples import choice_of, choose_of, data_again, identify_samples
 from benchmark.run.run_samples import samples_of as chosen
 from benchmark.spec.registry import load_plugin
 from benchmark.spec.run_spec import RunSpec, make_spec
@@ -79,7 +79,7 @@ def _table(folder: Path) -> dict[str, Any]:
 
 def _again(folder: Path) -> Samples:
     spec, manifest, _ = load_run(folder)
-    return samples_again(folder, spec, manifest, None)
+    return data_again(folder, spec, manifest, None)[1]
 
 
 def _records(folder: Path) -> pd.DataFrame:

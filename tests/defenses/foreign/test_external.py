@@ -330,8 +330,9 @@ def test_other_refusals(tmp_path: Path) -> None:
     assert "std above 0" in refusal(model="mlp", mean=(0.5,), std=(0.0,))
     assert "3 means for 1 channels" in refusal(model="mlp", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert "model='mlp'" in refusal(arch="mlp")
-    for others in ({"model": "mlp"}, {"widen": 2.0}, {"kwargs": {"classes": 10}}):
-        assert "leave out model, kwargs and widen" in refusal(layers=LAYERS, **others)
+    assert "layers and model name 2 models" in refusal(layers=LAYERS, model="mlp")
+    for others in ({"widen": 2.0}, {"kwargs": {"classes": 10}}):
+        assert "leave out kwargs and widen" in refusal(layers=LAYERS, **others)
 
 
 def test_importing_defenses_needs_torch_and_numpy_alone() -> None:

@@ -163,6 +163,20 @@ def test_default_goes_by_the_size_of_the_images() -> None:
         assert type(build_architecture("default", shape, 2)) is ARCHITECTURES[name]
 
 
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_rows_of_a_table_are_for_mlp_alone(name: str) -> None:
+    if name != "mlp":
+        with pytest.raises(ValueError, match=f"{name} is for images, not for rows of 7 features"):
+            build_architecture(name, (7,), 3)
+        return
+    torch.manual_seed(0)
+    default = build_architecture("default", (7,), 3)
+    torch.manual_seed(0)
+    named, x = build_architecture("mlp", (7,), 3), torch.rand(4, 7)
+    assert torch.equal(default(x), named(x))
+    assert named(x).shape == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "options", "words"),
     [

@@ -1,0 +1,1 @@
+"""How models made elsewhere are brought to give logits of images in [0, 1]."""

@@ -1,0 +1,98 @@
+"""Programs that torch itself wrote: by `torch.export`, and TorchScript."""
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from defenses.foreign.adapting.in_parts import InParts, said
+from defenses.foreign.sources import Asked, Brought, of_file
+
+
+class Exported:
+    """A .pt2 file of `torch.export.save`. Nothing in it but tensors is unpickled."""
+
+    has_weights = True
+
+    def identity(self, name: str) -> str:
+        return of_file(name)
+
+    def bring(self, name: str, asked: Asked) -> Brought:
+        del asked
+        _check(name)
+        with _tensors_alone():
+            program = torch.export.load(name)
+        model: nn.Module = Program(program.module())
+        size = _exported_for(program)
+        if size is None:
+            return Brought(model)
+        return Brought(InParts(model, size), note=said(size))
+
+
+class Program(nn.Module):
+    """An exported program, which has no modes: torch refuses to change that of its module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        for part in module.modules():
+            part.training = False
+
+    def train(self, mode: bool = True) -> Self:
+        self.training = mode
+        return self
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x)
+
+
+class Script:
+    """A TorchScript file of `torch.jit.save`."""
+
+    has_weights = True
+
+    def identity(self, name: str) -> str:
+        return of_file(name)
+
+    def bring(self, name: str, asked: Asked) -> Brought:
+        del asked
+        _check(name)
+        return Brought(torch.jit.load(name, map_location="cpu"))
+
+
+def _exported_for(program: torch.export.ExportedProgram) -> int | None:
+    """How many images a program takes at once; None if that is free."""
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in inputs and isinstance(value, Tensor) and value.dim():
+            return value.shape[0] if isinstance(value.shape[0], int) else None
+    return None
+
+
+def _check(name: str) -> None:
+    """Raises ValueError where a file is none that torch wrote."""
+    if not Path(name).is_file():
+        raise ValueError("there is no such file")
+    if not zipfile.is_zipfile(name):
+        raise ValueError("is no whole file of torch.export.save or torch.jit.save")
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """A context in which `torch.load` unpickles tensors alone: `torch.export.load` falls back to
+    unpickling anything, which can run code."""
+    load = torch.load
+
+    def safely(*args: Any, **options: Any) -> Any:
+        return load(*args, **options | {"weights_only": True})
+
+    torch.load = safely
+    try:
+        yield
+    finally:
+        torch.load = load

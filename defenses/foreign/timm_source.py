@@ -1,0 +1,39 @@
+"""Classifiers of timm."""
+
+from importlib.metadata import version
+
+from defenses.foreign.extras import need
+from defenses.foreign.sources import Asked, Brought
+from defenses.foreign.torchvision_source import import_torchvision
+
+
+class Timm:
+    """A classifier by its name in timm, such as resnet18 or vit_base_patch16_224.augreg_in21k, with
+    the normalisation that timm has for it. With `pretrained`, with timm's weights."""
+
+    has_weights = None
+
+    def identity(self, name: str) -> str:
+        need("timm", "timm")
+        return f"{name} {version('timm')}"
+
+    def bring(self, name: str, asked: Asked) -> Brought:
+        need("timm", "timm")
+        import_torchvision()
+        import timm
+
+        if not timm.is_model(name.partition(".")[0]):
+            close = timm.list_models(f"*{name.partition('.')[0].partition('_')[0]}*")[:3]
+            hint = f"such as {', '.join(close)}" if close else "see timm.list_models()"
+            raise ValueError(f"timm has no model {name!r}: {hint}")
+        options = dict(asked.kwargs)
+        if not asked.pretrained:
+            options = {"in_chans": asked.shape[0]} | options
+            if asked.classes is not None:
+                options = {"num_classes": asked.classes} | options
+        model = timm.create_model(name, pretrained=asked.pretrained, **options)
+        known = model.pretrained_cfg
+        mean, std = tuple(known.get("mean", ())), tuple(known.get("std", ()))
+        if len(mean) not in (1, asked.shape[0]):
+            return Brought(model)
+        return Brought(model, mean, std)
