@@ -1,6 +1,7 @@
 """Classifiers of timm."""
 
 from importlib.metadata import version
+from typing import Any
 
 from defenses.foreign.extras import need
 from defenses.foreign.sources import Asked, Brought
@@ -31,7 +32,7 @@ class Timm:
             options = {"in_chans": asked.shape[0]} | options
             if asked.classes is not None:
                 options = {"num_classes": asked.classes} | options
-        model = timm.create_model(name, pretrained=asked.pretrained, **options)
+        model: Any = timm.create_model(name, pretrained=asked.pretrained, **options)
         known = model.pretrained_cfg
         mean, std = tuple(known.get("mean", ())), tuple(known.get("std", ()))
         if len(mean) not in (1, asked.shape[0]):
