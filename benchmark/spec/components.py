@@ -162,7 +162,8 @@ def _path_length(parts: list[str]) -> int:
     where none does."""
     for count in range(len(parts), 1, -1):
         path = "/".join(parts[:count]).partition("=")[2]
-        if Path(path).exists() or Path(path.rpartition(":")[0] or path).is_file():
+        file, _, attribute = path.rpartition(":")
+        if Path(path).exists() or ("/" not in attribute and Path(file).is_file()):
             return count
     return 1
 

@@ -44,6 +44,24 @@ def test_a_name_with_options_is_read(text: str, name: str, options: dict[str, An
     assert _read(text) == Component(name=name, options=options)
 
 
+def test_paths_that_exist_hold_slashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets").mkdir()
+    for name in ("a.onnx", "b.py"):
+        (tmp_path / "nets" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert _read("external/onnx=nets/a.onnx/binary").options == {
+        "onnx": "nets/a.onnx", "binary": True
+    }  # fmt: skip
+    code = {"python": "nets/b.py:net", "epochs": "0"}
+    assert _read("external/python=nets/b.py:net/epochs=0").options == code
+    assert _read(f"external/python={tmp_path}/nets/b.py:net/epochs=0").options == {
+        "python": f"{tmp_path}/nets/b.py:net", "epochs": "0"
+    }  # fmt: skip
+    assert _read("external/robustbench=Some/cifar10/Linf/pretrained").options == {
+        "robustbench": "Some/cifar10/Linf", "pretrained": True
+    }  # fmt: skip
+
+
 def test_a_mapping_says_the_same_as_text() -> None:
     text = _read("pgd/steps=40/random_start=false")
     mapping = _read({"name": "pgd", "steps": 40, "random_start": False})
