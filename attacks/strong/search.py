@@ -36,12 +36,12 @@ SEEDED = THROUGH = 2
 # The part of the queries that comes first.
 PART = 8
 
-# The same, where the other classes are tried however large the gaps to them, and how many times as
-# much the smallest gap must say.
-_NEARLY, _FAR_MORE = 0.5, 4.0
-
 # How many times the lead that all attacks won back may be left where more queries can do.
 _HOPE = 1.0
+
+# The same where the other classes are tried, however large the gaps to them, and how many times as
+# much must be lacking by the smallest gap.
+_NEARLY, _FAR_MORE = 0.5, 4.0
 
 
 class Way(NamedTuple):

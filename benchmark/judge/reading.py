@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attacks.messages import described
 from benchmark.errors import UserError
-from defenses.foreign.adapting import logits as outputs
+from defenses.foreign.adapting import logits
+from defenses.foreign.adapting.in_parts import exported_size
 
 # Other precisions of images that a model may take, where it takes neither float32 nor its own.
 _OTHERS = (torch.float64, torch.bfloat16, torch.float16)
@@ -24,7 +25,7 @@ _OTHERS = (torch.float64, torch.bfloat16, torch.float16)
 _FEW = 2
 
 
-class Reading(outputs.Reading):
+class Reading(logits.Reading):
     """What a user says of a model's outputs, whose mistakes are the user's."""
 
     def __call__(self, returned: Any, n: int) -> Tensor:
@@ -86,7 +87,7 @@ def find_calling(
     else:
         tried = list(dict.fromkeys([torch.float32, *sorted(real, key=str), *_OTHERS]))
     failure: Exception | None = None
-    for size in dict.fromkeys((_exported_size(model), None, 1)):
+    for size in dict.fromkeys((exported_size(model), None, 1)):
         for takes in tried:
             wide = scale is not None or takes is torch.float64
             gives = torch.float64 if wide else torch.float32
@@ -140,17 +141,6 @@ def _differentiates(model: nn.Module, calling: Calling, x: Tensor) -> bool:
     except Exception:
         return False
     return True
-
-
-def _exported_size(model: nn.Module) -> int | None:
-    """The number of images that an exported program was made for; None if that is free."""
-    if not isinstance(model, torch.fx.GraphModule):
-        return None
-    for node in model.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, Tensor) and value.dim():
-            return value.shape[0] if isinstance(value.shape[0], int) else None
-    return None
 
 
 def as_called(model: nn.Module, calling: Calling) -> nn.Module:

@@ -150,11 +150,11 @@ def _compare_texts(
             continue
         except (OSError, ValueError):
             written = ""
-        if _numbers(name, written) != _numbers(name, text):
+        if _rows_of(name, written) != _rows_of(name, text):
             problems.append(f"{name} is not what the records give: `bestattack report` writes it")
 
 
-def _numbers(name: str, text: str) -> list[str]:
+def _rows_of(name: str, text: str) -> list[str]:
     """The lines of a file that hold numbers. Captions may be of an earlier version."""
     lines = text.splitlines()
     return [line for line in lines if line.startswith("|")] if name.endswith(".md") else lines

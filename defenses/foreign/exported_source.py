@@ -9,28 +9,23 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from defenses.foreign.adapting.in_parts import InParts, said
-from defenses.foreign.sources import Asked, Brought, of_file
+from defenses.foreign.adapting.in_parts import InParts, exported_size, said
+from defenses.foreign.sources import Asked, Brought, OfFile
 
 
-class Exported:
+class Exported(OfFile):
     """A .pt2 file of `torch.export.save`. Nothing in it but tensors is unpickled."""
-
-    has_weights = True
-
-    def identity(self, name: str) -> str:
-        return of_file(name)
 
     def bring(self, name: str, asked: Asked) -> Brought:
         del asked
         _check(name)
         with _tensors_alone():
             program = torch.export.load(name)
-        model: nn.Module = Program(program.module())
-        size = _exported_for(program)
+        module = program.module()
+        size = exported_size(module)
         if size is None:
-            return Brought(model)
-        return Brought(InParts(model, size), note=said(size))
+            return Brought(Program(module))
+        return Brought(InParts(Program(module), size), note=said(size))
 
 
 class Program(nn.Module):
@@ -50,28 +45,13 @@ class Program(nn.Module):
         return self.module(x)
 
 
-class Script:
+class Script(OfFile):
     """A TorchScript file of `torch.jit.save`."""
-
-    has_weights = True
-
-    def identity(self, name: str) -> str:
-        return of_file(name)
 
     def bring(self, name: str, asked: Asked) -> Brought:
         del asked
         _check(name)
         return Brought(torch.jit.load(name, map_location="cpu"))
-
-
-def _exported_for(program: torch.export.ExportedProgram) -> int | None:
-    """How many images a program takes at once; None if that is free."""
-    inputs = set(program.graph_signature.user_inputs)
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.name in inputs and isinstance(value, Tensor) and value.dim():
-            return value.shape[0] if isinstance(value.shape[0], int) else None
-    return None
 
 
 def _check(name: str) -> None:

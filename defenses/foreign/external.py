@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.messages import reason
-from defenses.foreign.adapting.logits import Logits, Reading
+from defenses.foreign.adapting.logits import Logits, Reading, kind_of
 from defenses.foreign.adapting.normalisation import Normalised, scaled
 from defenses.foreign.adapting.state_dicts import read_state, unwrapped
 from defenses.foreign.python_source import module_name
@@ -189,7 +189,7 @@ class External(Plain):
             outputs = model.cpu()(torch.zeros(1, *shape))
             if not isinstance(outputs, Tensor):
                 raise ValueError(
-                    f"gives {_kind(outputs)} for an image, not logits (1, {classes}): say where "
+                    f"gives {kind_of(outputs)} for an image, not logits (1, {classes}): say where "
                     "they are by output=..."
                 )
             if outputs.shape != (1, classes):
@@ -239,12 +239,6 @@ class External(Plain):
         # The code of TRADES, and all that follows it, saves a block that no forward uses.
         unused = {name for name in state if name.startswith("sub_block1.")} - known
         return {name: value for name, value in state.items() if name not in unused}
-
-
-def _kind(outputs: object) -> str:
-    """What a model returned, in words."""
-    held = f" with {', '.join(map(repr, outputs))}" if isinstance(outputs, Mapping) else ""
-    return f"a {type(outputs).__name__}{held}"
 
 
 def _misshapen(outputs: Tensor, classes: int) -> str:

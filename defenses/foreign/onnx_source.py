@@ -7,17 +7,12 @@ from torch import Tensor, nn
 
 from defenses.foreign.adapting.in_parts import InParts, said
 from defenses.foreign.onnx_graphs.onnx_file import OnnxFile
-from defenses.foreign.sources import Asked, Brought, of_file
+from defenses.foreign.sources import Asked, Brought, OfFile
 
 
-class Onnx:
+class Onnx(OfFile):
     """An ONNX file, converted to torch and checked against onnxruntime. Images are flattened, or
     their channels put last, where the network takes them so."""
-
-    has_weights = True
-
-    def identity(self, name: str) -> str:
-        return of_file(name)
 
     def bring(self, name: str, asked: Asked) -> Brought:
         file = OnnxFile(Path(name))

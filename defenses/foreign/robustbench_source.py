@@ -1,27 +1,23 @@
 """Models of RobustBench."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from defenses.foreign.extras import installed, need
-from defenses.foreign.sources import Asked, Brought
+from defenses.foreign.sources import Asked, Brought, OfLibrary
 from defenses.foreign.torchvision_source import import_torchvision
 
 _FOLDER = "models"
 
 
-class RobustBench:
+class RobustBench(OfLibrary):
     """A model named NAME/DATASET/THREAT, as in Carmon2019Unlabeled/cifar10/Linf, with its weights
     from RobustBench's own folder, `models`, or `kwargs: {model_dir: FOLDER}`. They are fetched only
     with `pretrained`."""
 
+    package = "robustbench"
     has_weights = True
-
-    def identity(self, name: str) -> str:
-        need("robustbench", "robustbench")
-        return f"{name} {version('robustbench')}"
 
     def bring(self, name: str, asked: Asked) -> Brought:
         need("robustbench", "robustbench")

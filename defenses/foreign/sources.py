@@ -4,11 +4,13 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
+from defenses.foreign.extras import need
 from defenses.networks.architectures import Shape
 
 
@@ -62,6 +64,29 @@ class Source(Protocol):
     def bring(self, name: str, asked: Asked) -> Brought: ...
 
 
+class OfFile:
+    """What sources of networks in files have in common."""
+
+    has_weights: bool | None = True
+
+    def identity(self, name: str) -> str:
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class OfLibrary:
+    """What sources of a library's models have in common; `package` is that and its extra."""
+
+    package: str
+    has_weights: bool | None = None
+
+    def identity(self, name: str) -> str:
+        need(self.package, self.package)
+        return f"{name} {version(self.package)}"
+
+
 # The kinds, by the option of `external` that names a model of each.
 _KINDS = {
     "python": "python_source:Python",
@@ -83,11 +108,3 @@ def source(kind: str) -> Source:
         importlib.import_module(f"defenses.foreign.{module}"), name
     )
     return make()
-
-
-def of_file(name: str) -> str:
-    """What identifies a file, wherever it lies. Raises ValueError where there is none."""
-    path = Path(name)
-    if not path.is_file():
-        raise ValueError("there is no such file")
-    return hashlib.sha256(path.read_bytes()).hexdigest()

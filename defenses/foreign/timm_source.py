@@ -1,22 +1,17 @@
 """Classifiers of timm."""
 
-from importlib.metadata import version
 from typing import Any
 
 from defenses.foreign.extras import need
-from defenses.foreign.sources import Asked, Brought
+from defenses.foreign.sources import Asked, Brought, OfLibrary
 from defenses.foreign.torchvision_source import import_torchvision
 
 
-class Timm:
+class Timm(OfLibrary):
     """A classifier by its name in timm, such as resnet18 or vit_base_patch16_224.augreg_in21k, with
     the normalisation that timm has for it. With `pretrained`, with timm's weights."""
 
-    has_weights = None
-
-    def identity(self, name: str) -> str:
-        need("timm", "timm")
-        return f"{name} {version('timm')}"
+    package = "timm"
 
     def bring(self, name: str, asked: Asked) -> Brought:
         need("timm", "timm")

@@ -3,28 +3,23 @@
 import importlib.util
 import re
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from defenses.foreign.extras import need
-from defenses.foreign.sources import Asked, Brought
+from defenses.foreign.sources import Asked, Brought, OfLibrary
 
 # Kept for as long as the operators are declared.
 _declared: list[torch.library.Library] = []
 
 
-class TorchVision:
+class TorchVision(OfLibrary):
     """A classifier by its name in torchvision.models, such as resnet50. With `pretrained`, with the
     library's default weights and their normalisation."""
 
-    has_weights = None
-
-    def identity(self, name: str) -> str:
-        need("torchvision", "torchvision")
-        return f"{name} {version('torchvision')}"
+    package = "torchvision"
 
     def bring(self, name: str, asked: Asked) -> Brought:
         need("torchvision", "torchvision")

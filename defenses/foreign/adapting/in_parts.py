@@ -35,3 +35,14 @@ class InParts(nn.Module):
 def said(size: int) -> str:
     """What readers of a table must know of such a network."""
     return f"it takes {size} {'image' if size == 1 else 'images'} at once, as it was exported"
+
+
+def exported_size(model: nn.Module) -> int | None:
+    """The number of images that an exported program was made for; None if that is free."""
+    if not isinstance(model, torch.fx.GraphModule):
+        return None
+    for node in model.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.dim():
+            return value.shape[0] if isinstance(value.shape[0], int) else None
+    return None

@@ -31,7 +31,7 @@ class Reading:
             logits = logits[:, 0]
         if logits.dim() != 1:
             raise ValueError(
-                f"binary=True is for one logit per image, (n,) or (n, 1), not {_kind(logits)}"
+                f"binary=True is for one logit per image, (n,) or (n, 1), not {kind_of(logits)}"
             )
         return torch.stack([torch.zeros_like(logits), logits], 1)
 
@@ -46,16 +46,16 @@ class Reading:
             except (KeyError, IndexError, TypeError, AttributeError) as error:
                 self._refuse_needless(returned)
                 raise ValueError(
-                    f"the model returns {_kind(returned)}, which has no output {self.output!r}"
+                    f"the model returns {kind_of(returned)}, which has no output {self.output!r}"
                 ) from error
             self._check_picked(returned, picked, n)
         if not isinstance(picked, Tensor):
             raise ValueError(
-                f"the model must give logits (n, classes), not {_kind(picked)}: say where they "
+                f"the model must give logits (n, classes), not {kind_of(picked)}: say where they "
                 f"are, such as output={_suggested(picked)}"
             )
         if not picked.dim():
-            raise ValueError(f"the model must give logits (n, classes), not {_kind(picked)}")
+            raise ValueError(f"the model must give logits (n, classes), not {kind_of(picked)}")
         if picked.is_complex():
             raise ValueError("the model gives complex logits: return their real part or their size")
         return picked
@@ -68,20 +68,20 @@ class Reading:
             return
         self._refuse_needless(returned)
         raise ValueError(
-            f"output {self.output!r} of the model is {_kind(picked)}, which is no batch of logits "
-            f"(n, classes) for {n} images: name another output"
+            f"output {self.output!r} of the model is {kind_of(picked)}, which is no batch of "
+            f"logits (n, classes) for {n} images: name another output"
         )
 
     def _refuse_needless(self, returned: Any) -> None:
         """Raises ValueError where there is nothing to pick from."""
         if isinstance(returned, Tensor):
             raise ValueError(
-                f"the model gives {_kind(returned)} already: leave out output={self.output!r}, "
+                f"the model gives {kind_of(returned)} already: leave out output={self.output!r}, "
                 "which says where the logits are in a tuple, a dictionary or an object"
             )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a model returned, in words."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"

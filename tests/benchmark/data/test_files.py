@@ -239,7 +239,9 @@ def test_cifar10_is_downloaded_as_an_archive(
     assert listed(root / "cifar10") == ["cifar-10-batches-py"]
 
 
-@pytest.mark.parametrize("base", ["mnist", "fashion-mnist", "cifar10"])
+@pytest.mark.parametrize(
+    "base", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet"]
+)
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [(no_network, "ConnectionError"), (lambda url: b"half of it", "wrong checksum")],

@@ -5,7 +5,6 @@ import os
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,25 +214,6 @@ def test_another_file_of_the_right_name_is_refused(root: Path, place: str) -> No
     put(root / place, b"something else", official=False)
     message = refusal(lambda: load_dataset(place.split("/")[0], root).test)
     assert f"{root / place} is not the official file" in message
-
-
-@pytest.mark.parametrize("base", ["cifar100", "svhn", "tiny-imagenet"])
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [(no_network, "ConnectionError"), (lambda url: b"half of it", "wrong checksum")],
-)
-def test_a_failed_download_says_what_to_do_and_leaves_nothing(
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    base: str,
-    answer: Callable[[str], bytes],
-    reason: str,
-) -> None:
-    serve(monkeypatch, answer)
-    message = refusal(lambda: load_dataset(base, root).test)
-    for part in (base, str(root), reason, "BESTATTACK_DATA"):
-        assert part in message
-    assert listed(root / base) == []
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,18 @@ def test_onnx_for_flat_images_and_for_channels_last(tmp_path: Path) -> None:
         _agree(_built(onnx=str(path)), nn.Sequential(nn.Flatten(), flat))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_onnx_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx2torch")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES)).to(dtype).eval()
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(network, (X[:1].to(dtype),), path, opset_version=13, dynamo=False)
+    logits = _built(onnx=str(path))(X)
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits, network(X.to(dtype)))
+
+
 def test_an_output_of_several_is_named(tmp_path: Path) -> None:
     network = _network("residual")
 
