@@ -44,8 +44,10 @@ SOURCE = "source"
 
 # Options that hold the path of a file or a folder, of which some name code in it after a colon.
 _PATHS = ("model", "weights", "python", "onnx", "exported", "script", "transformers")
+# That of which it is a folder.
+_FOLDER = "transformers"
 # Options whose values are names with so many slashes at most.
-_SLASHES = {"robustbench": 2, "transformers": 1}
+_SLASHES = {"robustbench": 2, _FOLDER: 1}
 
 # A number as a fraction, such as 8/255.
 _FRACTION = re.compile(r"\d+(\.\d+)?/0*[1-9]\d*")
@@ -128,7 +130,8 @@ class Component(BaseModel):
             name = SAVED + str(Path(name.removeprefix(SAVED)).absolute())
         for key in _PATHS:
             path, colon, attribute = str(options.get(key, "")).partition(":")
-            if path and Path(path).exists():
+            # A folder may have the name of an architecture.
+            if Path(path).is_file() or (key == _FOLDER and path and Path(path).is_dir()):
                 options[key] = f"{Path(path).absolute()}{colon}{attribute}"
         for key, value in options.items():
             if isinstance(value, str) and value.startswith(SAVED):

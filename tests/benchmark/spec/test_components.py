@@ -62,6 +62,15 @@ def test_paths_that_exist_hold_slashes(tmp_path: Path, monkeypatch: pytest.Monke
     }  # fmt: skip
 
 
+def test_a_folder_is_no_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mlp", "vit"):
+        (tmp_path / name).mkdir()
+    assert _read("external/model=mlp").absolute().options == {"model": "mlp"}
+    there = _read("external/transformers=vit").absolute().options
+    assert there == {"transformers": str(tmp_path / "vit")}
+
+
 def test_a_mapping_says_the_same_as_text() -> None:
     text = _read("pgd/steps=40/random_start=false")
     mapping = _read({"name": "pgd", "steps": 40, "random_start": False})
