@@ -80,7 +80,7 @@ def twins() -> tuple[nn.Sequential, ...]:
     networks = []
     for seed in range(3):
         model = initialise(Vanilla(epochs=10), digits.shape, digits.classes, seed)
-        train(Vanilla(epochs=10), model, digits.train.x, digits.train.y, threat=None, seed=seed)
+        train(Vanilla(epochs=10), model, digits.train.x[:], digits.train.y, threat=None, seed=seed)
         assert isinstance(model, nn.Sequential)
         networks.append(model.eval())
     return tuple(networks)

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,26 +15,34 @@ from torch import Tensor
 
 from attacks.messages import described
 from benchmark.data.files import DataError
+from benchmark.data.images import Images, only
 from benchmark.spec.run_spec import Part
 
+# Samples that are hashed at once, where they are read from files.
+_BLOCK = 256
 
-def fingerprint(*tensors: Tensor) -> str:
+
+def fingerprint(*tensors: Tensor | Images) -> str:
     """The SHA-256, in hexadecimal, of shape, dtype and bytes of images, labels and so on."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        # NumPy has no bfloat16, and float32 has all its numbers.
-        plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-        digest.update(plain.detach().cpu().contiguous().numpy().data)
+        for block in tensor.split(_BLOCK) if isinstance(tensor, Images) else (tensor,):
+            # NumPy has no bfloat16, and float32 has all its numbers.
+            plain = block.float() if block.dtype == torch.bfloat16 else block
+            digest.update(plain.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images `x`, float32 (n, C, H, W) in [0, 1], or rows of a table (n, features), and labels `y`,
-    int64 (n,), on the CPU."""
+    int64 (n,), on the CPU.
 
-    x: Tensor
+    More images than a gigabyte are no tensor but `Images`, of which `x[rows]` is one.
+    """
+
+    x: Tensor | Images
     y: Tensor
 
     @classmethod
@@ -42,6 +50,10 @@ class Split:
         """From arrays: images (n, *shape) of numbers up to `white`, and labels (n,)."""
         divided = np.divide(x, white, dtype=np.float32)
         return cls(torch.from_numpy(divided), torch.from_numpy(y.astype(np.int64)))
+
+    def only(self, rows: Any) -> "Split":
+        """The samples in some rows."""
+        return Split(only(self.x, rows), self.y[rows])
 
 
 class Feature(NamedTuple):
@@ -133,7 +145,7 @@ class Dataset:
             raise DataError(
                 f"{self.name} has {len(split.y)} {part} {self.noun}, not {count}: lower samples"
             )
-        return Split(split.x[:count], split.y[:count])
+        return split.only(slice(count))
 
     def _checked(self, part: Part) -> Split:
         try:
@@ -146,13 +158,21 @@ class Dataset:
         if n == 0 or x.shape != (n, *self.shape) or y.shape != (n,):
             got = f"{self.noun} {tuple(x.shape)} and labels {tuple(y.shape)}"
             raise DataError(f"{self.name}: the {part} split has {got}, not (n, *{self.shape})")
-        if x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(f"{self.name}: the {part} {self.noun} are not float32 in [0, 1]")
+        if isinstance(x, Images):
+            x = x.changed(partial(self._in_range, part))
+        else:
+            self._in_range(part, x)
         if y.dtype != torch.int64 or not (y.min() >= 0 and y.max() < self.classes):
             raise DataError(
                 f"{self.name}: the {part} labels are not int64 from 0 to {self.classes - 1}"
             )
-        return split
+        return Split(x, y)
+
+    def _in_range(self, part: Part, x: Tensor) -> Tensor:
+        """Samples, as they are. Raises DataError where they are not what they must be."""
+        if x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
+            raise DataError(f"{self.name}: the {part} {self.noun} are not float32 in [0, 1]")
+        return x
 
 
 @dataclass(frozen=True)

@@ -11,58 +11,81 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from attacks.messages import described, one_line
+from benchmark.data.dataset import Split
+from benchmark.data.images import MOST, Images
 from benchmark.errors import UserError
 
 # How many images of a Dataset are put together at a time.
 _AT_ONCE = 256
 
 
-def read_given(x: Any, y: Any, scale: float | None) -> tuple[Tensor, Tensor]:
+def read_given(x: Any, y: Any, scale: float | None) -> tuple[Tensor | Images, Tensor]:
     """Images (n, *shape), floats, and labels (n,), int64, from what a user handed over.
 
     x      a tensor, an array, a data frame or nested lists; or, without y, a Dataset or DataLoader
-           of images with their labels, or an iterable of such batches.
+           of images with their labels, an iterable of such batches, or a `Split`.
     y      labels as integers of any width (n,) or (n, 1), or as one-hot rows (n, classes).
     scale  what images are divided by; integer images need one.
 
     Raises UserError, in one line with the fix, for what cannot be evaluated.
     """
     if y is None:
-        x, y = _joined(x)
+        x, y = (x.x, x.y) if isinstance(x, Split) else _joined(x)
+    elif isinstance(x, Split):
+        raise UserError("x holds its labels: leave y out, or pass x.x and y")
     elif isinstance(x, Dataset | DataLoader | Iterator):
         raise UserError(
             f"x is a {type(x).__name__}, whose batches hold the labels: leave y out, as in "
             "evaluate(model, x, eps=...)"
         )
-    images = _tensor(x, "x")
-    if not images.numel():
+    images = x if isinstance(x, Images) else _tensor(x, "x")
+    if not images.shape.numel():
         raise UserError(f"x holds no images: its shape is {tuple(images.shape)}")
     labels = _labels(y)
-    if not images.dim() > 1:
+    if not len(images.shape) > 1:
         raise UserError(f"x must hold one row or image per sample, not {tuple(images.shape)}")
     if len(images) != len(labels):
         raise UserError(
             f"y must hold one label per image: x {tuple(images.shape)}, y {tuple(labels.shape)}"
         )
+    if scale is not None and (not isinstance(scale, int | float) or not 0 < scale < math.inf):
+        raise UserError(f"scale must be a number above 0, not {scale!r}")
+    if isinstance(images, Tensor):
+        images = _floats(images, scale)
+    elif scale is not None:
+        images = images.changed(lambda block: block / scale, images.dtype)
+    return images, labels
+
+
+def _floats(images: Tensor, scale: float | None) -> Tensor | Images:
+    """Images (n, *shape) as floats. Many that are kept in fewer bytes stay so."""
     if images.is_complex() or images.dtype == torch.bool:
         raise UserError(f"x must hold real numbers, not {images.dtype}")
     if images.is_floating_point() and images.dtype.itemsize == 1:
         images = images.float()  # torch computes nothing in it
-    if count := int(images.isnan().flatten(1).any(1).sum()):
-        raise UserError(
-            f"x holds NaN in {count} of {len(images)} samples: replace it, or leave them out"
-        )
-    if scale is not None:
-        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise UserError(f"scale must be a number above 0, not {scale!r}")
-        wide = images if images.dtype == torch.float64 else images.float()
-        return wide / scale, labels
-    if not images.is_floating_point():
+    if images.is_floating_point():
+        count = sum(int(block.isnan().flatten(1).any(1).sum()) for block in images.split(_AT_ONCE))
+        if count:
+            raise UserError(
+                f"x holds NaN in {count} of {len(images)} samples: replace it, or leave them out"
+            )
+    elif scale is None:
         raise UserError(
             f"x must hold floats in [0, 1], not {images.dtype}: pass scale=255 for images that go "
             "up to 255"
         )
-    return images, labels
+    if scale is None:
+        return images
+
+    def scaled(block: Tensor) -> Tensor:
+        return (block if block.dtype == torch.float64 else block.float()) / scale
+
+    if images.dtype == torch.float64 or images.numel() * 4 <= MOST:
+        return scaled(images)
+    rows = np.arange(len(images))
+    return Images(lambda some: images[torch.from_numpy(some)], rows, images.shape[1:]).changed(
+        scaled
+    )
 
 
 def _joined(data: Any) -> tuple[Tensor, Tensor]:
@@ -126,8 +149,9 @@ def _tensor(values: Any, name: str) -> Tensor:
             array = array.astype(np.int64)  # torch knows few operations on these
         elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        # A copy, so that nothing can reach what the user holds, and strides may be negative.
-        return torch.from_numpy(np.array(array))
+        # A copy where torch needs one: it has no negative strides, and warns of what is read-only.
+        plain = array.flags.writeable and min(array.strides, default=0) >= 0
+        return torch.from_numpy(array if plain else np.array(array))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name} must hold numbers: {described(error)}") from error
 

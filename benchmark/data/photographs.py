@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import Bytes, content_of, parsed, pickled_images
+from benchmark.data.images import Rows, kept
 from benchmark.data.sources.image_files import Cut, Picture, read_pictures
 from benchmark.spec.run_spec import Part
 
@@ -139,11 +141,15 @@ def _load_tiny(root: Path | None, part: Part) -> Split:
 
 
 def _parse_tiny(part: Part, content: bytes) -> Split:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        classes = {name: number for number, name in enumerate(_TINY.split())}
-        members = _tiny_train(archive) if part == "train" else _tiny_test(archive)
-        pictures = [Picture(name, partial(archive.read, name)) for name, _ in members]
-        x = read_pictures(pictures, Cut(None, None), _TINY_SHAPE)
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    classes = {name: number for number, name in enumerate(_TINY.split())}
+    members = _tiny_train(archive) if part == "train" else _tiny_test(archive)
+    pictures = [Picture(name, partial(archive.read, name)) for name, _ in members]
+
+    def read(rows: Rows) -> Tensor:
+        return read_pictures([pictures[row] for row in rows], Cut(None, None), _TINY_SHAPE)
+
+    x = kept(read, np.arange(len(pictures)), _TINY_SHAPE)
     return Split(x, torch.tensor([classes[name] for _, name in members]))
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from benchmark.data.dataset import Dataset, Split, Variant
 from benchmark.data.files import DataError
+from benchmark.data.images import changed
 from benchmark.spec.run_spec import Part
 
 # Images that are changed at once: in float64, a whole training set would take gigabytes.
@@ -169,7 +170,7 @@ def _load_changed(
     load: Callable[[Part], Split], function: Callable[[Tensor], Tensor], part: Part
 ) -> Split:
     split = load(part)
-    return Split(torch.cat([function(x) for x in split.x.split(_BLOCK)]), split.y)
+    return Split(changed(split.x, function, _BLOCK), split.y)
 
 
 TRANSFORMS = (

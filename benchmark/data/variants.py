@@ -62,7 +62,8 @@ def pair(dataset: Dataset, value: str) -> Dataset:
 def _load_pair(load: Callable[[Part], Split], first: int, second: int, part: Part) -> Split:
     split = load(part)
     keep = (split.y == first) | (split.y == second)
-    return Split(split.x[keep], (split.y[keep] == second).long())
+    kept = split.only(keep)
+    return Split(kept.x, (kept.y == second).long())
 
 
 def order(dataset: Dataset, value: str) -> Dataset:
@@ -185,8 +186,9 @@ def _load_first(dataset: Dataset, count: int, part: Part) -> Split:
         return split
     if len(split.y) < count:
         raise DataError(f"{dataset.name} has {len(split.y)} training images, not {count}")
+    first = split.only(slice(count))
     # A copy, so that the memory of the rest can be freed.
-    return Split(split.x[:count].clone(), split.y[:count].clone())
+    return Split(first.x.clone() if isinstance(first.x, Tensor) else first.x, first.y.clone())
 
 
 VARIANTS = {

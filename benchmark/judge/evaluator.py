@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attacks import Attack, Problem, ThreatModel
 from attacks.generators import seeded
 from attacks.segment import pull
+from benchmark.data.images import Images
 from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
 from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
@@ -41,7 +42,7 @@ class Samples:
             sample has the same noise in a subset as in the whole set.
     """
 
-    x: Tensor
+    x: Tensor | Images
     y: Tensor
     number: IntArray
 

@@ -17,7 +17,6 @@ from benchmark.judge.replica import (
     reseed,
     same_state,
     state_of,
-    twin_of,
 )
 from benchmark.judge.steadiness import (
     IMAGES,
@@ -26,8 +25,8 @@ from benchmark.judge.steadiness import (
     depends_on_batch,
     differ,
     hears_others,
+    in_twin,
     is_random,
-    is_twin,
     rounding,
     swallows,
     telling_of,
@@ -52,7 +51,7 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
         before = state_of(frozen)
         calling = find_calling(frozen, x, asked, terms.reading, terms.scale)
         subject = Subject(
-            as_called(frozen, calling), None, device, calling.gives, precision_of(frozen), terms,
+            as_called(frozen, calling), device, calling.gives, precision_of(frozen), terms,
             calling, flags={"train-mode"} if is_training(model) else set(),
         )  # fmt: skip
         x = x.to(subject.dtype)
@@ -67,18 +66,19 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
             ) from error
         may_have_twin = (subject.precision, calling.takes) == ("float32", torch.float32)
         if may_have_twin and not subject.is_random:
-            subject.twin = _twin(subject, frozen, x)
-            if subject.twin is None:
+            exact = _in_twin(subject, x)
+            subject.has_twin = exact is not None
+            if exact is None:
                 subject.flags.add("float32-only")
-        exact = subject.model if calling.takes == torch.float64 else subject.twin
-        if exact is not None and not subject.is_random and swallows(call(exact, x.double())):
+        else:
+            is_exact = calling.takes == torch.float64 and not subject.is_random
+            exact = call(subject.model, x) if is_exact else None
+        if exact is not None and swallows(exact):
             subject.flags.add("coarse-logits")
     if not same_state(before, state_of(frozen)):
-        frozen = freeze(model, device, asked)
-        twin = None if subject.twin is None else _in_float64(subject, frozen)
-        model = as_called(frozen, subject.calling)
+        model = as_called(freeze(model, device, asked), subject.calling)
         _check_beginning(subject, copied(model), model, x)
-        return replace(subject, model=model, twin=twin, is_stateful=True)
+        return replace(subject, model=model, is_stateful=True)
     return subject
 
 
@@ -124,20 +124,15 @@ def _check_beginning(subject: Subject, first: nn.Module, model: nn.Module, x: Te
         )
 
 
-def _twin(subject: Subject, frozen: nn.Module, x: Tensor) -> nn.Module | None:
-    """The model in float64; None where it does not run in it, or is another function."""
+def _in_twin(subject: Subject, x: Tensor) -> Tensor | None:
+    """The logits at images x of the model in float64; None where it does not run in it, or is
+    another function."""
     try:
-        twin = _in_float64(subject, frozen)
-        return twin if is_twin(subject.model, twin, x) else None
+        return in_twin(subject.model, subject.twin, x)
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return None
-
-
-def _in_float64(subject: Subject, frozen: nn.Module) -> nn.Module:
-    calling = replace(subject.calling, takes=torch.float64, gives=torch.float64)
-    return as_called(twin_of(frozen), calling)
 
 
 def _check_logits(logits: Tensor, x: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.rebinding import held_by, rebind
+from benchmark.judge.sharing import share
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -153,8 +154,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy that reaches no part of the model. Raises UserError where it would share some."""
+    """A deep copy that cannot change the model. Raises UserError where it would share some of it.
+
+    Memory of parameters and buffers is shared until one of the two writes to it.
+    """
     memo: dict[int, Any] = {}
+    share(memo, (*model.parameters(), *model.buffers()))
     # Tensors with a history, such as cached activations, cannot be copied otherwise.
     for tensor in _cached(model):
         memo[id(tensor)] = tensor.detach().clone()

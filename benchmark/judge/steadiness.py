@@ -1,6 +1,7 @@
 """Whether a model gives an image the same logits again, and in other company."""
 
 import random
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -178,12 +179,16 @@ def hears_others(model: nn.Module, x: Tensor, seed: int) -> bool:
     return same(known[:1], again[:1]) and _apart(known[:1], among_others[:1], telling) > _LEAST
 
 
-def is_twin(model: nn.Module, twin: nn.Module, x: Tensor) -> bool:
-    """Whether a twin in float64 is the same function as a model, as far as some images tell."""
+def in_twin(model: nn.Module, twin_of: Callable[[], nn.Module], x: Tensor) -> Tensor | None:
+    """The logits of a model's twin in float64 at images; None where that is another function than
+    the model, as far as the images tell."""
     if unit_of(model, x) > torch.finfo(torch.float32).eps:
-        return False
+        return None
+    twin = twin_of()
     known, logits = call(model, x), call(twin, x.double())
-    return known.shape == logits.shape and _apart(known, logits, telling_of(known)) <= _TWIN
+    if known.shape != logits.shape or _apart(known, logits, telling_of(known)) > _TWIN:
+        return None
+    return logits
 
 
 def swallows(logits: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.generators import seeded
 from benchmark.judge.reading import Called, Calling, Reading, as_called
-from benchmark.judge.replica import copied, reseed
+from benchmark.judge.replica import copied, reseed, twin_of
 from benchmark.judge.steadiness import IMAGES, Kind, UnsteadyError, call, differ, same
 from defenses.certificates import HasCertificate
 
@@ -105,23 +105,22 @@ class Subject:
 
     model      the copy, in eval mode, as it is called with points of `dtype`. Its parameters take
                no gradients, which would cost an attack that calls backward() time.
-    twin       the same function in float64; None if there is none.
     device, dtype  of the points.
     precision  of the model, as tables name it.
     terms      what was asked for.
     calling    how the copy is called.
     slack      how far logits may differ by rounding, as a part of the largest.
     telling    (classes,), bool, the logits among which that is; None: all.
+    has_twin   whether the model can be run in float64 as the same function: see `twin`.
     is_random  whether it is randomised: points are then judged by several draws.
     is_stateful  whether calls change it, so that each block is judged by a fresh copy.
     flags      what was noticed about the model.
 
-    Neither `model` nor `twin` is ever handed to an attack, so that no attack can change how it is
-    judged; attacks get a copy, the `victim`.
+    `model` is never handed to an attack, so that no attack can change how it is judged; attacks get
+    a copy, the `victim`.
     """
 
     model: nn.Module
-    twin: nn.Module | None
     device: torch.device
     dtype: torch.dtype
     precision: str
@@ -129,6 +128,7 @@ class Subject:
     calling: Calling
     slack: float = 0.0
     telling: Tensor | None = None
+    has_twin: bool = False
     is_random: bool = False
     is_stateful: bool = False
     flags: set[str] = field(default_factory=set)
@@ -144,7 +144,7 @@ class Subject:
         if self.is_random:
             traits |= {"draws": self.terms.draws, "judge-seed": self.terms.seed}
             traits["expectation"] = self.terms.expectation
-        elif self.twin is None and self.precision == "float32":
+        elif not self.has_twin and self.precision == "float32":
             traits["twin"] = False
         return traits
 
@@ -156,6 +156,17 @@ class Subject:
     def victim(self) -> nn.Module:
         """A copy of the model for an attack, which may change it."""
         return copied(self.model)
+
+    def twin(self) -> nn.Module:
+        """The model in float64. It is made when it is needed, since it takes twice the memory of a
+        model in float32."""
+        calling = replace(self.calling, takes=torch.float64, gives=torch.float64)
+        return as_called(twin_of(self._bare), calling)
+
+    @property
+    def _bare(self) -> nn.Module:
+        """The model itself, without what calls it."""
+        return self.model.model if isinstance(self.model, Called) else self.model
 
     def judge(
         self,
@@ -180,12 +191,10 @@ class Subject:
         points = points.to(self.dtype)
         if self.is_random:
             return self._judge_by_draws(points, y, number, calls, allowed)
-        model, twin = self.model, self.twin
-        if self.is_stateful:
-            model, twin = copied(model), None if twin is None else copied(twin)
+        model = copied(self.model) if self.is_stateful else self.model
         logits = call(model, points)
         # With a twin, half of them is enough to see whether the model is steady.
-        part = len(points) if twin is None else max(IMAGES, len(points) // 2)
+        part = max(IMAGES, len(points) // 2) if self.has_twin else len(points)
         again = self._in_other_company(model, points[-part:])
         if differ(logits[-part:], again, self.slack, self.telling):
             drawn = not same(logits, call(model, points))
@@ -193,10 +202,10 @@ class Subject:
         predicted = classes_of(logits)
         wrong = _wrong(predicted, y, allowed)
         doubtful = wrong & (predicted != UNDEFINED)
-        if twin is None:
+        if not self.has_twin:
             wrong = wrong & (~doubtful | _wrong(classes_of(again), y, allowed))
         elif bool(doubtful.any()):
-            in_twin = classes_of(call(twin, points[doubtful].double()))
+            in_twin = classes_of(call(self.twin(), points[doubtful].double()))
             wrong_in_twin = _wrong(in_twin, y[doubtful], allowed)
             wrong = wrong.masked_scatter(doubtful, wrong_in_twin)
         return Judgement.of(predicted, wrong)
@@ -245,8 +254,11 @@ class Subject:
         TypeError where the model has no certificate, and ValueError where what it returns are not
         radii.
         """
-        model, dtype = (self.model, self.dtype) if self.twin is None else (self.twin, torch.float64)
-        model = copied(model) if self.is_stateful or self.is_random else model
+        model, dtype = self.model, self.dtype
+        if self.has_twin:
+            model, dtype = self.twin(), torch.float64
+        elif self.is_stateful or self.is_random:
+            model = copied(model)
         if not isinstance(model, HasCertificate):
             raise TypeError("the model has no certified_radius")
         x = x.to(dtype)
@@ -272,13 +284,10 @@ class Subject:
         if kind == "random":
             flags = self.flags | {"non-deterministic"}
             flags.discard("float32-only")
-            return replace(self, is_random=True, twin=None, flags=flags)
+            return replace(self, is_random=True, has_twin=False, flags=flags)
         calling = replace(self.calling, size=1)
-        bare = self.model.model if isinstance(self.model, Called) else self.model
-        flags = self.flags | {"batch-dependent"}
-        return replace(
-            self, model=as_called(bare, calling), twin=None, calling=calling, flags=flags
-        )
+        model, flags = as_called(self._bare, calling), self.flags | {"batch-dependent"}
+        return replace(self, model=model, has_twin=False, calling=calling, flags=flags)
 
 
 def classes_of(logits: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class _Training:
             return defenses.train(
                 self.recipe,
                 self.model,
-                self.dataset.train.x,
+                self.dataset.train.x[:],
                 self.dataset.train.y,
                 threat=self.threat,
                 seed=self.seed,

@@ -109,7 +109,7 @@ def certify_exactly(
     if dataset.frozen is not None:
         raise UserError(f"{dataset.name} has frozen features, and --exact moves all")
     test = dataset.first("test", samples)
-    x, y = test.x, test.y
+    x, y = test.x[:], test.y
 
     # Solve, image by image.
     try:

@@ -10,12 +10,16 @@ from torch import Tensor
 from attacks import ThreatModel
 from attacks.messages import described
 from attacks.threat import Norm
+from benchmark.data.images import Images
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.spec.run_spec import make_threat
 
 # How far outside the bounds samples may lie, as a part of the largest width, by rounding.
 _ROUNDING = 1e-6
+
+# Samples that are looked at together, where they are not kept as a tensor.
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,20 @@ class Geometry:
 
     def measured(self, samples: Samples) -> Samples:
         """The samples in these units. Raises UserError where some are out of the bounds."""
-        samples = replace(samples, x=self._bounded(samples.x))
+        x = samples.x
+        if isinstance(x, Images):
+            for block in x.split(_BLOCK):
+                self._measured(block)
+            dtype = x.dtype if self.scale is None else torch.float64
+            return replace(samples, x=x.changed(self._measured, dtype))
+        return replace(samples, x=self._measured(x))
+
+    def _measured(self, x: Tensor) -> Tensor:
+        bounded = self._bounded(x)
         if self.scale is None:
-            return samples
+            return bounded
         # In float64, from which multiplying gives back the very float32 numbers.
-        return replace(samples, x=samples.x.double() / self.scale.to(samples.x.device))
+        return bounded.double() / self.scale.to(x.device)
 
     def _bounded(self, x: Tensor) -> Tensor:
         """Samples x (n, *shape) within the bounds, which rounding may have taken them out of."""

@@ -33,8 +33,8 @@ def samples_of(dataset: Dataset, spec: RunSpec, strata: Dataset | None = None) -
     if order is None:
         return Samples(split.x, split.y, np.arange(len(split.y)))
     number, split = order[: spec.samples], dataset.split(spec.split)
-    rows = torch.from_numpy(number)
-    return Samples(split.x[rows], split.y[rows], number)
+    chosen = split.only(torch.from_numpy(number))
+    return Samples(chosen.x, chosen.y, number)
 
 
 def identify_samples(dataset: Dataset, spec: RunSpec, strata: Dataset | None = None) -> Identity:

@@ -49,7 +49,7 @@ def is_source(name: str) -> bool:
 
 def read_source(name: str, folders: Sequence[Path] = (Path(),)) -> SourceName:
     """The parts of a name for which `is_source` holds. A relative path is sought in each of the
-    folders, in turn.
+    folders, in turn; that of a file which an option names also beside the data, and in its folder.
 
     >>> parts = read_source("npz=no/such.npz/scale=255/pair=0-1")
     >>> parts.place, parts.path, parts.words
@@ -64,11 +64,12 @@ def read_source(name: str, folders: Sequence[Path] = (Path(),)) -> SourceName:
         count = next((i for i, segment in enumerate(segments) if _is_word(segment)), len(segments))
     place, left = "/".join(segments[:count]), segments[count:]
     words, files = list[str](), dict[str, Path]()
+    beside = folders if path is None else (*folders, path.parent, path)
     while left:
         key, _, value = left[0].partition("=")
         used = 1
         if key in FILES:
-            file, found = _longest([value, *left[1:]], folders)
+            file, found = _longest([value, *left[1:]], beside)
             if file is not None:
                 used = found
                 files["/".join(left[:used])] = file

@@ -42,7 +42,7 @@ def dont_care_conditions(
     """
     model, dataset = _ensemble(folder, root)
     images = dataset.first(split, samples)
-    x, y = images.x, images.y
+    x, y = images.x[:], images.y
     with torch.no_grad():
         rows = list(_explanations(model, dataset, x, y, offset))
     if not rows:

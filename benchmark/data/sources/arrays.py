@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,37 @@ from torch import Tensor
 from attacks.messages import one_line
 from benchmark.data.dataset import Dataset
 from benchmark.data.files import DataError
+from benchmark.data.images import MOST, Rows
 from benchmark.data.sources.class_names import by_number, by_value
 from benchmark.data.sources.given_options import Given
-from benchmark.data.sources.split_rule import Pool, Rows, dataset_of
+from benchmark.data.sources.split_rule import Pool, dataset_of
 
 Array = NDArray[Any]
+
+# Images that are looked at together, of those in a file.
+_BLOCK = 256
 
 # The names of arrays in a file, in lower case. Those of a split are called so too, with a part of
 # _SPLITS before or behind.
 _X, _Y = ("x", "images", "data", "inputs"), ("y", "labels", "label", "targets", "target")
 _NAMES = ("class_names", "label_names", "classes", "names")
 _SPLITS = {"": ("",), "train": ("train", "training"), "test": ("test", "val", "valid")}
+
+
+class _InFile:
+    """A large array, which stays in its file until some of its rows are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._opened = partial(np.load, path, "r", allow_pickle=False)
+        array = self._opened()
+        self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> Array:
+        # Opened anew, so that what was read of the file does not stay in memory.
+        return np.array(self._opened()[rows])
 
 
 def npz(given: Given) -> Dataset:
@@ -35,10 +56,10 @@ def npz(given: Given) -> Dataset:
     Raises DataError, in one line, for what is none of that.
     """
     arrays = _read(given.at)
-    if isinstance(arrays, np.ndarray):
+    if not isinstance(arrays, dict):
         raise DataError(f"{given.at} holds one array: write npy={given.place}/labels=FILE.npy")
     names = _found(arrays, _NAMES, "")
-    by_split: dict[str, tuple[Array, Array]] = {}
+    by_split: dict[str, tuple[Array | _InFile, Array]] = {}
     for split in _SPLITS:
         x, y = _found(arrays, _X, split), _found(arrays, _Y, split)
         if y is None and x is not None and not split:
@@ -64,7 +85,7 @@ def npy(given: Given) -> Dataset:
     Arrays are as in npz=FILE. Raises DataError, in one line, for what is not.
     """
     x, y = _read(given.at), _labels_beside(given)
-    if not isinstance(x, np.ndarray):
+    if isinstance(x, dict):
         raise DataError(f"{given.at} holds several arrays: write npz={given.place}")
     if y is None:
         raise DataError(f"{given.at} has no labels: write npy={given.place}/labels=FILE.npy")
@@ -72,7 +93,7 @@ def npy(given: Given) -> Dataset:
 
 
 def _dataset(
-    given: Given, by_split: Mapping[str, tuple[Array, Array]], names: Array | None
+    given: Given, by_split: Mapping[str, tuple[Array | _InFile, Array]], names: Array | None
 ) -> Dataset:
     """The data set of the arrays x and y of each split."""
     scale, where = given.scale(), str(given.at)
@@ -80,7 +101,7 @@ def _dataset(
     for (x, _), labels in zip(by_split.values(), y, strict=True):
         if x.ndim == 0 or len(x) != len(labels):
             raise DataError(f"{where} has {x.shape} images and {len(labels)} labels: one for each")
-        if not len(labels) or not x.size:
+        if not len(labels) or 0 in x.shape:
             raise DataError(f"{where} holds no images: one of its arrays is empty")
     # All splits together have the classes.
     together = np.concatenate(y)
@@ -104,16 +125,18 @@ def _dataset(
     return dataset_of(name, classes, shapes[0], pools, given.share())
 
 
-def _read(path: Path) -> dict[str, Array] | Array:
+def _read(path: Path) -> dict[str, Array] | Array | _InFile:
     """All arrays of a file, none of which may run code. Raises DataError."""
     try:
+        if path.suffix == ".npy" and path.stat().st_size > MOST // 4:
+            return _InFile(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return content
         with content:
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error) or "pickled" in str(error):
+        if any(word in str(error) for word in ("allow_pickle", "pickled", "Python objects")):
             raise DataError(
                 f"{path} holds Python objects, which are not loaded, since they may run code: save "
                 "arrays of numbers"
@@ -138,7 +161,7 @@ def _labels_beside(given: Given) -> Array | None:
     labels = None if path is None else _read(path)
     if isinstance(labels, dict):
         raise DataError(f"{path} holds several arrays: labels must be one, in a file .npy")
-    return labels
+    return labels[:] if isinstance(labels, _InFile) else labels
 
 
 def _labels(labels: Array, where: str) -> Array:
@@ -159,7 +182,7 @@ def _labels(labels: Array, where: str) -> Array:
     return labels
 
 
-def _pool(x: Array, y: Rows, scale: float | None, where: str) -> Pool:
+def _pool(x: Array | _InFile, y: Rows, scale: float | None, where: str) -> Pool:
     """The samples x, which are checked, with labels y (n,)."""
     if x.ndim not in (2, 3, 4):
         raise DataError(
@@ -167,14 +190,15 @@ def _pool(x: Array, y: Rows, scale: float | None, where: str) -> Pool:
         )
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where}: images must be numbers, not {x.dtype}")
+    least, most, undefined = _extremes(x)
     if scale is None and x.dtype.kind in "iu":
         raise DataError(
-            f"{where}: images are whole numbers, {x.dtype}, up to {x.max()}: add scale=255 to the "
+            f"{where}: images are whole numbers, {x.dtype}, up to {most:g}: add scale=255 to the "
             "name, or whatever white is"
         )
-    if x.dtype.kind == "f" and (undefined := int(np.isnan(x).reshape(len(x), -1).any(1).sum())):
+    if undefined:
         raise DataError(f"{where}: {undefined} of {len(x)} images hold NaN: leave them out")
-    least, most, white = float(x.min()), float(x.max()), scale or 1
+    white = scale or 1
     if least < 0 or most > white:
         raise DataError(
             f"{where}: images go from {least:g} to {most:g}, not from 0 to {white:g}: add the "
@@ -186,6 +210,17 @@ def _pool(x: Array, y: Rows, scale: float | None, where: str) -> Pool:
         return torch.from_numpy(np.divide(_channels_first(x[rows]), white, dtype=np.float32))
 
     return Pool(y, samples)
+
+
+def _extremes(x: Array | _InFile) -> tuple[float, float, int]:
+    """The least and the largest value of images, and how many of these hold NaN."""
+    blocks = (x[start : start + _BLOCK] for start in range(0, len(x), _BLOCK))
+    of_each = [
+        (block.min(), block.max(), np.isnan(block).reshape(len(block), -1).any(1).sum())
+        for block in blocks
+    ]
+    least, most, undefined = zip(*of_each, strict=True)
+    return float(min(least)), float(max(most)), int(sum(undefined))
 
 
 def _channels_first(x: Array) -> Array:

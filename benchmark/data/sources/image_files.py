@@ -123,13 +123,13 @@ def shape_of(pictures: Sequence[Picture], cut: Cut) -> tuple[int, int, int]:
 def read_pictures(pictures: Sequence[Picture], cut: Cut, shape: tuple[int, int, int]) -> Tensor:
     """The pictures as (n, *shape), float32 in [0, 1]. Raises DataError where one cannot be read."""
     channels, height, width = shape
-    x = np.empty((len(pictures), height, width, channels), np.float32)
+    pixels = np.empty((len(pictures), height, width, channels), np.uint8)
     for row, picture in enumerate(pictures):
         with _opened(picture) as image:
             converted = cut(image.convert("L" if channels == 1 else "RGB"))
-            pixels = np.asarray(converted, np.uint8).reshape(height, width, channels)
-        np.divide(pixels, 255, out=x[row], dtype=np.float32)
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+            pixels[row] = np.asarray(converted, np.uint8).reshape(height, width, channels)
+    channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return torch.from_numpy(np.divide(channels_first, 255, dtype=np.float32))
 
 
 @contextmanager

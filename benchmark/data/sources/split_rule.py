@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import DataError
+from benchmark.data.images import Rows, kept
 from benchmark.spec.run_spec import Part
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,18 @@ def dataset_of(
     if {"train", "test"} <= pools.keys():
         if share is not None:
             raise DataError(f"{base} has a train and a test split already: leave split={share} out")
-        return Dataset(name, labels, shape, partial(_load_own, pools), **fields)
+        return Dataset(name, labels, shape, partial(_load_own, pools, shape), **fields)
     (pool,) = pools.values()
-    return Dataset(name, labels, shape, partial(_load_part, base, pool, share), **fields)
+    return Dataset(name, labels, shape, partial(_load_part, base, pool, shape, share), **fields)
 
 
-def _load_own(pools: Pools, part: Part) -> Split:
-    return _taken(pools[part], np.arange(len(pools[part].y)))
+def _load_own(pools: Pools, shape: tuple[int, ...], part: Part) -> Split:
+    return _taken(pools[part], shape, np.arange(len(pools[part].y)))
 
 
-def _load_part(base: str, pool: Pool, share: float | None, part: Part) -> Split:
+def _load_part(
+    base: str, pool: Pool, shape: tuple[int, ...], share: float | None, part: Part
+) -> Split:
     rows = np.arange(len(pool.y))
     if share is None:
         if part == "train":
@@ -91,10 +91,10 @@ def _load_part(base: str, pool: Pool, share: float | None, part: Part) -> Split:
                 f"{base} is not split, so that nothing can be trained on it: add split=0.8 to its "
                 "name, to train on 80% of each class"
             )
-        return _taken(pool, rows)
+        return _taken(pool, shape, rows)
     training = training_rows(pool.y, share)
-    return _taken(pool, training if part == "train" else np.setdiff1d(rows, training))
+    return _taken(pool, shape, training if part == "train" else np.setdiff1d(rows, training))
 
 
-def _taken(pool: Pool, rows: Rows) -> Split:
-    return Split(pool.samples(rows), torch.from_numpy(pool.y[rows]))
+def _taken(pool: Pool, shape: tuple[int, ...], rows: Rows) -> Split:
+    return Split(kept(pool.samples, rows, shape), torch.from_numpy(pool.y[rows]))

@@ -196,7 +196,7 @@ def _others(
     dataset, device = load_dataset(run_spec.data, root), resolve_device(run_spec.device)
     for setting in (TEST, TRAIN) if TRAIN in spec.measures else (TEST,):
         images = samples_of(dataset, run_spec.model_copy(update={"split": setting}))
-        x, y, n = images.x, images.y, len(images)
+        x, y, n = images.x[:], images.y, len(images)
         for label, path in _models(home).items() if measures & {"gap", "jacobian"} else ():
             model = load_saved(path).model
             of_model: dict[str, object] = {"defense": label, "setting": setting}
