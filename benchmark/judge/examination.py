@@ -162,6 +162,10 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
     columns, reject = logits.shape[1], subject.terms.reject
     if reject is not None and not 0 <= reject < columns:
         raise UserError(f"reject={reject} is none of the {columns} classes of the model")
+    if reject is not None and bool((y == reject).any()):
+        raise UserError(f"class {reject} is that of rejected images: no label may be it")
+    if classes is not None and reject is not None:
+        classes += 1
     if classes is not None and columns != classes:
         raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
     if int(y.max()) >= columns:

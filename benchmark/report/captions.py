@@ -19,6 +19,11 @@ CHOSEN = {"first": "the first", "random": "at random", "stratified": "stratified
 _NAMED = 10
 
 
+def may_reject_name(name: str) -> str:
+    """What tables call a model where rejecting a perturbed image does not count as wrong."""
+    return f"{name}, may reject"
+
+
 def threat_name(threat: ThreatModel) -> str:
     """What tables and captions call a threat.
 

@@ -18,7 +18,7 @@ from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
 from benchmark.judge.surroundings import undisturbed
-from benchmark.keys import identify_threat, key_of
+from benchmark.keys import Identity, identify_threat, key_of
 from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
@@ -171,7 +171,8 @@ def _replay(
     problems = []
     for label, problems_of_cell in lines.items():
         if label in report.keys:
-            problems_of_cell += _misfits(report, label, data, saved.identity["weights"])
+            made_with = {"data": data, "allowed": subject.terms.allowed}
+            problems_of_cell += _misfits(report, label, made_with, saved.identity["weights"])
         # Records that are lacking are no fault of those that are there: `verify` names them apart.
         unexpected = label in replayed.errors and label not in errors
         if unexpected and label not in report.lacking:
@@ -268,7 +269,7 @@ def _replay_radii(
     return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
 
 
-def _misfits(report: Report, label: str, data: dict[str, str], weights: str) -> list[str]:
+def _misfits(report: Report, label: str, made_with: Identity, weights: str) -> list[str]:
     """What is wrong with what a cell notes that it was made with; a line at most.
 
     Where there is no record there need not be a note: `verify` names what is missing apart.
@@ -277,18 +278,19 @@ def _misfits(report: Report, label: str, data: dict[str, str], weights: str) -> 
         if label in report.lacking and not any(True for _ in report.blocks(label, images=False)):
             return []
         return ["cell.json, which says what it was made with, is missing: run it again"]
-    is_fit = _is_of(report, label, data, weights)
-    return [] if is_fit else ["made with other weights, data or threat"]
+    is_fit = _is_of(report, label, made_with, weights)
+    return [] if is_fit else ["made with other weights, data or threat, or for other classes"]
 
 
-def _is_of(report: Report, label: str, data: dict[str, str], weights: str) -> bool:
-    """Whether a cell was made with the run's data and threat, and with these weights."""
+def _is_of(report: Report, label: str, made_with: Identity, weights: str) -> bool:
+    """Whether a cell was made with the run's threat, with these weights, and with parts of its
+    identity as they are now."""
     key = report.keys[label]
     identity = report.cells[label].note.get("identity", {})
     threat = identity.get("threat")
     return (
         key_of(identity) == key
-        and identity.get("data") == data
+        and {part: identity.get(part) for part in made_with} == made_with
         and identity.get("defense", {}).get("weights") == weights
         and (
             identity.get("certificate") == report.threat.norm

@@ -22,6 +22,7 @@ from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
+from benchmark.report.captions import may_reject_name
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assess
 from benchmark.run.geometry import Geometry, read_geometry
@@ -137,7 +138,7 @@ def evaluate(
 
     report = assessed(label, may_reject=False)
     if chosen.reject is not None:
-        report.rejecting = assessed(f"{label}, may reject", may_reject=True)
+        report.rejecting = assessed(may_reject_name(label), may_reject=True)
     return report
 
 
@@ -248,8 +249,6 @@ def _samples(x: Any, y: Any, chosen: Any) -> Samples:
     x, y = read_given(x, y, chosen.scale)
     if int(y.min()) < 0:
         raise UserError(f"labels must be at least 0, not {int(y.min())}")
-    if chosen.reject is not None and bool((y == chosen.reject).any()):
-        raise UserError(f"class {chosen.reject} is that of rejected images: no label may be it")
     return Samples(x, y, _numbers(chosen.index, len(x)))
 
 

@@ -11,7 +11,7 @@ from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell
 from benchmark.report import tables
-from benchmark.report.captions import threat_name
+from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.spec.components import CERTIFIED, NATURAL
@@ -148,7 +148,10 @@ def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report
         manifest.get("attacks") or [label for report in reports for label in report.attacks]
     )
     lines = []
-    for label in dict.fromkeys(component.label for component in spec.defenses):
+    expected = dict.fromkeys(component.label for component in spec.defenses)
+    # A model that may reject images has two rows.
+    rejecting = [row["defense"] for row in manifest["rows"] if row.get("may_reject") is False]
+    for label in (*expected, *map(may_reject_name, rejecting)):
         if label not in by_name:
             lines.append(f"{label}: not measured")
             continue

@@ -65,9 +65,19 @@ def _order(dataset: Dataset, spec: RunSpec, strata: Dataset | None) -> IntArray 
     return ordered(labels, choose, spec.seed)
 
 
-def terms_of(dataset: Dataset, spec: RunSpec) -> Terms:
-    """The terms on which models are judged on a data set."""
-    return dataclasses.replace(spec.terms, frozen=dataset.frozen)
+def terms_of(
+    dataset: Dataset, spec: RunSpec, reject: int | None = None, may_reject: bool = False
+) -> Terms:
+    """The terms on which a model is judged on a data set: see `Terms`."""
+    return dataclasses.replace(
+        spec.terms, frozen=dataset.frozen, reject=reject, may_reject=may_reject
+    )
+
+
+def rejection_of(model: nn.Module) -> int | None:
+    """The class by which a model rejects an image, as its attribute `reject` says; None: none."""
+    reject = getattr(model, "reject", None)
+    return reject if isinstance(reject, int) and not isinstance(reject, bool) else None
 
 
 def data_again(

@@ -17,7 +17,7 @@ curves.png.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
+from benchmark.judge.subject import Terms
 from benchmark.keys import Identity, identify_row
 from benchmark.models.obtain import obtain
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report import tables
-from benchmark.report.captions import threat_name
+from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assess
@@ -47,6 +48,7 @@ from benchmark.run.run_folder import CELLS, RUN, THREATS, named
 from benchmark.run.run_samples import (
     choice_of,
     identify_samples,
+    rejection_of,
     relabelled,
     samples_of,
     terms_of,
@@ -164,21 +166,20 @@ def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
     cells, under = folder / CELLS, threat_name(view.threat) if spec.threats else ""
     peers = fetch(sources_of(lineup), trained)
     home = folder / THREATS / view.place if spec.threats else folder
-    settings = Settings(
-        view.threat, view.mode, view.device, view.block, terms_of(shared.dataset, view),
-        shared.progress, under,
-    )  # fmt: skip
     if note := Geometry(view.threat, frozen=shared.dataset.frozen).note:
         lineup = dataclasses.replace(lineup, notes=(*lineup.notes, note))
     # Commands on the results under one threat have that one's lock.
     with alone_in(home, make=True) if spec.threats else nullcontext():
         manifest = _manifest(shared, view, lineup, home)
         reports = []
-        for label, target in trained.items():
-            notify = _recorder(home, manifest, label, target, shared.say)
+        for name, target, terms in _rows(shared, view):
+            notify = _recorder(home, manifest, name, target, terms, shared.say)
+            settings = Settings(
+                view.threat, view.mode, view.device, view.block, terms, shared.progress, under
+            )
             try:
                 report = assess(
-                    label,
+                    name,
                     target.model,
                     relabelled(shared.samples, target.model, view),
                     lineup,
@@ -190,12 +191,22 @@ def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
                     notify,
                 )
             except UserError as error:
-                raise UserError(f"{label}: {error}") from error
+                raise UserError(f"{name}: {error}") from error
             report.choice = shared.choice
             reports.append(report)
         find_left_out(reports, cells, view.seed)
         tables.write(home, reports, named(view, manifest), {"run": manifest})
     return reports
+
+
+def _rows(shared: _Shared, view: RunSpec) -> Iterator[tuple[str, Trained, Terms]]:
+    """Each defense by the name of its row, and the terms on which it is judged. One that may reject
+    images has a second row, in which rejecting a perturbed image is not wrong."""
+    for label, target in shared.trained.items():
+        reject = rejection_of(target.model)
+        yield label, target, terms_of(shared.dataset, view, reject)
+        if reject is not None:
+            yield may_reject_name(label), target, terms_of(shared.dataset, view, reject, True)
 
 
 def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dict[str, Any]:
@@ -217,14 +228,16 @@ def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dic
 
 
 def _recorder(
-    folder: Path, manifest: dict[str, Any], label: str, target: Trained, say: Say
+    folder: Path, manifest: dict[str, Any], name: str, target: Trained, terms: Terms, say: Say
 ) -> Notify:
-    """A function that records how far the assessment of one defense is.
+    """A function that records how far the assessment of one defense, in a row of that name, is.
 
     Each call brings the row of the defense in run.json up to date, and says what was measured.
     """
     assert target.folder is not None
-    row: dict[str, Any] = {"defense": label, "model": _relative(target.folder, folder)}
+    row: dict[str, Any] = {"defense": name, "model": _relative(target.folder, folder)}
+    if terms.reject is not None:
+        row |= {"reject": terms.reject, "may_reject": terms.may_reject}
     manifest["rows"].append(row)
 
     def notify(report: Report, measured: str) -> None:

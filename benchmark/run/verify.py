@@ -21,7 +21,7 @@ from benchmark.run.run_folder import (
     under_each,
     unfinished,
 )
-from benchmark.run.run_samples import data_again, relabelled, terms_of
+from benchmark.run.run_samples import data_again, rejection_of, relabelled, terms_of
 from benchmark.spec.run_spec import Device, RunSpec
 from benchmark.threats import combined, run_tables
 
@@ -65,7 +65,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         samples = relabelled(data_samples, saved.model, spec.model_copy(update={"device": device}))
         row_replayed = replay(
             report, row["errors"], saved, samples, manifest["data"], spec.block, device,
-            terms_of(dataset, spec),
+            terms_of(dataset, spec, rejection_of(saved.model), row.get("may_reject", False)),
         )  # fmt: skip
         row_replayed.report.choice, row_replayed.report.under = report.choice, report.under
         row_replayed.report.left_out = report.left_out

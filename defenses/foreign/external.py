@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +29,7 @@ _LONGEST = 300
 _FILES = ("python", "onnx", "exported", "script")
 
 # Options that keys of earlier versions do not have.
-_LATER = (*KINDS, "pretrained", "run_code", "range", "output", "binary", "classes")
+_LATER = (*KINDS, "pretrained", "run_code", "range", "output", "binary", "classes", "reject")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class External(Plain):
     output      where the logits are in what the model returns: an index, a key or an attribute.
     binary      whether the model gives one logit per image, which is above 0 for class 1.
     classes     which of the model's classes are those of the data, in order, where it has others.
+    reject      the class by which the model rejects an image. It is put behind those of the data.
 
     Raises ValueError for options that exclude each other, and `build`, in one line, for code,
     files or weights that cannot be used.
@@ -87,6 +89,7 @@ class External(Plain):
     output: int | str | None = None
     binary: bool = False
     classes: tuple[int, ...] | None = None
+    reject: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +110,13 @@ class External(Plain):
             raise ValueError("external: range must be the lowest and the highest value: 0,255")
         if self.classes is not None and (len(self.classes) < 2 or min(self.classes) < 0):
             raise ValueError("external: classes must be two or more numbers, from 0 on")
+        if self.reject is not None and (
+            self.reject < 0 or self.binary or self.reject in (self.classes or ())
+        ):
+            raise ValueError(
+                "external: reject must be the number of a class of the model, which is none of "
+                "the data's"
+            )
 
     def _check_source(self) -> None:
         """Raises ValueError where not one source is named, or others' options are given."""
@@ -183,31 +193,47 @@ class External(Plain):
                 model.load_state_dict(state)
         model = self._normalised(model, brought, shape)
         output = brought.output if self.output is None else self.output
-        if output is not None or self.binary or self.classes is not None:
-            model = Logits(model, Reading(output, self.binary), self.classes)
+        chosen = self._chosen(classes)
+        if output is not None or self.binary or chosen is not None:
+            model = Logits(model, Reading(output, self.binary), chosen)
+        columns = classes + (self.reject is not None)
         with _foreign(self._name), evaluating(model), torch.no_grad():
             outputs = model.cpu()(torch.zeros(1, *shape))
             if not isinstance(outputs, Tensor):
                 raise ValueError(
-                    f"gives {kind_of(outputs)} for an image, not logits (1, {classes}): say where "
+                    f"gives {kind_of(outputs)} for an image, not logits (1, {columns}): say where "
                     "they are by output=..."
                 )
-            if outputs.shape != (1, classes):
-                raise ValueError(_misshapen(outputs, classes))
+            if outputs.shape != (1, columns):
+                raise ValueError(_misshapen(outputs, columns))
         if brought.note:
             model.note = brought.note  # type: ignore[assignment]
+        if self.reject is not None:
+            model.reject = classes  # type: ignore[assignment]
         return model
+
+    def _chosen(self, classes: int) -> tuple[int, ...] | None:
+        """Which of the model's classes count, in order: those of the data, of which there are
+        `classes`, and that of rejection behind them; None where these are all as they are."""
+        if self.reject is None:
+            return self.classes
+        others = (number for number in count() if number != self.reject)
+        of_data = tuple(islice(others, classes)) if self.classes is None else self.classes
+        return (*of_data, self.reject)
 
     def _brought(self, shape: Shape, classes: int) -> Brought:
         """The network that the options name: with fresh weights, or those of its source."""
         if self.kind is not None:
             outputs = None if self.classes is not None or self.binary else classes
+            if outputs is not None and self.reject is not None:
+                outputs += 1
             asked = Asked(shape, outputs, self.kwargs, self.pretrained, self.run_code)
             return source(self.kind).bring(self._name, asked)
         if self.layers is not None:
             return Brought(parse_layers(self.layers))
         options = {"widen": self.widen, **self.kwargs}
-        return Brought(build_architecture(self.model, shape, classes, **options))
+        columns = classes + (self.reject is not None)
+        return Brought(build_architecture(self.model, shape, columns, **options))
 
     def _normalised(self, model: nn.Module, brought: Brought, shape: Shape) -> nn.Module:
         """The model as it takes images in [0, 1]."""
