@@ -22,13 +22,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from attacks import Attack, Facts, Problem, ThreatModel
-    from benchmark import Combined, Report, UserError, combine, evaluate, load_dataset
+    from benchmark import (
+        Combined,
+        Inspection,
+        Report,
+        UserError,
+        combine,
+        evaluate,
+        inspect,
+        load_dataset,
+    )
     from defenses import Recipe
 
 __all__ = [
     "Attack",
     "Combined",
     "Facts",
+    "Inspection",
     "Problem",
     "Recipe",
     "Report",
@@ -37,6 +47,7 @@ __all__ = [
     "__version__",
     "combine",
     "evaluate",
+    "inspect",
     "load_dataset",
 ]
 
@@ -44,7 +55,16 @@ __all__ = [
 # after `_check_packages`.
 _SOURCES = {
     "attacks": ("Attack", "Facts", "Problem", "ThreatModel"),
-    "benchmark": ("Combined", "Report", "UserError", "combine", "evaluate", "load_dataset"),
+    "benchmark": (
+        "Combined",
+        "Inspection",
+        "Report",
+        "UserError",
+        "combine",
+        "evaluate",
+        "inspect",
+        "load_dataset",
+    ),
     "defenses": ("Recipe",),
 }
 _PACKAGES = (*_SOURCES, "leaderboard")

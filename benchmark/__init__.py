@@ -7,9 +7,18 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmark.data.sets import load_dataset
+from benchmark.direct import Inspection, evaluate, inspect
 from benchmark.errors import UserError
 from benchmark.report.report import Report
-from benchmark.run.evaluate import evaluate
 from benchmark.threats import Combined, combine
 
-__all__ = ["Combined", "Report", "UserError", "combine", "evaluate", "load_dataset"]
+__all__ = [
+    "Combined",
+    "Inspection",
+    "Report",
+    "UserError",
+    "combine",
+    "evaluate",
+    "inspect",
+    "load_dataset",
+]

@@ -1,5 +1,6 @@
 """The torch function mode under which non-smooth operations have smooth derivatives."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class Smoothing(TorchFunctionMode):
     comparisons and argmax, as functions, methods, in place, and as modules use them. Values are the
     network's own to the bit, so that a search judges the network itself at each step. What torch
     runs elsewhere (scripted modules, custom autograd functions, what checkpoints recompute) keeps
-    its gradients; `softened` counts the operations that were smoothed.
+    its gradients; `smoothed` counts the operations that were smoothed, by name.
 
     The idea of climbing a network whose nonlinearities are softened, and to end on the network
     itself, is that of the seeded attack on fractal classifiers (section 4.1).
@@ -54,7 +55,12 @@ class Smoothing(TorchFunctionMode):
         super().__init__()
         self._scale = Scale(temperature, samples)
         self._carrying = False
-        self.softened = 0
+        self.smoothed = Counter[str]()
+
+    @property
+    def softened(self) -> int:
+        """How many operations were smoothed."""
+        return self.smoothed.total()
 
     def __torch_function__(
         self,
@@ -84,7 +90,7 @@ class Smoothing(TorchFunctionMode):
         result = rule(self._scale, out_of_place, *args, **options)
         if result is NotImplemented:
             return func(*given, **dict(kwargs or {}))
-        self.softened += 1
+        self.smoothed[key] += 1
         self._carrying = self._carrying or has_companion(result)
         return args[0].copy_(result) if in_place else result
 

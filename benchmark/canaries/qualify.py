@@ -10,8 +10,8 @@ from torch import nn
 from attacks.threat import Norm
 from benchmark.canaries.masks import CANARIES
 from benchmark.data.sets import load_dataset
+from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError, did_you_mean
-from benchmark.run.evaluate import evaluate
 from defenses import Vanilla, initialise, train
 
 EPS: dict[Norm, float] = {"l2": 0.5, "linf": 0.1, "l1": 2.0}

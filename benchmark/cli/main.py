@@ -1,4 +1,4 @@
-"""The command line: bestattack run, train, list, report, verify, certify, study."""
+"""The command line: bestattack run, inspect, train, list, report, verify, certify, study."""
 
 import sys
 import textwrap
@@ -14,6 +14,7 @@ from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli import run_options
 from benchmark.cli.canaries_command import canaries
+from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
 from benchmark.cli.studies_commands import study
 from benchmark.cli.vnnlib_command import judge_properties
@@ -41,6 +42,7 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 app.command()(canaries)
+app.command(epilog=_STATUS)(inspect)
 
 # This is the base class of errors of usage. Typer does not export it, and some versions of typer
 # bring a copy of click, so that it cannot be imported from there either.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks.messages import described
 from benchmark.data.files import DataError
-from benchmark.data.images import Images, only
+from benchmark.images import Images, only
 from benchmark.spec.run_spec import Part
 
 # Samples that are hashed at once, where they are read from files.

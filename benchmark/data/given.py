@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from attacks.messages import described, one_line
 from benchmark.data.dataset import Split
-from benchmark.data.images import MOST, Images
 from benchmark.errors import UserError
+from benchmark.images import MOST, Images
 
 # How many images of a Dataset are put together at a time.
 _AT_ONCE = 256

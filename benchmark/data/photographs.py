@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import Bytes, content_of, parsed, pickled_images
-from benchmark.data.images import Rows, kept
 from benchmark.data.sources.image_files import Cut, Picture, read_pictures
+from benchmark.images import Rows, kept
 from benchmark.spec.run_spec import Part
 
 _CIFAR100 = """

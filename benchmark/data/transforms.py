@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from benchmark.data.dataset import Dataset, Split, Variant
 from benchmark.data.files import DataError
-from benchmark.data.images import changed
+from benchmark.images import changed
 from benchmark.spec.run_spec import Part
 
 # Images that are changed at once: in float64, a whole training set would take gigabytes.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attacks import Attack, Problem, ThreatModel
 from attacks.generators import seeded
 from attacks.segment import pull
-from benchmark.data.images import Images
+from benchmark.images import Images
 from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
 from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.rebinding import held_by, rebind
-from benchmark.judge.sharing import share
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -159,7 +158,7 @@ def copied(model: nn.Module) -> nn.Module:
     Memory of parameters and buffers is shared until one of the two writes to it.
     """
     memo: dict[int, Any] = {}
-    share(memo, (*model.parameters(), *model.buffers()))
+    _share(memo, (*model.parameters(), *model.buffers()))
     # Tensors with a history, such as cached activations, cannot be copied otherwise.
     for tensor in _cached(model):
         memo[id(tensor)] = tensor.detach().clone()
@@ -173,6 +172,31 @@ def copied(model: nn.Module) -> nn.Module:
             )
     rebind(duplicate, memo)
     return duplicate
+
+
+def _share(memo: dict[int, Any], tensors: Iterable[Tensor]) -> None:
+    """Let a deep copy with the memo `memo` share the memory of some tensors until it is written to.
+
+    A model of a hundred million parameters is copied for every block that an attack works on. Torch
+    lets such copies share memory: whoever writes first, be it through `.data`, an alias or a
+    pointer, is given memory of its own before. Tensors that torch cannot share so, such as those in
+    a memory map or of a subclass, stay for the deep copy to copy.
+    """
+    # By `copy.deepcopy`, torch copies parameters one by one, and other tensors by their storages,
+    # which several may have in common.
+    storages: dict[int, Any] = memo.setdefault("torch", {})  # type: ignore[call-overload]
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind not in (Tensor, nn.Parameter) or id(tensor) in memo or tensor.is_quantized:
+            continue
+        try:
+            clone = torch._lazy_clone(tensor.detach())
+            if kind is nn.Parameter:
+                memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad)
+            else:
+                storages.setdefault(tensor.untyped_storage()._cdata, clone.untyped_storage())
+        except (RuntimeError, NotImplementedError):
+            continue
 
 
 def _cached(model: nn.Module) -> Iterator[Tensor]:

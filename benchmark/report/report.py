@@ -21,7 +21,7 @@ class Report(Measurements):
                   does not count as misclassifying it. None for any other model.
     cells         what it is made from: natural, the certificate and each attack, by label.
 
-    >>> from benchmark.run.evaluate import evaluate
+    >>> from benchmark.direct.evaluate import evaluate
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
     >>> x = torch.full((8, 1, 2, 2), 0.5)

@@ -44,6 +44,11 @@ from defenses.certificates import HasCertificate
 Cells = Callable[[str], Cell]
 Notify = Callable[[Report, str], None]
 
+# What a model may offer beside logits, by the word for it.
+OFFERS: dict[str, Any] = {
+    "certificate": HasCertificate, "arms": HasArms, "stages": HasStages, "surrogate": HasSurrogate,
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -157,13 +162,9 @@ def _assess(
 
 def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
     """What a model offers that it does not as it is called."""
-    offers = {
-        "certificate": HasCertificate, "arms": HasArms, "stages": HasStages,
-        "surrogate": HasSurrogate,
-    }  # fmt: skip
     return [
         what
-        for what, protocol in offers.items()
+        for what, protocol in OFFERS.items()
         if isinstance(model, protocol) and not isinstance(called, protocol)
     ]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from attacks import ThreatModel
 from attacks.messages import described
 from attacks.threat import Norm
-from benchmark.data.images import Images
 from benchmark.errors import UserError
+from benchmark.images import Images
 from benchmark.judge.evaluator import Samples
 from benchmark.spec.run_spec import make_threat
 

@@ -29,7 +29,7 @@ class Combined:
            measured.
 
     >>> import torch
-    >>> from benchmark.run.evaluate import evaluate
+    >>> from benchmark.direct.evaluate import evaluate
     >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).view(2, 1, 1, 2), torch.tensor([0, 0])
     >>> threats = {"l2": 0.1, "linf": 0.2}  # the two pixels are the logits
     >>> reports = [

@@ -14,10 +14,10 @@ from torch import Tensor
 from attacks.messages import one_line
 from benchmark.data.dataset import Dataset
 from benchmark.data.files import DataError
-from benchmark.data.images import MOST, Rows
 from benchmark.data.sources.class_names import by_number, by_value
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.split_rule import Pool, dataset_of
+from benchmark.images import MOST, Rows
 
 Array = NDArray[Any]
 

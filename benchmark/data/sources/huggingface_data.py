@@ -11,13 +11,13 @@ import numpy as np
 from attacks.messages import one_line
 from benchmark.data.dataset import Dataset
 from benchmark.data.files import DataError
-from benchmark.data.images import Rows
 from benchmark.data.sources.class_names import by_value, checked
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.image_files import Cut, Picture, shape_of
 from benchmark.data.sources.image_folder import TEST, pools_of
 from benchmark.data.sources.split_rule import dataset_of
 from benchmark.errors import did_you_mean
+from benchmark.images import Rows
 
 
 def huggingface(given: Given) -> Dataset:

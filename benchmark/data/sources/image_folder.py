@@ -11,11 +11,11 @@ from torch import Tensor
 from attacks.messages import one_line
 from benchmark.data.dataset import Dataset
 from benchmark.data.files import DataError
-from benchmark.data.images import Rows
 from benchmark.data.sources.class_names import by_value, checked
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.image_files import SUFFIXES, Cut, Picture, read_pictures, shape_of
 from benchmark.data.sources.split_rule import Pool, dataset_of
+from benchmark.images import Rows
 
 # The names of folders that hold a split. Where there are several for testing, the first counts.
 TEST = ("test", "val", "valid", "validation")

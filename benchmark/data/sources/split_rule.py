@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import DataError
-from benchmark.data.images import Rows, kept
+from benchmark.images import Rows, kept
 from benchmark.spec.run_spec import Part
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from attacks.messages import one_line
 from benchmark.data.dataset import Dataset
 from benchmark.data.files import DataError
-from benchmark.data.images import Rows
 from benchmark.data.sources.class_names import by_value
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.image_folder import TEST
 from benchmark.data.sources.split_rule import Pool, dataset_of
 from benchmark.data.sources.table_columns import Table, scaled
 from benchmark.errors import did_you_mean
+from benchmark.images import Rows
 
 # What the column of labels is called where the name does not say.
 _LABEL = ("label", "class", "target", "y")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmark.data.sets import load_dataset
+from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
-from benchmark.run.evaluate import evaluate
 from benchmark.run.runner import run
 from benchmark.run.verify import verify
 from benchmark.spec.run_spec import make_spec

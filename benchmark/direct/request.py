@@ -1,8 +1,9 @@
-"""`evaluate`: the benchmark as one function on a torch module, which needs no files."""
+"""What `evaluate` and `inspect` are asked: a model, samples, a threat, attacks, options."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -16,15 +17,13 @@ from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.reading import Reading
-from benchmark.judge.records import IntArray, MemoryCell
+from benchmark.judge.records import IntArray
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
-from benchmark.report.captions import may_reject_name
-from benchmark.report.report import Report
-from benchmark.run.assess import Settings, assess
+from benchmark.run.assess import Settings
 from benchmark.run.geometry import Geometry, read_geometry
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
@@ -80,42 +79,49 @@ class Options(TypedDict, total=False):
     expectation: int
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Request:
+    """What was asked, checked.
+
+    name      how the report calls the model.
+    samples   in the units of the geometry; `about` identifies them as they were given.
+    lineup    the attacks, and `sources` the models that they craft points on.
+    options   see `Options`; all of them, as attributes.
+    """
+
+    name: str
+    samples: Samples
+    about: Identity
+    geometry: Geometry
+    lineup: Lineup
+    sources: Mapping[str, Trained]
+    options: Any
+
+    def settings(self, may_reject: bool = False) -> Settings:
+        """How the model is assessed; `may_reject` as in `Terms`."""
+        options = self.options
+        terms = Terms(
+            options.precision, Reading(options.output, options.binary), options.draws,
+            options.expectation, options.seed, options.reject, may_reject, self.geometry.scale,
+            self.geometry.frozen,
+        )  # fmt: skip
+        return Settings(
+            self.geometry.threat, options.mode, str(options.device), options.block, terms,
+            options.progress,
+        )  # fmt: skip
+
+
+def read_request(
     model: nn.Module,
     x: Any,
-    y: Any = None,
-    *,
-    norm: Norm = "l2",
+    y: Any,
+    norm: Norm,
     eps: Any,
-    attacks: Sequence[str | dict[str, Any] | Attack] = (),
-    suite: str | None = None,
-    **options: Unpack[Options],
-) -> Report:
-    """Attack a model on images x (n, *shape) in [0, 1] with labels y (n,) and report.
-
-    model       from images to logits (n, classes), in any of torch's forms. It is copied and stays
-                as it is.
-    x, y        tensors, arrays, data frames or lists; or x alone, a Dataset or a DataLoader of
-                images with labels. Labels are integers, or one-hot rows.
-    norm, eps   the threat: "l2", "linf" or "l1", and the radius in the units of x, or of x / scale
-                where there is a scale, also as "8/255"; or one radius per feature, which broadcast
-                to a sample. Under "l2" and "l1" perturbations are then divided by them, feature by
-                feature, and have length 1 at most.
-    attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
-                wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
-                configured Attack objects.
-    suite       the name of a set of attacks; "strong" where neither it nor attacks are given.
-    options     see `Options`.
-
-    Raises UserError for input that cannot be evaluated. Changes nothing, not even global states.
-
-    >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).view(2, 1, 1, 2), torch.tensor([0, 0])
-    >>> report = evaluate(nn.Flatten(), x, y, norm="linf", eps=0.2, attacks=["pgd"])
-    >>> report.natural, report.best_attack  # the two pixels are the logits
-    (1.0, 0.5)
-    >>> report.adversarial["pgd"].index
-    array([0])
-    """
+    attacks: Sequence[str | dict[str, Any] | Attack],
+    suite: str | None,
+    options: Options,
+) -> Request:
+    """What the arguments of `evaluate` ask. Raises UserError for what cannot be evaluated."""
     chosen = _chosen(options)
     peers = chosen.peers or {}
     _check_modules(model, peers)
@@ -126,20 +132,9 @@ def evaluate(
     known = {name: Trained(module, {}) for name, module in peers.items()}
     lineup = _lineup(attacks, suite, geometry, known)
     sources = fetch(sources_of(lineup), known)
-    label = chosen.name or type(model).__name__
-
-    def assessed(name: str, may_reject: bool) -> Report:
-        settings = _settings(chosen, geometry, may_reject)
-        report = assess(
-            name, model, samples, lineup, sources, settings, lambda key: MemoryCell(), about
-        )
-        report.scale = None if geometry.scale is None else geometry.scale.numpy()
-        return report
-
-    report = assessed(label, may_reject=False)
-    if chosen.reject is not None:
-        report.rejecting = assessed(may_reject_name(label), may_reject=True)
-    return report
+    return Request(
+        chosen.name or type(model).__name__, samples, about, geometry, lineup, sources, chosen
+    )
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -181,17 +176,6 @@ def _precision(given: Any) -> Any:
     if isinstance(given, torch.dtype):
         given = str(given).removeprefix("torch.")
     return _ALIASES.get(given, given) if isinstance(given, str) else given
-
-
-def _settings(chosen: Any, geometry: Geometry, may_reject: bool) -> Settings:
-    """How the model is assessed."""
-    terms = Terms(
-        chosen.precision, Reading(chosen.output, chosen.binary), chosen.draws, chosen.expectation,
-        chosen.seed, chosen.reject, may_reject, geometry.scale, geometry.frozen,
-    )  # fmt: skip
-    return Settings(
-        geometry.threat, chosen.mode, str(chosen.device), chosen.block, terms, chosen.progress
-    )
 
 
 def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.data import dataset, given, images
+from benchmark import images
+from benchmark.data import dataset, given
 from benchmark.data.dataset import Dataset, Split, fingerprint
 from benchmark.data.files import DataError
-from benchmark.data.images import Images, Rows
 from benchmark.data.sets import load_dataset
 from benchmark.data.sources import arrays
+from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError
+from benchmark.images import Images, Rows
 from benchmark.report.report import Report
-from benchmark.run.evaluate import evaluate
 
 N, SHAPE = 40, (3, 6, 6)
 BYTES = np.random.default_rng(0).integers(0, 256, (N, *SHAPE), np.uint8)

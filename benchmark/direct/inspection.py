@@ -1,0 +1,170 @@
+"""What was seen of a model before it is attacked, as values and as text."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmark.direct.pass_cost import Cost
+from benchmark.report.flags import FLAGS
+
+# How many float32 copies of its images a block takes, roughly, at its peak.
+_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an attack did on a few images.
+
+    seconds  how long it is going to take on all images.
+    line     why there is no such number; empty where there is one.
+    """
+
+    tried: int = 0
+    broken: int = 0
+    forwards: float = 0.0
+    backwards: float = 0.0
+    seconds: float = math.nan
+    line: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What `inspect` saw. `print` shows it as text.
+
+    name        what the model is called, and `kind` its class.
+    parameters  how many it has, in `size` bytes with its buffers.
+    shape       of a sample.
+    classes     how many logits it gives.
+    precision   in which it computes; `in_float64` says whether points are judged in float64 too.
+    device      that it was looked at on.
+    at_once     how many images it is given at once, exactly; None: as many as there are.
+    is_random, is_stateful  whether it draws at random, and whether calls change it.
+    smoothed    the operations that `strong` and `smoothed:` smooth, by name, with their number.
+    offers      what else it offers attacks and tables: certificate, arms, stages, surrogate.
+    cost        of a pass.
+    looked_at   how many clean images were judged, and `correct` of them rightly.
+    flags       what is odd about it: see the page on flags.
+    trials      what each attack did on some of the right ones, and what it will take.
+    samples     the number of images that this is reckoned for, `block` at a time.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    size: int
+    shape: tuple[int, ...]
+    classes: int
+    precision: str
+    in_float64: bool
+    device: str
+    at_once: int | None
+    is_random: bool
+    is_stateful: bool
+    smoothed: Mapping[str, int]
+    offers: Sequence[str]
+    cost: Cost
+    looked_at: int
+    correct: int
+    flags: Sequence[str]
+    trials: Mapping[str, Trial]
+    samples: int
+    block: int
+
+    @property
+    def seconds(self) -> float:
+        """How long a run will take, roughly; NaN where that is not known."""
+        judged = self.samples * 3 * self.cost.forward
+        return judged + sum(trial.seconds for trial in self.trials.values() if not trial.line)
+
+    def __str__(self) -> str:
+        lines = self._lines()
+        width = max(len(title) for title, _ in lines) + 2
+        return "\n".join(f"{title + ':':{width}}{line}" for title, line in lines)
+
+    def _lines(self) -> list[tuple[str, str]]:
+        cost = self.cost
+        takes = f"{self.at_once} at a time" if self.at_once else "many at a time"
+        behaves = ["draws at random" if self.is_random else "gives the same logits again"]
+        behaves += ["calls change it"] if self.is_stateful else []
+        alone = "batch-dependent" in self.flags
+        behaves.append(
+            "an image's logits depend on the batch: images are forwarded one by one"
+            if alone else "an image's logits do not depend on the batch"
+        )  # fmt: skip
+        twice = ", judged in float64 too" if self.in_float64 else ""
+        smoothed = ", ".join(f"{name} x {count}" for name, count in self.smoothed.items())
+        backward = "no gradients" if cost.backward is None else f"{_short(cost.backward)} backward"
+        held = f", and {_bytes(cost.kept)} that a pass with gradients keeps" if cost.kept else ""
+        lines = [
+            ("model", f"{self.name} ({self.kind}), {self.parameters:,} parameters in "
+             f"{_bytes(self.size)}"),
+            ("precision", f"{self.precision}{twice}, on {self.device}"),
+            ("images", f"{self.shape}, {takes}"),
+            ("logits", f"{self.classes}"),
+            ("behaviour", "; ".join(behaves)),
+            ("smoothed", smoothed or "nothing: strong climbs the model as it is"),
+            ("offers", ", ".join(self.offers) or "logits alone"),
+            ("natural", f"{self.correct} of {self.looked_at} images are classified correctly"),
+            ("a pass", f"{_short(cost.forward)} forward, {backward} per image, {cost.block} at "
+             f"once{held}"),
+        ]  # fmt: skip
+        if cost.kept:
+            lines.append(("memory", f"about {_bytes(self.memory)} for blocks of {self.block}"))
+        for label, trial in self.trials.items():
+            lines.append((label, trial.line or _told(trial, self.samples)))
+        if not self.trials:
+            lines.append(("attacks", "none was tried: no image is classified correctly. Are mean, "
+                          "std and range those that the model expects?"))  # fmt: skip
+        elif len(self.trials) > 1 and not math.isnan(self.seconds):
+            lines.append(("together", f"about {_time(self.seconds)} for {self.samples} images"))
+        lines += [(code, FLAGS[code].line) for code in self.flags]
+        return lines
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a block takes, roughly: the model, in float64 too, what a pass keeps, and what
+        attacks and the judge keep of images."""
+        images = _KEPT * 4 * math.prod(self.shape)
+        return self.size * (3 if self.in_float64 else 1) + self.block * (self.cost.kept + images)
+
+
+def _told(trial: Trial, samples: int) -> str:
+    return (
+        f"broke {trial.broken} of {trial.tried} with {trial.forwards:.0f} forward and "
+        f"{trial.backwards:.0f} backward passes each: about {_time(trial.seconds)} for {samples} "
+        "images"
+    )
+
+
+def _time(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> [_time(seconds) for seconds in (3.2, 200, 9000, 300_000)]
+    ['3 s', '3 min', '2.5 h', '3.5 days']
+    """
+    for unit, length, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _short(seconds: float) -> str:
+    """A short time in the unit that suits it.
+
+    >>> [_short(seconds) for seconds in (0.00002, 0.0123, 2.5)]
+    ['0.020 ms', '12 ms', '2.5 s']
+    """
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:#.2g} ms".replace(". ", " ")
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes in the unit that suits it.
+
+    >>> _bytes(3000), _bytes(346_000_000)
+    ('3.0 KB', '346.0 MB')
+    """
+    size, units = float(count), iter(("B", "KB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.1f} {unit}"

@@ -1,0 +1,101 @@
+"""What a forward and a backward pass of a model take: seconds and bytes per image."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.judge.subject import Subject
+
+# How long one measurement may take, in seconds, roughly.
+_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a pass takes, per image.
+
+    block     how many images were forwarded together.
+    forward   seconds of a forward pass.
+    backward  seconds of a backward pass; None where the model gives no gradients.
+    kept      bytes that a forward pass keeps for the backward pass.
+    """
+
+    block: int
+    forward: float
+    backward: float | None
+    kept: int
+
+
+def cost_of(subject: Subject, x: Tensor) -> Cost:
+    """What a pass takes, with as many images of a block at once as can be timed soon."""
+    x = x.to(subject.device, subject.dtype)
+    victim = subject.victim()
+    single = _timed(subject, lambda: _forward(victim, x[:1]))
+    block = fitting(_SECONDS, 4 * single, len(x))
+    points = x[:block].clone()
+    forward = _timed(subject, lambda: _forward(victim, points)) / block
+    kept = _kept(victim, points) // block
+    try:
+        both = _timed(subject, lambda: _backward(victim, points)) / block
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return Cost(block, forward, None, kept)
+    return Cost(block, forward, max(both - forward, 0.0), kept)
+
+
+def _timed(subject: Subject, work: Callable[[], object]) -> float:
+    """The seconds that some work takes, after it was done once."""
+    work()
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        if subject.device.type == "cuda":
+            torch.cuda.synchronize(subject.device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _forward(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(x.clone())
+    return logits
+
+
+def _backward(model: nn.Module, x: Tensor) -> Tensor:
+    """The gradient of the sum of all logits. Raises whatever it raises where there is none."""
+    with torch.enable_grad():
+        points = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(points.clone()).sum(), points)
+    return gradient
+
+
+def _kept(model: nn.Module, x: Tensor) -> int:
+    """The bytes of what a forward pass keeps for the backward pass, beside the model's own."""
+    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda held: held):
+        try:
+            logits = model(x.clone().requires_grad_().clone())  # which holds all of it
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return 0
+    del logits
+    return sum(kept.values())
+
+
+def fitting(seconds: float, each: float, most: int) -> int:
+    """How many images can be worked on in a time, if each takes so long: one at least."""
+    return max(1, min(most, int(seconds / max(each, 1e-9))))
