@@ -1,5 +1,6 @@
 """Programs that torch itself wrote: by `torch.export`, and TorchScript."""
 
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,11 @@ class Script(OfFile):
     def bring(self, name: str, asked: Asked) -> Brought:
         del asked
         _check(name)
-        return Brought(torch.jit.load(name, map_location="cpu"))
+        with warnings.catch_warnings():
+            # TorchScript is no longer developed: that is no news to those who have a file of it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            return Brought(torch.jit.load(name, map_location="cpu"))
 
 
 def _check(name: str) -> None:

@@ -1,6 +1,8 @@
 """Classifiers of Hugging Face's transformers."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 from defenses.foreign.extras import installed, need
 from defenses.foreign.sources import Asked, Brought
 from defenses.foreign.torchvision_source import import_torchvision
+
+# What models of text call their inputs.
+_WORDS = ("input_ids", "decoder_input_ids")
 
 # What a model's outputs call its logits, in order of preference.
 _LOGITS = ("logits", "prediction_logits", "prediction_outputs")
@@ -50,11 +55,35 @@ class Transformers:
                 )
             kind = transformers.AutoModelForImageClassification
         try:
-            model = kind.from_pretrained(name, **options | dict(asked.kwargs))
+            with _silent(transformers):
+                model = kind.from_pretrained(name, **options | dict(asked.kwargs))
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(_unreadable(name, error, asked)) from error
-        mean, std = _normalisation(name, local)
-        return Brought(Keyword(model.float(), model.main_input_name), mean, std)
+        if model.main_input_name in _WORDS:
+            raise ValueError(
+                "takes the numbers of words, which have no small changes: models of images, sound "
+                "and series can be evaluated"
+            )
+        processor = _processor(name, local)
+        mean, std = (None, None) if processor is None else _normalisation(processor)
+        note = ""
+        is_of_images = processor is None or "image_mean" in processor
+        if not is_of_images and "feature_extractor_type" in (processor or {}):
+            note = "it is given the samples as they are, not what its feature extractor makes"
+        return Brought(Keyword(model.float(), model.main_input_name), mean, std, note=note)
+
+
+@contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    """While the context lasts, the package shows no progress."""
+    logging = transformers.utils.logging
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 class Keyword(nn.Module):
@@ -73,10 +102,8 @@ class Keyword(nn.Module):
         raise ValueError(f"gives a {type(outputs).__name__}, which holds no logits")
 
 
-def _normalisation(
-    name: str, local: bool
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """The mean and std of images in [0, 1] that a processor's file says; None without one."""
+def _processor(name: str, local: bool) -> dict[str, Any] | None:
+    """What the file of a processor says; None without one."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(
@@ -85,8 +112,13 @@ def _normalisation(
         _raise_exceptions_for_gated_repo=False,
     )  # fmt: skip
     if path is None:
-        return None, None
-    known = json.loads(Path(path).read_text(encoding="utf-8"))
+        return None
+    known: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return known
+
+
+def _normalisation(known: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std of images in [0, 1] that a processor says."""
     # Pixels from 0 to 255 are multiplied by the factor, and then normalised.
     factor = known.get("rescale_factor", 1 / 255) if known.get("do_rescale", True) else 1.0
     whole = 255 * factor

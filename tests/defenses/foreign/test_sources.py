@@ -272,6 +272,45 @@ def test_transformers(tmp_path: Path) -> None:
     assert "give pretrained to fetch it" in _refusal(transformers="no/such")
 
 
+def test_transformers_of_series_and_sound(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}
+    series = transformers.PatchTSTForClassification(
+        transformers.PatchTSTConfig(
+            num_input_channels=2, context_length=32, patch_length=8, patch_stride=8,
+            num_targets=CLASSES, use_cls_token=True, **small,
+        )
+    ).eval()  # fmt: skip
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size |= {"intermediate_size": 16, "num_labels": CLASSES}
+    sound = transformers.ASTForAudioClassification(
+        transformers.ASTConfig(
+            num_mel_bins=16, max_length=32, patch_size=8, frequency_stride=8, time_stride=8, **size
+        )
+    ).eval()
+    for name, network, shape in (("series", series, (32, 2)), ("sound", sound, (32, 16))):
+        network.save_pretrained(tmp_path / name)
+        if name == "sound":
+            facts = {"feature_extractor_type": "ASTFeatureExtractor", "mean": -4.2}
+            (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(facts))
+        capfd.readouterr()
+        model = External(transformers=str(tmp_path / name)).build(shape, CLASSES).eval()
+        assert capfd.readouterr() == ("", "")
+        x = torch.rand(3, *shape)
+        outputs = network(x)
+        expected = outputs.logits if name == "sound" else outputs.prediction_logits
+        torch.testing.assert_close(model(x), expected)
+        assert ("feature extractor" in getattr(model, "note", "")) == (name == "sound")
+    text = transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=50, **size)
+    )
+    text.save_pretrained(tmp_path / "text")
+    assert "takes the numbers of words" in _refusal(transformers=str(tmp_path / "text"))
+
+
 def test_robustbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the package, which does not install beside every torch."""
     network = _network("residual")
