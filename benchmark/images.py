@@ -17,16 +17,19 @@ from torch import Tensor
 Rows = NDArray[np.int64]
 
 # What takes more bytes than this, as float32, is not kept as a tensor.
-MOST = 2**30
+MOST_BYTES = 2**30
+
+# How many samples are read at once, where all of them are looked at.
+BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Samples (n, *shape) that are read when they are asked for, as rows of a tensor are.
 
-    read   gives the samples in some rows (k,), int64, as (k, *one), always the same.
+    read   gives the samples in some rows (k,), int64, as (k, *sample_shape), always the same.
     rows   (n,), which of those that can be read there are, and in what order.
-    one    the shape of a sample.
+    sample_shape  of one of them.
     dtype  of what is read.
 
     `x[:5]`, `x[rows]` with rows as a tensor or an array, and `x.split(size)` read what they name;
@@ -39,7 +42,7 @@ class Images:
 
     read: Callable[[Rows], Tensor]
     rows: Rows
-    one: tuple[int, ...]
+    sample_shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
@@ -48,7 +51,7 @@ class Images:
     @property
     def shape(self) -> torch.Size:
         """The shape (n, *shape) of all of them."""
-        return torch.Size((len(self.rows), *self.one))
+        return torch.Size((len(self.rows), *self.sample_shape))
 
     def __getitem__(self, rows: Any) -> Tensor:
         """Those in some rows, as a tensor: a slice, or numbers or booleans for them."""
@@ -67,13 +70,13 @@ class Images:
     def only(self, rows: Any) -> "Images":
         """Those in some rows, which are not read yet."""
         chosen = self.rows[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
-        return Images(self.read, chosen, self.one, self.dtype)
+        return Images(self.read, chosen, self.sample_shape, self.dtype)
 
     def changed(
         self, function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32
     ) -> "Images":
         """What a function makes of each block of samples, once that is read."""
-        return Images(partial(_changed, function, self.read), self.rows, self.one, dtype)
+        return Images(partial(_changed, function, self.read), self.rows, self.sample_shape, dtype)
 
 
 def _changed(
@@ -82,10 +85,10 @@ def _changed(
     return function(read(rows))
 
 
-def kept(read: Callable[[Rows], Tensor], rows: Rows, one: tuple[int, ...]) -> Tensor | Images:
-    """The samples in some rows: a tensor if that takes at most `MOST` bytes, else as they are."""
-    images = Images(read, rows, one)
-    return images[:] if images.shape.numel() * 4 <= MOST else images
+def kept(read: Callable[[Rows], Tensor], rows: Rows, shape: tuple[int, ...]) -> Tensor | Images:
+    """The samples in some rows: a tensor if that takes at most `MOST_BYTES`, else as they are."""
+    images = Images(read, rows, shape)
+    return images[:] if images.shape.numel() * 4 <= MOST_BYTES else images
 
 
 def only(x: Tensor | Images, rows: Any) -> Tensor | Images:
@@ -94,12 +97,9 @@ def only(x: Tensor | Images, rows: Any) -> Tensor | Images:
 
 
 def changed(
-    x: Tensor | Images,
-    function: Callable[[Tensor], Tensor],
-    block: int,
-    dtype: torch.dtype = torch.float32,
+    x: Tensor | Images, function: Callable[[Tensor], Tensor], block: int
 ) -> Tensor | Images:
-    """What a function makes of samples, `block` at a time."""
+    """What a function makes of samples, `block` at a time, as float32."""
     if isinstance(x, Images):
-        return x.changed(function, dtype)
-    return torch.cat([function(part) for part in x.split(block)])
+        return x.changed(function)
+    return torch.cat([function(samples) for samples in x.split(block)])

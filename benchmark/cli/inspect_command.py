@@ -1,5 +1,6 @@
 """`bestattack inspect`: what the harness sees of a model, before anyone waits for a run."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,13 @@ from benchmark.cli.options import Plugins, Quiet, Root, speaker
 from benchmark.judge.subject import Precision
 from benchmark.spec.run_spec import Device
 
+# How many images there are to look at, at least.
+_LEAST = 64
+
 if TYPE_CHECKING:
     from torch import nn
 
-    from benchmark.data.dataset import Dataset
+    from benchmark.data.dataset import Dataset, Split
 
 
 def inspect(
@@ -36,29 +40,30 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """What a run will see of a model and what it will take, by a few images that are attacked."""
-    import numpy as np
-
     from benchmark.data.sets import load_dataset
-    from benchmark.direct import inspect as look
-    from benchmark.run.run_samples import rejection_of
+    from benchmark.direct.inspect_model import inspected
+    from benchmark.direct.request import read_request
     from benchmark.spec.registry import load_plugins
-    from benchmark.spec.run_spec import make_threat
 
     load_plugins(plugin)
     dataset = load_dataset(data, data_root)
+    total = len(dataset.first("test", samples).y)
     model = _model(defense, data, dataset)
-    total = len(dataset.test.y)
-    # From all over the split, since files may be sorted by class.
-    test = dataset.test.only(np.linspace(0, total - 1, min(total, max(block, 64))).astype(int))
-    radius: object = eps
-    if dataset.frozen is not None:
-        radius = make_threat(norm, eps).eps * (~dataset.frozen).double()
-    seen = look(
-        model, test, norm=norm, eps=radius, attacks=attack, suite=suite,
-        samples=min(samples or total, total), say=speaker(quiet), block=block,
-        device=device, precision=precision, name=defense, reject=rejection_of(model),
+    request = read_request(
+        model, _spread(dataset.test, max(block, _LEAST)), None, norm, eps, attack, suite,
+        {"block": block, "device": device, "precision": precision, "name": defense},
     )  # fmt: skip
-    typer.echo(str(seen))
+    geometry = dataclasses.replace(request.geometry, frozen=dataset.frozen)
+    request = dataclasses.replace(request, geometry=geometry)
+    typer.echo(str(inspected(model, request, total, dataset.classes, speaker(quiet))))
+
+
+def _spread(split: "Split", most: int) -> "Split":
+    """Samples from all over a split, since files may be sorted by class."""
+    import numpy as np
+
+    total = len(split.y)
+    return split.only(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
 
 
 def _model(written: str, data: str, dataset: "Dataset") -> "nn.Module":

@@ -15,11 +15,8 @@ from torch import Tensor
 
 from attacks.messages import described
 from benchmark.data.files import DataError
-from benchmark.images import Images, only
+from benchmark.images import BLOCK, Images, only
 from benchmark.spec.run_spec import Part
-
-# Samples that are hashed at once, where they are read from files.
-_BLOCK = 256
 
 
 def fingerprint(*tensors: Tensor | Images) -> str:
@@ -27,7 +24,7 @@ def fingerprint(*tensors: Tensor | Images) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        for block in tensor.split(_BLOCK) if isinstance(tensor, Images) else (tensor,):
+        for block in tensor.split(BLOCK) if isinstance(tensor, Images) else (tensor,):
             # NumPy has no bfloat16, and float32 has all its numbers.
             plain = block.float() if block.dtype == torch.bfloat16 else block
             digest.update(plain.detach().cpu().contiguous().numpy().data)
@@ -39,7 +36,8 @@ class Split:
     """Images `x`, float32 (n, C, H, W) in [0, 1], or rows of a table (n, features), and labels `y`,
     int64 (n,), on the CPU.
 
-    More images than a gigabyte are no tensor but `Images`, of which `x[rows]` is one.
+    Images that take more than a gigabyte as floats are no tensor but `Images`, of which `x[rows]`
+    is a tensor.
     """
 
     x: Tensor | Images

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from attacks.messages import described, one_line
 from benchmark.data.dataset import Split
 from benchmark.errors import UserError
-from benchmark.images import MOST, Images
+from benchmark.images import BLOCK, MOST_BYTES, Images
 
 # How many images of a Dataset are put together at a time.
 _AT_ONCE = 256
@@ -64,7 +64,7 @@ def _floats(images: Tensor, scale: float | None) -> Tensor | Images:
     if images.is_floating_point() and images.dtype.itemsize == 1:
         images = images.float()  # torch computes nothing in it
     if images.is_floating_point():
-        count = sum(int(block.isnan().flatten(1).any(1).sum()) for block in images.split(_AT_ONCE))
+        count = sum(int(block.isnan().flatten(1).any(1).sum()) for block in images.split(BLOCK))
         if count:
             raise UserError(
                 f"x holds NaN in {count} of {len(images)} samples: replace it, or leave them out"
@@ -80,7 +80,7 @@ def _floats(images: Tensor, scale: float | None) -> Tensor | Images:
     def scaled(block: Tensor) -> Tensor:
         return (block if block.dtype == torch.float64 else block.float()) / scale
 
-    if images.dtype == torch.float64 or images.numel() * 4 <= MOST:
+    if images.dtype == torch.float64 or images.numel() * 4 <= MOST_BYTES:
         return scaled(images)
     rows = np.arange(len(images))
     return Images(lambda some: images[torch.from_numpy(some)], rows, images.shape[1:]).changed(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from attacks import Attack
 from attacks.smoothing import Smoothing
 from attacks.threat import Norm
-from benchmark.direct.inspection import Inspection, Trial
+from benchmark.direct.inspection import Inspection, Trial, told
 from benchmark.direct.pass_cost import Cost, cost_of, fitting
 from benchmark.direct.request import Options, Request, read_request
 from benchmark.environment import resolve_device
+from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import MemoryCell
@@ -22,18 +23,21 @@ from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.report.report import Report
 from benchmark.run.assess import OFFERS, assess
+from defenses.foreign.adapting.logits import Logits
+from defenses.foreign.adapting.normalisation import Normalised
 
 # How long it may take to look at clean images, and to attack some, in seconds, roughly.
-_LOOK, _TRY = 3.0, 10.0
+_LOOK_SECONDS, _TRY_SECONDS = 3.0, 10.0
 
 # How many images are looked at, and attacked, at most.
 _LOOKED_AT, _TRIED = 64, 8
 
-# What an attack takes for a block around each of its passes, in seconds, at most.
-_AROUND = 0.004
+# What an attack takes for a block beside each of its passes, in seconds, at most.
+_BESIDE_SECONDS = 0.004
 
-# The passes that an attack spends on an image, roughly, to choose how many to attack.
-_USUAL = 150
+# The passes that an attack spends on an image, roughly, where it can spend more: by this it is
+# chosen how many images are attacked.
+_USUAL_PASSES = 150
 
 
 @undisturbed()
@@ -52,8 +56,9 @@ def inspect(
 ) -> Inspection:
     """What the harness sees of a model, and what a run on it will take.
 
-    Some images are classified, one pass is timed, and a few images are attacked: this takes a
-    quarter of a minute, or longer where one image does. The arguments are those of `evaluate`.
+    Some images are classified, one pass is timed, and up to eight images are attacked: this takes a
+    quarter of a minute, or as long as attacks on one image take. The arguments are those of
+    `evaluate`.
 
     samples  how many images the run will have; by default as many as are given.
     say      is called with a line on what is being done.
@@ -66,17 +71,32 @@ def inspect(
     >>> seen.classes, seen.smoothed, seen.correct
     (2, {'relu': 1}, 10)
     """
+    if samples is not None and not (type(samples) is int and samples > 0):
+        raise UserError(f"samples must be an integer of at least 1, not {samples!r}")
     request = read_request(model, x, y, norm, eps, attacks, suite, options)
+    return inspected(model, request, samples or len(request.samples), None, say)
+
+
+def inspected(
+    model: nn.Module,
+    request: Request,
+    total: int,
+    classes: int | None,
+    say: Callable[[str], None],
+) -> Inspection:
+    """What `inspect` tells of a model, for a run on `total` images with so many classes; any number
+    of them if None."""
     settings, given = request.settings(), request.samples
     say("looking at the model")
     device = resolve_device(settings.device)
     examined = examine(model, given.x[: settings.block], device, settings.terms)
-    seen = until_steady(examined, lambda subject: _look(subject, given, settings.block))
+    seen = until_steady(examined, lambda subject: _look(subject, given, settings.block, classes))
     trials, flags = dict[str, Trial](), set(seen.subject.flags)
-    total = samples or len(given)
     if len(seen.right):
-        share = len(seen.right) / seen.looked_at
-        trials, flags_of_trial = _tried(model, request, seen, share * total, say)
+        # A model that may reject images is attacked twice.
+        rounds = 1 if request.options.reject is None else 2
+        attacked = rounds * total * len(seen.right) / seen.looked_at
+        trials, flags_of_trial = _tried(model, request, seen, attacked, say)
         flags |= flags_of_trial
     return _inspection(model, request, seen, trials, sorted(flags), total)
 
@@ -91,16 +111,16 @@ class _Seen:
     subject: Subject
     classes: int
     cost: Cost
-    smoothed: Mapping[str, int]
+    smoothed: Mapping[str, int] | None
     right: Samples
     looked_at: int
 
 
-def _look(subject: Subject, samples: Samples, block: int) -> _Seen:
+def _look(subject: Subject, samples: Samples, block: int, wanted: int | None) -> _Seen:
     first_block = samples.x[:block]
-    classes = check_model(subject, first_block, samples.y, None)
+    classes = check_model(subject, first_block, samples.y, wanted)
     cost, smoothed = cost_of(subject, first_block), _smoothed(subject, first_block)
-    count = fitting(_LOOK, 4 * cost.forward, min(_LOOKED_AT, len(samples)))
+    count = fitting(_LOOK_SECONDS, 4 * cost.forward, min(_LOOKED_AT, len(samples)))
     clean = samples.x[:count].to(subject.device, subject.dtype)
     judged = subject.judge(clean, samples.y[:count].to(subject.device))
     right = (~judged.wrong).nonzero().squeeze(1).cpu()
@@ -121,7 +141,7 @@ def _inspection(
     tensors = [*parameters, *subject.model.buffers()]
     return Inspection(
         name=request.name,
-        kind=type(model).__name__,
+        kind=type(_innermost(model)).__name__,
         parameters=sum(parameter.numel() for parameter in parameters),
         size=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         shape=tuple(request.samples.x.shape[1:]),
@@ -141,15 +161,25 @@ def _inspection(
         trials=trials,
         samples=total,
         block=request.options.block,
+        # Draws, or the image itself, and half of a block again in other company.
+        judged=2 * request.options.draws if subject.is_random else 2,
     )
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model without what normalises its images and reads its outputs."""
+    while isinstance(model, Normalised | Logits):
+        model = model.model
+    return model
 
 
 def _some(samples: Samples, rows: Tensor) -> Samples:
     return Samples(samples.x[rows], samples.y[rows], samples.number[rows.numpy()])
 
 
-def _smoothed(subject: Subject, x: Tensor) -> Mapping[str, int]:
-    """The operations that are smoothed in a forward pass, by name, with their number."""
+def _smoothed(subject: Subject, x: Tensor) -> Mapping[str, int] | None:
+    """The operations that are smoothed in a forward pass, by name, with their number; None where
+    it fails."""
     points = x[:1].to(subject.device, subject.dtype).clone().requires_grad_()
     with torch.enable_grad(), Smoothing(1.0, 1) as smoothing:
         try:
@@ -157,7 +187,7 @@ def _smoothed(subject: Subject, x: Tensor) -> Mapping[str, int]:
         except torch.OutOfMemoryError:
             raise
         except Exception:
-            return {}
+            return None
     return dict(smoothing.smoothed.most_common())
 
 
@@ -171,9 +201,14 @@ def _tried(
     """What each attack did on some of the images that are classified correctly, what it will take
     on `total` such ones, and the flags that this raised."""
     cost, right = seen.cost, seen.right
-    each = _USUAL * (cost.forward + (cost.backward or 0.0))
-    count = fitting(_TRY, each, min(_TRIED, len(right)))
-    say(f"attacking {count} image{'s' * (count > 1)}, to tell what a run takes")
+    attacks = (entry.attack for entry in request.lineup.entries.values())
+    passes = sum(min(attack.facts.passes or _USUAL_PASSES, _USUAL_PASSES) for attack in attacks)
+    each = passes * (cost.forward + (cost.backward or 0.0))
+    count = fitting(_TRY_SECONDS, each, min(_TRIED, len(right)))
+    say(
+        f"attacking {count} image{'s' * (count > 1)}, to tell what a run takes: "
+        f"about {told(each * count)}"
+    )
     report = assess(
         request.name, model, _some(right, torch.arange(count)), request.lineup, request.sources,
         replace(request.settings(), mode="table"), lambda key: MemoryCell(), request.about,
@@ -197,7 +232,7 @@ def _trial(report: Report, label: str, cost: Cost, total: float, blocks: int) ->
     passes = forwards * cost.forward + backwards * (cost.backward or 0.0)
     # The rest is work of Python, once for a block, and as far as it is more, of each image.
     rest = max(0.0, report.seconds[label] - passes * len(frame))
-    of_block = min(rest, _AROUND * float((frame["forwards"] + frame["backwards"]).max()))
+    of_block = min(rest, _BESIDE_SECONDS * float((frame["forwards"] + frame["backwards"]).max()))
     of_image = passes + (rest - of_block) / len(frame)
     seconds = float(of_image * total + of_block * blocks)
     return Trial(len(frame), int(frame["broken"].sum()), forwards, backwards, seconds)

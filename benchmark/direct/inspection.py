@@ -39,13 +39,15 @@ class Inspection:
     device      that it was looked at on.
     at_once     how many images it is given at once, exactly; None: as many as there are.
     is_random, is_stateful  whether it draws at random, and whether calls change it.
-    smoothed    the operations that `strong` and `smoothed:` smooth, by name, with their number.
+    smoothed    the operations that `strong` and `smoothed:` smooth, by name, with their number;
+                None where the model fails when gradients are asked for.
     offers      what else it offers attacks and tables: certificate, arms, stages, surrogate.
     cost        of a pass.
     looked_at   how many clean images were judged, and `correct` of them rightly.
     flags       what is odd about it: see the page on flags.
     trials      what each attack did on some of the right ones, and what it will take.
     samples     the number of images that this is reckoned for, `block` at a time.
+    judged      how many forward passes judge an image.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Inspection:
     at_once: int | None
     is_random: bool
     is_stateful: bool
-    smoothed: Mapping[str, int]
+    smoothed: Mapping[str, int] | None
     offers: Sequence[str]
     cost: Cost
     looked_at: int
@@ -69,12 +71,14 @@ class Inspection:
     trials: Mapping[str, Trial]
     samples: int
     block: int
+    judged: int
 
     @property
     def seconds(self) -> float:
-        """How long a run will take, roughly; NaN where that is not known."""
-        judged = self.samples * 3 * self.cost.forward
-        return judged + sum(trial.seconds for trial in self.trials.values() if not trial.line)
+        """How long a run will take, roughly: every attack on every image that is classified
+        correctly, as in a table. NaN where no attack could be tried."""
+        tried = [trial.seconds for trial in self.trials.values() if not trial.line]
+        return self.samples * self.judged * self.cost.forward + sum(tried) if tried else math.nan
 
     def __str__(self) -> str:
         lines = self._lines()
@@ -92,7 +96,10 @@ class Inspection:
             if alone else "an image's logits do not depend on the batch"
         )  # fmt: skip
         twice = ", judged in float64 too" if self.in_float64 else ""
-        smoothed = ", ".join(f"{name} x {count}" for name, count in self.smoothed.items())
+        smoothed = "not known: the model fails when gradients are asked for"
+        if self.smoothed is not None:
+            counted = (f"{name} x {count}" for name, count in self.smoothed.items())
+            smoothed = ", ".join(counted) or "nothing: strong climbs the model as it is"
         backward = "no gradients" if cost.backward is None else f"{_short(cost.backward)} backward"
         held = f", and {_bytes(cost.kept)} that a pass with gradients keeps" if cost.kept else ""
         lines = [
@@ -102,7 +109,7 @@ class Inspection:
             ("images", f"{self.shape}, {takes}"),
             ("logits", f"{self.classes}"),
             ("behaviour", "; ".join(behaves)),
-            ("smoothed", smoothed or "nothing: strong climbs the model as it is"),
+            ("smoothed", smoothed),
             ("offers", ", ".join(self.offers) or "logits alone"),
             ("natural", f"{self.correct} of {self.looked_at} images are classified correctly"),
             ("a pass", f"{_short(cost.forward)} forward, {backward} per image, {cost.block} at "
@@ -116,7 +123,7 @@ class Inspection:
             lines.append(("attacks", "none was tried: no image is classified correctly. Are mean, "
                           "std and range those that the model expects?"))  # fmt: skip
         elif len(self.trials) > 1 and not math.isnan(self.seconds):
-            lines.append(("together", f"about {_time(self.seconds)} for {self.samples} images"))
+            lines.append(("together", f"about {told(self.seconds)} for {self.samples} images"))
         lines += [(code, FLAGS[code].line) for code in self.flags]
         return lines
 
@@ -131,15 +138,15 @@ class Inspection:
 def _told(trial: Trial, samples: int) -> str:
     return (
         f"broke {trial.broken} of {trial.tried} with {trial.forwards:.0f} forward and "
-        f"{trial.backwards:.0f} backward passes each: about {_time(trial.seconds)} for {samples} "
+        f"{trial.backwards:.0f} backward passes each: about {told(trial.seconds)} for {samples} "
         "images"
     )
 
 
-def _time(seconds: float) -> str:
-    """A time in the unit that suits it.
+def told(seconds: float) -> str:
+    """A time, in the unit that suits it.
 
-    >>> [_time(seconds) for seconds in (3.2, 200, 9000, 300_000)]
+    >>> [told(seconds) for seconds in (3.2, 200, 9000, 300_000)]
     ['3 s', '3 min', '2.5 h', '3.5 days']
     """
     for unit, length, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
@@ -149,12 +156,13 @@ def _time(seconds: float) -> str:
 
 
 def _short(seconds: float) -> str:
-    """A short time in the unit that suits it.
+    """A short time in the unit that suits it, with two digits at least.
 
-    >>> [_short(seconds) for seconds in (0.00002, 0.0123, 2.5)]
-    ['0.020 ms', '12 ms', '2.5 s']
+    >>> [_short(seconds) for seconds in (0.00002, 0.0123, 0.12, 2.5, 123)]
+    ['0.020 ms', '12 ms', '120 ms', '2.5 s', '123 s']
     """
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:#.2g} ms".replace(". ", " ")
+    size, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{size:.0f} {unit}" if size >= 10 else f"{size:#.2g} {unit}"
 
 
 def _bytes(count: int) -> str:

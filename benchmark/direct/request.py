@@ -29,6 +29,7 @@ from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
 from benchmark.spec.run_spec import Mode
 from benchmark.spec.suites import DEFAULT_SUITE
+from defenses.offers import rejection_of
 
 
 class Options(TypedDict, total=False):
@@ -55,7 +56,8 @@ class Options(TypedDict, total=False):
                 (0, 1) by default.
     output      where the logits are in what the model returns: an index, a key or an attribute.
     binary      whether the model gives one logit per image, which is above 0 for class 1.
-    reject      the class by which the model rejects an image. Rejecting a clean image is wrong;
+    reject      the class by which the model rejects an image; by default its attribute `reject`,
+                if it has that. Rejecting a clean image is wrong;
                 rejecting a perturbed one is wrong in the report, and right in its `rejecting`.
     draws       how many fresh draws of a randomised model judge each point; 50 by default.
     expectation  how many draws of it attacks take the mean of in each step; 10 by default.
@@ -123,6 +125,8 @@ def read_request(
 ) -> Request:
     """What the arguments of `evaluate` ask. Raises UserError for what cannot be evaluated."""
     chosen = _chosen(options)
+    if chosen.reject is None:
+        chosen.reject = rejection_of(model)
     peers = chosen.peers or {}
     _check_modules(model, peers)
     with undisturbed():
@@ -192,7 +196,7 @@ def _lineup(
     models: Collection[str],
 ) -> Lineup:
     """The attacks to carry out: those of the suite, those named, and then the Attack objects; those
-    of "quick" where there are none.
+    of "strong" where there are none.
 
     `models` are the names of the models that attacks may craft points on. Raises UserError.
     """

@@ -163,11 +163,16 @@ def check_model(subject: Subject, x: Tensor, y: Tensor, classes: int | None) -> 
     if reject is not None and not 0 <= reject < columns:
         raise UserError(f"reject={reject} is none of the {columns} classes of the model")
     if reject is not None and bool((y == reject).any()):
-        raise UserError(f"class {reject} is that of rejected images: no label may be it")
-    if classes is not None and reject is not None:
-        classes += 1
-    if classes is not None and columns != classes:
-        raise UserError(f"the model gives {columns} logits and the data has {classes} classes")
+        raise UserError(
+            f"class {reject} is that of rejected images, and some labels are it: name another by "
+            "reject, or leave labels those of the data"
+        )
+    wanted = None if classes is None else classes + (reject is not None)
+    if wanted is not None and columns != wanted:
+        rejection = "" if reject is None else ", beside which there is one of rejection"
+        raise UserError(
+            f"the model gives {columns} logits and the data has {classes} classes{rejection}"
+        )
     if int(y.max()) >= columns:
         raise UserError(f"labels go up to {int(y.max())} but the model gives {columns} logits")
     if bool((classes_of(logits) == UNDEFINED).all()):

@@ -44,7 +44,9 @@ def freeze(model: nn.Module, device: torch.device, dtype: torch.dtype | None) ->
     model = unwrapped(model)
     try:
         with torch.no_grad():  # else the parameters of a copied ScriptModule would not be leaves
-            frozen = copied(model)
+            # Memory that was shared with the user's model, and not freed yet, would move when the
+            # user writes to it.
+            frozen = copied(model, shares=False)
             for part in (frozen, *held_by(frozen)):
                 part.to(device)
                 if dtype is not None:
@@ -152,13 +154,15 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, shares: bool = True) -> nn.Module:
     """A deep copy that cannot change the model. Raises UserError where it would share some of it.
 
-    Memory of parameters and buffers is shared until one of the two writes to it.
+    shares  whether parameters and buffers are in the same memory until one of the two is written
+            to.
     """
     memo: dict[int, Any] = {}
-    _share(memo, (*model.parameters(), *model.buffers()))
+    if shares:
+        _share(memo, (*model.parameters(), *model.buffers()))
     # Tensors with a history, such as cached activations, cannot be copied otherwise.
     for tensor in _cached(model):
         memo[id(tensor)] = tensor.detach().clone()
@@ -187,9 +191,15 @@ def _share(memo: dict[int, Any], tensors: Iterable[Tensor]) -> None:
     storages: dict[int, Any] = memo.setdefault("torch", {})  # type: ignore[call-overload]
     for tensor in tensors:
         kind = type(tensor)
-        if kind not in (Tensor, nn.Parameter) or id(tensor) in memo or tensor.is_quantized:
+        if kind not in (Tensor, nn.Parameter) or tensor.is_quantized:
+            continue
+        # Torch's own kernels know of it on these alone.
+        if id(tensor) in memo or tensor.device.type not in ("cpu", "cuda"):
             continue
         try:
+            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            if kind is nn.Parameter and not whole:
+                continue  # whoever writes to a part would copy all of the memory that it is in
             clone = torch._lazy_clone(tensor.detach())
             if kind is nn.Parameter:
                 memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad)

@@ -7,7 +7,7 @@ from benchmark.columns import captions
 from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
-from benchmark.spec.run_spec import RunSpec
+from benchmark.spec.run_spec import MAY_REJECT, RunSpec
 from benchmark.spec.source_names import noun_of, without_places
 
 # How norms are printed.
@@ -21,7 +21,7 @@ _NAMED = 10
 
 def may_reject_name(name: str) -> str:
     """What tables call a model where rejecting a perturbed image does not count as wrong."""
-    return f"{name}, may reject"
+    return name + MAY_REJECT
 
 
 def threat_name(threat: ThreatModel) -> str:

@@ -40,6 +40,7 @@ from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
 from benchmark.spec.run_spec import Device, Mode
 from defenses.certificates import HasCertificate
+from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
 Notify = Callable[[Report, str], None]
@@ -126,8 +127,7 @@ def _assess(
         name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
     )
     report.under = settings.under
-    # What a source of models says of one: see `defenses.foreign.sources.Brought`.
-    if isinstance(note := getattr(model, "note", None), str):
+    if note := note_of(model):
         report.notes.append(f"{name}: {note}")
     # What a randomised model draws depends on the images that are forwarded together.
     traits = subject.traits | ({"block": settings.block} if subject.is_random else {})

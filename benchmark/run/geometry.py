@@ -11,15 +11,12 @@ from attacks import ThreatModel
 from attacks.messages import described
 from attacks.threat import Norm
 from benchmark.errors import UserError
-from benchmark.images import Images
+from benchmark.images import BLOCK, Images
 from benchmark.judge.evaluator import Samples
 from benchmark.spec.run_spec import make_threat
 
 # How far outside the bounds samples may lie, as a part of the largest width, by rounding.
 _ROUNDING = 1e-6
-
-# Samples that are looked at together, where they are not kept as a tensor.
-_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Geometry:
         """The samples in these units. Raises UserError where some are out of the bounds."""
         x = samples.x
         if isinstance(x, Images):
-            for block in x.split(_BLOCK):
+            for block in x.split(BLOCK):
                 self._measured(block)
             dtype = x.dtype if self.scale is None else torch.float64
             return replace(samples, x=x.changed(self._measured, dtype))

@@ -71,6 +71,12 @@ def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
     return spec, manifest, reports
 
 
+def models_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
+    """The folder of each defense's model in a run, by its label."""
+    rows = (row for row in manifest["rows"] if not row.get("may_reject"))
+    return {row["defense"]: folder / row["model"] for row in rows}
+
+
 def rewrite(folder: Path) -> tuple[RunSpec, list[Report]]:
     """Write the tables of a run anew, from its records. Returns its spec, and a report on each
     defense under each threat. Raises as `load_run`."""

@@ -74,12 +74,6 @@ def terms_of(
     )
 
 
-def rejection_of(model: nn.Module) -> int | None:
-    """The class by which a model rejects an image, as its attribute `reject` says; None: none."""
-    reject = getattr(model, "reject", None)
-    return reject if isinstance(reject, int) and not isinstance(reject, bool) else None
-
-
 def data_again(
     folder: Path, spec: RunSpec, manifest: dict[str, Any], root: Path | None
 ) -> tuple[Dataset, Samples]:

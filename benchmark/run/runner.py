@@ -48,7 +48,6 @@ from benchmark.run.run_folder import CELLS, RUN, THREATS, named
 from benchmark.run.run_samples import (
     choice_of,
     identify_samples,
-    rejection_of,
     relabelled,
     samples_of,
     terms_of,
@@ -58,6 +57,7 @@ from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import Roster, enrol
 from benchmark.spec.run_spec import RunSpec
 from benchmark.threats import run_tables
+from defenses.offers import rejection_of
 
 Say = Callable[[str], None]
 

@@ -21,9 +21,10 @@ from benchmark.run.run_folder import (
     under_each,
     unfinished,
 )
-from benchmark.run.run_samples import data_again, rejection_of, relabelled, terms_of
+from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.run_spec import Device, RunSpec
 from benchmark.threats import combined, run_tables
+from defenses.offers import rejection_of
 
 
 @dataclass(frozen=True)

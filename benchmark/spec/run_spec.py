@@ -37,6 +37,10 @@ Choose = Literal["first", "random", "stratified"]
 Device = str  # "auto", or what torch calls a device
 Labels = Literal["data", "predictions"]
 
+# What is put behind the name of a model in tables, where its rejecting a perturbed image does not
+# count as wrong.
+MAY_REJECT = ", may reject"
+
 
 def check_device(device: Device) -> Device:
     """The name of a device. Raises ValueError, in one line, where torch knows no such name."""
@@ -209,7 +213,10 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
-        """Refuse labels that occur twice."""
+        """Refuse labels that occur twice, or are kept for the rows of models that may reject."""
+        for component in self.defenses:
+            if component.label.endswith(MAY_REJECT):
+                raise ValueError(f"defense {component.label!r}: no label may end in {MAY_REJECT!r}")
         for kind, components in (("defense", self.defenses), ("attack", self.attacks)):
             labels = [component.label for component in components]
             for label in labels:

@@ -18,7 +18,7 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, images, on_order, on_settings
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import load_run, models_of
 from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
@@ -107,7 +107,7 @@ def _models(folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Path]]:
         "device": how.device or spec.device,
         "plugins": [*spec.plugins, *how.plugins],
     }
-    models = {row["defense"]: (folder / row["model"]).absolute() for row in manifest["rows"]}
+    models = {label: home.absolute() for label, home in models_of(folder, manifest).items()}
     return spec.model_dump(mode="json") | changed, models
 
 

@@ -24,7 +24,7 @@ from benchmark.errors import UserError
 from benchmark.judge.replica import freeze
 from benchmark.judge.surroundings import full_precision
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import load_run, models_of
 from benchmark.run.run_samples import samples_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, Part
@@ -58,7 +58,7 @@ def coherence(
     spec, manifest, _ = load_run(folder)
     load_plugins(spec.plugins)
     where, dtype = resolve_device(device or spec.device), spec.dtype
-    rows = {row["defense"]: load_saved(folder / row["model"]).model for row in manifest["rows"]}
+    rows = {label: load_saved(home).model for label, home in models_of(folder, manifest).items()}
     rows = {label: model for label, model in rows.items() if _kind(model)}
     if not rows:
         raise UserError(f"no row of {folder} has arms or members: name a run of robin or ensemble")

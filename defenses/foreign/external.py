@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -193,46 +192,58 @@ class External(Plain):
                 model.load_state_dict(state)
         model = self._normalised(model, brought, shape)
         output = brought.output if self.output is None else self.output
-        chosen = self._chosen(classes)
-        if output is not None or self.binary or chosen is not None:
-            model = Logits(model, Reading(output, self.binary), chosen)
-        columns = classes + (self.reject is not None)
+        if output is not None or self.binary:
+            model = Logits(model, Reading(output, self.binary))
         with _foreign(self._name), evaluating(model), torch.no_grad():
             outputs = model.cpu()(torch.zeros(1, *shape))
-            if not isinstance(outputs, Tensor):
-                raise ValueError(
-                    f"gives {kind_of(outputs)} for an image, not logits (1, {columns}): say where "
-                    "they are by output=..."
-                )
-            if outputs.shape != (1, columns):
-                raise ValueError(_misshapen(outputs, columns))
+            chosen = self._chosen(outputs, classes)
+        if chosen is not None:
+            model = Logits(model, Reading(), chosen)
         if brought.note:
             model.note = brought.note  # type: ignore[assignment]
         if self.reject is not None:
             model.reject = classes  # type: ignore[assignment]
         return model
 
-    def _chosen(self, classes: int) -> tuple[int, ...] | None:
+    def _chosen(self, outputs: Any, classes: int) -> tuple[int, ...] | None:
         """Which of the model's classes count, in order: those of the data, of which there are
-        `classes`, and that of rejection behind them; None where these are all as they are."""
-        if self.reject is None:
-            return self.classes
-        others = (number for number in count() if number != self.reject)
-        of_data = tuple(islice(others, classes)) if self.classes is None else self.classes
-        return (*of_data, self.reject)
+        `classes`, and that of rejection behind them; None where these are all, as they are.
+
+        outputs  of the model for an image. Raises ValueError where they are no logits of those.
+        """
+        wanted = self._columns(classes)
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"gives {kind_of(outputs)} for an image, not logits (1, {wanted}): say where they "
+                "are by output=..."
+            )
+        columns = outputs.shape[1] if outputs.dim() == 2 and len(outputs) == 1 else 0
+        if self.classes is None and columns != wanted:
+            raise ValueError(_misshapen(outputs, wanted))
+        if self.classes is not None and len(self.classes) != classes:
+            raise ValueError(f"classes name {len(self.classes)}, and the data has {classes}")
+        of_data = [number for number in range(columns) if number != self.reject]
+        chosen = (*(self.classes or of_data), *(() if self.reject is None else (self.reject,)))
+        if chosen and max(chosen) >= columns:
+            raise ValueError(
+                f"the model has classes 0 to {columns - 1}: there is no class {max(chosen)}"
+            )
+        return None if chosen == tuple(range(columns)) else chosen
+
+    def _columns(self, classes: int) -> int:
+        """How many logits there are for so many classes of the data."""
+        return classes + (self.reject is not None)
 
     def _brought(self, shape: Shape, classes: int) -> Brought:
         """The network that the options name: with fresh weights, or those of its source."""
         if self.kind is not None:
-            outputs = None if self.classes is not None or self.binary else classes
-            if outputs is not None and self.reject is not None:
-                outputs += 1
+            outputs = None if self.classes is not None or self.binary else self._columns(classes)
             asked = Asked(shape, outputs, self.kwargs, self.pretrained, self.run_code)
             return source(self.kind).bring(self._name, asked)
         if self.layers is not None:
             return Brought(parse_layers(self.layers))
         options = {"widen": self.widen, **self.kwargs}
-        columns = classes + (self.reject is not None)
+        columns = self._columns(classes)
         return Brought(build_architecture(self.model, shape, columns, **options))
 
     def _normalised(self, model: nn.Module, brought: Brought, shape: Shape) -> nn.Module:

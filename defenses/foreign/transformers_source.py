@@ -1,5 +1,6 @@
 """Classifiers of Hugging Face's transformers."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ class Transformers:
         need("transformers", "transformers")
         config = Path(name) / "config.json"
         described = config.read_text(encoding="utf-8") if config.is_file() else name
+        # The code that may come with it.
+        for path in sorted(Path(name).glob("*.py")):
+            described += f" {path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
         return f"{described} {version('transformers')}"
 
     def bring(self, name: str, asked: Asked) -> Brought:

@@ -83,11 +83,16 @@ def submit(
     ]
     # Check all of them before the first is written.
     names_by_folder: dict[str, str] = {}
-    for report, _ in chosen:
+    for report, row in chosen:
         first = names_by_folder.setdefault(slug(report.name), report.name)
         if first != report.name:
             raise UserError(f"{run}: rows {first!r} and {report.name!r} differ too little: rename")
         _check_whole(run, report, task)
+        if "reject" in row:
+            raise UserError(
+                f"{run}: {report.name!r} may reject images, and rows of the board may not: name "
+                "other rows"
+            )
 
     for report, row in chosen:
         home = run / row["model"]

@@ -17,6 +17,7 @@ from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError
 from benchmark.images import Images, Rows
 from benchmark.report.report import Report
+from benchmark.run import geometry
 
 N, SHAPE = 40, (3, 6, 6)
 BYTES = np.random.default_rng(0).integers(0, 256, (N, *SHAPE), np.uint8)
@@ -28,9 +29,9 @@ WHOLE = torch.from_numpy(np.divide(BYTES, 255, dtype=np.float32))
 def few_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """No data set is small enough to be kept as a tensor."""
     for module in (images, given):
-        monkeypatch.setattr(module, "MOST", 0)
-    for module in (images, dataset):
-        monkeypatch.setattr(module, "_BLOCK", 7, raising=False)
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+    for module in (dataset, geometry, given):
+        monkeypatch.setattr(module, "BLOCK", 7)
 
 
 def _read(rows: Rows) -> Tensor:
@@ -105,9 +106,10 @@ def test_data_from_files_is_the_same_as_if_it_were_small(
     name = _written(kind, tmp_path) + form
     small = load_dataset(name)
     assert isinstance(small.test.x, Tensor)
-    for module in (images, given):
-        monkeypatch.setattr(module, "MOST", 0)
-    monkeypatch.setattr(arrays, "MOST", 0)
+    for module in (images, given, arrays):
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+    for module in (arrays, dataset):
+        monkeypatch.setattr(module, "BLOCK", 7)
     large = load_dataset(name)
     for part in ("train", "test"):
         few, many = small.split(part), large.split(part)  # type: ignore[arg-type]

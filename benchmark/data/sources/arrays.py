@@ -17,12 +17,9 @@ from benchmark.data.files import DataError
 from benchmark.data.sources.class_names import by_number, by_value
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.split_rule import Pool, dataset_of
-from benchmark.images import MOST, Rows
+from benchmark.images import BLOCK, MOST_BYTES, Rows
 
 Array = NDArray[Any]
-
-# Images that are looked at together, of those in a file.
-_BLOCK = 256
 
 # The names of arrays in a file, in lower case. Those of a split are called so too, with a part of
 # _SPLITS before or behind.
@@ -76,6 +73,12 @@ def npz(given: Given) -> Dataset:
         )
     if len(by_split) > 1:
         by_split.pop("", None)
+    if len(by_split) == 1 and "" not in by_split:
+        (split,) = by_split
+        raise DataError(
+            f"{given.at} has the arrays of {split} alone: add those of the other split, or call "
+            "them x and y"
+        )
     return _dataset(given, by_split, names)
 
 
@@ -128,7 +131,7 @@ def _dataset(
 def _read(path: Path) -> dict[str, Array] | Array | _InFile:
     """All arrays of a file, none of which may run code. Raises DataError."""
     try:
-        if path.suffix == ".npy" and path.stat().st_size > MOST // 4:
+        if path.suffix == ".npy" and path.stat().st_size > MOST_BYTES // 4:
             return _InFile(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -188,6 +191,11 @@ def _pool(x: Array | _InFile, y: Rows, scale: float | None, where: str) -> Pool:
         raise DataError(
             f"{where}: images must be (n, H, W), (n, H, W, C) or (n, C, H, W), not {x.shape}"
         )
+    if x.ndim == 4 and x.shape[3] not in (1, 3, 4) and x.shape[3] < min(x.shape[1:3]):
+        raise DataError(
+            f"{where}: images {x.shape} seem to have {x.shape[3]} channels, last: put channels "
+            "other than 1, 3 or 4 second, (n, C, H, W)"
+        )
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where}: images must be numbers, not {x.dtype}")
     least, most, undefined = _extremes(x)
@@ -214,7 +222,7 @@ def _pool(x: Array | _InFile, y: Rows, scale: float | None, where: str) -> Pool:
 
 def _extremes(x: Array | _InFile) -> tuple[float, float, int]:
     """The least and the largest value of images, and how many of these hold NaN."""
-    blocks = (x[start : start + _BLOCK] for start in range(0, len(x), _BLOCK))
+    blocks = (x[start : start + BLOCK] for start in range(0, len(x), BLOCK))
     of_each = [
         (block.min(), block.max(), np.isnan(block).reshape(len(block), -1).any(1).sum())
         for block in blocks

@@ -103,7 +103,7 @@ class OnnxFile:
         if self.fixed == 1:
             converted = self._for_any_number()
         if converted is None:
-            converted = _Plain(self._convert(self._understood()))
+            converted = _Plain(self._convert(self._understood()), self.takes)
             self._check(converted, self.fixed or _IMAGES)
             if self.fixed is not None:
                 return InParts(converted, self.fixed)
@@ -112,7 +112,7 @@ class OnnxFile:
     def _for_any_number(self) -> nn.Module | None:
         """The network with its shapes rewritten; None where it does not work so."""
         try:
-            rewritten = _Plain(self._convert(without_batch(self._understood())))
+            rewritten = _Plain(self._convert(without_batch(self._understood())), self.takes)
             self._check(rewritten, _IMAGES)
         except ValueError:
             return None
@@ -166,16 +166,19 @@ class OnnxFile:
 
 
 class _Plain(nn.Module):
-    """A converted network, which is given images of its own precision."""
+    """A converted network, which is given images of the precision that it takes."""
 
-    def __init__(self, network: nn.Module) -> None:
+    taken: Tensor
+
+    def __init__(self, network: nn.Module, takes: torch.dtype) -> None:
         super().__init__()
         self.network = network
+        # A buffer, so that it is cast with the network to another precision. The weights do not
+        # tell: those of a network that takes float32 may be float16.
+        self.register_buffer("taken", torch.zeros((), dtype=takes), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
-        tensors = (*self.network.parameters(), *self.network.buffers())
-        dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-        outputs = self.network(x.to(next(dtypes, x.dtype)))
+        outputs = self.network(x.to(self.taken.dtype))
         single = isinstance(outputs, tuple | list) and len(outputs) == 1
         return outputs[0] if single else outputs
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmark.direct.evaluate import evaluate
 from benchmark.judge.replica import copied, twin_of
 
 MEGABYTE = 2**20
@@ -85,17 +86,33 @@ def test_parts_of_a_copy_that_share_memory_share_it_still() -> None:
     assert model.table[4:].all()
 
 
-def test_the_model_stays_where_it_was_in_memory() -> None:
-    model = nn.Linear(100, 100)
-    view, place = model.weight.detach().numpy(), model.weight.data_ptr()
-    duplicate = copied(model)
-    duplicate(torch.ones(1, 100))
-    del duplicate
-    gc.collect()
-    with torch.no_grad():
-        model.weight.zero_()
-    assert model.weight.data_ptr() == place
+@pytest.mark.parametrize("kind", ["plain", "traced", "cyclic"])
+def test_what_is_handed_over_stays_where_it_was_in_memory(kind: str) -> None:
+    model: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    if kind == "traced":
+        model = torch.fx.symbolic_trace(model)
+    elif kind == "cyclic":
+        model.itself = [model]  # type: ignore[assignment]
+    (weight,) = (value for value in model.parameters() if value.dim() == 2)
+    view, place = weight.detach().numpy(), weight.data_ptr()
+    gc.disable()  # copies that hold themselves stay
+    try:
+        x = torch.rand(6, 1, 2, 2)
+        evaluate(model, x, model(x).argmax(1), eps=0.1, attacks=["pgd/steps=2"])
+        with torch.no_grad():
+            weight.zero_()
+    finally:
+        gc.enable()
+    assert weight.data_ptr() == place
     assert not view.any()
+
+
+def test_parts_of_one_piece_of_memory_are_not_shared() -> None:
+    flat = torch.arange(100.0)
+    model = nn.ParameterList(nn.Parameter(part) for part in flat.split(10))
+    duplicate = copied(model)
+    assert not any(torch._C._is_cow_tensor(value) for value in duplicate.parameters())
+    assert all(map(torch.equal, duplicate.parameters(), model.parameters()))
 
 
 @pytest.mark.parametrize("kind", ["numpy", "shared", "memory map"])

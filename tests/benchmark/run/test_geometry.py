@@ -101,7 +101,7 @@ def test_bounds_of_each_feature_are_kept() -> None:
         ({"bounds": 1.0}, "bounds must be \\(lower, upper\\), each a number or one for each"),
         ({"bounds": (1.0, 0.0)}, "the box \\[1.0, 0.0\\] is empty"),
         ({"bounds": (0.45, 0.5)}, "images must lie in \\[0.45, 0.5\\], not "),
-        ({"reject": 1}, "class 1 is that of rejected images: no label may be it"),
+        ({"reject": 1}, "class 1 is that of rejected images, and some labels are it"),
     ],
 )
 def test_what_is_no_geometry_gets_one_line(options: dict[str, Any], line: str) -> None:

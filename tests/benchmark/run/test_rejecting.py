@@ -11,6 +11,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
+from benchmark.run.run_folder import models_of, read_manifest
 from benchmark.run.runner import run
 from benchmark.run.verify import verify
 from benchmark.spec.run_spec import make_spec
@@ -25,8 +26,9 @@ from torch.nn import functional as F
 class Cautious(nn.Module):
     '''It compares images with the mean of each digit; at "place" it has the class of rejection.'''
 
-    def __init__(self, place: int = 10) -> None:
+    def __init__(self, place: int = 10, wide: int = 1) -> None:
         super().__init__()
+        self.wide = wide
         from sklearn.datasets import load_digits
 
         x, y = load_digits(return_X_y=True)
@@ -41,7 +43,8 @@ class Cautious(nn.Module):
         logits = self.last(x.flatten(1))
         # It rejects what it is in doubt about.
         reject = logits.topk(2, dim=1).values.sum(1, keepdim=True) / 2 + 0.3
-        return torch.cat([logits[:, : self.place], reject, logits[:, self.place :]], 1)
+        rejects = reject.expand(-1, self.wide)
+        return torch.cat([logits[:, : self.place], rejects, logits[:, self.place :]], 1)
 
 
 def plain() -> nn.Module:
@@ -111,7 +114,9 @@ def test_labels_that_are_predictions_cannot_be_that_of_rejection(tmp_path: Path)
         ({"reject": -1}, "reject must be the number of a class of the model"),
         ({"reject": 1, "binary": True}, "reject must be the number of a class of the model"),
         ({"reject": 1, "classes": [0, 1]}, "reject must be the number of a class of the model"),
-        ({"reject": 11}, "classes name 11 of 11 classes"),
+        ({"reject": 11, "classes": list(range(10))}, "there is no class 11"),
+        ({"reject": 10, "kwargs": {"wide": 2}}, r"gives \(1, 12\) for an image"),
+        ({"reject": 10, "classes": list(range(9))}, "classes name 9, and the data has 10"),
     ],
 )
 def test_what_is_no_class_of_rejection_gets_one_line(
@@ -131,3 +136,25 @@ def test_classes_of_the_data_and_rejection_are_chosen_together(tmp_path: Path) -
     with torch.no_grad():
         assert model(x).equal(whole(x)[:, [7, 2, 10]])
     assert model.reject == 2
+
+
+def test_a_study_takes_a_model_once(tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    run(_spec(tmp_path, reject=10), home, None, False, lambda line: None)
+    assert list(models_of(home, read_manifest(home))) == ["cautious"]
+
+
+def test_no_label_is_that_of_a_second_row(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no label may end in ', may reject'"):
+        make_spec({"eps": 0.1, "defenses": [{"name": "vanilla", "label": "it, may reject"}]})
+
+
+def test_both_rows_stand_under_each_of_several_threats(tmp_path: Path) -> None:
+    given = {"samples": 20, "attacks": ["pgd/steps=2"], "threats": ["linf:0.1", "l2:0.3"]}
+    spec = make_spec(given | {"defenses": [_defense(tmp_path, label="cautious", reject=10)]})
+    home = tmp_path / "run"
+    names = [report.name for report in run(spec, home, None, False, lambda line: None)]
+    assert names == ["cautious", "cautious, may reject"] * 2
+    replayed = verify(home, None, "cpu")
+    assert not replayed.problems
+    assert not replayed.missing
