@@ -1,4 +1,4 @@
-"""The command line: bestattack run, inspect, train, list, report, verify, certify, study."""
+"""The command line: bestattack run, inspect, train, report, verify, and so on."""
 
 import sys
 import textwrap

@@ -1,4 +1,4 @@
-"""Where models made elsewhere come from: a function for each kind of source."""
+"""Where models made elsewhere come from: a class for each kind of source."""
 
 import hashlib
 import importlib

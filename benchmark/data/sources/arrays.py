@@ -180,6 +180,8 @@ def _labels(labels: Array, where: str) -> Array:
         raise DataError(f"{where}: labels must be (n,), one for each image, not {labels.shape}")
     if labels.dtype.kind == "S":
         return np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind == "f" and (labels == labels.round()).all():
+        return labels.astype(np.int64)
     if labels.dtype.kind not in "iuU":
         raise DataError(f"{where}: labels must be whole numbers or texts, not {labels.dtype}")
     return labels

@@ -163,6 +163,31 @@ def test_onnx_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.testing.assert_close(logits, network(X.to(dtype)))
 
 
+class Mixed(nn.Module):
+    """Small differences in float32 and, behind a cast, weights in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Linear(3 * 16 * 16, CLASSES).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = 1000 * (x - 0.5)
+        logits: Tensor = self.flat(near.half().flatten(1)).float()
+        return logits
+
+
+def test_onnx_in_mixed_precision_takes_images_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx2torch")
+    torch.manual_seed(0)
+    network, path = Mixed().eval(), tmp_path / "net.onnx"
+    torch.onnx.export(network, (X[:1],), path, opset_version=13, dynamo=False)
+    x = 0.5 + 1e-5 * X  # as float16, all of it is a half
+    logits = _built(onnx=str(path))(x)
+    assert logits.unique().numel() > CLASSES
+    torch.testing.assert_close(logits, network(x), rtol=0.05, atol=0.01)
+
+
 def test_an_output_of_several_is_named(tmp_path: Path) -> None:
     network = _network("residual")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmark.data.files import DataError
 from benchmark.data.sets import load_dataset
 from tests.benchmark.data.splits import refusal
 
@@ -33,29 +34,39 @@ def test_colour_images_become_channels_first_and_are_divided(packed: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("shape", "want"),
+    ("shape", "axes"),
     [
-        ((4, 5, 6), (1, 5, 6)),
-        ((4, 5, 6, 1), (1, 5, 6)),
-        ((4, 5, 6, 4), (4, 5, 6)),
-        ((4, 1, 5, 6), (1, 5, 6)),
-        ((4, 3, 5, 4), (3, 5, 4)),
-        ((4, 3, 3, 3), (3, 3, 3)),  # either, and channels come first
-        ((4, 4, 4, 1), (1, 4, 4)),
-        ((4, 1, 4, 4), (1, 4, 4)),
-        ((4, 9), (9,)),
+        ((4, 5, 6), "n1hw"),
+        ((4, 5, 6, 1), "nhwc"),
+        ((4, 5, 6, 4), "nhwc"),
+        ((4, 1, 5, 6), "nchw"),
+        ((4, 3, 5, 4), "nchw"),
+        ((4, 3, 3, 3), "nchw"),  # either, and channels come first
+        ((4, 4, 4, 1), "nhwc"),
+        ((4, 1, 4, 4), "nchw"),
+        ((4, 13, 16, 16), "nchw"),
+        ((4, 9), "nf"),
     ],
 )
-def test_where_channels_are_is_told_by_the_shape(
-    shape: tuple[int, ...], want: tuple[int, ...]
-) -> None:
+def test_where_channels_are_is_told_by_the_shape(shape: tuple[int, ...], axes: str) -> None:
     x = np.random.default_rng(0).random(shape)
     _saved(x=x, y=Y)
     dataset = load_dataset("npz=a.npz")
-    assert dataset.shape == want
-    assert torch.equal(
-        dataset.test.x.flatten().sort().values, torch.tensor(x).float().flatten().sort().values
-    )
+    want = torch.tensor(x).float()
+    want = want.movedim(3, 1) if axes == "nhwc" else want[:, None] if axes == "n1hw" else want
+    assert dataset.shape == want.shape[1:]
+    assert torch.equal(dataset.test.x[:], want)
+
+
+def test_a_split_alone_and_channels_in_an_odd_place_are_refused() -> None:
+    _saved(x_train=np.zeros((4, 2, 2)), y_train=Y)
+    with pytest.raises(DataError, match="has the arrays of train alone: add those of the other"):
+        load_dataset("npz=a.npz")
+    _saved(x=np.zeros((4, 8, 8, 2)), y=Y)
+    with pytest.raises(DataError, match="put channels other than 1, 3 or 4 second"):
+        load_dataset("npz=a.npz")
+    _saved(x=np.zeros((4, 2, 2)), y=Y.astype(float))
+    assert load_dataset("npz=a.npz").test.y.tolist() == Y.tolist()
 
 
 @pytest.mark.parametrize(
