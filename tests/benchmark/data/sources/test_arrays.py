@@ -65,8 +65,8 @@ def test_a_split_alone_and_channels_in_an_odd_place_are_refused() -> None:
     _saved(x=np.zeros((4, 8, 8, 2)), y=Y)
     with pytest.raises(DataError, match="put channels other than 1, 3 or 4 second"):
         load_dataset("npz=a.npz")
-    _saved(x=np.zeros((4, 2, 2)), y=Y.astype(float))
-    assert load_dataset("npz=a.npz").test.y.tolist() == Y.tolist()
+    _saved(x=np.zeros((4, 2, 2)), y=np.array(Y, float))
+    assert load_dataset("npz=a.npz").test.y.tolist() == list(Y)
 
 
 @pytest.mark.parametrize(
