@@ -178,7 +178,7 @@ def _labels(given: Any) -> Tensor:
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         cast = "y.long()" if isinstance(given, Tensor) else "numpy.asarray(y).astype(int)"
         raise UserError(f"y must hold integer labels, not {y.dtype}: pass {cast}")
-    return y.to(torch.int64)
+    return y.to(torch.int64, copy=True)  # which attacks may be able to reach
 
 
 def _refuse_names(given: Any) -> None:

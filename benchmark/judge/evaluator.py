@@ -4,6 +4,7 @@ It is the only place that judges, and it trusts nothing that an attack returns: 
 into the ball and the box, and the model is run on them again.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -151,8 +152,9 @@ def measure_attack(
         meter = Meter(len(places), subject.device, tick)
         numbers = _numbers(subject, samples, places)
         victim, told = subject.victim(), _Told()
+        given = clean.clone(), labels.clone(), copy.deepcopy(within)
         problem = Problem(
-            victim, clean.clone(), labels.clone(), within, seed, numbers.clone(), meter,
+            victim, *given, seed, numbers.clone(), meter,
             peers={name: copied(peer) for name, peer in (peers or {}).items()},
             draws=subject.expectation, allowed=subject.terms.allowed,
             tell=told,
@@ -167,7 +169,7 @@ def measure_attack(
         points, outside = _enforce(points.to(clean), clean, within, fixed, subject.is_random)
         verdict = subject.judge(points, labels, numbers, meter.calls, subject.terms.allowed)
         if not (subject.is_random or subject.is_stateful):
-            own = replace(problem, x=clean, y=labels, index=numbers, meter=None)
+            own = replace(problem, x=clean, y=labels, threat=within, index=numbers, meter=None)
             points, verdict = _pulled(subject, own, points, verdict)
         distance = threat.distance(points, clean)
         attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])

@@ -2,18 +2,23 @@
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from attacks.messages import described
 from benchmark.errors import UserError
 from benchmark.judge.rebinding import held_by, rebind
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+# What a class has of its own, and a copy of it gets anew.
+_OF_CLASS = ("__dict__", "__weakref__")
 
 # How deep lists and dictionaries among the attributes of modules are searched for tensors.
 _DEPTH = 3
@@ -109,9 +114,9 @@ def reseed(model: nn.Module, seed: int) -> None:
 def state_of(model: nn.Module) -> dict[str, Any]:
     """The buffers of a model, the sums of its parameters, and the tensors and numbers among its
     attributes, also in lists and dictionaries, to be compared."""
-    state: dict[str, Any] = {name: value.clone() for name, value in model.named_buffers()}
+    state: dict[str, Any] = {name: _dense(value) for name, value in model.named_buffers()}
     for name, parameter in model.named_parameters():
-        state[name] = parameter.detach().sum()
+        state[name] = _dense(parameter).sum()
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
@@ -119,10 +124,18 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     return state
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that can be compared, whatever its layout."""
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor.to_dense() if tensor.layout != torch.strided else tensor.clone()
+
+
 def _values(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     """What can be compared of an attribute, by name."""
     if isinstance(value, Tensor):
-        yield name, value.detach().clone()
+        yield name, _dense(value)
     elif isinstance(value, bool | int | float | str):
         yield name, value
     elif depth and isinstance(value, dict):
@@ -166,7 +179,17 @@ def copied(model: nn.Module, shares: bool = True) -> nn.Module:
     # Tensors with a history, such as cached activations, cannot be copied otherwise.
     for tensor in _cached(model):
         memo[id(tensor)] = tensor.detach().clone()
+    _join(memo, model)
     duplicate = copy.deepcopy(model, memo)
+    for parameter in model.parameters():  # whose attributes torch does not copy
+        if vars(parameter) and id(parameter) in memo:
+            vars(memo[id(parameter)]).update(copy.deepcopy(vars(parameter), memo))
+    for module in duplicate.modules():
+        if is_parametrized(module):
+            # Its properties are those of a class of its own, which the copy must not change.
+            kind = type(module)
+            attributes = {key: value for key, value in vars(kind).items() if key not in _OF_CLASS}
+            module.__class__ = type(kind.__name__, kind.__bases__, attributes)
     own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
     for part in (*duplicate.modules(), *duplicate.parameters(), *duplicate.buffers()):
         if id(part) in own:
@@ -207,6 +230,21 @@ def _share(memo: dict[int, Any], tensors: Iterable[Tensor]) -> None:
                 storages.setdefault(tensor.untyped_storage()._cdata, clone.untyped_storage())
         except (RuntimeError, NotImplementedError):
             continue
+
+
+def _join(memo: dict[int, Any], model: nn.Module) -> None:
+    """Let the copies of parameters that share memory with other parameters or buffers share it with
+    the copies of these, which torch copies one by one."""
+    tensors = [
+        tensor
+        for tensor in (*model.parameters(), *model.buffers())
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    ]
+    counts = Counter(tensor.untyped_storage()._cdata for tensor in tensors)
+    for tensor in tensors:
+        if isinstance(tensor, nn.Parameter) and counts[tensor.untyped_storage()._cdata] > 1:
+            joined = copy.deepcopy(tensor.detach(), memo)
+            memo[id(tensor)] = nn.Parameter(joined, tensor.requires_grad)
 
 
 def _cached(model: nn.Module) -> Iterator[Tensor]:

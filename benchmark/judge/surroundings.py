@@ -4,8 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from attacks.generators import kept
+
+# Where torch keeps the hooks that are called for every module.
+_HOOKS = tuple(
+    name
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+                 "_global_backward_pre_hooks")
+    if hasattr(nn.modules.module, name)
+)  # fmt: skip
 
 
 @contextmanager
@@ -31,9 +40,11 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """The default dtype, the number of threads, and whether algorithms are deterministic, put back
-    after the context as they were."""
+    """The default dtype and device, the number of threads, hooks of all modules, and whether
+    algorithms are deterministic, put back after the context as they were."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    device, anomaly = torch.get_default_device(), torch.is_anomaly_enabled()
+    hooks = {name: dict(getattr(nn.modules.module, name)) for name in _HOOKS}
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -43,6 +54,14 @@ def _settings_kept() -> Iterator[None]:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.autograd.set_detect_anomaly(anomaly)
+        for name, held in hooks.items():
+            there = getattr(nn.modules.module, name)
+            if dict(there) != held:
+                there.clear()
+                there.update(held)
 
 
 @contextmanager

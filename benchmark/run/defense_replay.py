@@ -319,7 +319,7 @@ def _replay_block(subject: Subject, samples: Samples, block: Block, threat: Thre
         points = torch.from_numpy(block.adversarial).to(subject.device)
         within = threat.around(clean.to(subject.dtype), subject.terms.frozen)
         in_box = (points == within.clamp(points)).flatten(1).all(1)
-        verdict = subject.judge(points, y)
+        verdict = subject.judge(points, y, allowed=subject.terms.allowed)
         predicted[block.found] = verdict.predicted.cpu().numpy()
         distances = torch.where(verdict.wrong & in_box, threat.distance(points, clean), torch.nan)
         distance[block.found] = distances.cpu().numpy()

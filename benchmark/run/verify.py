@@ -22,8 +22,10 @@ from benchmark.run.run_folder import (
     unfinished,
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
-from benchmark.spec.run_spec import Device, RunSpec
+from benchmark.spec.components import saved_folder
+from benchmark.spec.run_spec import MAY_REJECT, Device, RunSpec
 from benchmark.threats import combined, run_tables
+from defenses import read_card
 from defenses.offers import rejection_of
 
 
@@ -60,7 +62,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         return _verify_each(folder, manifest, root, device)
     spec, manifest, recorded = load_run(folder)
     dataset, data_samples = data_again(folder, spec, manifest, root)
-    rows, problems = [], []
+    rows, problems = [], _misnamed(folder, spec, manifest)
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
         samples = relabelled(data_samples, saved.model, spec.model_copy(update={"device": device}))
@@ -80,6 +82,30 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         _compare_texts(folder, tables.texts(recorded, named(spec, manifest)), problems, missing)
     verdicts = [verdict for row in rows for verdict in row.verdicts]
     return Replay(named(spec, manifest), reports, verdicts, problems, missing)
+
+
+def _misnamed(folder: Path, spec: RunSpec, manifest: dict[str, Any]) -> list[str]:
+    """A line for each row whose name is not that of its model's defense in the spec."""
+    components = {component.label: component for component in spec.defenses}
+    lines = []
+    for row in manifest["rows"]:
+        name, home = row["defense"], folder / row["model"]
+        label = name.removesuffix(MAY_REJECT) if row.get("may_reject") else name
+        component = components.get(label)
+        if component is None or bool(row.get("may_reject")) != name.endswith(MAY_REJECT):
+            lines.append(f"{name}: no defense of the run makes a row of that name")
+            continue
+        saved = saved_folder(component.name)
+        made_by = read_card(home).get("component", {})
+        if saved is None:
+            wanted = component.name, component.options
+            is_same = (made_by.get("name"), made_by.get("options")) == wanted
+        else:
+            # It may have been moved since.
+            is_same = not saved.is_dir() or saved.resolve() == home.resolve()
+        if not is_same:
+            lines.append(f"{name}: its model is that of another defense")
+    return lines
 
 
 def _verify_each(

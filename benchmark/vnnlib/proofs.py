@@ -65,9 +65,12 @@ def read_chain(file: OnnxFile, network: nn.Module) -> Chain:
         if not isinstance(layer, nn.ReLU | nn.LeakyReLU):
             segment.append(apply)
             continue
+        slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+        if not 0 <= slope <= 1:
+            raise ValueError(f"it has a leaky ReLU of slope {slope:g}, which is not in [0, 1]")
         weight, offset, shape = _matrix(segment, shape)
         layers.append((weight, offset))
-        slopes.append(layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0)
+        slopes.append(slope)
         segment = []
     layers.append(_matrix(segment, shape)[:2])
     chain = Chain(tuple(layers), tuple(slopes))

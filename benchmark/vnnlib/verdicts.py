@@ -110,6 +110,9 @@ def _ask(
     known = verdict.counterexample
     proven = True
     for search in searches:
+        if not all(search.case.ways):  # any point of the box is a counterexample
+            proven = False
+            continue
         start = None if known is None else known.point
         limit_s = max(0.0, deadline - time.monotonic())
         result = prove(chain, search.box, search.case, start, limit_s)

@@ -1,5 +1,6 @@
 """Programs that torch itself wrote: by `torch.export`, and TorchScript."""
 
+import logging
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -71,13 +72,15 @@ def _check(name: str) -> None:
 def _tensors_alone() -> Iterator[None]:
     """A context in which `torch.load` unpickles tensors alone: `torch.export.load` falls back to
     unpickling anything, which can run code."""
-    load = torch.load
+    load, level = torch.load, logging.root.manager.disable
 
     def safely(*args: Any, **options: Any) -> Any:
         return load(*args, **options | {"weights_only": True})
 
     torch.load = safely
+    logging.disable()  # torch prints its traceback for a damaged file
     try:
         yield
     finally:
         torch.load = load
+        logging.disable(level)

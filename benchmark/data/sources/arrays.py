@@ -1,6 +1,5 @@
 """Images, or rows of features, in arrays of NumPy's files."""
 
-import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -55,10 +54,13 @@ def npz(given: Given) -> Dataset:
     arrays = _read(given.at)
     if not isinstance(arrays, dict):
         raise DataError(f"{given.at} holds one array: write npy={given.place}/labels=FILE.npy")
-    names = _found(arrays, _NAMES, "")
+    if len(lower := {name.lower(): array for name, array in arrays.items()}) < len(arrays):
+        raise DataError(f"{given.at} holds {', '.join(arrays)}, of which some differ in case alone")
+    arrays = lower
+    names = _named(arrays, _NAMES)
     by_split: dict[str, tuple[Array | _InFile, Array]] = {}
     for split in _SPLITS:
-        x, y = _found(arrays, _X, split), _found(arrays, _Y, split)
+        x, y = _pair(arrays, split)
         if y is None and x is not None and not split:
             y = _labels_beside(given)
         if x is not None and y is None:
@@ -138,7 +140,7 @@ def _read(path: Path) -> dict[str, Array] | Array | _InFile:
             return content
         with content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged headers and archives raise anything
         if any(word in str(error) for word in ("allow_pickle", "pickled", "Python objects")):
             raise DataError(
                 f"{path} holds Python objects, which are not loaded, since they may run code: save "
@@ -147,14 +149,22 @@ def _read(path: Path) -> dict[str, Array] | Array | _InFile:
         raise DataError(f"{path} is damaged, or no file of NumPy: {one_line(error)}") from error
 
 
-def _found(arrays: Mapping[str, Array], names: tuple[str, ...], split: str) -> Array | None:
-    """The array of one of the names, in a split. The first that fits is taken."""
-    lower = {name.lower(): array for name, array in arrays.items()}
-    for word in _SPLITS[split]:
-        for name in names:
-            for key in (f"{name}_{word}", f"{word}_{name}") if word else (name,):
-                if key in lower:
-                    return lower[key]
+def _pair(arrays: Mapping[str, Array], split: str) -> tuple[Array | None, Array | None]:
+    """Images and labels of a split, of the first of its names under which there are both; or what
+    there is under any, and None for the other."""
+    pairs = [(_named(arrays, _X, word), _named(arrays, _Y, word)) for word in _SPLITS[split]]
+    whole = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+    some = [pair for pair in pairs if pair[0] is not None or pair[1] is not None]
+    return next(iter(whole or some), (None, None))
+
+
+def _named(arrays: Mapping[str, Array], names: tuple[str, ...], word: str = "") -> Array | None:
+    """The array of one of the names, with a word for the split before or behind it. The first that
+    fits is taken."""
+    for name in names:
+        for key in (f"{name}_{word}", f"{word}_{name}") if word else (name,):
+            if key in arrays:
+                return arrays[key]
     return None
 
 
