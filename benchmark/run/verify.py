@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.judge.surroundings import undisturbed
-from benchmark.models.trained import load_saved
+from benchmark.keys import identify_recipe
+from benchmark.models.trained import Trained, load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import Verdict, replay
@@ -22,10 +23,9 @@ from benchmark.run.run_folder import (
     unfinished,
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
-from benchmark.spec.components import saved_folder
+from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import MAY_REJECT, Device, RunSpec
 from benchmark.threats import combined, run_tables
-from defenses import read_card
 from defenses.offers import rejection_of
 
 
@@ -62,9 +62,11 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         return _verify_each(folder, manifest, root, device)
     spec, manifest, recorded = load_run(folder)
     dataset, data_samples = data_again(folder, spec, manifest, root)
-    rows, problems = [], _misnamed(folder, spec, manifest)
+    rows, problems = [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
         saved = load_saved(folder / row["model"])
+        if line := _misnamed(row, folder / row["model"], saved, spec):
+            problems.append(line)
         samples = relabelled(data_samples, saved.model, spec.model_copy(update={"device": device}))
         row_replayed = replay(
             report, row["errors"], saved, samples, manifest["data"], spec.block, device,
@@ -84,28 +86,21 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     return Replay(named(spec, manifest), reports, verdicts, problems, missing)
 
 
-def _misnamed(folder: Path, spec: RunSpec, manifest: dict[str, Any]) -> list[str]:
-    """A line for each row whose name is not that of its model's defense in the spec."""
-    components = {component.label: component for component in spec.defenses}
-    lines = []
-    for row in manifest["rows"]:
-        name, home = row["defense"], folder / row["model"]
-        label = name.removesuffix(MAY_REJECT) if row.get("may_reject") else name
-        component = components.get(label)
-        if component is None or bool(row.get("may_reject")) != name.endswith(MAY_REJECT):
-            lines.append(f"{name}: no defense of the run makes a row of that name")
-            continue
-        saved = saved_folder(component.name)
-        made_by = read_card(home).get("component", {})
-        if saved is None:
-            wanted = component.name, component.options
-            is_same = (made_by.get("name"), made_by.get("options")) == wanted
-        else:
-            # It may have been moved since.
-            is_same = not saved.is_dir() or saved.resolve() == home.resolve()
-        if not is_same:
-            lines.append(f"{name}: its model is that of another defense")
-    return lines
+def _misnamed(row: dict[str, Any], home: Path, saved: Trained, spec: RunSpec) -> str:
+    """What is wrong with the name of a row, whose model is `saved` in a folder; empty if it is that
+    of the model's defense in the spec."""
+    name, is_lenient = row["defense"], bool(row.get("may_reject"))
+    label = name.removesuffix(MAY_REJECT) if is_lenient else name
+    component = next((made for made in spec.defenses if made.label == label), None)
+    if component is None or is_lenient != name.endswith(MAY_REJECT):
+        return f"{name}: no defense of the run makes a row of that name"
+    member = configured(component)
+    if member.recipe is not None:
+        is_same = saved.identity.get("recipe") == identify_recipe(member.recipe)
+    else:
+        # A saved model may have been moved since.
+        is_same = not (member.folder and member.folder.is_dir()) or home.samefile(member.folder)
+    return "" if is_same else f"{name}: its model is that of another defense"
 
 
 def _verify_each(

@@ -249,6 +249,8 @@ class External(Plain):
     def _normalised(self, model: nn.Module, brought: Brought, shape: Shape) -> nn.Module:
         """The model as it takes images in [0, 1]."""
         mean, std = self.mean, self.std
+        if mean is None and self.range is None and brought.unclear:
+            raise ValueError(f"{self._name}: {brought.unclear}: give the mean and std it expects")
         if mean is None or std is None:
             mean, std = (brought.mean, brought.std) if self.range is None else ((0.0,), (1.0,))
         if mean is None or std is None:

@@ -41,6 +41,7 @@ class Brought:
                source does not know.
     output     where the logits are in what the model returns, as in `Reading`.
     note       what readers of a table must know of it.
+    unclear    why the normalisation that it is used with cannot be told, so that the user has to.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Brought:
     std: tuple[float, ...] | None = None
     output: int | str | None = None
     note: str = ""
+    unclear: str = ""
 
 
 class Source(Protocol):

@@ -1,18 +1,23 @@
 """Classifiers of Hugging Face's transformers."""
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from attacks.messages import reason
 from defenses.foreign.extras import installed, need
 from defenses.foreign.sources import Asked, Brought
 from defenses.foreign.torchvision_source import import_torchvision
+
+# The images that tell what a processor does, and how far it may round.
+_SIDE, _ROUNDING = 32, 1e-4
 
 # What models of text call their inputs.
 _WORDS = ("input_ids", "decoder_input_ids")
@@ -68,13 +73,13 @@ class Transformers:
                 "takes the numbers of words, which have no small changes: models of images, sound "
                 "and series can be evaluated"
             )
-        processor = _processor(name, local)
-        mean, std = (None, None) if processor is None else _normalisation(processor)
-        note = ""
-        is_of_images = processor is None or "image_mean" in processor
-        if not is_of_images and "feature_extractor_type" in (processor or {}):
+        network = Keyword(model.float(), model.main_input_name)
+        if model.main_input_name != "pixel_values" or asked.shape[0] != 3:
+            told = _has_extractor(name, local)
             note = "it is given the samples as they are, not what its feature extractor makes"
-        return Brought(Keyword(model.float(), model.main_input_name), mean, std, note=note)
+            return Brought(network, note=note if told else "")
+        mean, std, unclear = _normalisation(transformers, name, options)
+        return Brought(network, mean, std, unclear=unclear)
 
 
 @contextmanager
@@ -106,8 +111,8 @@ class Keyword(nn.Module):
         raise ValueError(f"gives a {type(outputs).__name__}, which holds no logits")
 
 
-def _processor(name: str, local: bool) -> dict[str, Any] | None:
-    """What the file of a processor says; None without one."""
+def _has_extractor(name: str, local: bool) -> bool:
+    """Whether a file says how samples are made into what the model takes."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(
@@ -115,21 +120,43 @@ def _processor(name: str, local: bool) -> dict[str, Any] | None:
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )  # fmt: skip
-    if path is None:
-        return None
-    known: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return known
+    return path is not None
 
 
-def _normalisation(known: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std of images in [0, 1] that a processor says."""
-    # Pixels from 0 to 255 are multiplied by the factor, and then normalised.
-    factor = known.get("rescale_factor", 1 / 255) if known.get("do_rescale", True) else 1.0
-    whole = 255 * factor
-    mean, std = (0.0,), (1.0,)
-    if known.get("do_normalize", True):
-        mean, std = tuple(known.get("image_mean", mean)), tuple(known.get("image_std", std))
-    return tuple(m / whole for m in mean), tuple(s / whole for s in std)
+def _normalisation(
+    transformers: Any, name: str, options: dict[str, Any]
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
+    """The mean and std by which a model's processor normalises images in [0, 1], as it does so to
+    some; None without a processor. The last is empty, or says why they cannot be told."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+    except (OSError, ValueError):
+        is_lacking = not _has_extractor(name, bool(options["local_files_only"]))
+        return None, None, "" if is_lacking else "its processor cannot be read"
+    of_timm = getattr(processor, "data_config", None)
+    if isinstance(of_timm, dict) and {"mean", "std"} <= of_timm.keys():
+        return tuple(of_timm["mean"]), tuple(of_timm["std"]), ""
+    images = np.random.default_rng(0).integers(0, 256, (2, _SIDE, _SIDE, 3), np.uint8)
+    try:
+        made = processor(
+            images=list(images), do_resize=False, do_center_crop=False, do_pad=False,
+            return_tensors="pt",
+        )["pixel_values"].double()  # fmt: skip
+        given = torch.from_numpy(images.transpose(0, 3, 1, 2) / 255)
+        if made.shape != given.shape:
+            return None, None, f"its processor makes {tuple(made.shape[1:])} of an image"
+    except Exception as error:
+        return None, None, f"its processor fails ({reason(error)})"
+    # Each channel is scaled and moved, or it is another function.
+    flat, wanted = (x.movedim(1, 0).flatten(1) for x in (given, made))
+    spread = flat - flat.mean(1, keepdim=True)
+    slope = (spread * wanted).sum(1) / spread.square().sum(1)
+    offset = wanted.mean(1) - slope * flat.mean(1)
+    off = (slope[:, None] * flat + offset[:, None] - wanted).abs().amax()
+    if float(off) > _ROUNDING * float(wanted.abs().max()):
+        return None, None, "its processor does more than scale and move each channel"
+    mean, std = (-offset / slope).tolist(), (1 / slope).tolist()
+    return tuple(round(m, 6) for m in mean), tuple(round(s, 6) for s in std), ""
 
 
 def _unreadable(name: str, error: Exception, asked: Asked) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks import PGD, Problem, ThreatModel
 from attacks.problem import Family
 from attacks.searches.boundary import Boundary
-from benchmark import UserError
+from benchmark import UserError, evaluate
 from tests.benchmark.small import Dropping, N, Returning, X, Y, attacked, evaluate_small
 
 
@@ -210,3 +210,62 @@ def test_what_one_precision_alone_misclassifies_is_not_broken_and_flagged() -> N
     )
     assert report.best_attack == 1
     assert "rounding" in report.flags
+
+
+def test_an_attack_cannot_widen_the_threat_that_it_is_judged_by() -> None:
+    x = torch.full((6, 4), 0.3, dtype=torch.float64)
+    model = nn.Linear(4, 2).double()
+    model.weight.data = torch.tensor([[1.0, 0, 0, 0], [0.0, 0, 0, 0]]).double()
+    model.bias.data = torch.tensor([0.0, 0.42]).double()
+
+    def widen(problem: Problem) -> Tensor:
+        for bound in (problem.threat.lower, problem.threat.upper):
+            if isinstance(bound, Tensor):
+                bound.fill_(0.9 if bound is problem.threat.upper else 0.0)
+        object.__setattr__(problem.threat, "eps", 1.0)
+        return problem.x + 0.4
+
+    for given in (
+        {"eps": [0.0, 0.6, 0.6, 0.6]},
+        {"eps": 0.6, "bounds": (0.0, [0.41, 0.9, 0.9, 0.9])},
+        {"eps": 0.05},
+    ):
+        attacks = [Returning(widen), PGD(steps=3), Returning(widen)]
+        report = evaluate(
+            model,
+            x,
+            [1] * 6,
+            norm="linf",
+            attacks=attacks,
+            block=2,
+            **given,  # type: ignore[arg-type]
+        )
+        assert report.natural == report.best_attack == 1.0, given
+
+
+def test_an_attack_cannot_reach_the_labels_of_the_user() -> None:
+    y = torch.zeros(N, dtype=torch.int64)
+
+    def relabel(problem: Problem) -> Tensor:
+        y.fill_(1)
+        return problem.x
+
+    model = nn.Linear(X.shape[1], 2)
+    model.weight.data.zero_()
+    model.bias.data = torch.tensor([1.0, 0.0])
+    report = evaluate(model, X, y, eps=0.1, attacks=[Returning(relabel), PGD(steps=2)], block=2)
+    assert report.natural == report.best_attack == 1.0
+
+
+def test_global_settings_and_hooks_are_put_back() -> None:
+    def meddle(problem: Problem) -> Tensor:
+        torch.set_default_device("meta")
+        torch.autograd.set_detect_anomaly(True)
+        nn.modules.module.register_module_forward_hook(lambda module, x, z: -z)
+        torch.set_default_device("cpu")
+        return problem.x
+
+    attacked(meddle)
+    assert torch.get_default_device() == torch.device("cpu")
+    assert not torch.is_anomaly_enabled()
+    assert not nn.modules.module._global_forward_hooks

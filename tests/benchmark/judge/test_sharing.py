@@ -150,3 +150,68 @@ def test_copies_take_no_memory_and_a_twin_only_that_of_its_own() -> None:
 def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Masked(nn.Module):
+    """A network whose weight carries a mask as an attribute of the parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 4)
+        self.last.weight.mask = (torch.rand(4, 16) < 0.3).float()  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = getattr(self.last.weight, "mask", 1.0)
+        return nn.functional.linear(x.flatten(1), self.last.weight * mask, self.last.bias)
+
+
+class Filled(nn.Module):
+    """A network whose weight is a view of a buffer that it fills when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("flat", torch.zeros(64))
+        self.raw, self.last = nn.Parameter(torch.randn(64)), nn.Linear(16, 4)
+        self.last.weight = nn.Parameter(self.flat.view(4, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flat.copy_(self.raw.detach())
+        logits: Tensor = self.last(x.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Masked, Filled])
+def test_copies_have_what_parameters_carry_and_share(kind: type[nn.Module]) -> None:
+    x, model = torch.rand(30, 1, 4, 4), kind().eval()
+    known = copy.deepcopy(model.state_dict())
+    assert copied(kind().eval()) is not None
+    y = copied(model)(x).argmax(1)
+    assert all(known[name].equal(value) for name, value in model.state_dict().items())
+    assert y.equal(model(x).argmax(1))
+    report = evaluate(model, x, y, norm="linf", eps=1e-6, attacks=["pgd/steps=3"])
+    assert report.natural == 1.0
+
+
+def test_a_copy_has_parametrizations_of_its_own() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    known = model(torch.ones(1, 3))
+    duplicate = copied(model)
+    assert isinstance(duplicate, nn.Sequential)
+    nn.utils.parametrize.remove_parametrizations(duplicate[0], "weight")
+    assert model(torch.ones(1, 3)).equal(known)
+    assert duplicate(torch.ones(1, 3)).allclose(known)
+
+
+def test_buffers_of_other_layouts_can_be_compared() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("which", torch.eye(4).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = torch.sparse.mm(self.which, x.flatten(1).T).T
+            return logits
+
+    x = torch.rand(10, 4)
+    report = evaluate(Sparse(), x, x.argmax(1), eps=0.01, attacks=["pgd/steps=2"])
+    assert report.natural == 1.0

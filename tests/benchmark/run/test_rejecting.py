@@ -1,6 +1,7 @@
 """Models that may reject images have two rows in the table of a run, which verify."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,31 @@ def test_both_rows_stand_under_each_of_several_threats(tmp_path: Path) -> None:
     replayed = verify(home, None, "cpu")
     assert not replayed.problems
     assert not replayed.missing
+
+
+def test_the_second_row_holds_by_its_own_reading(tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    run(_spec(tmp_path, reject=10), home, None, False, lambda line: None)
+    strict, lenient = json.loads((home / "run.json").read_text())["rows"]
+    # Points that are rejected, in place of those that are misclassified.
+    for block in (home / "cells" / strict["cells"]["pgd/steps=5"]).glob("*.npz"):
+        shutil.copy(block, home / "cells" / lenient["cells"]["pgd/steps=5"] / block.name)
+    assert any("do not hold" in line for line in verify(home, None, "cpu").problems)
+
+
+def test_rows_of_other_names_are_found(tmp_path: Path) -> None:
+    words = {"samples": 20, "eps": 0.1, "attacks": ["pgd/steps=2"]}
+    weak = {"name": "vanilla", "epochs": 0, "label": "weak"}
+    spec = make_spec(words | {"defenses": [_defense(tmp_path, label="strong", reject=10), weak]})
+    home = tmp_path / "run"
+    run(spec, home, None, False, lambda line: None)
+    manifest = json.loads((home / "run.json").read_text())
+    strict, lenient, other = manifest["rows"]
+    for rows in (
+        [strict | {"defense": "weak"}, other | {"defense": "strong"}],
+        [lenient | {"defense": "strong"}, other],
+        [strict | {"defense": "stronger"}, other],
+    ):
+        (home / "run.json").write_text(json.dumps(manifest | {"rows": rows}))
+        problems = verify(home, None, "cpu").problems
+        assert any("another defense" in line or "of that name" in line for line in problems)

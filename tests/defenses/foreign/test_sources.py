@@ -188,6 +188,29 @@ def test_onnx_in_mixed_precision_takes_images_as_they_are(tmp_path: Path) -> Non
     torch.testing.assert_close(logits, network(x), rtol=0.05, atol=0.01)
 
 
+def test_a_network_that_is_another_function_on_normalised_images_is_refused(
+    tmp_path: Path,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx2torch")
+    kinds = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 4, 4])
+        for name in "xy"
+    ]
+    scale = onnx.helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [0.1])
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], output_dtype=3),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "graph", kinds[:1], kinds[1:], [scale])
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "q.onnx"
+    )
+    assert "another function" in _refusal(onnx=str(tmp_path / "q.onnx"))
+
+
 def test_an_output_of_several_is_named(tmp_path: Path) -> None:
     network = _network("residual")
 
@@ -295,6 +318,22 @@ def test_transformers(tmp_path: Path) -> None:
         _built(transformers=str(tmp_path / "vit"))(X), expected, rtol=0, atol=1e-4
     )
     assert "give pretrained to fetch it" in _refusal(transformers="no/such")
+
+
+def test_what_a_processor_does_is_taken_or_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 48]}
+    network = transformers.MobileViTForImageClassification(
+        transformers.MobileViTConfig(num_labels=CLASSES, image_size=32, **size)
+    ).eval()
+    network.save_pretrained(tmp_path / "net")
+    transformers.MobileViTImageProcessor().save_pretrained(tmp_path / "net")  # blue comes first
+    given = {"transformers": str(tmp_path / "net")}
+    with pytest.raises(ValueError, match="more than scale and move each channel: give the mean"):
+        External(**given).build((3, 32, 32), CLASSES)
+    model = External(**given, mean=(0.0,), std=(1.0,)).build((3, 32, 32), CLASSES).eval()
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), network(x).logits)
 
 
 def test_transformers_of_series_and_sound(

@@ -208,3 +208,26 @@ def test_one_word_arrays_count_beside_those_of_one_split() -> None:
     """A file with images of a split and those of none is read by the split's, where it has both."""
     _saved(x=ZEROS + 1, y=Y, x_train=ZEROS, y_train=Y, x_test=ZEROS, y_test=Y)
     assert float(load_dataset("npz=a.npz").test.x.max()) == 0
+
+
+def test_images_and_labels_are_of_the_same_split() -> None:
+    whole = {"x_train": BYTES, "y_train": Y, "x_val": BYTES, "y_val": Y}
+    _saved(**whole, x_test=255 - BYTES)  # whose labels are kept back
+    assert (
+        load_dataset("npz=a.npz/scale=255")
+        .test.x[:]
+        .equal(torch.tensor(BYTES / 255).float()[:, None])
+    )
+    _saved(x=BYTES, X=BYTES, y=Y)
+    with pytest.raises(DataError, match="of which some differ in case alone"):
+        load_dataset("npz=a.npz/scale=255")
+
+
+@pytest.mark.parametrize("old", [b"}", b"'", b"("])
+def test_damaged_headers_get_one_line(old: bytes) -> None:
+    np.save("x.npy", BYTES)
+    np.save("y.npy", Y)
+    content = Path("x.npy").read_bytes()
+    Path("x.npy").write_bytes(content.replace(old, b" ", 1))
+    with pytest.raises(DataError, match="is damaged, or no file of NumPy"):
+        load_dataset("npy=x.npy/labels=y.npy/scale=255")
