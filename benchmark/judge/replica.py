@@ -219,6 +219,9 @@ def _share(memo: dict[int, Any], tensors: Iterable[Tensor]) -> None:
         # Torch's own kernels know of it on these alone.
         if id(tensor) in memo or tensor.device.type not in ("cpu", "cuda"):
             continue
+        # Memory that `torch.load` and its like provide has no allocator: a write would crash.
+        if tensor.layout != torch.strided or not tensor.untyped_storage().resizable():
+            continue
         try:
             whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
             if kind is nn.Parameter and not whole:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.messages import reason
+from defenses.foreign.adapting.in_precision import taking_float32
 from defenses.foreign.adapting.logits import Logits, Reading, kind_of
 from defenses.foreign.adapting.normalisation import Normalised, scaled
 from defenses.foreign.adapting.state_dicts import read_state, unwrapped
@@ -107,8 +108,10 @@ class External(Plain):
             raise ValueError("external: give both mean and std, or neither")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError("external: range must be the lowest and the highest value: 0,255")
-        if self.classes is not None and (len(self.classes) < 2 or min(self.classes) < 0):
-            raise ValueError("external: classes must be two or more numbers, from 0 on")
+        if self.classes is not None and (
+            len({*self.classes}) < max(2, len(self.classes)) or min(self.classes) < 0
+        ):
+            raise ValueError("external: classes must be two or more different numbers, from 0 on")
         if self.reject is not None and (
             self.reject < 0 or self.binary or self.reject in (self.classes or ())
         ):
@@ -190,7 +193,7 @@ class External(Plain):
                 if problem := misfit(model, state):
                     raise ValueError(f"does not fit {self._name}: {problem}")
                 model.load_state_dict(state)
-        model = self._normalised(model, brought, shape)
+        model = self._normalised(taking_float32(model.cpu(), shape), brought, shape)
         output = brought.output if self.output is None else self.output
         if output is not None or self.binary:
             model = Logits(model, Reading(output, self.binary))

@@ -8,9 +8,11 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode inside, and each of its modules is back in its own mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """The model is in eval mode inside, and each of its modules is back in its own mode after. One
+    of frozen TorchScript has no modes."""
+    modes = [(part, part.training) for part in model.modules() if hasattr(part, "training")]
+    if modes:
+        model.eval()
     try:
         yield
     finally:

@@ -115,7 +115,7 @@ def test_parts_of_one_piece_of_memory_are_not_shared() -> None:
     assert all(map(torch.equal, duplicate.parameters(), model.parameters()))
 
 
-@pytest.mark.parametrize("kind", ["numpy", "shared", "memory map"])
+@pytest.mark.parametrize("kind", ["numpy", "shared", "memory map", "loaded"])
 def test_memory_that_is_not_torch_s_own_is_copied(kind: str, tmp_path: Path) -> None:
     model = nn.Linear(4, 2)
     if kind == "numpy":
@@ -124,13 +124,16 @@ def test_memory_that_is_not_torch_s_own_is_copied(kind: str, tmp_path: Path) -> 
         model.share_memory()
     else:
         torch.save(model.state_dict(), tmp_path / "weights.pt")
-        state = torch.load(tmp_path / "weights.pt", mmap=True, weights_only=True)
+        mapped = kind == "memory map"
+        state = torch.load(tmp_path / "weights.pt", mmap=mapped, weights_only=True)
         model.load_state_dict(state, assign=True)
     known = model.weight.detach().clone()
     duplicate = copied(model)
     assert isinstance(duplicate, nn.Linear)
     duplicate.weight.data.zero_()
+    duplicate.bias.detach().add_(1)
     assert model.weight.equal(known)
+    assert not copied(duplicate).bias.equal(model.bias)  # type: ignore[union-attr, arg-type]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -268,6 +268,27 @@ def test_torchscript(name: str, tmp_path: Path) -> None:
     _agree(_built(script=str(tmp_path / "net.ts")), network)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["exported", "script"])
+def test_programs_in_another_precision(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES)).to(dtype).eval()
+    x, path = X[:2].to(dtype), tmp_path / "net"
+    if kind == "exported":
+        shapes = ({0: torch.export.Dim("n")},)
+        torch.export.save(torch.export.export(network, (x,), dynamic_shapes=shapes), path)
+    else:
+        torch.jit.trace(network, x, check_trace=False).save(str(path))
+    model = _built(**{kind: str(path)}, mean=(0.25,), std=(0.5,))
+    expected = network(((X - 0.25) / 0.5).to(dtype)).float()
+    torch.testing.assert_close(model(X).float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_frozen_torchscript(tmp_path: Path) -> None:
+    network = _network("residual")
+    torch.jit.freeze(torch.jit.trace(network, X[:2])).save(str(tmp_path / "net.ts"))
+    _agree(_built(script=str(tmp_path / "net.ts")), network)
+
+
 def test_timm(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
