@@ -23,8 +23,12 @@ from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.report.report import Report
 from benchmark.run.assess import OFFERS, assess
+from benchmark.run.geometry import Geometry
+from defenses.foreign.adapting.in_parts import InParts
+from defenses.foreign.adapting.in_precision import InPrecision
 from defenses.foreign.adapting.logits import Logits
 from defenses.foreign.adapting.normalisation import Normalised
+from defenses.offers import note_of
 
 # How long it may take to look at clean images, and to attack some, in seconds, roughly.
 _LOOK_SECONDS, _TRY_SECONDS = 3.0, 10.0
@@ -163,12 +167,23 @@ def _inspection(
         block=request.options.block,
         # Draws, or the image itself, and half of a block again in other company.
         judged=2 * request.options.draws if subject.is_random else 2,
+        notes=_notes(model, request),
     )
 
 
+def _notes(model: nn.Module, request: Request) -> list[str]:
+    notes = [note_of(model), Geometry(request.geometry.threat, frozen=request.geometry.frozen).note]
+    if request.options.reject is not None:
+        notes.append(
+            f"class {request.options.reject} rejects an image: a run measures all twice, with "
+            "rejecting a perturbed image wrong, and not"
+        )
+    return [note for note in notes if note]
+
+
 def _innermost(model: nn.Module) -> nn.Module:
-    """The model without what normalises its images and reads its outputs."""
-    while isinstance(model, Normalised | Logits):
+    """The model without what prepares its images and reads its outputs."""
+    while isinstance(model, Normalised | Logits | InParts | InPrecision):
         model = model.model
     return model
 

@@ -48,6 +48,7 @@ class Inspection:
     trials      what each attack did on some of the right ones, and what it will take.
     samples     the number of images that this is reckoned for, `block` at a time.
     judged      how many forward passes judge an image.
+    notes       what the model's source says of it, and features that must not change.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Inspection:
     samples: int
     block: int
     judged: int
+    notes: Sequence[str]
 
     @property
     def seconds(self) -> float:
@@ -124,6 +126,7 @@ class Inspection:
                           "std and range those that the model expects?"))  # fmt: skip
         elif len(self.trials) > 1 and not math.isnan(self.seconds):
             lines.append(("together", f"about {told(self.seconds)} for {self.samples} images"))
+        lines += [("note", note) for note in self.notes]
         lines += [(code, FLAGS[code].line) for code in self.flags]
         return lines
 

@@ -55,10 +55,7 @@ def _arrays(**arrays: Any) -> Callable[[], None]:
 
 def _onnx(module: nn.Module, cut: int | None = None) -> Callable[[], None]:
     def make() -> None:
-        pytest.importorskip("onnx2torch")
-        pytest.importorskip("onnxruntime")
-        if installed("torchvision"):
-            import_torchvision()
+        _need_onnx()
         torch.onnx.export(module.eval(), (torch.rand(1, 1, 8, 8),), "net.onnx", dynamo=False)
         if cut is not None:
             _write("net.onnx", Path("net.onnx").read_bytes()[:cut])
@@ -66,10 +63,19 @@ def _onnx(module: nn.Module, cut: int | None = None) -> Callable[[], None]:
     return make
 
 
+def _need_onnx() -> None:
+    """Skips the test where the packages are not installed. Nothing is imported before torchvision,
+    which does not import beside every torch as it is."""
+    for package in ("onnx", "onnx2torch", "onnxruntime"):
+        if not installed(package):
+            pytest.skip(f"{package} is not installed")
+    if installed("torchvision"):
+        import_torchvision()
+
+
 def _unknown_operator() -> None:
+    _need_onnx()
     onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnx2torch")
-    pytest.importorskip("onnxruntime")
     kinds = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
         for name, shape in (("x", [1, 1, 8, 8]), ("y", [1, 10]))

@@ -139,3 +139,16 @@ def test_mistakes_are_those_of_evaluate() -> None:
         _seen(_network(), attacks=["pdg"])
     with pytest.raises(UserError, match="labels go up to 10"):
         _seen(_network(), np.full(N, 10))
+
+
+def test_what_a_source_says_and_what_must_not_change_is_noted() -> None:
+    model = _network()
+    model.note = "it takes 1 image at once, as it was exported"  # type: ignore[assignment]
+    y = _labels(_network())
+    model.reject = next(label for label in range(10) if not (y == label).any())  # type: ignore[assignment]
+    eps = torch.full((1, 8, 8), 0.05)
+    eps[0, 0, :2] = 0
+    seen = inspect(model, X, y, norm="linf", eps=eps, attacks=["pgd/steps=3"])
+    assert seen.notes[0] == "it takes 1 image at once, as it was exported"
+    assert "2 of 64 features must not change" in seen.notes[1]
+    assert f"class {model.reject} rejects an image" in str(seen)
