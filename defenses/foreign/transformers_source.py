@@ -127,12 +127,16 @@ def _normalisation(
     transformers: Any, name: str, options: dict[str, Any]
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
     """The mean and std by which a model's processor normalises images in [0, 1], as it does so to
-    some; None without a processor. The last is empty, or says why they cannot be told."""
+    some. The last is empty, or says why they cannot be told."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
     except (OSError, ValueError):
-        is_lacking = not _has_extractor(name, bool(options["local_files_only"]))
-        return None, None, "" if is_lacking else "its processor cannot be read"
+        is_there = _has_extractor(name, bool(options["local_files_only"]))
+        return (
+            None,
+            None,
+            f"its processor {'cannot be read' if is_there else 'is not saved with it'}",
+        )
     of_timm = getattr(processor, "data_config", None)
     if isinstance(of_timm, dict) and {"mean", "std"} <= of_timm.keys():
         return tuple(of_timm["mean"]), tuple(of_timm["std"]), ""
