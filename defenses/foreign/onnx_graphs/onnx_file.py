@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defenses.foreign.adapting.in_parts import InParts
+from defenses.foreign.adapting.in_precision import InPrecision
 from defenses.foreign.extras import need
 from defenses.foreign.onnx_graphs.onnx_operators import register
 from defenses.foreign.onnx_graphs.onnx_rewriting import understood, without_batch
@@ -103,7 +104,7 @@ class OnnxFile:
         if self.fixed == 1:
             converted = self._for_any_number()
         if converted is None:
-            converted = _Plain(self._convert(self._understood()), self.takes)
+            converted = self._convert(self._understood())
             self._check(converted, self.fixed or _IMAGES)
             if self.fixed is not None:
                 return InParts(converted, self.fixed)
@@ -112,7 +113,7 @@ class OnnxFile:
     def _for_any_number(self) -> nn.Module | None:
         """The network with its shapes rewritten; None where it does not work so."""
         try:
-            rewritten = _Plain(self._convert(without_batch(self._understood())), self.takes)
+            rewritten = self._convert(without_batch(self._understood()))
             self._check(rewritten, _IMAGES)
         except ValueError:
             return None
@@ -125,7 +126,8 @@ class OnnxFile:
             module: nn.Module = convert(model)
         except Exception as error:
             raise ValueError(f"cannot be converted: {_first(error)}") from error
-        return module.eval()
+        # The weights do not tell the precision: a network that takes float32 may have float16.
+        return InPrecision(_Single(module), self.takes).eval()
 
     def _understood(self) -> Any:
         with _no_torchvision():
@@ -174,20 +176,15 @@ class OnnxFile:
                     raise ValueError(f"gives other classes when it is converted: output {name!r}")
 
 
-class _Plain(nn.Module):
-    """A converted network, which is given images of the precision that it takes."""
+class _Single(nn.Module):
+    """A converted network, whose only output is given alone."""
 
-    taken: Tensor
-
-    def __init__(self, network: nn.Module, takes: torch.dtype) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        # A buffer, so that it is cast with the network to another precision. The weights do not
-        # tell: those of a network that takes float32 may be float16.
-        self.register_buffer("taken", torch.zeros((), dtype=takes), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
-        outputs = self.network(x.to(self.taken.dtype))
+        outputs = self.network(x)
         single = isinstance(outputs, tuple | list) and len(outputs) == 1
         return outputs[0] if single else outputs
 
