@@ -14,15 +14,12 @@ from torch import nn
 from defenses.foreign.extras import installed
 from defenses.foreign.torchvision_source import import_torchvision
 from tests.conftest import Cli
+from tests.malice import Malice
 
 DIGITS = "digits"
 
 
-class Evil:
-    """What runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path("unpickled").touch, ())
+OWNED = Malice(Path("unpickled"))
 
 
 def _code(body: str) -> Callable[[], None]:
@@ -113,11 +110,11 @@ MODELS: dict[str, tuple[Callable[[], None], str, str]] = {
                                    "onnx=net.onnx", "(1, 3) for an image"),
     "another size": (_code("def Net(): return nn.Sequential(nn.Flatten(), nn.Linear(9, 10))"),
                      "python=net.py:Net", "shapes cannot be multiplied"),
-    "a pickle": (lambda: torch.save(Evil(), "net.ts"), "script=net.ts", "net.ts: "),
-    "a bare pickle": (lambda: _write("net.pt2", pickle.dumps(Evil())), "exported=net.pt2",
+    "a pickle": (lambda: torch.save(OWNED, "net.ts"), "script=net.ts", "net.ts: "),
+    "a bare pickle": (lambda: _write("net.pt2", pickle.dumps(OWNED)), "exported=net.pt2",
                       "net.pt2: "),
     "a pickle as weights": (_all(_code("def Net(): return nn.Linear(8, 2)"),
-                                 lambda: torch.save(Evil(), "w.pt")),
+                                 lambda: torch.save(OWNED, "w.pt")),
                             "python=net.py:Net/weights=w.pt/mean=0/std=1", "w.pt"),
     "damaged weights": (_all(_code("def Net(): return nn.Linear(8, 2)"),
                              lambda: _write("w.safetensors", b"\x10" * 50)),
@@ -140,7 +137,7 @@ DATA: dict[str, tuple[Callable[[], None], str, str]] = {
     "too few labels": (_arrays(x=X, y=Y[:4]), "npz=x.npz/scale=255", "6, 8, 8) images and 4"),
     "no scale": (_arrays(x=X + 9, y=Y), "npz=x.npz", "add scale=255"),
     "NaN in images": (_arrays(x=np.full((6, 4), np.nan), y=Y), "npz=x.npz", "hold NaN"),
-    "objects": (lambda: np.savez("x.npz", x=np.array([Evil()] * 6), y=Y), "npz=x.npz",
+    "objects": (lambda: np.savez("x.npz", x=np.array([OWNED] * 6), y=Y), "npz=x.npz",
                 "may run code"),
     "a truncated archive": (
         _all(_arrays(x=X, y=Y), lambda: _write("x.npz", Path("x.npz").read_bytes()[:200])),

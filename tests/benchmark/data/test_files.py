@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from tests.benchmark.data.fake_files import (
     serve,
 )
 from tests.benchmark.data.splits import refusal, same
+from tests.malice import Malice
 
 REAL = os.environ.get("BESTATTACK_DATA")
 MNIST_TEST = ("mnist/t10k-images-idx3-ubyte", "mnist/t10k-labels-idx1-ubyte")
@@ -148,17 +148,9 @@ def test_a_file_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.Mo
     assert message == f"cannot read {root / MNIST_TEST[0]}.gz: Permission denied"
 
 
-class _Malice:
-    def __init__(self, target: Path) -> None:
-        self.target = str(target)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.target,)
-
-
 def test_a_pickle_that_runs_code_is_refused(root: Path, tmp_path: Path) -> None:
     path = root / "cifar-10-batches-py" / "test_batch"
-    content = pickle.dumps({b"data": _Malice(tmp_path / "owned"), b"labels": [0]}, protocol=4)
+    content = pickle.dumps({b"data": Malice(tmp_path / "owned"), b"labels": [0]}, protocol=4)
     put(path, content)
     assert "mkdir" in refusal(lambda: load_dataset("cifar10", root).test)
     assert not (tmp_path / "owned").exists()

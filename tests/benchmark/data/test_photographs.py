@@ -1,12 +1,10 @@
 """CIFAR-100, SVHN and Tiny ImageNet, from small stand-ins of their official files."""
 
 import io
-import os
 import pickle
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from tests.benchmark.data.fake_files import (
     serve,
 )
 from tests.benchmark.data.splits import refusal, same
+from tests.malice import Malice
 
 PARTS: tuple[Part, ...] = ("train", "test")
 TINY = "tiny-imagenet/tiny-imagenet-200.zip"
@@ -109,16 +108,8 @@ def test_cifar100_is_downloaded_as_an_archive(root: Path, monkeypatch: pytest.Mo
     assert listed(root / "cifar100") == ["cifar-100-python"]
 
 
-class _Malice:
-    def __init__(self, target: Path) -> None:
-        self.target = str(target)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.target,)
-
-
 def test_a_pickle_that_runs_code_is_refused(root: Path, tmp_path: Path) -> None:
-    content = pickle.dumps({b"data": _Malice(tmp_path / "owned"), b"fine_labels": [0]}, protocol=4)
+    content = pickle.dumps({b"data": Malice(tmp_path / "owned"), b"fine_labels": [0]}, protocol=4)
     put(root / "cifar-100-python" / "test", content)
     assert "mkdir" in refusal(lambda: load_dataset("cifar100", root).test)
     assert not (tmp_path / "owned").exists()

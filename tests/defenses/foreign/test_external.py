@@ -11,6 +11,7 @@ from torch import nn
 
 from defenses import MLP, External, Normalised, build_architecture, initialise
 from defenses.networks.text import parse_layers
+from tests.malice import Malice
 
 SHAPE = (1, 8, 8)
 
@@ -253,18 +254,10 @@ def test_weights_that_do_not_fit_layers_are_refused(tmp_path: Path) -> None:
     assert words.endswith("w.pt: does not fit layers: 1 missing: 1.bias")
 
 
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
-
-
 @pytest.mark.parametrize("way", ["torch", "pickle"])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(way: str, tmp_path: Path) -> None:
     trace, path = tmp_path / "ran", tmp_path / "w.pt"
-    content = {"state_dict": {"a": torch.zeros(1)}, "x": Evil(trace)}
+    content = {"state_dict": {"a": torch.zeros(1)}, "x": Malice(trace)}
     if way == "torch":
         torch.save(content, path)
     else:
