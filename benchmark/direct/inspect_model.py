@@ -23,7 +23,6 @@ from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.report.report import Report
 from benchmark.run.assess import OFFERS, assess
-from benchmark.run.geometry import Geometry
 from defenses.foreign.adapting.in_parts import InParts
 from defenses.foreign.adapting.in_precision import InPrecision
 from defenses.foreign.adapting.logits import Logits
@@ -172,7 +171,7 @@ def _inspection(
 
 
 def _notes(model: nn.Module, request: Request) -> list[str]:
-    notes = [note_of(model), Geometry(request.geometry.threat, frozen=request.geometry.frozen).note]
+    notes = [note_of(model), request.geometry.note]
     if request.options.reject is not None:
         notes.append(
             f"class {request.options.reject} rejects an image: a run measures all twice, with "
