@@ -7,10 +7,11 @@ attack of that library, with the options that it has there.
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -49,6 +50,19 @@ _FOLDER = "transformers"
 # Options whose values are names with so many slashes at most.
 _SLASHES = {"robustbench": 2, _FOLDER: 1}
 
+# How a model in a file is named, by the ending of the file.
+_BY_ENDING = {
+    ".onnx": "external/onnx={file}",
+    ".onnx.gz": "external/onnx={file}",
+    ".pt2": "external/exported={file}",
+    ".ts": "external/script={file}",
+    ".torchscript": "external/script={file}",
+    ".py": "external/python={file}:NETWORK",
+    ".pt": "external/timm=NETWORK/weights={file}",
+    ".pth": "external/timm=NETWORK/weights={file}",
+    ".safetensors": "external/timm=NETWORK/weights={file}",
+}
+
 # A number as a fraction, such as 8/255.
 _FRACTION = re.compile(r"\d+(\.\d+)?/0*[1-9]\d*")
 
@@ -80,6 +94,7 @@ class Component(BaseModel):
         if isinstance(value, str):
             if value.startswith(SAVED):
                 return {"name": value}
+            _refuse_file(value)
             value, named, source = value.partition(f"/{SOURCE}=")
             name, *settings = _settings(value)
             pairs = [setting.partition("=") for setting in settings]
@@ -141,6 +156,15 @@ class Component(BaseModel):
         return Component(name=name, options=options, given_label=self.label)
 
 
+def _refuse_file(text: str) -> None:
+    """Raises ValueError where a text is the path of a file of a model, and says how to write it."""
+    file, _, network = text.removeprefix("external/").partition(":")
+    for ending, form in _BY_ENDING.items():
+        if file.endswith(ending) and "=" not in file:
+            form = form.replace("NETWORK", network or "NETWORK")
+            raise ValueError(f"{text!r} is the name of a file: write {form.format(file=file)}")
+
+
 def _settings(text: str) -> list[str]:
     """The name and the options of a component, which slashes separate. Slashes that are part of an
     option are those of a path that exists, of a name such as robustbench=NAME/DATASET/THREAT, and
@@ -180,8 +204,18 @@ def _number(value: Any) -> Any:
 
 
 def _several(value: Any) -> Any:
-    """The values in a text such as 0.5,0.5; other values as they are."""
-    return [_number(part) for part in value.split(",")] if isinstance(value, str) else value
+    """The values in a text such as 0.5,0.5, or the only one; other values as they are."""
+    if isinstance(value, str):
+        return [_number(part) for part in value.split(",")]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _mapping(value: Any) -> Any:
+    """The mapping in a text such as {img_size: 16}; other values as they are."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
 
 
 def read_component(value: Any, what: str) -> Component:
@@ -253,17 +287,16 @@ def _build(
 def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any]) -> Any:
     """Create an object of a dataclass from values that are checked. Raises UserError."""
     try:
-        tuples = {field.name for field in dataclasses.fields(cls) if "tuple" in str(field.type)}
-        numbers = {
-            key: _several(value) if key in tuples else _number(value)
-            for key, value in values.items()
-        }
-        configured: Any = TypeAdapter(cls).validate_python(numbers)
+        read = {field.name: _reader(str(field.type)) for field in dataclasses.fields(cls)}
+        values_read = {key: read[key](value) for key, value in values.items()}
+        configured: Any = TypeAdapter(cls).validate_python(values_read)
     except ValidationError as error:
         detail = error.errors()[0]
         wrong = first_line(error)
         if detail["type"] == "missing":
             wrong = f"give {detail['loc'][0]}=..."
+        elif len(detail["loc"]) > 1 and detail["loc"][0] in values:
+            wrong = f"{detail['loc'][0]}: write numbers with commas between them, as in 0,255"
         raise UserError(f"{registry.kind} {whole.label!r}: {wrong}") from error
     except PydanticUserError as error:
         raise UserError(
@@ -275,6 +308,11 @@ def _make(registry: Registry, whole: Component, cls: type, values: dict[str, Any
         if isinstance(value, bool) and getattr(configured, key) is not value:
             raise UserError(f"{registry.kind} {whole.label!r}: give {key} a value: {key}=...")
     return configured
+
+
+def _reader(kind: str) -> Callable[[Any], Any]:
+    """What makes the value of an option of a type, which is given as text."""
+    return _several if "tuple" in kind else _mapping if "Mapping" in kind else _number
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from defenses.foreign.adapting.in_parts import InParts, exported_size, said
 from defenses.foreign.sources import Asked, Brought, OfFile
 
+# Files in an archive of TorchScript, or of torch.export as later and earlier versions of torch
+# write it.
+_OF_PROGRAMS = {"constants.pkl", "archive_format", "serialized_exported_program.json"}
+
+# What readers of a table must know of TorchScript.
+_UNSEEN = "its operations cannot be seen, so that attacks do not smooth them"
+
 
 class Exported(OfFile):
     """A .pt2 file of `torch.export.save`. Nothing in it but tensors is unpickled."""
@@ -21,9 +28,10 @@ class Exported(OfFile):
     def bring(self, name: str, asked: Asked) -> Brought:
         del asked
         _check(name)
-        with _tensors_alone():
-            program = torch.export.load(name)
-        module = program.module()
+        with _tensors_alone(), warnings.catch_warnings():
+            # What of torch's own will change, which is no news to those who have a file.
+            warnings.simplefilter("ignore")
+            module = torch.export.load(name).module()
         size = exported_size(module)
         if size is None:
             return Brought(Program(module))
@@ -57,15 +65,22 @@ class Script(OfFile):
             # TorchScript is no longer developed: that is no news to those who have a file of it.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            return Brought(torch.jit.load(name, map_location="cpu"))
+            return Brought(torch.jit.load(name, map_location="cpu"), note=_UNSEEN)
 
 
 def _check(name: str) -> None:
-    """Raises ValueError where a file is none that torch wrote."""
+    """Raises ValueError where a file is none that torch wrote, or holds weights alone."""
     if not Path(name).is_file():
         raise ValueError("there is no such file")
     if not zipfile.is_zipfile(name):
         raise ValueError("is no whole file of torch.export.save or torch.jit.save")
+    with zipfile.ZipFile(name) as archive:
+        inside = {Path(file).name for file in archive.namelist()}
+    if inside.isdisjoint(_OF_PROGRAMS):
+        raise ValueError(
+            f"holds weights, not a program: name the network, as in python=FILE.py:NETWORK, and "
+            f"give weights={name}"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from attacks.messages import reason
 from defenses.foreign.adapting.in_precision import taking_float32
 from defenses.foreign.adapting.logits import Logits, Reading, kind_of
 from defenses.foreign.adapting.normalisation import Normalised, scaled
-from defenses.foreign.adapting.state_dicts import read_state, unwrapped
+from defenses.foreign.adapting.state_dicts import head_size, read_state, unwrapped
 from defenses.foreign.python_source import module_name
 from defenses.foreign.sources import KINDS, Asked, Brought, source
 from defenses.networks.architectures import Shape, build_architecture
@@ -184,16 +184,14 @@ class External(Plain):
         return (module_name(self.python),) if self.python is not None else ()
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
+        columns = self._columns(classes)
         with _foreign(self._name):
-            brought = self._brought(shape, classes)
-        model = brought.model
+            brought = self._brought(shape, None if self.classes or self.binary else columns)
         if self.weights is not None:
             with _foreign(self.weights):
-                state = self._fitting(read_state(Path(self.weights)), set(model.state_dict()))
-                if problem := misfit(model, state):
-                    raise ValueError(f"does not fit {self._name}: {problem}")
-                model.load_state_dict(state)
-        model = self._normalised(taking_float32(model.cpu(), shape), brought, shape)
+                state = read_state(Path(self.weights))
+                brought = self._with_weights(brought, shape, columns, state)
+        model = self._normalised(taking_float32(brought.model.cpu(), shape), brought, shape)
         output = brought.output if self.output is None else self.output
         if output is not None or self.binary:
             model = Logits(model, Reading(output, self.binary))
@@ -237,17 +235,44 @@ class External(Plain):
         """How many logits there are for so many classes of the data."""
         return classes + (self.reject is not None)
 
-    def _brought(self, shape: Shape, classes: int) -> Brought:
-        """The network that the options name: with fresh weights, or those of its source."""
+    def _brought(self, shape: Shape, outputs: int | None) -> Brought:
+        """The network that the options name: with fresh weights, or those of its source.
+
+        outputs  how many it is to have, where that can be chosen; None: as many as it usually has.
+        """
         if self.kind is not None:
-            outputs = None if self.classes is not None or self.binary else self._columns(classes)
             asked = Asked(shape, outputs, self.kwargs, self.pretrained, self.run_code)
             return source(self.kind).bring(self._name, asked)
         if self.layers is not None:
             return Brought(parse_layers(self.layers))
         options = {"widen": self.widen, **self.kwargs}
-        columns = self._columns(classes)
-        return Brought(build_architecture(self.model, shape, columns, **options))
+        outputs = outputs or len(self.classes or "1")
+        return Brought(build_architecture(self.model, shape, outputs, **options))
+
+    def _with_weights(
+        self, brought: Brought, shape: Shape, columns: int, state: dict[str, Tensor]
+    ) -> Brought:
+        """The network with the weights of a state dict, with as many outputs as these are for.
+
+        columns  the number of the data's classes, with that of rejection.
+
+        Raises ValueError where they do not fit.
+        """
+        state = self._fitting(state, set(brought.model.state_dict()))
+        outputs = head_size(brought.model, state)
+        if outputs is not None and (self.kind is None or source(self.kind).has_weights is None):
+            if not (self.classes or self.binary):
+                wrong = f"is of {outputs} classes"
+                if outputs < columns:
+                    raise ValueError(f"{wrong}, and the data has {columns}")
+                raise ValueError(
+                    f"{wrong}: say by classes=... which of them are those of the data, in order"
+                )
+            brought = self._brought(shape, outputs)
+        if problem := misfit(brought.model, state):
+            raise ValueError(f"does not fit {self._name}: {problem}")
+        brought.model.load_state_dict(state)
+        return brought
 
     def _normalised(self, model: nn.Module, brought: Brought, shape: Shape) -> nn.Module:
         """The model as it takes images in [0, 1]."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from attacks.messages import closest
 from defenses.foreign.extras import need
 from defenses.foreign.sources import Asked, Brought, OfLibrary
 from defenses.foreign.torchvision_source import import_torchvision
@@ -19,8 +20,8 @@ class Timm(OfLibrary):
         import timm
 
         if not timm.is_model(name.partition(".")[0]):
-            close = timm.list_models(f"*{name.partition('.')[0].partition('_')[0]}*")[:3]
-            hint = f"such as {', '.join(close)}" if close else "see timm.list_models()"
+            close = closest(name.partition(".")[0], timm.list_models())
+            hint = f"did you mean {close!r}?" if close else "see timm.list_models()"
             raise ValueError(f"timm has no model {name!r}: {hint}")
         options = dict(asked.kwargs)
         if not asked.pretrained:

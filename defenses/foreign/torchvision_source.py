@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 
+from attacks.messages import closest
 from defenses.foreign.extras import need
 from defenses.foreign.sources import Asked, Brought, OfLibrary
 
@@ -24,8 +25,11 @@ class TorchVision(OfLibrary):
     def bring(self, name: str, asked: Asked) -> Brought:
         need("torchvision", "torchvision")
         models = import_torchvision().models
-        if name not in models.list_models(module=models):
-            raise ValueError(f"torchvision has no classifier {name!r}: see torchvision.models")
+        known = models.list_models(module=models)
+        if name not in known:
+            close = closest(name, known)
+            hint = f"did you mean {close!r}?" if close else "see torchvision.models"
+            raise ValueError(f"torchvision has no classifier {name!r}: {hint}")
         weights = models.get_model_weights(name).DEFAULT if asked.pretrained else None
         options = dict(asked.kwargs)
         if not asked.pretrained and asked.classes is not None:

@@ -22,8 +22,8 @@ from defenses import Recipe, SavedModelError
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.record import NEEDED, RECORD, SPEC, Record
 
-# The option of an external defense that names code, "file.py:Factory" or "package.module:Factory".
-_MODEL = "model"
+# The options of an external defense that name code, "file.py:Factory" or "package.module:Factory".
+_CODE = ("model", "python")
 
 
 def digest(path: Path) -> str:
@@ -51,10 +51,14 @@ def normalised(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def foreign(card: dict[str, Any]) -> Iterator[str]:
-    """The code that a normalised card and its parts name, as "FILE:NAME" or "MODULE:NAME"."""
-    model = card["component"]["options"].get(_MODEL)
-    if isinstance(model, str) and ":" in model:
-        yield model
+    """The code that a normalised card and its parts name, as "FILE:NAME" or "MODULE:NAME", and
+    models that bring code."""
+    options = card["component"]["options"]
+    for key in _CODE:
+        if isinstance(options.get(key), str) and ":" in options[key]:
+            yield options[key]
+    if options.get("run_code"):
+        yield str(options.get("transformers"))
     for part in card.get("parts", {}).values():
         yield from foreign(part)
 
@@ -138,9 +142,10 @@ def loaded(folder: Path, record: Record, spec: RunSpec, run_code: bool) -> Itera
 def _at_home(card: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The card, with the paths of code in it and in its parts in the submission's folder."""
     options = dict(card["component"]["options"])
-    file, colon, factory = str(options.get(_MODEL, "")).partition(":")
-    if colon and file.endswith(".py"):
-        options[_MODEL] = f"{(folder / Path(file).name).absolute()}:{factory}"
+    for key in _CODE:
+        file, colon, factory = str(options.get(key, "")).partition(":")
+        if colon and file.endswith(".py"):
+            options[key] = f"{(folder / Path(file).name).absolute()}:{factory}"
     parts = {name: _at_home(part, folder) for name, part in card.get("parts", {}).items()}
     card = card | {"component": card["component"] | {"options": options}}
     return card | ({"parts": parts} if parts else {})

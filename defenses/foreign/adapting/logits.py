@@ -39,8 +39,13 @@ class Reading:
         picked = returned
         if self.output is not None:
             try:
-                if isinstance(self.output, int) or isinstance(returned, Mapping):
+                if isinstance(returned, Mapping) and self.output in returned:
                     picked = returned[self.output]
+                elif isinstance(self.output, int):
+                    several = isinstance(returned, Mapping)
+                    picked = (list(returned.values()) if several else returned)[self.output]
+                elif isinstance(returned, Mapping):
+                    raise KeyError(self.output)
                 else:
                     picked = getattr(returned, self.output)
             except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,8 +102,8 @@ class OnnxFile:
         converted, or the module's outputs are not those of onnxruntime.
         """
         converted: nn.Module | None = None
-        if self.fixed == 1:
-            converted = self._for_any_number()
+        if self.fixed is not None:
+            converted = self._for_any_number(self.fixed)
         if converted is None:
             converted = self._convert(self._understood())
             self._check(converted, self.fixed or _IMAGES)
@@ -110,11 +111,12 @@ class OnnxFile:
                 return InParts(converted, self.fixed)
         return converted
 
-    def _for_any_number(self) -> nn.Module | None:
-        """The network with its shapes rewritten; None where it does not work so."""
+    def _for_any_number(self, count: int) -> nn.Module | None:
+        """The network, exported for `count` images, with its shapes rewritten; None where it does
+        not work so."""
         try:
-            rewritten = self._convert(without_batch(self._understood()))
-            self._check(rewritten, _IMAGES)
+            rewritten = self._convert(without_batch(self._understood(), count))
+            self._check(rewritten, count + _IMAGES)
         except ValueError:
             return None
         return rewritten
@@ -123,7 +125,9 @@ class OnnxFile:
         with _no_torchvision():
             from onnx2torch import convert
         try:
-            module: nn.Module = convert(model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the converter's own code
+                module: nn.Module = convert(model)
         except Exception as error:
             raise ValueError(f"cannot be converted: {_first(error)}") from error
         # The weights do not tell the precision: a network that takes float32 may have float16.
@@ -151,7 +155,8 @@ class OnnxFile:
         except Exception as error:
             raise ValueError(f"does not run by onnxruntime: {_first(error)}") from error
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the converter's own code
                 found = module(x)
         except Exception as error:
             raise ValueError(f"does not run when it is converted: {_first(error)}") from error

@@ -48,9 +48,10 @@ def understood(model: Any) -> Any:
     return model
 
 
-def without_batch(model: Any) -> Any:
-    """The network with a free number of images: leading ones of constant shapes become 0, which
-    copies the number that there is, and inputs and outputs lose theirs."""
+def without_batch(model: Any, count: int) -> Any:
+    """A network that was exported for `count` images with a free number of them: where constant
+    shapes begin with it, they get 0, which copies the number that there is, and inputs and outputs
+    lose theirs."""
     import onnx
 
     free = onnx.ModelProto()
@@ -60,17 +61,17 @@ def without_batch(model: Any) -> Any:
             value.type.tensor_type.shape.dim[0].dim_param = "n"
     for value in free.graph.value_info:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value == 1:
+            if dim.dim_value == count:
                 dim.dim_param = "n"
     shapes = {node.input[1] for node in free.graph.node if node.op_type == "Reshape"}
     for name, tensor in _constants(free).items():
         if name in shapes:
-            _replace(tensor, _freed)
+            _replace(tensor, lambda shape: _freed(shape, count))
     return free
 
 
-def _freed(shape: NDArray[Any]) -> NDArray[Any]:
-    if shape.ndim == 1 and len(shape) > 1 and shape[0] == 1:
+def _freed(shape: NDArray[Any], count: int) -> NDArray[Any]:
+    if shape.ndim == 1 and len(shape) > 1 and shape[0] == count:
         shape[0] = 0
     return shape
 

@@ -13,12 +13,42 @@ from attacks.wrappers.arms import BestArm
 from attacks.wrappers.targeted import Targeted
 from attacks.wrappers.transfer import Transfer
 from benchmark.errors import UserError
-from benchmark.spec.components import Component, configure
+from benchmark.spec.components import Component, configure, read_component
 from benchmark.spec.registry import ATTACKS, DEFENSES, Registry
 
 
 def _read(value: object) -> Component:
     return Component.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("nets/a.onnx", "external/onnx=nets/a.onnx"),
+        ("external/a.onnx", "external/onnx=a.onnx"),
+        ("a.pt2", "external/exported=a.pt2"),
+        ("/tmp/a.ts", "external/script=/tmp/a.ts"),
+        ("net.py:Net", "external/python=net.py:Net"),
+        ("w.safetensors", "external/timm=NETWORK/weights=w.safetensors"),
+    ],
+)
+def test_a_file_of_a_model_alone_is_answered_by_the_form_that_works(text: str, form: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_component(text, "the defense")
+    assert str(error.value) == (
+        f"the defense is not valid: {text!r} is the name of a file: write {form}"
+    )
+
+
+def test_options_of_text_hold_numbers_and_mappings() -> None:
+    text = "external/timm=resnet18/mean=0.5,0.5/std=1/kwargs={img_size: 16, pool: avg}/pretrained"
+    made = configure(DEFENSES, read_component(text, "the defense"))
+    assert (made.mean, made.std) == ((0.5, 0.5), (1.0,))
+    assert made.kwargs == {"img_size": 16, "pool": "avg"}
+    of_spec = {"name": "external", "timm": "resnet18", "mean": 0.5, "std": 1, "pretrained": True}
+    assert configure(DEFENSES, read_component(of_spec, "the defense")).mean == (0.5,)
+    with pytest.raises(UserError, match="range: write numbers with commas between them"):
+        configure(DEFENSES, read_component("external/timm=a/pretrained/range=0-255", "it"))
 
 
 @pytest.mark.parametrize(

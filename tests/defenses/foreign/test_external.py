@@ -274,7 +274,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_missing_and_damaged_weights_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    assert "FileNotFoundError" in refusal(model="mlp", weights=path)
+    assert refusal(model="mlp", weights=path) == f"{path}: there is no such file"
     state = MLP(SHAPE, 10).state_dict()
     if name == "w.pt":
         torch.save(state, path)
@@ -287,9 +287,7 @@ def test_missing_and_damaged_weights_are_refused(name: str, tmp_path: Path) -> N
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path, other = tmp_path / "w.pt", MLP(SHAPE, 7)
     torch.save(other.state_dict(), path)
-    assert "does not fit mlp: 2 wrong shape: 5.weight (7, 128) for (10, 128)" in refusal(
-        model="mlp", weights=path
-    )
+    assert "is of 7 classes, and the data has 10" in refusal(model="mlp", weights=path)
     torch.save({"weight": torch.zeros(2)}, path)
     words = refusal(model="mlp", weights=path)
     assert "6 missing: 1.weight" in words
@@ -299,12 +297,46 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert "holds no state dict" in refusal(model="mlp", weights=path)
 
 
+def test_weights_of_more_classes_than_the_data_has(tmp_path: Path) -> None:
+    """As many outputs are built as the weights are for; `classes` says which count."""
+    path, network = tmp_path / "w.pt", MLP(SHAPE, 30).eval()
+    torch.save(network.state_dict(), path)
+    chosen = (*range(3, 12), 29)
+    model = External(model="mlp", weights=path, classes=chosen).build(SHAPE, 10).eval()
+    x = torch.rand(4, *SHAPE)
+    assert torch.equal(model(x), network(x)[:, chosen])
+    with pytest.raises(ValueError, match="there is no class 30"):
+        External(model="mlp", weights=path, classes=(*range(9), 30)).build(SHAPE, 10)
+
+
+def test_code_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, slope in ((here, 1), (there, 2)):
+        folder.mkdir()
+        (folder / "our_slope.py").write_text(f"SLOPE = {slope}\n")
+        (folder / "net.py").write_text(
+            "from our_slope import SLOPE\nfrom torch import nn\n\n"
+            "class Net(nn.Module):\n"
+            "    def forward(self, x):\n        return SLOPE * x.flatten(1)[:, :10]\n"
+        )
+    before = list(sys.path)
+    x = torch.rand(2, *SHAPE)
+    model = External(python=f"{here}/net.py:Net").build(SHAPE, 10)
+    assert torch.equal(model(x), x.flatten(1)[:, :10])
+    # Python would give the second file the module of the first.
+    words = refusal(python=f"{there}/net.py:Net")
+    assert "two modules are named 'our_slope'" in words
+    assert sys.path == before
+    assert "the file has no 'Nett': did you mean 'Net'?" in refusal(python=f"{here}/net.py:Nett")
+    del sys.modules["our_slope"]
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "words"),
     [
         ("number", {}, "gives a int, not an nn.Module"),
         ("failing", {}, "RuntimeError: first line second line"),
-        ("absent", {}, "no attribute 'absent'"),
+        ("absent", {}, "the file has no 'absent'"),
         ("Net", {"depth": 3}, "unexpected keyword argument 'depth'"),
         ("Net", {"classes": 2}, "gives (1, 2) for an image, not logits (1, 10)"),
     ],
@@ -316,7 +348,7 @@ def test_factories_that_give_no_classifier_are_refused(
 
 
 def test_other_refusals(tmp_path: Path) -> None:
-    assert "FileNotFoundError" in refusal(model=f"{tmp_path}/none.py:Net")
+    assert "there is no such file" in refusal(model=f"{tmp_path}/none.py:Net")
     assert "ModuleNotFoundError" in refusal(model="no_such_package.models:Net")
     assert "unknown architecture 'resnet'" in refusal(model="resnet")
     assert "both mean and std" in refusal(model="mlp", mean=(0.5,))

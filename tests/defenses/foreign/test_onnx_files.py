@@ -46,6 +46,36 @@ def test_onnx(name: str, opset: int, free: bool, tmp_path: Path) -> None:
     agree(built(onnx=str(tmp_path / "net.onnx")), network)
 
 
+def test_onnx_for_a_batch_of_several_takes_any_number(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    network = small_network("residual")
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(network, (X[:3],), path, opset_version=13, dynamo=False)
+    model = built(onnx=str(path))
+    agree(model, network)
+    assert not hasattr(model, "note")
+
+
+def test_an_output_of_several_is_named_or_counted(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small_network("residual")
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.network(x)
+            return 2 * logits, logits
+
+    two, path = Two().eval(), tmp_path / "net.onnx"
+    torch.onnx.export(
+        two, (X[:1],), path, opset_version=13, dynamo=False, output_names=["double", "plain"]
+    )
+    for output in (1, "plain"):
+        agree(built(onnx=str(path), output=output), two.network)
+
+
 def test_onnx_for_flat_images_and_for_channels_last(tmp_path: Path) -> None:
     flat = nn.Linear(3 * 16 * 16, CLASSES).eval().requires_grad_(False)
 

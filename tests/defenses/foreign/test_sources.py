@@ -86,6 +86,17 @@ def test_timm(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not installed("torchvision"), reason="torchvision is not installed")
+def test_weights_of_more_classes_than_the_data_has(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet10t", num_classes=17).eval()
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    given = {"timm": "resnet10t", "weights": tmp_path / "w.pt", "mean": (0.0,), "std": (1.0,)}
+    chosen = (16, 2, 0, 5, 9)
+    torch.testing.assert_close(built(**given, classes=chosen)(X), network(X)[:, chosen])
+    assert "is of 17 classes: say by classes=..." in refusal(**given)
+    assert "did you mean 'resnet10t'?" in refusal(timm="resnet10x", pretrained=True)
+
+
 def test_torchvision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = import_torchvision().models.squeezenet1_1(num_classes=CLASSES).eval()
@@ -248,6 +259,9 @@ def test_files_that_cannot_be_used_get_one_line(
     for content in (b"", b"nothing of the kind", pickle.dumps(Malice(tmp_path / "unpickled"))):
         path.write_bytes(content)
         assert str(path) in refusal(**{kind: str(path)})
+    if kind != "onnx":
+        torch.save(nn.Linear(2, 2).state_dict(), path)
+        assert "holds weights, not a program" in refusal(**{kind: str(path)})
     torch.save(Malice(tmp_path / "unpickled"), path)
     assert str(path) in refusal(**{kind: str(path)})
     assert not (tmp_path / "unpickled").exists()

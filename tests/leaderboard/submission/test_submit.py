@@ -167,12 +167,15 @@ def test_what_is_said_of_a_row_is_text(small: Small, cli: Cli, tmp_path: Path) -
     refused(ended, f"{about}: NBR must have a line of text")
 
 
+@pytest.mark.parametrize("option", ["model", "python"])
 @pytest.mark.parametrize("flat", [False, True])
-def test_a_card_cannot_name_code_without_leave(small: Small, tmp_path: Path, flat: bool) -> None:
+def test_a_card_cannot_name_code_without_leave(
+    small: Small, tmp_path: Path, flat: bool, option: str
+) -> None:
     """However the card is written, and though the file is not listed."""
     folder, ran = small.rows / "vanilla", tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nF = None\n")
-    options = {"model": f"{folder / 'evil.py'}:F"}
+    options = {option: f"{folder / 'evil.py'}:F"}
     component = {"name": "external"} | (options if flat else {"options": options})
     card = json.loads((folder / "card.json").read_text()) | {"component": component}
     (folder / "card.json").write_text(json.dumps(card))
