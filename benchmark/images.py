@@ -19,8 +19,19 @@ Rows = NDArray[np.int64]
 # What takes more bytes than this, as float32, is not kept as a tensor.
 MOST_BYTES = 2**30
 
+# Images whose largest value is a smaller part of what they are divided by than this were divided by
+# too much.
+_DARKEST = 0.02
+
 # How many samples are read at once, where all of them are looked at.
 BLOCK = 256
+
+
+def too_dark(most: float, scale: float) -> str:
+    """Why images up to `most` cannot be meant to be divided by `scale`; empty where they may be."""
+    if not 0 < most < _DARKEST * scale:
+        return ""
+    return f"the largest value is {most:g}, of {scale:g}: is scale what white is in these images?"
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from attacks.messages import described, one_line
 from benchmark.data.dataset import Split
 from benchmark.errors import UserError
-from benchmark.images import BLOCK, MOST_BYTES, Images
+from benchmark.images import BLOCK, MOST_BYTES, Images, too_dark
 
 # How many images of a Dataset are put together at a time.
 _AT_ONCE = 256
@@ -76,6 +76,9 @@ def _floats(images: Tensor, scale: float | None) -> Tensor | Images:
         )
     if scale is None:
         return images
+
+    if wrong := too_dark(float(images.max()), scale):
+        raise UserError(f"x: {wrong}")
 
     def scaled(block: Tensor) -> Tensor:
         return (block if block.dtype == torch.float64 else block.float()) / scale

@@ -21,12 +21,14 @@ from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
+from benchmark.report.flags import is_chance
 from benchmark.report.report import Report
 from benchmark.run.assess import OFFERS, assess
 from defenses.foreign.adapting.in_parts import InParts
 from defenses.foreign.adapting.in_precision import InPrecision
 from defenses.foreign.adapting.logits import Logits
 from defenses.foreign.adapting.normalisation import Normalised
+from defenses.foreign.onnx_source import Named, Reshaped
 from defenses.offers import note_of
 
 # How long it may take to look at clean images, and to attack some, in seconds, roughly.
@@ -95,6 +97,9 @@ def inspected(
     examined = examine(model, given.x[: settings.block], device, settings.terms)
     seen = until_steady(examined, lambda subject: _look(subject, given, settings.block, classes))
     trials, flags = dict[str, Trial](), set(seen.subject.flags)
+    labels = given.y[: seen.looked_at].tolist()
+    if is_chance(len(seen.right) / seen.looked_at, seen.classes, labels):
+        flags.add("chance")
     if len(seen.right):
         # A model that may reject images is attacked twice.
         rounds = 1 if request.options.reject is None else 2
@@ -182,7 +187,7 @@ def _notes(model: nn.Module, request: Request) -> list[str]:
 
 def _innermost(model: nn.Module) -> nn.Module:
     """The model without what prepares its images and reads its outputs."""
-    while isinstance(model, Normalised | Logits | InParts | InPrecision):
+    while isinstance(model, Normalised | Logits | InParts | InPrecision | Named | Reshaped):
         model = model.model
     return model
 

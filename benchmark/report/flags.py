@@ -5,7 +5,8 @@ that raise one from a look at a model are in `benchmark.judge`: each such flag n
 """
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,16 +197,12 @@ def _unconverged(report: Measurements) -> bool:
     return could_fall >= max(FEWEST, STILL * most_met)
 
 
-def _guess(report: Measurements) -> float:
-    """The accuracy of guessing; 0 where the number of logits is not known."""
-    return 0.0 if report.logits is None else 1 / report.logits
-
-
-def _constant(report: Measurements) -> float:
-    """The accuracy of always answering the most frequent class of the samples; 0 where they are of
-    one class, as no model could do better."""
-    shares = report.frames[NATURAL]["label"].value_counts(normalize=True)
-    return 0.0 if len(shares) < 2 else float(shares.max())
+def is_chance(natural: float, logits: int | None, labels: Sequence[int]) -> bool:
+    """Whether an accuracy is no more than that of guessing, where the number of logits is known, or
+    of always answering the most frequent class of the samples, where they are of several."""
+    counts = Counter(labels)
+    constant = max(counts.values()) / len(labels) if len(counts) > 1 else 0.0
+    return natural <= max(constant, 0.0 if logits is None else 1 / logits)
 
 
 def _range(report: Measurements) -> float:
@@ -368,7 +365,9 @@ _FLAGS = (
         joint=": ",
         rule="natural accuracy is at most 1 divided by the number of logits, or at most the share "
         "of the samples that are of their most frequent class, where they are of several",
-        holds=lambda report: report.natural <= max(_guess(report), _constant(report)),
+        holds=lambda report: is_chance(
+            report.natural, report.logits, report.frames[NATURAL]["label"].tolist()
+        ),
     ),
     Flag(
         code="missing-classes",

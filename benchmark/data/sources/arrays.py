@@ -16,7 +16,7 @@ from benchmark.data.files import DataError
 from benchmark.data.sources.class_names import by_number, by_value
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.split_rule import Pool, dataset_of
-from benchmark.images import BLOCK, MOST_BYTES, Rows
+from benchmark.images import BLOCK, MOST_BYTES, Rows, too_dark
 
 Array = NDArray[Any]
 
@@ -225,6 +225,8 @@ def _pool(x: Array | _InFile, y: Rows, scale: float | None, where: str) -> Pool:
             "largest value that there can be, as in scale=255, and put any normalisation inside "
             "the model"
         )
+    if scale is not None and (wrong := too_dark(most, scale)):
+        raise DataError(f"{where}: {wrong}")
 
     def samples(rows: Rows) -> Tensor:
         return torch.from_numpy(np.divide(_channels_first(x[rows]), white, dtype=np.float32))

@@ -131,7 +131,7 @@ class OnnxFile:
         except Exception as error:
             raise ValueError(f"cannot be converted: {_first(error)}") from error
         # The weights do not tell the precision: a network that takes float32 may have float16.
-        return InPrecision(_Single(module), self.takes).eval()
+        return InPrecision(OnnxNetwork(module), self.takes).eval()
 
     def _understood(self) -> Any:
         with _no_torchvision():
@@ -181,7 +181,7 @@ class OnnxFile:
                     raise ValueError(f"gives other classes when it is converted: output {name!r}")
 
 
-class _Single(nn.Module):
+class OnnxNetwork(nn.Module):
     """A converted network, whose only output is given alone."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -100,6 +100,12 @@ def test_a_label_that_is_missing_is_told(missing: float | None) -> None:
     assert refusal(y=[*Y.tolist()[1:], missing]) == f"y holds no label for 1 of {N} images"
 
 
+def test_images_that_were_divided_already_are_told() -> None:
+    x = torch.rand_like(X).clamp_min(0.1)
+    line = f"x: the largest value is {float(x.max()):g}, of 255: is scale what white is in these"
+    assert refusal(x=x, scale=255).startswith(line)
+
+
 @pytest.mark.parametrize("scale", [None, 255])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_nan_in_images_is_told(dtype: torch.dtype, scale: float | None) -> None:

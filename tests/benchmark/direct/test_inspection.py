@@ -119,6 +119,7 @@ def test_wrong_labels_are_noticed() -> None:
     seen = _seen(_network(), (_labels(_network()) + 1) % 10)
     assert seen.correct == 0
     assert not seen.trials
+    assert "chance" in seen.flags
     assert "Are mean, std and range those that the model expects?" in str(seen)
 
 

@@ -129,6 +129,13 @@ def test_labels_may_be_in_a_file_of_their_own(tmp_path: Path) -> None:
 ZEROS = np.zeros((4, 2, 2))
 
 
+def test_a_scale_far_above_the_largest_value_is_refused() -> None:
+    _saved(x=BYTES // 255, y=Y)
+    assert "the largest value is 1, of 255: is scale what white is" in refusal(
+        "npz=a.npz/scale=255"
+    )
+
+
 def _with(value: float) -> NDArray[np.float64]:
     x = ZEROS.copy()
     x[2, 1, 1] = value
