@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from attacks import Attack, Problem, ThreatModel
 from attacks.generators import seeded
 from attacks.segment import pull
+from benchmark.executors import IN_PROCESS, Executor, Held, as_completed
+from benchmark.executors.executor import Tell, silent
+from benchmark.executors.memory import is_out_of_memory
 from benchmark.images import Images
 from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
 from benchmark.judge.replica import copied, reseed
@@ -50,6 +54,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.x)
 
+    def at(self, places: IntArray) -> "Batch":
+        """The samples at some places (k,)."""
+        rows = torch.from_numpy(places)
+        return Batch(places, self.x[rows], self.y[rows], torch.from_numpy(self.number[places]))
+
 
 class Meter:
     """Counts the forward and backward passes of each sample of a block.
@@ -57,7 +66,7 @@ class Meter:
     `tick` is called with the number of model calls so far, after each of them.
     """
 
-    def __init__(self, size: int, device: torch.device, tick: Callable[[int], None]) -> None:
+    def __init__(self, size: int, device: torch.device, tick: Tell) -> None:
         self.forwards = torch.zeros(size, dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
         self.calls = 0
@@ -76,48 +85,179 @@ class Meter:
         self._tick(self.calls)
 
 
-def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) -> None:
-    """Judge the clean images, `block` at a time, and add the records to a cell.
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are worked on together: images x (n, *shape), labels y (n,), and, as in
+    `Samples`, their numbers (n,). `places` (n,) are where they are among all that are measured."""
 
-    Samples that a block of the cell holds already are left out.
-    """
-    for places in _split(_remaining(cell, np.arange(len(samples))), block):
-        began = time.perf_counter()
-        clean, labels = _fetch(subject, samples, places)
-        verdict = subject.judge(clean, labels, _numbers(subject, samples, places))
-        distance = torch.where(verdict.found, 0.0, torch.nan).double()
-        cell.add(_block(places, labels, verdict, distance, began))
+    places: IntArray
+    x: Tensor
+    y: Tensor
+    number: Tensor
+
+    def on(self, subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies of the images, on a subject's device and of its dtype, of the labels and the
+        numbers. As they are, they may be of the caller's inference mode."""
+        device = subject.device
+        clean = self.x.to(device, subject.dtype, copy=True)
+        return clean, self.y.to(device, copy=True), self.number.to(device, copy=True)
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The first half of them, and the others."""
+        half = len(self.places) // 2
+        first, second = (
+            Batch(self.places[part], self.x[part], self.y[part], self.number[part])
+            for part in (slice(half), slice(half, None))
+        )
+        return first, second
 
 
-def measure_radii(
-    subject: Subject,
-    samples: Samples,
-    threat: ThreatModel,
-    cell: Cell,
-    block: int,
-    advance: Callable[[int], None] = lambda samples: None,
-) -> None:
-    """Ask a model for certified radii at the clean images, and add them to a cell.
+def judge_block(subject: Held[Subject], batch: Batch, tell: Tell) -> Block:
+    """The records of clean images."""
+    del tell
+    began, judge = time.perf_counter(), subject.get()
+    clean, labels, numbers = batch.on(judge)
+    verdict = judge.judge(clean, labels, numbers)
+    distance = torch.where(verdict.found, 0.0, torch.nan).double()
+    return _block(batch.places, labels, verdict, distance, began)
+
+
+def certify_block(subject: Held[Subject], threat: ThreatModel, batch: Batch, tell: Tell) -> Block:
+    """The records of a model's certified radii at clean images.
 
     In these records, `predicted` is the class that is certified, `broken` says that it is not the
     label, and `distance` is the radius within which the class does not change, in the norm of the
     threat. A model certifies L2 radii; an L-infinity radius is smaller by sqrt(dimensions), because
     an L-infinity distance r can be an L2 distance of r * sqrt(dimensions). It holds for L1 as it
     is, since the L1 ball lies in the L2 ball.
-
-    `advance` is called with the number of samples of each block. Errors that the certificate raises
-    pass through; the blocks before it are kept.
     """
-    remaining = _remaining(cell, np.arange(len(samples)), lambda count, _: advance(count))
-    for places in _split(remaining, block):
-        began = time.perf_counter()
-        clean, labels = _fetch(subject, samples, places)
-        predicted, radius = subject.certify(clean)
-        if threat.norm == "linf":
-            radius = radius / math.sqrt(clean[0].numel())
-        verdict = Judgement.of(predicted, predicted != labels)
-        cell.add(_block(places, labels, verdict, radius, began))
-        advance(len(places))
+    del tell
+    began, judge = time.perf_counter(), subject.get()
+    clean, labels, _ = batch.on(judge)
+    predicted, radius = judge.certify(clean)
+    if threat.norm == "linf":
+        radius = radius / math.sqrt(clean[0].numel())
+    verdict = Judgement.of(predicted, predicted != labels)
+    return _block(batch.places, labels, verdict, radius, began)
+
+
+def attack_block(
+    subject: Held[Subject],
+    threat: ThreatModel,
+    attack: Attack,
+    seed: int,
+    peers: Mapping[str, Held[nn.Module]],
+    batch: Batch,
+    tell: Tell,
+) -> Block:
+    """The records of an attack on images.
+
+    peers  other models, frozen and on the subject's device. The attack gets copies of them.
+    tell   is called with the number of model calls so far, after each of them.
+
+    Errors that the attack raises pass through.
+    """
+    # Attack copies, because an attack may work in place on what it is given.
+    began, judge = time.perf_counter(), subject.get()
+    clean, labels, numbers = batch.on(judge)
+    within = threat.around(clean, judge.terms.frozen)
+    meter = Meter(len(clean), judge.device, tell)
+    victim, told = judge.victim(), _Told()
+    given = clean.clone(), labels.clone(), copy.deepcopy(within)
+    problem = Problem(
+        victim, *given, seed, numbers.clone(), meter,
+        peers={name: copied(peer.get()) for name, peer in peers.items()},
+        draws=judge.expectation, allowed=judge.terms.allowed,
+        tell=told,
+    )  # fmt: skip
+    with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
+        reseed(victim, drawn)
+        points = attack(problem).detach()
+    if points.shape != clean.shape:
+        raise ValueError(f"returned points of shape {tuple(points.shape)}")
+    # Judge the points that it returned, once they lie where they may.
+    fixed = attack.facts.family == "fixed-budget"
+    points, outside = _enforce(points.to(clean), clean, within, fixed, judge.is_random)
+    verdict = judge.judge(points, labels, numbers, meter.calls, judge.terms.allowed)
+    if not (judge.is_random or judge.is_stateful):
+        own = replace(problem, x=clean, y=labels, threat=within, index=numbers, meter=None)
+        points, verdict = _pulled(judge, own, points, verdict)
+    distance = threat.distance(points, clean)
+    attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])
+    found_at = torch.where(verdict.found, distance, torch.nan)
+    verdict = verdict.only(distance <= threat.eps)
+    block = _block(batch.places, labels, verdict, found_at, began, attacked)
+    return replace(block, stage=told.stages(block.broken))
+
+
+async def measured(
+    unit: Callable[[Batch, Tell], Block],
+    samples: Samples,
+    index: IntArray,
+    cell: Cell,
+    size: int,
+    executor: Executor,
+    advance: Callable[[int, int], None] = lambda samples, broken: None,
+    tell: Tell = silent,
+    divisible: bool = True,
+) -> None:
+    """Measure samples, `size` of them at a time, and add the records to a cell.
+
+    unit     makes the records of a batch, as `attack_block` does once it has all else.
+    index    (k,), the places of the samples. Those that a block of the cell holds already are left
+             out.
+    advance  is called with the numbers of samples and of broken samples of each block, also of the
+             blocks that the cell holds already.
+
+    divisible  whether records are the same however the samples are divided into batches. Where
+               memory runs out, half as many are then tried at once.
+
+    Errors that the unit raises pass through;
+    the blocks that were done before are kept.
+    """
+    remaining = _remaining(cell, index, advance)
+    starts = range(0, len(remaining), size)
+    works = (
+        _recorded(unit, samples.at(remaining[start : start + size]), executor, tell, divisible)
+        for start in starts
+    )
+    async for blocks in as_completed(executor, works):
+        for block in blocks:
+            cell.add(block)
+            advance(len(block.index), int(block.broken.sum()))
+
+
+async def _recorded(
+    unit: Callable[[Batch, Tell], Block],
+    batch: Batch,
+    executor: Executor,
+    tell: Tell,
+    divisible: bool,
+) -> list[Block]:
+    """The records of a batch, in one block or, where memory runs out, in several."""
+    try:
+        return [await executor.do(unit, batch, tell=tell)]
+    except Exception as error:
+        if not (divisible and len(batch.places) > 1 and is_out_of_memory(error)):
+            raise
+    halves = [await _recorded(unit, h, executor, tell, True) for h in batch.halves()]
+    return [block for blocks in halves for block in blocks]
+
+
+def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) -> None:
+    """Judge the clean images, `block` at a time, in this process: see `measured`."""
+    unit = partial(judge_block, IN_PROCESS.hold(subject))
+    everything = np.arange(len(samples))
+    IN_PROCESS.run(measured(unit, samples, everything, cell, block, IN_PROCESS))
+
+
+def measure_radii(
+    subject: Subject, samples: Samples, threat: ThreatModel, cell: Cell, block: int
+) -> None:
+    """Certify the clean images, `block` at a time, in this process: see `measured`."""
+    unit = partial(certify_block, IN_PROCESS.hold(subject), threat)
+    everything = np.arange(len(samples))
+    IN_PROCESS.run(measured(unit, samples, everything, cell, block, IN_PROCESS))
 
 
 def measure_attack(
@@ -130,54 +270,10 @@ def measure_attack(
     cell: Cell,
     block: int,
     advance: Callable[[int, int], None] = lambda samples, broken: None,
-    tick: Callable[[int], None] = lambda calls: None,
-    peers: Mapping[str, nn.Module] | None = None,
 ) -> None:
-    """Attack samples, `block` at a time, judge the points, and add the records to a cell.
-
-    index    (k,), the places of the samples to attack. Those that a block of the cell holds already
-             are left out.
-    advance  is called with the numbers of samples and of broken samples of each block, also of the
-             blocks that the cell holds already.
-    tick     is called with the number of model calls so far within a block, after each of them.
-    peers    other models, frozen and on the subject's device. The attack gets copies of them.
-
-    Errors that the attack raises pass through; the blocks before it are kept.
-    """
-    for places in _split(_remaining(cell, index, advance), block):
-        # Attack copies, because an attack may work in place on what it is given.
-        began = time.perf_counter()
-        clean, labels = _fetch(subject, samples, places)
-        within = threat.around(clean, subject.terms.frozen)
-        meter = Meter(len(places), subject.device, tick)
-        numbers = _numbers(subject, samples, places)
-        victim, told = subject.victim(), _Told()
-        given = clean.clone(), labels.clone(), copy.deepcopy(within)
-        problem = Problem(
-            victim, *given, seed, numbers.clone(), meter,
-            peers={name: copied(peer) for name, peer in (peers or {}).items()},
-            draws=subject.expectation, allowed=subject.terms.allowed,
-            tell=told,
-        )  # fmt: skip
-        with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
-            reseed(victim, drawn)
-            points = attack(problem).detach()
-        if points.shape != clean.shape:
-            raise ValueError(f"returned points of shape {tuple(points.shape)}")
-        # Judge the points that it returned, once they lie where they may.
-        fixed = attack.facts.family == "fixed-budget"
-        points, outside = _enforce(points.to(clean), clean, within, fixed, subject.is_random)
-        verdict = subject.judge(points, labels, numbers, meter.calls, subject.terms.allowed)
-        if not (subject.is_random or subject.is_stateful):
-            own = replace(problem, x=clean, y=labels, threat=within, index=numbers, meter=None)
-            points, verdict = _pulled(subject, own, points, verdict)
-        distance = threat.distance(points, clean)
-        attacked = _Attacked(meter.forwards, meter.backwards, outside, points[verdict.found])
-        found_at = torch.where(verdict.found, distance, torch.nan)
-        verdict = verdict.only(distance <= threat.eps)
-        block_of = _block(places, labels, verdict, found_at, began, attacked)
-        cell.add(replace(block_of, stage=told.stages(block_of.broken)))
-        advance(len(places), int(verdict.wrong.sum()))
+    """Attack samples, `block` at a time, in this process: see `measured`."""
+    unit = partial(attack_block, IN_PROCESS.hold(subject), threat, attack, seed, {})
+    IN_PROCESS.run(measured(unit, samples, index, cell, block, IN_PROCESS, advance))
 
 
 def _pulled(
@@ -256,22 +352,6 @@ def _remaining(
         held.append(block.index)
         advance(len(block.index), int(block.broken.sum()))
     return np.setdiff1d(index, np.concatenate(held))
-
-
-def _split(index: IntArray, block: int) -> list[IntArray]:
-    return [index[start : start + block] for start in range(0, len(index), block)]
-
-
-def _fetch(subject: Subject, samples: Samples, places: IntArray) -> tuple[Tensor, Tensor]:
-    """The images, on the subject's device and of its dtype, and the labels at some places."""
-    rows = torch.from_numpy(places)
-    x, y = samples.x[rows], samples.y[rows]
-    return x.to(subject.device, subject.dtype), y.to(subject.device)
-
-
-def _numbers(subject: Subject, samples: Samples, places: IntArray) -> Tensor:
-    """The numbers of the samples at some places, on the subject's device."""
-    return torch.from_numpy(samples.number[places]).to(subject.device)
 
 
 @dataclass(frozen=True)

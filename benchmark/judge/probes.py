@@ -14,13 +14,14 @@ from attacks.generators import seeded
 from attacks.objectives import decided, margin
 from attacks.problem import climb
 from attacks.working import due
-from benchmark.judge.evaluator import Samples
-from benchmark.judge.records import IntArray
+from benchmark.executors import Held
+from benchmark.executors.executor import Tell
+from benchmark.judge.evaluator import Batch
 from benchmark.judge.replica import reseed
 from benchmark.judge.subject import ATTACKED, Subject
 
 # How many correctly classified images are probed, at most.
-_SAMPLES = 64
+PROBED = 64
 
 # The share of blind or of flat samples above which a model is flagged.
 _MOST = 0.5
@@ -53,31 +54,24 @@ class _Seen:
 
 
 def probe(
-    subject: Subject,
-    samples: Samples,
-    correct: IntArray,
-    threat: ThreatModel,
-    seed: int,
-    block: int,
+    subject: Held[Subject], threat: ThreatModel, seed: int, block: int, batch: Batch, tell: Tell
 ) -> set[str]:
     """The flags of a model whose gradients mislead, from about 80 passes over some samples.
 
-    correct  (k,), the places of the samples that the model classifies correctly.
-    block    how many samples to probe at once.
+    batch  samples that the model classifies correctly, of which no more than PROBED are needed.
+    block  how many of them to probe at once.
 
-    There are no flags if `correct` is empty, or if memory runs out: the attacks will report that.
+    There are no flags if there are no samples, or if memory runs out: the attacks will report that.
     """
+    del tell
     # Probe them, block by block.
-    seen = []
-    probed = torch.from_numpy(correct[:_SAMPLES])
-    for places in probed.split(block) if len(probed) else ():
-        x = samples.x[places].to(subject.device, subject.dtype)
-        y = samples.y[places].to(subject.device)
-        number = torch.from_numpy(samples.number)[places].to(subject.device)
-        victim = subject.victim()
+    seen, judge = [], subject.get()
+    parts = [held.split(block) for held in batch.on(judge)]
+    for x, y, number in zip(*parts, strict=True) if len(batch.places) else ():
+        victim = judge.victim()
         problem = Problem(
-            victim, x, y, threat.around(x, subject.terms.frozen), seed, number,
-            draws=subject.expectation, allowed=subject.terms.allowed,
+            victim, x, y, threat.around(x, judge.terms.frozen), seed, number,
+            draws=judge.expectation, allowed=judge.terms.allowed,
         )  # fmt: skip
         try:
             with seeded(seed, number, ATTACKED) as drawn, torch.enable_grad():
@@ -97,7 +91,7 @@ def probe(
     flagged = {
         "zero-gradient": blind > _MOST,
         # Where some features must not change, no box holds images of all classes.
-        "large-eps": unreached > 1 - _REACHED and subject.terms.frozen is None,
+        "large-eps": unreached > 1 - _REACHED and judge.terms.frozen is None,
         "no-ascent": flat > _MOST,
     }
     return {code for code, is_flagged in flagged.items() if is_flagged}

@@ -279,6 +279,11 @@ class Subject:
             raise ValueError(f"a certified radius must be at least 0, not {float(radius[bad][0])}")
         return classes, radius.double()
 
+    def unsteady(self, kind: Kind) -> "Subject":
+        """The subject, treated as what it turned out to be while it was judged."""
+        # Alone, images have no company: what differs then is drawn.
+        return self.treated("random" if self.calling.size == 1 else kind)
+
     def treated(self, kind: Kind) -> "Subject":
         """The subject, treated as random, or as one whose images are forwarded one at a time."""
         if kind == "random":
@@ -310,6 +315,4 @@ def until_steady(subject: Subject, work: Callable[[Subject], T]) -> T:
         try:
             return work(subject)
         except UnsteadyError as found:
-            # Alone, images have no company: what differs then is drawn.
-            is_alone = subject.calling.size == 1
-            subject = subject.treated("random" if is_alone else found.kind)
+            subject = subject.unsteady(found.kind)

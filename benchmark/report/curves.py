@@ -44,7 +44,7 @@ def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
     if any(radii is not None for _, _, radii in curves):
         axes.set_ylabel("robust accuracy (%): upper and lower bounds")
         axes.set_title(f"{data}: closest misclassified points found, and certificates")
-    axes.legend()
+    axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
     write(target, lambda file: figure.savefig(file, format="png", dpi=150))
 

@@ -3,12 +3,16 @@
 `evaluate` and whole runs share it; they differ in where the records are kept.
 """
 
+import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from attacks import Attack, ThreatModel
 from attacks.messages import described, one_line
@@ -18,14 +22,15 @@ from attacks.wrappers.stages import HasStages
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
-from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
+from benchmark.executors import IN_PROCESS, Executor, Held, abandoned
+from benchmark.executors.executor import Tell, silent
+from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block, measured
 from benchmark.judge.examination import check_model, examine
-from benchmark.judge.probes import probe
+from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.reading import Called, Calling, Reading
-from benchmark.judge.records import Cell, IntArray
-from benchmark.judge.steadiness import UnsteadyError
-from benchmark.judge.subject import Subject, Terms, until_steady
-from benchmark.judge.surroundings import undisturbed
+from benchmark.judge.records import Block, Cell, IntArray
+from benchmark.judge.steadiness import Kind, UnsteadyError
+from benchmark.judge.subject import Subject, Terms
 from benchmark.keys import (
     Identity,
     identify_attacked,
@@ -62,14 +67,33 @@ class Settings:
     terms: Terms
     progress: bool = False
     under: str = ""  # what tables call the threat, in a run under several
+    executor: Executor = IN_PROCESS
 
     @property
     def seed(self) -> int:
         return self.terms.seed
 
 
-@undisturbed()
 def assess(
+    name: str,
+    model: nn.Module,
+    samples: Samples,
+    lineup: Lineup,
+    peers: Mapping[str, Trained],
+    settings: Settings,
+    cells: Cells,
+    about: Identity,
+    classes: int | None = None,
+    notify: Notify = lambda report, label: None,
+) -> Report:
+    """Attack a model on samples with every attack of a lineup, and report the outcomes: see
+    `assessed`, for callers that wait for it alone."""
+    return settings.executor.run(
+        assessed(name, model, samples, lineup, peers, settings, cells, about, classes, notify)
+    )
+
+
+async def assessed(
     name: str,
     model: nn.Module,
     samples: Samples,
@@ -90,74 +114,88 @@ def assess(
     about    what identifies the model and the data; it becomes part of each key.
     classes  how many logits the model must give; any number if None.
     notify   is called with the report and a label as soon as the clean images, the certificate or
-             an attack are done.
+             an attack are done, and all that stand before it in the lineup.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
     attack that finds that it does not apply to the model counts for nothing. If the model turns out
     to be random, or to depend on the batch, it is assessed again, as such. Raises UserError where
     the model cannot be evaluated at all.
     """
-
-    def work(subject: Subject) -> Report:
-        return _assess(
-            name, model, subject, samples, lineup, peers, settings, cells, about, classes, notify
+    executor, first_block = settings.executor, samples.x[: settings.block]
+    held = executor.hold(model)
+    subject = await executor.keep(look, held, first_block, settings.device, settings.terms)
+    while True:
+        seen = await executor.do(
+            check, subject, held, first_block, samples.y, classes, lineup.entries
         )
+        assessment = _Assessment(
+            name, model, held, subject, seen, samples, settings, cells, about, lineup, peers, notify
+        )
+        try:
+            return await assessment.report_of_all()
+        except UnsteadyError as found:
+            subject = await executor.keep(treated, subject, found.kind)
 
-    first_block = samples.x[: settings.block]
-    device = resolve_device(settings.device)
-    return until_steady(examine(model, first_block, device, settings.terms), work)
+
+def look(
+    model: Held[nn.Module], first_block: Tensor, device: Device, terms: Terms, tell: Tell
+) -> Subject:
+    """A model, as it is judged."""
+    del tell
+    return examine(model.get(), first_block, resolve_device(device), terms)
 
 
-def _assess(
-    name: str,
-    model: nn.Module,
-    subject: Subject,
-    samples: Samples,
-    lineup: Lineup,
-    peers: Mapping[str, Trained],
-    settings: Settings,
-    cells: Cells,
-    about: Identity,
+def treated(subject: Held[Subject], kind: Kind, tell: Tell) -> Subject:
+    """A subject that turned out to be unsteady."""
+    del tell
+    return subject.get().unsteady(kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a look at a subject tells of it.
+
+    logits   how many it gives.
+    flags, traits, precision, is_random  of the subject.
+    environment  that it is judged in.
+    device   that it is judged on.
+    certifies  whether it certifies radii.
+    hidden   what the model offers that it does not as it is called.
+    entries  the attacks, each in the variant for the model.
+    """
+
+    logits: int
+    flags: set[str]
+    traits: Mapping[str, int | bool]
+    precision: str
+    is_random: bool
+    environment: dict[str, str]
+    device: torch.device
+    certifies: bool
+    hidden: list[str]
+    entries: dict[str, Entry]
+
+
+def check(
+    subject: Held[Subject],
+    model: Held[nn.Module],
+    first_block: Tensor,
+    y: Tensor,
     classes: int | None,
-    notify: Notify,
-) -> Report:
-    """Assess a subject, as `assess` does."""
-    logit_count = check_model(subject, samples.x[: settings.block], samples.y, classes)
-    report = Report(
-        name, settings.threat, settings.mode, len(samples), subject.flags, lineup.notes, logit_count
-    )
-    report.under = settings.under
-    if note := note_of(model):
-        report.notes.append(f"{name}: {note}")
-    # What a randomised model draws depends on the images that are forwarded together.
-    traits = subject.traits | ({"block": settings.block} if subject.is_random else {})
-    identity = identify_natural(about, subject.device, subject.precision, traits)
-    assessment = _Assessment(model, subject, samples, settings, cells, identity, report)
-
-    # Clean images, and whether gradients can be relied on.
-    assessment.judge_clean()
-    subject.flags |= probe(
-        subject, samples, report.survivors(), settings.threat, settings.seed, settings.block
-    )
-    notify(report, NATURAL)
-
-    # What the model certifies of itself.
-    if isinstance(subject.model, HasCertificate):
-        assessment.certify()
-        notify(report, CERTIFIED)
-
-    if hidden := _hidden(model, subject.model):
-        report.notes.append(
-            f"{name}: its {' and '.join(hidden)} cannot be used, because it is called in another "
-            "way than they are (precision, images at once, outputs, eps by feature)"
-        )
-
-    # The attacks.
-    entries = {label: suited(subject.model, entry) for label, entry in lineup.entries.items()}
-    for label, entry in _ordered(entries, settings.mode):
-        assessment.attack(label, entry, peers)
-        notify(report, label)
-    return report
+    entries: Mapping[str, Entry],
+    tell: Tell,
+) -> Seen:
+    """What a look at a subject tells. Raises UserError where it does not fit labels y (n,)."""
+    del tell
+    judge = subject.get()
+    logits = check_model(judge, first_block, y, classes)
+    called = judge.model
+    return Seen(
+        logits, set(judge.flags), judge.traits, judge.precision, judge.is_random,
+        environment(judge.device), judge.device, isinstance(called, HasCertificate),
+        _hidden(model.get(), called),
+        {label: suited(called, entry) for label, entry in entries.items()},
+    )  # fmt: skip
 
 
 def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
@@ -169,29 +207,105 @@ def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
+def peer_of(
+    model: Held[nn.Module], subject: Held[Subject], first_block: Tensor, tell: Tell
+) -> nn.Module:
+    """Another model, as attacks on a subject call it. Raises ValueError where it does not run."""
+    del tell
+    judge = subject.get()
+    # What a user says of outputs is about the model, and not about its peers.
+    terms = dataclasses.replace(judge.terms, reading=Reading())
+    try:
+        peer = examine(model.get(), first_block, judge.device, terms)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if peer.dtype == judge.dtype:
+        return peer.model
+    return Called(peer.model, Calling(peer.dtype, judge.dtype)).eval()
+
+
 class _Assessment:
     """The measurements on one model: each fills a cell and then enters that cell in the report.
 
-    model     as it was handed over; `subject` is its frozen copy.
-    identity  all that determines the verdicts on clean images. Those of the certificate and of
-              attacks extend it.
+    Fields are the arguments of `assessed`, and what a look at the model told.
     """
 
-    model: nn.Module
-    subject: Subject
-    samples: Samples
-    settings: Settings
-    cells: Cells
-    identity: Identity
-    report: Report
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        held: Held[nn.Module],
+        subject: Held[Subject],
+        seen: Seen,
+        samples: Samples,
+        settings: Settings,
+        cells: Cells,
+        about: Identity,
+        lineup: Lineup,
+        peers: Mapping[str, Trained],
+        notify: Notify,
+    ) -> None:
+        self.model, self.held, self.subject, self.seen = model, held, subject, seen
+        self.samples, self.settings, self.cells, self.notify = samples, settings, cells, notify
+        self.peers, self.executor = peers, settings.executor
+        self.report = Report(
+            name, settings.threat, settings.mode, len(samples), seen.flags, lineup.notes,
+            seen.logits,
+        )  # fmt: skip
+        self.report.under = settings.under
+        if note := note_of(model):
+            self.report.notes.append(f"{name}: {note}")
+        # What a randomised model draws depends on the images that are forwarded together.
+        of_block = {"block": settings.block} if seen.is_random else {}
+        self.identity = identify_natural(
+            about, seen.device, seen.precision, dict(seen.traits) | of_block
+        )
 
-    def judge_clean(self) -> None:
+    async def report_of_all(self) -> Report:
+        """Measure all there is to measure."""
+        report, settings = self.report, self.settings
+        # Clean images, and whether gradients can be relied on.
+        await self.judge_clean()
+        some = self.samples.at(report.survivors()[:PROBED])
+        misleading = await self.executor.do(
+            probe, self.subject, settings.threat, settings.seed, settings.block, some
+        )
+        report.noted = {*report.noted, *misleading}
+        self.notify(report, NATURAL)
+
+        # What the model certifies of itself.
+        if self.seen.certifies:
+            await self.certify()
+            self.notify(report, CERTIFIED)
+
+        if self.seen.hidden:
+            report.notes.append(
+                f"{report.name}: its {' and '.join(self.seen.hidden)} cannot be used, because it "
+                "is called in another way than they are (precision, images at once, outputs, eps "
+                "by feature)"
+            )
+
+        # The attacks. They enter the report in order, each as soon as those before it have.
+        ordered = _ordered(self.seen.entries, settings.mode)
+        entered = {label: asyncio.Event() for label, _ in ordered}
+        begun = {}
+        for place, (label, entry) in enumerate(ordered):
+            before = entry.after if settings.mode == "table" else list(entered)[:place]
+            waits = [entered[other] for other in before if other in entered]
+            begun[label] = self.executor.begin(self.attack(label, entry, waits))
+        with abandoned(begun.values()):
+            for label, attacked in begun.items():
+                (await attacked)()
+                entered[label].set()
+                self.notify(report, label)
+        return report
+
+    async def judge_clean(self) -> None:
         """Judge the clean images. Raises UserError where the model fails on some of them."""
         key = key_of(self.identity)
         cell = self.cells(key)
         try:
-            measure_natural(self.subject, self.samples, cell, self.settings.block)
+            await self._measured(partial(judge_block, self.subject), cell)
         except (UserError, UnsteadyError):
             raise
         except Exception as error:
@@ -199,17 +313,16 @@ class _Assessment:
         self._close(cell, self.identity)
         self.report.add(NATURAL, key, cell, None)
 
-    def certify(self) -> None:
+    async def certify(self) -> None:
         """Measure the radii that the model certifies. Where that fails, the report says why."""
         identity = identify_certificate(self.identity, self.settings.threat)
         key, settings, total = key_of(identity), self.settings, len(self.samples)
         cell, error = self.cells(key), None
         title = f"{self.report.called} {CERTIFIED}"
         with attack_bar(title, total, 0, settings.block, total, settings.progress) as bar:
+            unit = partial(certify_block, self.subject, settings.threat)
             try:
-                measure_radii(
-                    self.subject, self.samples, settings.threat, cell, settings.block, bar.count
-                )
+                await self._measured(unit, cell, advance=lambda count, _: bar.count(count))
             except (UserError, UnsteadyError):
                 raise
             except Exception as failure:
@@ -217,23 +330,28 @@ class _Assessment:
         self._close(cell, identity, error=error)
         self.report.certify(key, cell, error)
 
-    def attack(self, label: str, entry: Entry, peers: Mapping[str, Trained]) -> None:
-        """Carry out one attack. Where it fails or does not apply, the report says why."""
+    async def attack(
+        self, label: str, entry: Entry, before: Sequence[asyncio.Event]
+    ) -> Callable[[], None]:
+        """Carry out one attack, once all `before` are in the report. Where it fails or does not
+        apply, the report says why. Returns what enters it in the report."""
+        for other in before:
+            await other.wait()
         attack, settings = entry.attack, self.settings
         samples = self.report.remaining(entry.after)
-        used = {name: peers[name] for name in sorted(attack.facts.sources)}
+        used = {name: self.peers[name] for name in sorted(attack.facts.sources)}
         identity = identify_attacked(
             self.identity, attack, {name: peer.identity for name, peer in used.items()},
             settings.threat, settings.seed, samples, settings.block,
         )  # fmt: skip
         key = key_of(identity)
         cell = self.cells(key)
-        error, inapplicable = self._attack(label, attack, samples, used, cell)
+        error, inapplicable = await self._attack(label, attack, samples, used, cell)
         facts = {"error": error, "inapplicable": inapplicable}
         self._close(cell, identity, **facts, **traits(attack, self.model, used))
-        self.report.add(label, key, cell, error, entry.after, inapplicable)
+        return partial(self.report.add, label, key, cell, error, entry.after, inapplicable)
 
-    def _attack(
+    async def _attack(
         self,
         label: str,
         attack: Attack,
@@ -246,18 +364,23 @@ class _Assessment:
         Returns two lines, each None unless it has something to say: why the attack failed, and why
         it does not apply to the model.
         """
-        subject, settings = self.subject, self.settings
+        settings, first_block = self.settings, self.samples.x[: self.settings.block]
         title, passes = f"{self.report.called} {label}", attack.facts.passes or 0
         total, block = len(self.samples), settings.block
         if settings.threat.norm not in attack.facts.norms:
             return None, runs_under(attack)
         with attack_bar(title, len(samples), passes, block, total, settings.progress) as bar:
             try:
-                models = {name: self._peer(peer.model) for name, peer in used.items()}
-                measure_attack(
-                    subject, self.samples, samples, settings.threat, attack, settings.seed, cell,
-                    block, bar.advance, bar.tick, models,
-                )  # fmt: skip
+                peers = {
+                    name: await self.executor.keep(
+                        peer_of, self.executor.hold(peer.model), self.subject, first_block
+                    )
+                    for name, peer in used.items()
+                }
+                unit = partial(
+                    attack_block, self.subject, settings.threat, attack, settings.seed, peers
+                )
+                await self._measured(unit, cell, samples, bar.advance, bar.tick)
             except (UserError, UnsteadyError):
                 raise
             except NotApplicableError as error:
@@ -266,18 +389,20 @@ class _Assessment:
                 return described(error), None
         return None, None
 
-    def _peer(self, model: nn.Module) -> nn.Module:
-        """Another model, as attacks call it. Raises ValueError where it does not run."""
-        # What a user says of outputs is about the model, and not about its peers.
-        terms = dataclasses.replace(self.settings.terms, reading=Reading())
-        first_block = self.samples.x[: self.settings.block]
-        try:
-            peer = examine(model, first_block, self.subject.device, terms)
-        except UserError as error:
-            raise ValueError(str(error)) from error
-        if peer.dtype == self.subject.dtype:
-            return peer.model
-        return Called(peer.model, Calling(peer.dtype, self.subject.dtype)).eval()
+    async def _measured(
+        self,
+        unit: Callable[..., Block],
+        cell: Cell,
+        samples: IntArray | None = None,
+        advance: Callable[[int, int], None] = lambda samples, broken: None,
+        tell: Tell = silent,
+    ) -> None:
+        """Measure samples, all by default, and keep the records in a cell."""
+        index = np.arange(len(self.samples)) if samples is None else samples
+        await measured(
+            unit, self.samples, index, cell, self.settings.block, self.executor, advance, tell,
+            divisible=not self.seen.is_random,
+        )  # fmt: skip
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:
         """Note in a cell which result it holds, and in which environment it was measured.
@@ -286,7 +411,7 @@ class _Assessment:
         """
         note = {"identity": identity, **facts}
         if {key: cell.note.get(key) for key in note} != note:
-            cell.close(note | {"environment": environment(self.subject.device)})
+            cell.close(note | {"environment": self.seen.environment})
 
 
 def suited(model: nn.Module, entry: Entry) -> Entry:

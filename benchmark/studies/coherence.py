@@ -22,13 +22,13 @@ from benchmark.data.sets import load_dataset
 from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.replica import freeze
-from benchmark.judge.surroundings import full_precision
 from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run, models_of
 from benchmark.run.run_samples import samples_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Device, Part
 from benchmark.studies.study import Study, axes
+from benchmark.surroundings import full_precision
 
 _BINS = np.linspace(-1, 1, 51)
 
@@ -185,5 +185,5 @@ def _draw(records: pd.DataFrame) -> Any:
         share = np.full(len(known), 100 / max(1, len(known)))
         plot.hist(known, bins=_BINS, weights=share, alpha=0.5, label=label)
     plot.set(xlabel="coherence", ylabel="images (%)", xlim=(-1, 1))
-    plot.legend()
+    plot.legend(loc="upper right")
     return figure

@@ -164,5 +164,5 @@ def _draw(curves: Mapping[str, NDArray[np.float64]]) -> Any:
         plot.step([0, *known], 100 * left / len(radii), where="post", label=name)
     plot.set(xlabel="L2 radius", ylabel="images whose oracle radius is above (%)", ylim=(0, 103))
     plot.set_xlim(left=0)
-    plot.legend()
+    plot.legend(loc="upper right")
     return figure

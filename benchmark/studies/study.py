@@ -69,5 +69,5 @@ def pairs(records: pd.DataFrame, x: str, solid: str, dashed: str) -> tuple[Any, 
         colour = f"C{place}"
         plot.plot(rows[x], 100 * rows[solid], "o-", color=colour, label=str(name))
         plot.plot(rows[x], 100 * rows[dashed], "s--", color=colour)
-    plot.legend()
+    plot.legend(loc="upper right")
     return figure, plot

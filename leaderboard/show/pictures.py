@@ -62,7 +62,7 @@ def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
         ylabel="%",
         title="Left by the closest examples of all attacks; dotted: certified",
     )
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     axes.grid(alpha=0.3)
 
 

@@ -139,7 +139,7 @@ def _against_eps(axes: Any, spread: pd.DataFrame, norm: str, rest: float) -> Non
         ylabel="robust accuracy (%)",
         title="The first class against the rest",
     )
-    axes.legend()
+    axes.legend(loc="upper right")
 
 
 def _against_classes(axes: Any, spread: pd.DataFrame, texts: Mapping[float, str]) -> None:
@@ -166,4 +166,4 @@ def _histograms(axes: Any, distances: Distances, norm: str) -> None:
     for count, distance in known.items():
         axes.hist(distance, bins=bins, alpha=0.5, label=f"{count} classes")
     axes.set(xlabel=f"{norm} distance of the closest misclassified point", ylabel="images")
-    axes.legend()
+    axes.legend(loc="upper right")

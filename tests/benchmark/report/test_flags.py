@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from attacks import PGD, ThreatModel
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
+from benchmark.executors.executor import IN_PROCESS, silent
 from benchmark.judge import evaluator, examination, outputs, probes, records, subject
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
-from benchmark.judge.probes import probe
+from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.report.flags import FLAGS
 from benchmark.report.report import Report
@@ -251,9 +252,9 @@ DEFENSES = {"detached": DetachedRecipe}
 def _probed(model: nn.Module, eps: float = 0.2, x: Tensor | None = None) -> set[str]:
     x = torch.full((70, 4), 0.5) if x is None else x
     samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)))
-    subject = examine(model.eval(), x, torch.device("cpu"))
-    threat = ThreatModel("l2", eps)
-    found = [probe(subject, samples, np.arange(len(x)), threat, 0, block) for block in (7, 256)]
+    subject = IN_PROCESS.hold(examine(model.eval(), x, torch.device("cpu")))
+    threat, batch = ThreatModel("l2", eps), samples.at(np.arange(len(x))[:PROBED])
+    found = [probe(subject, threat, 0, block, batch, silent) for block in (7, 256)]
     assert found[0] == found[1]
     return found[0]
 

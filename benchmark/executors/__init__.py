@@ -1,0 +1,12 @@
+"""Who carries out the units of work that a run is cut into: this process, or workers on Ray."""
+
+from benchmark.executors.executor import (
+    IN_PROCESS,
+    Executor,
+    Held,
+    InProcess,
+    abandoned,
+    as_completed,
+)
+
+__all__ = ["IN_PROCESS", "Executor", "Held", "InProcess", "abandoned", "as_completed"]

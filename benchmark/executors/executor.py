@@ -1,0 +1,142 @@
+"""What carries out units of work, and the one that does so in this process.
+
+A unit is a function of what it is given and of `tell`, which it may call with what should be known
+before it ends. It may run in another process: it takes large values as `Held`, and changes nothing
+but what it returns.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
+
+from benchmark.surroundings import undisturbed
+
+T = TypeVar("T")
+
+Tell = Callable[[Any], None]
+
+
+class Held(Protocol[T]):  # type: ignore[misc]
+    """A value that units share. It goes to each host once."""
+
+    def get(self) -> T:
+        """The value, where a unit runs."""
+        ...
+
+
+class Executor(Protocol):
+    """Carries out units of work.
+
+    width  how many it is worth asking for at once.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    def hold(self, value: T) -> Held[T]:
+        """A value that many units are given."""
+        ...
+
+    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = ...) -> T:
+        """What a unit returns. What it raises is raised here."""
+        ...
+
+    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+        """What a unit returns, held for other units."""
+        ...
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Begin a work of several units beside others, where units run beside each other; its
+        result is to be awaited. Otherwise it begins when it is awaited."""
+        ...
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a work, for callers that do not wait for others."""
+        ...
+
+
+def silent(said: Any) -> None:
+    """Told anything, does nothing."""
+    del said
+
+
+class _Here(Generic[T]):
+    """A value in this process."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def get(self) -> T:
+        return self._value
+
+
+class InProcess:
+    """Carries out each unit when it is asked for, in this process."""
+
+    width = 1
+
+    def hold(self, value: T) -> Held[T]:
+        return _Here(value)
+
+    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = silent) -> T:
+        with undisturbed():
+            return unit(*given, tell)
+
+    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+        return _Here(await self.do(unit, *given))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        return work
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        # Nothing in it waits for anything, so that it needs no event loop, of which there may be
+        # one already, as in a notebook.
+        try:
+            work.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            work.close()
+        raise RuntimeError("work in this process waited for something")
+
+
+IN_PROCESS = InProcess()
+
+
+@contextmanager
+def abandoned(works: Iterable[Awaitable[Any]]) -> Iterator[None]:
+    """A context after which works that were begun and are not done are given up."""
+    try:
+        yield
+    finally:
+        for work in works:
+            if isinstance(work, asyncio.Future):
+                work.cancel()
+            elif isinstance(work, Coroutine):
+                work.close()
+
+
+async def as_completed(
+    executor: Executor, works: Iterable[Coroutine[Any, Any, T]]
+) -> AsyncIterator[T]:
+    """The results of works, in the order in which they are done. No more of them are begun than the
+    executor can do at once."""
+    left = iter(works)
+    if executor.width == 1:
+        for work in left:
+            yield await work
+        return
+    waiting: set[asyncio.Future[T]] = set()
+    with abandoned(waiting):
+        while True:
+            for work in islice(left, executor.width - len(waiting)):
+                waiting.add(asyncio.ensure_future(executor.begin(work)))
+            if not waiting:
+                return
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            waiting -= done
+            for begun in done:
+                yield begun.result()
