@@ -21,7 +21,7 @@ from attacks.generators import seeded
 from attacks.segment import pull
 from benchmark.executors import IN_PROCESS, Executor, Held, as_completed
 from benchmark.executors.executor import Tell, silent
-from benchmark.executors.memory import is_out_of_memory
+from benchmark.executors.out_of_memory import is_out_of_memory
 from benchmark.images import Images
 from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
 from benchmark.judge.replica import copied, reseed
