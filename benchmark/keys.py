@@ -142,6 +142,7 @@ def training_key(
     threat: ThreatModel | None,
     seed: int,
     device: torch.device,
+    threads: int,
     parts: Mapping[str, Identity],
 ) -> str:
     """The key of a trained model, and of the checkpoints of its training.
@@ -163,7 +164,7 @@ def training_key(
         "data": identify_data(dataset, "train" if recipe.is_fitted else "test"),
         "threat": None if threat is None else identify_threat(threat),
         "seed": seed,
-        "machine": [device.type, torch.__version__, torch.get_num_threads()],
+        "machine": [device.type, torch.__version__, threads],
     }
     return key_of(identity)
 

@@ -15,7 +15,18 @@ from attacks.threat import Norm
 from benchmark.cli import run_options
 from benchmark.cli.canaries_command import canaries
 from benchmark.cli.inspect_command import inspect
-from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, say, speaker
+from benchmark.cli.options import (
+    Plugins,
+    Quiet,
+    RayAddress,
+    Root,
+    RunFolder,
+    Threads,
+    Workers,
+    executor_of,
+    say,
+    speaker,
+)
 from benchmark.cli.studies_commands import study
 from benchmark.cli.vnnlib_command import judge_properties
 from benchmark.errors import FailedError, UserError
@@ -90,6 +101,9 @@ def run(
     exact: run_options.Exact = False,
     limit: run_options.Limit = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
@@ -115,7 +129,8 @@ def run(
     spec = run_options.single(specs)
     run_spec = _spec_of(spec, flags)
     folder = _folder_of(spec, run_spec, out)
-    reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet))
+    with executor_of(workers, ray, threads) as executor:
+        reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet), executor)
     typer.echo("\n" + run_tables.render(reports, run_spec))
     _warn_of_contradictions(reports, err=True)
     typer.echo(f"Records, tables and models: {folder}")

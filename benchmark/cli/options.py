@@ -1,11 +1,15 @@
 """Options that several commands have, and the lines that they print on stderr."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from benchmark.executors import Executor
 
 Root = Annotated[
     Path | None,
@@ -19,6 +23,27 @@ Plugins = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Work in so many processes, on Ray, at once.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help="Work on the Ray cluster at this address, or auto.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Of each worker, or of this process without workers.")
+]
+
+
+@contextmanager
+def executor_of(
+    workers: int | None, address: str | None, threads: int | None
+) -> Iterator["Executor"]:
+    """What carries out the work of a command, while the context lasts. Raises UserError where it
+    cannot be had."""
+    from benchmark.executors import executor_for
+
+    with executor_for(workers, address, threads) as executor:
+        yield executor
 
 
 def say(line: str) -> None:

@@ -20,10 +20,10 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, until_steady
+from benchmark.judge.surroundings import undisturbed
 from benchmark.report.flags import is_chance
 from benchmark.report.report import Report
 from benchmark.run.assess import OFFERS, assess
-from benchmark.surroundings import undisturbed
 from defenses.foreign.adapting.in_parts import InParts
 from defenses.foreign.adapting.in_precision import InPrecision
 from defenses.foreign.adapting.logits import Logits

@@ -19,6 +19,7 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.reading import Reading
 from benchmark.judge.records import IntArray
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity
 from benchmark.models.others import check_sources, fetch, sources_of
 from benchmark.models.trained import Trained
@@ -28,7 +29,6 @@ from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
 from benchmark.spec.run_spec import Mode
 from benchmark.spec.suites import DEFAULT_SUITE
-from benchmark.surroundings import undisturbed
 from defenses.offers import rejection_of
 
 

@@ -1,5 +1,6 @@
 """Who carries out the units of work that a run is cut into: this process, or workers on Ray."""
 
+from benchmark.executors.choice_of_executor import executor_for
 from benchmark.executors.executor import (
     IN_PROCESS,
     Executor,
@@ -9,4 +10,12 @@ from benchmark.executors.executor import (
     as_completed,
 )
 
-__all__ = ["IN_PROCESS", "Executor", "Held", "InProcess", "abandoned", "as_completed"]
+__all__ = [
+    "IN_PROCESS",
+    "Executor",
+    "Held",
+    "InProcess",
+    "abandoned",
+    "as_completed",
+    "executor_for",
+]

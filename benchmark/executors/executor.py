@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from benchmark.surroundings import undisturbed
+import torch
 
 T = TypeVar("T")
 
@@ -29,11 +29,15 @@ class Held(Protocol[T]):  # type: ignore[misc]
 class Executor(Protocol):
     """Carries out units of work.
 
-    width  how many it is worth asking for at once.
+    width    how many it is worth asking for at once.
+    threads  that each computes with.
     """
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def threads(self) -> int: ...
 
     def hold(self, value: T) -> Held[T]:
         """A value that many units are given."""
@@ -77,12 +81,15 @@ class InProcess:
 
     width = 1
 
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
     def hold(self, value: T) -> Held[T]:
         return _Here(value)
 
     async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = silent) -> T:
-        with undisturbed():
-            return unit(*given, tell)
+        return unit(*given, tell)
 
     async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
         return _Here(await self.do(unit, *given))

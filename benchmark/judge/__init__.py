@@ -7,7 +7,7 @@ from benchmark.judge.probes import probe
 from benchmark.judge.records import Block, Cell, FolderCell, MemoryCell, blocks_of
 from benchmark.judge.replica import freeze
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
-from benchmark.surroundings import full_precision, undisturbed
+from benchmark.judge.surroundings import full_precision, undisturbed
 
 __all__ = [
     "Block",

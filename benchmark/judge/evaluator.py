@@ -26,6 +26,7 @@ from benchmark.images import Images
 from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
 from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
+from benchmark.judge.surroundings import undisturbed
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
 # recorded about it; `tests/test_versions.py` notices where that was forgotten.
@@ -112,6 +113,7 @@ class Batch:
         return first, second
 
 
+@undisturbed()
 def judge_block(subject: Held[Subject], batch: Batch, tell: Tell) -> Block:
     """The records of clean images."""
     del tell
@@ -122,6 +124,7 @@ def judge_block(subject: Held[Subject], batch: Batch, tell: Tell) -> Block:
     return _block(batch.places, labels, verdict, distance, began)
 
 
+@undisturbed()
 def certify_block(subject: Held[Subject], threat: ThreatModel, batch: Batch, tell: Tell) -> Block:
     """The records of a model's certified radii at clean images.
 
@@ -141,6 +144,7 @@ def certify_block(subject: Held[Subject], threat: ThreatModel, batch: Batch, tel
     return _block(batch.places, labels, verdict, radius, began)
 
 
+@undisturbed()
 def attack_block(
     subject: Held[Subject],
     threat: ThreatModel,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.problem import NoGradientError, differentiate
 from benchmark.judge.replica import freeze
-from benchmark.surroundings import full_precision
+from benchmark.judge.surroundings import full_precision
 from defenses.nonexpansive.nonexpansive_classifier import confidence_gap
 
 # How many images the mean norm of the Jacobian is taken over.

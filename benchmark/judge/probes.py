@@ -19,6 +19,7 @@ from benchmark.executors.executor import Tell
 from benchmark.judge.evaluator import Batch
 from benchmark.judge.replica import reseed
 from benchmark.judge.subject import ATTACKED, Subject
+from benchmark.judge.surroundings import undisturbed
 
 # How many correctly classified images are probed, at most.
 PROBED = 64
@@ -53,6 +54,7 @@ class _Seen:
     flat: Tensor
 
 
+@undisturbed()
 def probe(
     subject: Held[Subject], threat: ThreatModel, seed: int, block: int, batch: Batch, tell: Tell
 ) -> set[str]:

@@ -5,22 +5,27 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+import benchmark.images
 import defenses
 from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
+from benchmark.executors import IN_PROCESS, Executor, Held
+from benchmark.executors.executor import Tell
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import write_json
 from benchmark.keys import training_key
 from benchmark.models.trained import Trained, load_into, load_saved, naming
 from benchmark.spec.roster import Member
+from defenses.training.epoch_log import write_log
 from defenses.training.saved import CARD
 
 # How many images to run at once when the natural accuracy for the card is measured.
@@ -36,6 +41,24 @@ def obtain(
     device: torch.device,
     progress: bool,
     parts: Mapping[str, Trained],
+    executor: Executor = IN_PROCESS,
+) -> Trained:
+    """Obtain the model of a defense: see `obtained`, for callers that wait for it alone."""
+    return executor.run(
+        obtained(member, dataset, threat, seed, folder, device, progress, parts, executor)
+    )
+
+
+async def obtained(
+    member: Member,
+    dataset: Dataset,
+    threat: ThreatModel | None,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    progress: bool,
+    parts: Mapping[str, Trained],
+    executor: Executor,
 ) -> Trained:
     """Obtain the model of a defense of a run: load it, or train it if `folder` does not have it.
 
@@ -49,7 +72,8 @@ def obtain(
     """
     if member.folder is not None:
         return load_saved(member.folder)
-    return _Training(member, dataset, threat, seed, device, parts).into_one_of(folder, progress)
+    training = _Training(member, dataset, threat, seed, device, parts, executor)
+    return await training.into(folder / f"{member.component.name}-{training.key[:8]}", progress)
 
 
 def train(
@@ -70,9 +94,9 @@ def train(
     """
     if member.folder is not None:
         raise UserError(f"{member.label} is trained already: name a defense")
-    training = _Training(member, dataset, threat, seed, device, parts)
+    training = _Training(member, dataset, threat, seed, device, parts, IN_PROCESS)
     with alone_in(home, make=True):
-        return training.into(home, progress)
+        return IN_PROCESS.run(training.into(home, progress))
 
 
 class _Training:
@@ -89,8 +113,10 @@ class _Training:
         seed: int,
         device: torch.device,
         parts: Mapping[str, Trained],
+        executor: Executor,
     ) -> None:
         assert member.recipe is not None
+        self.executor = executor
         self.component, self.recipe = member.component, member.recipe
         self.dataset, self.seed, self.device = dataset, seed, device
         self.parts = parts
@@ -104,15 +130,11 @@ class _Training:
                 self.recipe, dataset.shape, dataset.classes, seed, copies
             )
         self.key = training_key(
-            self.recipe, self.model, dataset, self.threat, seed, device,
+            self.recipe, self.model, dataset, self.threat, seed, device, executor.threads,
             {name: part.identity for name, part in parts.items()},
         )  # fmt: skip
 
-    def into_one_of(self, folder: Path, progress: bool) -> Trained:
-        """As `into`, with a home under `folder` that is named after the defense and the key."""
-        return self.into(folder / f"{self.component.name}-{self.key[:8]}", progress)
-
-    def into(self, home: Path, progress: bool) -> Trained:
+    async def into(self, home: Path, progress: bool) -> Trained:
         """Load the trained model from `home`, or train it into that folder."""
         if (home / CARD).exists():
             try:
@@ -123,10 +145,9 @@ class _Training:
                 warnings.warn(f"{damage}: it is trained again", stacklevel=2)
         home.mkdir(parents=True, exist_ok=True)
         checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
-        seconds = (
-            self._fit(checkpoint, home / "log.csv", progress) if self.recipe.is_fitted else 0.0
-        )
-        self._save(home, seconds)
+        fitted = await self._fit(checkpoint, home / "log.csv", progress)
+        self.model.load_state_dict(fitted.state)
+        self._save(home, fitted)
         checkpoint.path.unlink(missing_ok=True)
         return load_saved(home)
 
@@ -148,27 +169,27 @@ class _Training:
             write_json(home / CARD, card | origin)
         return load_into(home, self.model, self.recipe)
 
-    def _fit(self, checkpoint: defenses.Checkpoint, log: Path, progress: bool) -> float:
-        """Train the model, and return how many seconds that took."""
+    async def _fit(self, checkpoint: defenses.Checkpoint, log: Path, progress: bool) -> "_Fitted":
+        """Train the model, and keep its checkpoints and its log meanwhile."""
+        hold, dataset = self.executor.hold, self.dataset
+        images = hold((dataset.train.x[:], dataset.train.y)) if self.recipe.is_fitted else None
         with naming(self.component), _bar(self.component.label, self.recipe, progress) as show:
-            return defenses.train(
-                self.recipe,
-                self.model,
-                self.dataset.train.x[:],
-                self.dataset.train.y,
-                threat=self.threat,
-                seed=self.seed,
-                device=self.device,
-                checkpoint=checkpoint,
-                log=log,
-                report=show,
-            )
 
-    def _save(self, home: Path, seconds: float) -> None:
+            def hear(said: Any) -> None:
+                if isinstance(said, bytes):
+                    checkpoint.store(said)
+                elif isinstance(said, list):
+                    write_log(log, said)
+                else:
+                    show(said)
+
+            return await self.executor.do(
+                _fitted, self.recipe, self.model, images, hold((dataset.test.x, dataset.test.y)),
+                self.threat, self.seed, self.device, checkpoint.stored(), checkpoint.key, tell=hear,
+            )  # fmt: skip
+
+    def _save(self, home: Path, fitted: "_Fitted") -> None:
         """Write the weights and the card into a folder."""
-        if self.recipe.half:
-            with naming(self.component):
-                defenses.round_to_half(self.model)
         card = defenses.describe(
             self.component.label,
             self.recipe,
@@ -177,8 +198,8 @@ class _Training:
             classes=self.dataset.classes,
             threat=self.threat,
             seed=self.seed,
-            natural_accuracy=_accuracy(self.model.to(self.device), self.dataset),
-            seconds=round(seconds, 1),
+            natural_accuracy=fitted.accuracy,
+            seconds=round(fitted.seconds, 1),
             device=self.device,
         )
         defenses.save(home, self.model, card | self._origin(), self.recipe.half)
@@ -222,11 +243,68 @@ def _bar(
         yield show
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A model that was trained: its weights, the seconds that it took, and its natural accuracy on
+    the test split."""
+
+    state: dict[str, Tensor]
+    seconds: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class _Told(defenses.Checkpoint):
+    """A checkpoint that is told to whoever asked for the training, and keeps the file."""
+
+    content: bytes | None
+    tell: Tell
+
+    def store(self, content: bytes) -> None:
+        self.tell(content)
+
+    def stored(self) -> bytes | None:
+        return self.content
+
+
+Images = tuple[Tensor | benchmark.images.Images, Tensor]
+
+
+def _fitted(
+    recipe: defenses.Recipe,
+    model: nn.Module,
+    images: Held[tuple[Tensor, Tensor]] | None,
+    test: Held[Images],
+    threat: ThreatModel | None,
+    seed: int,
+    device: torch.device,
+    checkpoint: bytes | None,
+    key: str,
+    tell: Tell,
+) -> _Fitted:
+    """Train a model on images with labels; None for one that is only built.
+
+    checkpoint  the content of one to go on from; None where there is none.
+    tell        is called with the content of checkpoints, the rows of the log, and the progress.
+    """
+    seconds = 0.0
+    if images is not None:
+        x, y = images.get()
+        seconds = defenses.train(
+            recipe, model, x, y, threat=threat, seed=seed, device=device,
+            checkpoint=_Told(Path("checkpoint.pt"), key, checkpoint, tell), log=tell, report=tell,
+        )  # fmt: skip
+    if recipe.half:
+        defenses.round_to_half(model)
+    accuracy = _accuracy(model.to(device), *test.get())
+    return _Fitted(dict(model.cpu().state_dict()), seconds, accuracy)
+
+
 @torch.no_grad()
-def _accuracy(model: nn.Module, dataset: Dataset) -> float:
-    """The natural accuracy of a model on the test split."""
+def _accuracy(model: nn.Module, x: Tensor | benchmark.images.Images, y: Tensor) -> float:
+    """The natural accuracy of a model on images x with labels y (n,)."""
     device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
     hits = 0
-    for x, y in zip(dataset.test.x.split(_BATCH), dataset.test.y.split(_BATCH), strict=True):
-        hits += int((model(x.to(device)).argmax(1).cpu() == y).sum())
-    return hits / len(dataset.test.y)
+    for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+        hits += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+    return hits / len(y)

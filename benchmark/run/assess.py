@@ -31,6 +31,7 @@ from benchmark.judge.reading import Called, Calling, Reading
 from benchmark.judge.records import Block, Cell, IntArray
 from benchmark.judge.steadiness import Kind, UnsteadyError
 from benchmark.judge.subject import Subject, Terms
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import (
     Identity,
     identify_attacked,
@@ -137,6 +138,7 @@ async def assessed(
             subject = await executor.keep(treated, subject, found.kind)
 
 
+@undisturbed()
 def look(
     model: Held[nn.Module], first_block: Tensor, device: Device, terms: Terms, tell: Tell
 ) -> Subject:
@@ -145,6 +147,7 @@ def look(
     return examine(model.get(), first_block, resolve_device(device), terms)
 
 
+@undisturbed()
 def treated(subject: Held[Subject], kind: Kind, tell: Tell) -> Subject:
     """A subject that turned out to be unsteady."""
     del tell
@@ -176,6 +179,7 @@ class Seen:
     entries: dict[str, Entry]
 
 
+@undisturbed()
 def check(
     subject: Held[Subject],
     model: Held[nn.Module],
@@ -207,6 +211,7 @@ def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
     ]
 
 
+@undisturbed()
 def peer_of(
     model: Held[nn.Module], subject: Held[Subject], first_block: Tensor, tell: Tell
 ) -> nn.Module:

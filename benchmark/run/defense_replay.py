@@ -17,6 +17,7 @@ from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity, identify_threat, key_of
 from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING
@@ -24,7 +25,6 @@ from benchmark.report.report import Report
 from benchmark.run.draws_replay import replay_draws
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Device
-from benchmark.surroundings import undisturbed
 from defenses.certificates import HasCertificate
 
 # The relative difference that a distance, a sum in float64, may have on another machine.

@@ -17,10 +17,10 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import IntArray
 from benchmark.judge.subject import Subject, Terms, until_steady
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity, identify_data
 from benchmark.spec.registry import DATASETS, load_plugins
 from benchmark.spec.run_spec import Choose, RunSpec
-from benchmark.surroundings import undisturbed
 
 
 def samples_of(dataset: Dataset, spec: RunSpec, strata: Dataset | None = None) -> Samples:

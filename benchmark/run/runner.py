@@ -15,10 +15,12 @@ of them lies in threats/NORM-EPS/, which is a folder of a run as well: run.json,
 curves.png.
 """
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +32,20 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
+from benchmark.executors import IN_PROCESS, Executor, abandoned
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
 from benchmark.judge.subject import Terms
 from benchmark.keys import Identity, identify_row
-from benchmark.models.obtain import obtain
+from benchmark.models.obtain import obtained
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.report import tables
 from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
-from benchmark.run.assess import Notify, Settings, assess
+from benchmark.run.assess import Notify, Settings, assessed
 from benchmark.run.geometry import Geometry
 from benchmark.run.run_folder import CELLS, RUN, THREATS, named
 from benchmark.run.run_samples import (
@@ -54,7 +57,7 @@ from benchmark.run.run_samples import (
 )
 from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.registry import load_plugins
-from benchmark.spec.roster import Roster, enrol
+from benchmark.spec.roster import Member, Roster, enrol
 from benchmark.spec.run_spec import RunSpec
 from benchmark.threats import run_tables
 from defenses.offers import rejection_of
@@ -82,13 +85,22 @@ class _Shared:
     trained: dict[str, Trained]
     progress: bool
     say: Say
+    executor: Executor
 
 
-def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say) -> list[Report]:
+def run(
+    spec: RunSpec,
+    folder: Path,
+    root: Path | None,
+    progress: bool,
+    say: Say,
+    executor: Executor = IN_PROCESS,
+) -> list[Report]:
     """Carry out a spec in a folder, and report on each defense, under each threat.
 
     What the folder already holds is not trained or measured again. `root` is where data sets are
-    looked for first, and `say` is called with a line on each thing that is done.
+    looked for first, and `say` is called with a line on each thing that is done. Whatever carries
+    out the units of work, this process alone writes into the folder.
 
     Raises UserError, SavedModelError or TrainingError, each in one line: UserError also where
     another process works in the folder. What was measured before that stays in the folder.
@@ -107,21 +119,23 @@ def run(spec: RunSpec, folder: Path, root: Path | None, progress: bool, say: Say
     data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)
 
     with alone_in(folder, make=True):
-        trained = _train(roster, dataset, spec, folder, device, progress, say)
+        trained = executor.run(
+            _train(roster, dataset, spec, folder, device, progress, say, executor)
+        )
         shared = _Shared(
-            spec, folder, dataset, samples, data, choice, device, trained, progress, say
+            spec, folder, dataset, samples, data, choice, device, trained, progress, say, executor
         )
         whole = _begin(shared)
         reports = []
         for view, lineup in zip(spec.views, lineups, strict=True):
-            reports += _attack(shared, view, lineup)
+            reports += executor.run(_attack(shared, view, lineup))
         if spec.threats:
             full = spec.model_copy(update={"data": data["name"]})
             run_tables.write(folder, reports, full, {"run": whole})
     return reports
 
 
-def _train(
+async def _train(
     roster: Roster,
     dataset: Dataset,
     spec: RunSpec,
@@ -129,16 +143,32 @@ def _train(
     device: torch.device,
     progress: bool,
     say: Say,
+    executor: Executor,
 ) -> dict[str, Trained]:
     """Train the defenses of a run, or load those that its folder has."""
     trained: dict[str, Trained] = {}
-    for label, member in roster.items():
+    is_there = {label: asyncio.Event() for label in roster}
+
+    async def get(label: str, member: Member) -> Trained:
+        # A defense may be made of others, which stand above it.
+        for name in member.made_of.values():
+            if name in is_there:
+                await is_there[name].wait()
         say(f"{label}: getting the model, which is trained unless it was before")
-        trained[label] = obtain(
+        return await obtained(
             member, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
-            progress, parts_of(member, trained),
+            progress, parts_of(member, trained), executor,
         )  # fmt: skip
-    return trained
+
+    async def keep(label: str, member: Member) -> None:
+        trained[label] = await get(label, member)
+        is_there[label].set()
+
+    begun = [executor.begin(keep(label, member)) for label, member in roster.items()]
+    with abandoned(begun):
+        for work in begun:
+            await work
+    return {label: trained[label] for label in roster}
 
 
 def _begin(shared: _Shared) -> dict[str, Any]:
@@ -160,7 +190,7 @@ def _begin(shared: _Shared) -> dict[str, Any]:
     return whole
 
 
-def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
+async def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
     """Attack each defense under one threat, and note every step in the folder."""
     spec, folder, trained = shared.spec, shared.folder, shared.trained
     cells, under = folder / CELLS, threat_name(view.threat) if spec.threats else ""
@@ -171,29 +201,33 @@ def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
     # Commands on the results under one threat have that one's lock.
     with alone_in(home, make=True) if spec.threats else nullcontext():
         manifest = _manifest(shared, view, lineup, home)
-        reports = []
-        for name, target, terms in _rows(shared, view):
-            notify = _recorder(home, manifest, name, target, terms, shared.say)
+        rows: list[dict[str, Any]] = []
+
+        async def row(name: str, target: Trained, terms: Terms, notify: Notify) -> Report:
             settings = Settings(
-                view.threat, view.mode, view.device, view.block, terms, shared.progress, under
-            )
+                view.threat, view.mode, view.device, view.block, terms, shared.progress, under,
+                shared.executor,
+            )  # fmt: skip
             try:
-                report = assess(
-                    name,
-                    target.model,
-                    relabelled(shared.samples, target.model, view),
-                    lineup,
-                    peers,
-                    settings,
-                    lambda key: FolderCell(cells / key),
-                    identify_row(target.identity, shared.data),
-                    shared.dataset.classes,
-                    notify,
-                )
+                return await assessed(
+                    name, target.model, relabelled(shared.samples, target.model, view), lineup,
+                    peers, settings, lambda key: FolderCell(cells / key),
+                    identify_row(target.identity, shared.data), shared.dataset.classes, notify,
+                )  # fmt: skip
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
-            report.choice = shared.choice
-            reports.append(report)
+
+        recorder = partial(_recorder, home, manifest, rows, say=shared.say)
+        begun = [
+            shared.executor.begin(row(name, target, terms, recorder(name, target, terms)))
+            for name, target, terms in _rows(shared, view)
+        ]
+        reports = []
+        with abandoned(begun):
+            for work in begun:
+                report = await work
+                report.choice = shared.choice
+                reports.append(report)
         find_left_out(reports, cells, view.seed)
         tables.write(home, reports, named(view, manifest), {"run": manifest})
     return reports
@@ -228,17 +262,24 @@ def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dic
 
 
 def _recorder(
-    folder: Path, manifest: dict[str, Any], name: str, target: Trained, terms: Terms, say: Say
+    folder: Path,
+    manifest: dict[str, Any],
+    rows: list[dict[str, Any]],
+    name: str,
+    target: Trained,
+    terms: Terms,
+    say: Say,
 ) -> Notify:
     """A function that records how far the assessment of one defense, in a row of that name, is.
 
     Each call brings the row of the defense in run.json up to date, and says what was measured.
+    `rows` are those of all defenses; run.json has those of which something was measured.
     """
     assert target.folder is not None
     row: dict[str, Any] = {"defense": name, "model": _relative(target.folder, folder)}
     if terms.reject is not None:
         row |= {"reject": terms.reject, "may_reject": terms.may_reject}
-    manifest["rows"].append(row)
+    rows.append(row)
 
     def notify(report: Report, measured: str) -> None:
         row.update(
@@ -249,6 +290,7 @@ def _recorder(
             after=report.after,
             notes=report.notes,
         )
+        manifest["rows"] = [row for row in rows if "cells" in row]
         write_json(folder / RUN, manifest)
         say(f"{report.called}: {report.summary(measured)}")
 

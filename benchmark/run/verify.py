@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
+from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import identify_recipe
 from benchmark.models.trained import Trained, load_saved
 from benchmark.report import tables
@@ -24,7 +25,6 @@ from benchmark.run.run_folder import (
 from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import MAY_REJECT, Device, RunSpec
-from benchmark.surroundings import undisturbed
 from benchmark.threats import combined, run_tables
 from defenses.offers import rejection_of
 

@@ -32,15 +32,24 @@ class Checkpoint:
         state = {"rows": rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(state, body)
         head = f"{self.key} {hashlib.sha256(body.getvalue()).hexdigest()}\n".encode()
-        write_atomically(self.path, lambda file: file.write(head + body.getvalue()))
+        self.store(head + body.getvalue())
+
+    def store(self, content: bytes) -> None:
+        """Keep the content of the file."""
+        write_atomically(self.path, lambda file: file.write(content))
+
+    def stored(self) -> bytes | None:
+        """The content of the file; None where there is none."""
+        return self.path.read_bytes() if self.path.exists() else None
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
         """Restore model and optimizer, and return the log's rows of the epochs that are done. Where
         the file is damaged or of another training there are none, and whoever called `train` is
         warned."""
-        if not self.path.exists():
+        content = self.stored()
+        if content is None:
             return []
-        head, _, body = self.path.read_bytes().partition(b"\n")
+        head, _, body = content.partition(b"\n")
         # torch.load alone would not notice a flipped bit in a tensor.
         known, _, digest = head.decode(errors="replace").partition(" ")
         if hashlib.sha256(body).hexdigest() != digest:

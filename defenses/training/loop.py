@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def train(
     seed: int,
     device: str | torch.device = "cpu",
     checkpoint: Checkpoint | None = None,
-    log: Path | None = None,
+    log: Path | Callable[[Rows], None] | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> float:
     """Train an initialised model in place, and return the seconds that it took. The model ends on
@@ -50,8 +51,8 @@ def train(
     checkpoint  a file to resume from, and the key of the training. The file stays, finished, for
                 the caller to remove once the model is saved. One that is damaged, or of another
                 training, only causes a warning.
-    log         a CSV file with a row per epoch. validation_loss is on the withheld images: NaN
-                where there are none.
+    log         a CSV file with a row per epoch, or what is called with all rows after each.
+                validation_loss is on the withheld images: NaN where there are none.
     report      called twice a second and at the end of each epoch.
 
     The same seed gives the same weights on the same machine, interrupted or not, and global random
@@ -78,7 +79,7 @@ def train(
     with repeatable():
         if recipe.epochs:
             run = _begin(recipe, model, x, y, threat, seed, report)
-            rows = run.epochs(checkpoint, log)
+            rows = run.epochs(checkpoint, partial(write_log, log) if isinstance(log, Path) else log)
         # What the recipe makes of the trained model and of what it was trained on.
         kept = len(x) - recipe.hold_out if recipe.epochs else len(x)
         with torch.no_grad(), seeded(seed_for(seed, "finish"), device):
@@ -106,7 +107,7 @@ class _Run:
     seed: int
     report: Callable[[Progress], None] | None
 
-    def epochs(self, checkpoint: Checkpoint | None, log: Path | None) -> Rows:
+    def epochs(self, checkpoint: Checkpoint | None, log: Callable[[Rows], None] | None) -> Rows:
         """All epochs, or those that the checkpoint leaves; returns the log's rows of all."""
         # Go on where the checkpoint is; without one, begin.
         written = time.monotonic()
@@ -131,7 +132,7 @@ class _Run:
 
             # Write the log and, if it is time or the training ends here, the checkpoint.
             if log is not None:
-                write_log(log, rows)
+                log(rows)
             due = time.monotonic() - written >= CHECKPOINT_SECONDS
             if checkpoint is not None and (due or number + 1 == self.recipe.epochs or worse(rows)):
                 checkpoint.write(self.model, self.optimizer, rows)

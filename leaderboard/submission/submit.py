@@ -14,6 +14,7 @@ from attacks import ThreatModel
 from attacks.messages import one_line
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import write
+from benchmark.judge.surroundings import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.defense_replay import examine_twice
@@ -21,7 +22,6 @@ from benchmark.run.run_folder import load_run
 from benchmark.spec.components import CERTIFIED, SAVED, Component
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import RunSpec
-from benchmark.surroundings import undisturbed
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.card import card_text
 from leaderboard.submission.evidence import pack

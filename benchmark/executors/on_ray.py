@@ -1,0 +1,261 @@
+"""Workers on Ray: processes on this machine, or on the hosts of a cluster.
+
+A unit of work is a task of Ray, which is done again elsewhere where its worker is killed or its
+host is lost. Nothing but the process that asked for the work writes into a folder.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from attacks.messages import described, one_line
+from benchmark.errors import UserError
+from benchmark.executors.executor import Held, Tell, silent
+from benchmark.executors.hosts import differing, versions
+from benchmark.executors.parcels import packed, unpacked
+
+T = TypeVar("T")
+
+# Some functions of it have no types.
+_ray: Any = ray
+
+# How often a unit is done again whose worker or host was lost.
+_AGAIN = 3
+
+# How many units are asked for at once, for each that can be carried out: the next one is at hand
+# when one is done.
+_AHEAD = 2
+
+# Of Ray on this machine. By default workers give way to all other processes, as far as starving.
+_LOCAL = {"worker_niceness": 0}
+
+# How many values a worker keeps loaded, and how often it tells of numbers, in seconds.
+_LOADED, _TELL_SECONDS = 16, 0.5
+
+
+class WorkerLostError(Exception):
+    """A unit was given up, because the workers that it was given to were lost."""
+
+
+class HostRefusedError(UserError):
+    """A host computes with other code than the process that asked for the work."""
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What workers must have: the versions of the process that asks, and so many threads."""
+
+    versions: dict[str, str]
+    threads: int
+
+    def check(self) -> None:
+        """Raises HostRefusedError on a host that has other versions."""
+        if wrong := differing(versions(), self.versions):
+            raise HostRefusedError(f"host {socket.gethostname()} has {wrong}: install the same")
+
+
+@dataclass(frozen=True)
+class _Began:
+    host: str
+
+
+@dataclass(frozen=True)
+class _Done:
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: Exception
+
+
+@dataclass(frozen=True)
+class _Sent(Generic[T]):
+    """A value in Ray's store, as bytes."""
+
+    ref: "ray.ObjectRef[bytes]"
+
+    def get(self) -> T:
+        value: T = _loaded(self.ref)
+        return value
+
+
+@lru_cache(maxsize=_LOADED)
+def _loaded(ref: "ray.ObjectRef[bytes]") -> Any:
+    """The value that a reference stands for, which a worker loads once."""
+    return unpacked(ray.get(ref))
+
+
+# Units run in a thread of their own, so that what they tell leaves the worker meanwhile. It is
+# always the same one: each has threads of torch.
+_thread = ThreadPoolExecutor(1)
+
+
+def _carry(setup: _Setup, body: bytes, keep: bool) -> Iterator[Any]:
+    """Carry out a unit, in a worker: yields _Began, what the unit tells, and _Done or _Raised."""
+    setup.check()
+    yield _Began(f"{socket.gethostname()} (process {os.getpid()})")
+    said = SimpleQueue[Any]()
+    _thread.submit(_carried, setup, body, keep, said)
+    while True:
+        item = said.get()
+        yield item
+        if isinstance(item, _Done | _Raised):
+            return
+
+
+def _versions() -> dict[str, str]:
+    return versions()
+
+
+def _carried(setup: _Setup, body: bytes, keep: bool, said: "SimpleQueue[Any]") -> None:
+    """Carry out a unit, and put what it tells and how it ends into a queue."""
+    told = 0.0
+
+    def tell(what: Any) -> None:
+        nonlocal told
+        if not isinstance(what, int) or time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            said.put(what)
+
+    try:
+        torch.set_num_threads(setup.threads)
+        unit, given = unpacked(body)
+        said.put(_Done(packed(unit(*given, tell))))
+    except Exception as error:
+        said.put(_Raised(_portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can leave the worker, with the same line."""
+    try:
+        unpacked(packed(error))
+    except Exception:
+        named: Exception = type(type(error).__name__, (RuntimeError,), {})(one_line(error))
+        return named
+    return error.with_traceback(None)
+
+
+class OnRay:
+    """Carries out units on the workers of a Ray cluster.
+
+    threads  of each worker.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._setup = _Setup(versions(), threads)
+        self._carry: Any = ray.remote(max_retries=0, num_returns="streaming")(_carry)
+        self._slots = asyncio.Semaphore(self.width)
+
+    @property
+    def workers(self) -> int:
+        """How many units can be carried out at once."""
+        return max(1, int(_ray.cluster_resources().get("CPU", 1)) // self.threads)
+
+    @property
+    def width(self) -> int:
+        return _AHEAD * self.workers
+
+    def check_hosts(self) -> None:
+        """Raises HostRefusedError where a host of the cluster has other versions."""
+        look: Any = ray.remote(num_cpus=0)(_versions)
+        for node in _ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                theirs = ray.get(look.options(scheduling_strategy=there).remote())
+                if wrong := differing(theirs, self._setup.versions):
+                    raise HostRefusedError(
+                        f"host {node['NodeManagerAddress']} has {wrong}: install the same there"
+                    )
+
+    def hold(self, value: T) -> Held[T]:
+        return _Sent(ray.put(packed(value)))
+
+    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = silent) -> T:
+        value: T = unpacked(await self._done(unit, given, tell))
+        return value
+
+    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+        # The bytes are kept by the process that asks: hosts may be lost.
+        return _Sent(ray.put(await self._done(unit, given, silent)))
+
+    async def _done(self, unit: Callable[..., Any], given: tuple[Any, ...], tell: Tell) -> bytes:
+        """What a unit returns, as bytes."""
+        async with self._slots:
+            task = self._carry.options(num_cpus=self.threads)
+            for _ in range(1 + _AGAIN):
+                host = "a worker that did not begin"
+                try:
+                    async for ref in task.remote(self._setup, packed((unit, given)), True):
+                        item = await ref
+                        if isinstance(item, _Began):
+                            host = item.host
+                        elif isinstance(item, _Raised):
+                            raise item.error
+                        elif isinstance(item, _Done):
+                            body: bytes = item.value
+                            return body
+                        else:
+                            tell(item)
+                    reason = "it ended without a result"
+                except RayTaskError as error:
+                    raise error.cause from None
+                except RayError as error:
+                    reason = described(error)
+            raise WorkerLostError(f"{1 + _AGAIN} workers were lost, the last on {host}: {reason}")
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        return asyncio.ensure_future(work)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        self._slots = asyncio.Semaphore(self.width)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        # In a notebook there is a loop already, in this thread.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, work).result()
+
+
+@contextmanager
+def on_ray(workers: int | None, address: str | None, threads: int) -> Iterator[OnRay]:
+    """Workers while the context lasts: so many on this machine, or those of a cluster.
+
+    Raises UserError where the cluster cannot be joined.
+    """
+    was_there = ray.is_initialized()
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if not was_there:
+        try:
+            if address is not None:
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(
+                    num_cpus=(workers or 1) * threads, include_dashboard=False,
+                    _node_ip_address="127.0.0.1", _system_config=_LOCAL, **quiet,
+                )  # fmt: skip
+        except Exception as error:
+            where = "on this machine" if address is None else f"at {address}"
+            raise UserError(f"no workers {where}: {one_line(error)}") from error
+    try:
+        executor = OnRay(threads)
+        executor.check_hosts()
+        yield executor
+    finally:
+        if not was_there:
+            ray.shutdown()
