@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmark.errors import UserError
+from benchmark.executors import IN_PROCESS, Executor, abandoned
 from benchmark.judge.records import write_text
 from benchmark.run.runner import Say
 from defenses.training.saved import WEIGHTS
@@ -102,7 +103,12 @@ def _open_checked(folder: Path, task: Task, tasks: Mapping[str, Task]) -> Row:
 
 
 def verify(
-    board: Path, tasks: Mapping[str, Task], chosen: Sequence[str], run_code: bool, say: Say
+    board: Path,
+    tasks: Mapping[str, Task],
+    chosen: Sequence[str],
+    run_code: bool,
+    say: Say,
+    executor: Executor = IN_PROCESS,
 ) -> list[str]:
     """Replay rows from weights and evidence, and make the tables and the page again from them.
 
@@ -113,20 +119,7 @@ def verify(
 
     Returns a line for each row and each file that does not hold.
     """
-    problems: list[str] = []
-    tables: list[Table] = []
-    for task in tasks.values():
-        rows: list[Row] = []
-        for folder in row_folders(board, task):
-            try:
-                row = _open_checked(folder, task, tasks)
-                if not chosen or task.name in chosen:
-                    row = replace(row, report=replay_row(row, run_code))
-                    say(f"{task.name} {row.record.row}: {row.record.numbers.best_attack:.1%} holds")
-                rows.append(row)
-            except UserError as error:
-                problems.append(str(error))
-        tables.append(make_table(task, rows))
+    tables, problems = executor.run(_replayed(board, tasks, chosen, run_code, say, executor))
     for name, text in _texts(tables).items():
         path = board / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -134,6 +127,39 @@ def verify(
                 f"{path} is not what weights and evidence give: {_first_difference(path, text)}"
             )
     return problems
+
+
+async def _replayed(
+    board: Path,
+    tasks: Mapping[str, Task],
+    chosen: Sequence[str],
+    run_code: bool,
+    say: Say,
+    executor: Executor,
+) -> tuple[list[Table], list[str]]:
+    """The tables of the rows that hold, and a line for each that does not: see `verify`."""
+    problems: list[str] = []
+    tables: list[Table] = []
+    for task in tasks.values():
+        is_replayed = not chosen or task.name in chosen
+
+        async def opened(folder: Path, task: Task = task, again: bool = is_replayed) -> Row:
+            row = _open_checked(folder, task, tasks)
+            if again:
+                row = replace(row, report=await executor.do(replay_row, row, run_code))
+                say(f"{task.name} {row.record.row}: {row.record.numbers.best_attack:.1%} holds")
+            return row
+
+        rows: list[Row] = []
+        begun = [executor.begin(opened(folder)) for folder in row_folders(board, task)]
+        with abandoned(begun):
+            for work in begun:
+                try:
+                    rows.append(await work)
+                except UserError as error:
+                    problems.append(str(error))
+        tables.append(make_table(task, rows))
+    return tables, problems
 
 
 def _first_difference(path: Path, text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from benchmark.cli.main import app
-from benchmark.cli.options import Root, RunFolder, say
+from benchmark.cli.options import Root, RunFolder, Workers, executor_of, say
 from benchmark.errors import UserError
 
 leaderboard = typer.Typer(
@@ -126,6 +126,7 @@ def verify(
         list[str], typer.Option(help="Replay its rows alone; all tasks' data are needed.")
     ] = [],  # noqa: B006
     run_code: RunCode = False,
+    workers: Workers = None,
     board: Board = Path("leaderboard"),
     data_root: Root = None,
 ) -> None:
@@ -136,7 +137,8 @@ def verify(
     tasks = load_tasks(board, data_root)
     for name in task:
         find_task(tasks, name)
-    problems = replay(board, tasks, task, run_code, typer.echo)
+    with executor_of(workers, None, None) as executor:
+        problems = replay(board, tasks, task, run_code, typer.echo, executor)
     for line in problems:
         say(line)
     if problems:

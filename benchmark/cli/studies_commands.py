@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attacks.threat import Norm
-from benchmark.cli.options import Plugins, Quiet, Root, RunFolder, speaker
+from benchmark.cli.options import (
+    Plugins,
+    Quiet,
+    RayAddress,
+    Root,
+    RunFolder,
+    Threads,
+    Workers,
+    executor_of,
+    speaker,
+)
 from benchmark.spec.run_spec import Device, Part
 
 if TYPE_CHECKING:
@@ -62,14 +72,18 @@ def budgets(
     samples: Samples = None,
     device: RunDevice = None,
     plugin: Plugins = [],  # noqa: B006
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
     """Robust accuracy of a run's models, as they are, for other budgets. Resumes, as a run does."""
     from benchmark.studies import budgets
 
-    how = budgets.How(samples, device, plugin, data_root, not quiet, speaker(quiet))
-    _show(lambda: budgets.budgets(folder, eps, how, attack, suite, defense), folder)
+    with executor_of(workers, ray, threads) as executor:
+        how = budgets.How(samples, device, plugin, data_root, not quiet, speaker(quiet), executor)
+        _show(lambda: budgets.budgets(folder, eps, how, attack, suite, defense), folder)
 
 
 @study.command()
@@ -82,14 +96,18 @@ def transfer(
     samples: Samples = None,
     device: RunDevice = None,
     plugin: Plugins = [],  # noqa: B006
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
     """Whether what breaks one row of a run, untargeted or targeted, breaks another."""
     from benchmark.studies import budgets
 
-    how = budgets.How(samples, device, plugin, data_root, not quiet, speaker(quiet))
-    _show(lambda: budgets.transfer(folder, source, target, eps, base, how), folder)
+    with executor_of(workers, ray, threads) as executor:
+        how = budgets.How(samples, device, plugin, data_root, not quiet, speaker(quiet), executor)
+        _show(lambda: budgets.transfer(folder, source, target, eps, base, how), folder)
 
 
 @study.command()
@@ -128,6 +146,9 @@ def classes(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     device: Device = "auto",
     plugin: Plugins = [],  # noqa: B006
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
@@ -143,7 +164,10 @@ def classes(
             "seed": seed, "device": device, "plugins": [str(path) for path in plugin],
         }
     )  # fmt: skip
-    measured = measure(spec, numbers, orders, budgets, out, data_root, not quiet, speaker(quiet))
+    with executor_of(workers, ray, threads) as executor:
+        measured = measure(
+            spec, numbers, orders, budgets, out, data_root, not quiet, speaker(quiet), executor
+        )
     _show_new(measured, out)
 
 
@@ -190,6 +214,9 @@ def sweep(
     reduced: Annotated[bool, typer.Option("--reduced", help="At the size for a CPU.")] = False,
     out: Annotated[Path | None, typer.Option(help="Default: under runs/.")] = None,
     device: RunDevice = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
@@ -198,8 +225,10 @@ def sweep(
     from benchmark.studies.sweep.sweep_spec import read_sweep
 
     folder = out or Path("runs") / (Path(spec).stem + ("-reduced" if reduced else ""))
-    how = studies.How(device, data_root, not quiet, speaker(quiet))
-    _show_new(studies.sweep(read_sweep(spec, reduced), folder, how), folder)
+    with executor_of(workers, ray, threads) as executor:
+        how = studies.How(device, data_root, not quiet, speaker(quiet), executor)
+        measured = studies.sweep(read_sweep(spec, reduced), folder, how)
+    _show_new(measured, folder)
 
 
 @study.command()

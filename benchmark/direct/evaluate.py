@@ -8,6 +8,7 @@ from torch import nn
 from attacks import Attack
 from attacks.threat import Norm
 from benchmark.direct.request import Options, read_request
+from benchmark.executors import Executor, executor_for
 from benchmark.judge.records import MemoryCell
 from benchmark.report.captions import may_reject_name
 from benchmark.report.report import Report
@@ -54,16 +55,17 @@ def evaluate(
     """
     request = read_request(model, x, y, norm, eps, attacks, suite, options)
 
-    def assessed(name: str, may_reject: bool) -> Report:
+    def assessed(name: str, may_reject: bool, executor: Executor) -> Report:
         report = assess(
             name, model, request.samples, request.lineup, request.sources,
-            request.settings(may_reject), lambda key: MemoryCell(), request.about,
+            request.settings(may_reject, executor), lambda key: MemoryCell(), request.about,
         )  # fmt: skip
         scale = request.geometry.scale
         report.scale = None if scale is None else scale.numpy()
         return report
 
-    report = assessed(request.name, may_reject=False)
-    if request.options.reject is not None:
-        report.rejecting = assessed(may_reject_name(request.name), may_reject=True)
+    with executor_for(request.options.workers) as executor:
+        report = assessed(request.name, False, executor)
+        if request.options.reject is not None:
+            report.rejecting = assessed(may_reject_name(request.name), True, executor)
     return report

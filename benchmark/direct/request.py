@@ -15,6 +15,7 @@ from attacks.threat import Norm
 from benchmark.data.dataset import fingerprint
 from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
+from benchmark.executors import IN_PROCESS, Executor
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.reading import Reading
 from benchmark.judge.records import IntArray
@@ -59,6 +60,8 @@ class Options(TypedDict, total=False):
     reject      the class by which the model rejects an image; by default its attribute `reject`,
                 if it has that. Rejecting a clean image is wrong;
                 rejecting a perturbed one is wrong in the report, and right in its `rejecting`.
+    workers     how many processes on this machine work at once, by Ray; None (the default) for this
+                process alone. Where Ray was begun before, those of its cluster work.
     draws       how many fresh draws of a randomised model judge each point; 50 by default.
     expectation  how many draws of it attacks take the mean of in each step; 10 by default.
     """
@@ -79,6 +82,7 @@ class Options(TypedDict, total=False):
     reject: int | None
     draws: int
     expectation: int
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ class Request:
     sources: Mapping[str, Trained]
     options: Any
 
-    def settings(self, may_reject: bool = False) -> Settings:
-        """How the model is assessed; `may_reject` as in `Terms`."""
+    def settings(self, may_reject: bool = False, executor: Executor = IN_PROCESS) -> Settings:
+        """How the model is assessed, and by what; `may_reject` as in `Terms`."""
         options = self.options
         terms = Terms(
             options.precision, Reading(options.output, options.binary), options.draws,
@@ -109,7 +113,7 @@ class Request:
         )  # fmt: skip
         return Settings(
             self.geometry.threat, options.mode, str(options.device), options.block, terms,
-            options.progress,
+            options.progress, executor=executor,
         )  # fmt: skip
 
 
@@ -145,6 +149,7 @@ _DEFAULTS: dict[str, Any] = {
     "mode": "table", "seed": 0, "device": "auto", "precision": "model", "block": 256,
     "index": None, "name": None, "progress": False, "peers": None, "scale": None, "output": None,
     "binary": False, "bounds": None, "reject": None, "draws": DRAWS, "expectation": EXPECTATION,
+    "workers": None,
 }  # fmt: skip
 _WORDS = {"mode": Mode, "precision": Precision}
 # Other names of precisions.
@@ -167,6 +172,9 @@ def _chosen(options: Options) -> Any:
         number = getattr(chosen, option)
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**63:
             raise UserError(f"{option} must be an integer of at least {least}, not {number!r}")
+    workers = chosen.workers
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise UserError(f"workers must be an integer of at least 1, not {workers!r}")
     if chosen.peers is not None and not isinstance(chosen.peers, Mapping):
         raise UserError("peers must be a mapping of names to models")
     reject = chosen.reject

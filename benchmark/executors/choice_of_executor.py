@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -25,12 +25,8 @@ def executor_for(
     Raises UserError where it cannot be had.
     """
     if workers is None and address is None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads or before)
-        try:
+        with nullcontext() if threads is None else _threads(threads):
             yield IN_PROCESS
-        finally:
-            torch.set_num_threads(before)
         return
     if workers is not None and address is not None:
         raise UserError("workers are of this machine, and ray names a cluster: give one of them")
@@ -41,3 +37,14 @@ def executor_for(
     shared = max(1, (os.cpu_count() or 1) // workers) if workers else 1
     with on_ray(workers, address, threads or shared) as executor:
         yield executor
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch while the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ import pandas as pd
 from attacks import HasArms
 from benchmark.columns import NONE, percent
 from benchmark.errors import UserError, did_you_mean
+from benchmark.executors import IN_PROCESS, Executor
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, images, on_order, on_settings
 from benchmark.report.report import Report
@@ -40,6 +41,7 @@ class How:
     root: Path | None = None
     progress: bool = False
     say: Say = lambda line: None
+    executor: Executor = IN_PROCESS
 
 
 def budgets(
@@ -147,7 +149,7 @@ def _sweep(
         at_budget = spec.model_copy(update=changed | {"eps": value})
         how.say(f"eps {text}")
         home = folder / name / f"eps-{value:g}"
-        runs[value] = run(at_budget, home, how.root, how.progress, how.say)
+        runs[value] = run(at_budget, home, how.root, how.progress, how.say, how.executor)
     rows = [row for value, reports in runs.items() for row in _rows(value, reports)]
     if not rows:
         raise UserError("none of the attacks applies to these models: name others")

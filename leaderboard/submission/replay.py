@@ -7,6 +7,7 @@ import torch
 from attacks import Attack, Problem
 from attacks.problem import NotApplicableError
 from benchmark.errors import UserError
+from benchmark.executors.executor import Tell, silent
 from benchmark.keys import identify_attack
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
@@ -20,12 +21,13 @@ from leaderboard.submission.submission import Row, unreadable
 from leaderboard.submission.submitted_model import loaded, read_card
 
 
-def replay_row(row: Row, run_code: bool = False) -> Report:
+def replay_row(row: Row, run_code: bool = False, tell: Tell = silent) -> Report:
     """Replay a submission, and return the report that its weights and evidence give.
 
     Code that the submission brings is run only if `run_code`. Raises UserError, in one line, where
     anything differs from the record.
     """
+    del tell
     try:
         with loaded(row.folder, row.record, row.spec, run_code) as saved:
             _check_attacks(row, saved)

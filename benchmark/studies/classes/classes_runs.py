@@ -16,6 +16,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
 from benchmark.environment import resolve_device
 from benchmark.errors import UserError
+from benchmark.executors import IN_PROCESS, Executor
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
@@ -76,6 +77,7 @@ def classes(
     root: Path | None,
     progress: bool,
     say: Say,
+    executor: Executor = IN_PROCESS,
 ) -> Study:
     """Robust accuracy, at each of `budgets`, of models that are trained to tell more and more of
     the classes of the same data apart (figures 1, 3 and 4).
@@ -100,7 +102,7 @@ def classes(
     _check(spec, lineup)
     base = load_dataset(spec.data, root)
     numbers = _numbers(counts, base.classes)
-    job = _Job(spec, base, texts, folder, resolve_device(spec.device), progress, say)
+    job = _Job(spec, base, texts, folder, resolve_device(spec.device), progress, say, executor)
     attacked = spec.defenses[0]
     with alone_in(folder, make=True):
         models = [
@@ -167,6 +169,7 @@ class _Job:
     device: torch.device
     progress: bool
     say: Say
+    executor: Executor
 
     def study(
         self, number: int, dataset: Dataset, component: Component, lineup: Lineup
@@ -178,6 +181,7 @@ class _Job:
         model = obtain(
             configured(component), dataset, self.spec.training_threat, self.spec.seed,
             self.folder / "defenses", self.device, self.progress, {},
+            self.executor,
         )  # fmt: skip
         samples = samples_of(dataset, self.spec, self.base)
         first = samples.y.numpy() == 0
@@ -275,7 +279,7 @@ class _Job:
             identity = identify_side(row, "first", None)
         settings = Settings(
             ThreatModel(spec.norm, eps), "table", spec.device, spec.block, terms_of(dataset, spec),
-            self.progress,
+            self.progress, executor=self.executor,
         )  # fmt: skip
         report = assess(
             name, task, of_side, lineup, {}, settings,

@@ -17,6 +17,7 @@ from benchmark.data.separation import inter_class_distance, log_volumes
 from benchmark.data.sets import load_dataset
 from benchmark.environment import resolve_device
 from benchmark.errors import UserError
+from benchmark.executors import IN_PROCESS, Executor
 from benchmark.folder_lock import alone_in
 from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.judge.records import write_text
@@ -55,6 +56,7 @@ class How:
     root: Path | None = None
     progress: bool = False
     say: Say = lambda line: None
+    executor: Executor = IN_PROCESS
 
 
 def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
@@ -148,7 +150,7 @@ def _check_images(spec: RunSpec, root: Path | None, train: bool) -> None:
 def _runs(spec: SweepSpec, run_spec: RunSpec, home: Path, how: How) -> dict[str, list[Report]]:
     """The reports of a point, by setting: those of the run that trains the models, and those of
     other runs that attack the same models in another setting."""
-    reports = {TEST: run(run_spec, home, how.root, how.progress, how.say)}
+    reports = {TEST: run(run_spec, home, how.root, how.progress, how.say, how.executor)}
     saved = [
         Component(name=f"{SAVED}{path.absolute()}", options={}, given_label=label)
         for label, path in _models(home).items()
@@ -157,7 +159,9 @@ def _runs(spec: SweepSpec, run_spec: RunSpec, home: Path, how: How) -> dict[str,
         if setting in spec.measures:
             how.say(setting)
             again = run_spec.model_copy(update={**changed, "defenses": saved})
-            reports[setting] = run(again, home / setting, how.root, how.progress, how.say)
+            reports[setting] = run(
+                again, home / setting, how.root, how.progress, how.say, how.executor
+            )
     return reports
 
 
