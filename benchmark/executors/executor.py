@@ -39,6 +39,10 @@ class Executor(Protocol):
     @property
     def threads(self) -> int: ...
 
+    def at_work(self) -> str:
+        """How many units are under way, and where; empty where that is known."""
+        ...
+
     def hold(self, value: T) -> Held[T]:
         """A value that many units are given."""
         ...
@@ -84,6 +88,9 @@ class InProcess:
     @property
     def threads(self) -> int:
         return torch.get_num_threads()
+
+    def at_work(self) -> str:
+        return ""
 
     def hold(self, value: T) -> Held[T]:
         return _Here(value)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -160,6 +161,9 @@ class OnRay:
         self._setup = _Setup(versions(), threads)
         self._carry: Any = ray.remote(max_retries=0, num_returns="streaming")(_carry)
         self._slots = asyncio.Semaphore(self.width)
+        # The hosts of the units that are under way, by a number of each.
+        self._working: dict[int, str] = {}
+        self._units = count()
 
     @property
     def workers(self) -> int:
@@ -182,6 +186,11 @@ class OnRay:
                         f"host {node['NodeManagerAddress']} has {wrong}: install the same there"
                     )
 
+    def at_work(self) -> str:
+        hosts = {host.partition(" ")[0] for host in self._working.values()}
+        tasks = f"{len(self._working)} {'task' if len(self._working) == 1 else 'tasks'}"
+        return f"{tasks} on {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}"
+
     def hold(self, value: T) -> Held[T]:
         return _Sent(ray.put(packed(value)))
 
@@ -196,6 +205,7 @@ class OnRay:
     async def _done(self, unit: Callable[..., Any], given: tuple[Any, ...], tell: Tell) -> bytes:
         """What a unit returns, as bytes."""
         async with self._slots:
+            number = next(self._units)
             task = self._carry.options(num_cpus=self.threads)
             for _ in range(1 + _AGAIN):
                 host = "a worker that did not begin"
@@ -203,7 +213,7 @@ class OnRay:
                     async for ref in task.remote(self._setup, packed((unit, given)), True):
                         item = await ref
                         if isinstance(item, _Began):
-                            host = item.host
+                            host = self._working[number] = item.host
                         elif isinstance(item, _Raised):
                             raise item.error
                         elif isinstance(item, _Done):
@@ -216,6 +226,8 @@ class OnRay:
                     raise error.cause from None
                 except RayError as error:
                     reason = described(error)
+                finally:
+                    self._working.pop(number, None)
             raise WorkerLostError(f"{1 + _AGAIN} workers were lost, the last on {host}: {reason}")
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import benchmark.images
 import defenses
@@ -20,6 +19,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, Held
 from benchmark.executors.executor import Tell
+from benchmark.executors.progress import underway
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import write_json
 from benchmark.keys import training_key
@@ -173,7 +173,11 @@ class _Training:
         """Train the model, and keep its checkpoints and its log meanwhile."""
         hold, dataset = self.executor.hold, self.dataset
         images = hold((dataset.train.x[:], dataset.train.y)) if self.recipe.is_fitted else None
-        with naming(self.component), _bar(self.component.label, self.recipe, progress) as show:
+        at_work = self.executor.at_work
+        with (
+            naming(self.component),
+            _bar(self.component.label, self.recipe, progress, at_work) as show,
+        ):
 
             def hear(said: Any) -> None:
                 if isinstance(said, bytes):
@@ -218,27 +222,23 @@ class _Training:
 
 @contextmanager
 def _bar(
-    label: str, recipe: defenses.Recipe, progress: bool
+    label: str, recipe: defenses.Recipe, progress: bool, at_work: Callable[[], str]
 ) -> Iterator[Callable[[defenses.Progress], None]]:
-    """Show a progress bar for a training while the context lasts.
+    """Show how far a training is while the context lasts.
 
-    It yields the function that brings the bar up to date.
+    It yields the function that is told so.
     """
-    with tqdm(
-        total=recipe.epochs,
-        desc=f"training {label}",
-        unit="epoch",
-        bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    with underway(
+        f"training {label}", recipe.epochs, progress, at_work, "epoch",
+        "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]",
+    ) as work:  # fmt: skip
 
         def show(state: defenses.Progress) -> None:
             known = not math.isnan(state.accuracy)
             accuracy = f", accuracy {state.accuracy:.1%}" if known else ""
-            bar.set_postfix_str(f"loss {state.loss:.3f}{accuracy}", False)
-            bar.n = state.epoch - 1 + state.step / state.steps
-            bar.refresh()
+            work.update(
+                state.epoch - 1 + state.step / state.steps, f"loss {state.loss:.3f}{accuracy}"
+            )
 
         yield show
 

@@ -6,7 +6,8 @@
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, Held, abandoned
 from benchmark.executors.executor import Tell, silent
+from benchmark.executors.progress import AttackBar, underway
 from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block, measured
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.probes import PROBED, probe
@@ -41,7 +43,6 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.progress import attack_bar
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
 from benchmark.spec.run_spec import Device, Mode
@@ -324,7 +325,7 @@ class _Assessment:
         key, settings, total = key_of(identity), self.settings, len(self.samples)
         cell, error = self.cells(key), None
         title = f"{self.report.called} {CERTIFIED}"
-        with attack_bar(title, total, 0, settings.block, total, settings.progress) as bar:
+        with self._bar(title, total, 0) as bar:
             unit = partial(certify_block, self.subject, settings.threat)
             try:
                 await self._measured(unit, cell, advance=lambda count, _: bar.count(count))
@@ -371,10 +372,9 @@ class _Assessment:
         """
         settings, first_block = self.settings, self.samples.x[: self.settings.block]
         title, passes = f"{self.report.called} {label}", attack.facts.passes or 0
-        total, block = len(self.samples), settings.block
         if settings.threat.norm not in attack.facts.norms:
             return None, runs_under(attack)
-        with attack_bar(title, len(samples), passes, block, total, settings.progress) as bar:
+        with self._bar(title, len(samples), passes) as bar:
             try:
                 peers = {
                     name: await self.executor.keep(
@@ -393,6 +393,15 @@ class _Assessment:
             except Exception as error:
                 return described(error), None
         return None, None
+
+    @contextmanager
+    def _bar(self, title: str, samples: int, passes: int) -> Iterator[AttackBar]:
+        """Show how far a measurement of so many samples is, while the context lasts."""
+        settings = self.settings
+        with underway(title, samples, settings.progress, self.executor.at_work) as work:
+            # Blocks that are worked on beside each other have no calls in common.
+            passes = passes if self.executor.width == 1 else 0
+            yield AttackBar(work, samples, passes, settings.block, len(self.samples))
 
     async def _measured(
         self,
