@@ -12,30 +12,23 @@ import typer
 
 from attacks.messages import one_line
 from attacks.threat import Norm
-from benchmark.cli import run_options
 from benchmark.cli.canaries_command import canaries
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
     Plugins,
     Quiet,
-    RayAddress,
     Root,
     RunFolder,
-    Threads,
-    Workers,
-    executor_of,
     say,
-    speaker,
+    warn_of_contradictions,
 )
+from benchmark.cli.run_command import run
 from benchmark.cli.studies_commands import study
-from benchmark.cli.vnnlib_command import judge_properties
 from benchmark.errors import FailedError, UserError
-from benchmark.judge.subject import Precision
-from benchmark.spec.run_spec import Choose, Device, Mode, Part
+from benchmark.spec.run_spec import Device
 
 if TYPE_CHECKING:
-    from benchmark.report.report import Report
-    from benchmark.spec.run_spec import RunSpec
+    pass
 
 _STATUS = (
     "Exit status: 0 if all is well, 1 for an error that you can mend, 2 for a mistyped command, 3 "
@@ -53,6 +46,7 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 app.command()(canaries)
+app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
 
 # This is the base class of errors of usage. Typer does not export it, and some versions of typer
@@ -71,113 +65,6 @@ class Kind(StrEnum):
     flags = "flags"
     foolbox = "foolbox"
     torchattacks = "torchattacks"
-
-
-@app.command(epilog=_STATUS)
-def run(
-    specs: run_options.Specs = [],  # noqa: B006 - typer copies it
-    data: run_options.Data = None,
-    samples: Annotated[int | None, typer.Option(help="Only so many images.")] = None,
-    choose: Annotated[Choose | None, typer.Option(help="Which, where not all.")] = None,
-    split: Annotated[Part | None, typer.Option(help="Which images to attack.")] = None,
-    labels: run_options.Labelled = None,
-    norm: Annotated[str | None, typer.Option(help="l2, linf or l1.")] = None,
-    eps: run_options.Eps = None,
-    threat: run_options.Threats = [],  # noqa: B006
-    bounded: run_options.Bounded = None,
-    defense: run_options.Defenses = [],  # noqa: B006
-    attack: run_options.Attacks = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
-    device: Annotated[Device | None, typer.Option()] = None,
-    precision: Annotated[Precision | None, typer.Option(help="By default, the model's.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Of a randomised model, per point.")] = None,
-    expectation: Annotated[int | None, typer.Option(help="Draws per step of attacks.")] = None,
-    block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
-    plugin: Plugins = [],  # noqa: B006
-    onnx: run_options.Onnx = None,
-    vnnlib: run_options.Vnnlib = [],  # noqa: B006
-    exact: run_options.Exact = False,
-    limit: run_options.Limit = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
-    workers: Workers = None,
-    ray: RayAddress = None,
-    threads: Threads = None,
-    data_root: Root = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train defenses, attack them, print the best-attack table. Running again resumes.
-
-    With --onnx and --vnnlib: judge properties of a network.
-    """
-    flags = {
-        "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
-        "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
-        "suite": suite, "mode": mode, "seed": seed, "device": device, "precision": precision,
-        "block": block, "choose": choose, "draws": draws, "expectation": expectation,
-        "plugins": [str(path) for path in plugin],
-    }  # fmt: skip
-    if onnx or vnnlib or exact or limit is not None:
-        judge_properties(
-            onnx, [*vnnlib, *specs], exact, limit, out, flags | {"data_root": data_root}
-        )
-        return
-    from benchmark.run import runner
-    from benchmark.threats import run_tables
-
-    spec = run_options.single(specs)
-    run_spec = _spec_of(spec, flags)
-    folder = _folder_of(spec, run_spec, out)
-    with executor_of(workers, ray, threads) as executor:
-        reports = runner.run(run_spec, folder, data_root, not quiet, speaker(quiet), executor)
-    typer.echo("\n" + run_tables.render(reports, run_spec))
-    _warn_of_contradictions(reports, err=True)
-    typer.echo(f"Records, tables and models: {folder}")
-    _refuse_failures(reports)
-
-
-def _folder_of(spec: Path | None, run_spec: "RunSpec", out: Path | None) -> Path:
-    """The folder of a run. Raises UserError where the run would replace the spec in it."""
-    from benchmark.spec.source_names import without_places
-
-    name = f"{without_places(run_spec.data).replace('/', '_')}-{run_spec.place}"
-    folder = out or Path("runs") / (spec.stem if spec else name)
-    if (
-        spec
-        and not (folder / "run.json").exists()
-        and (folder / "spec.yaml").resolve() == spec.resolve()
-    ):
-        raise UserError(f"{folder} is where {spec} lies, which a run replaces: name another --out")
-    return folder
-
-
-def _refuse_failures(reports: list["Report"]) -> None:
-    """Raises FailedError where an attack or a certificate failed."""
-    failed = [f"{report.called}: {label}" for report in reports for label in report.errors]
-    if failed:
-        raise FailedError(
-            f"failed, and counted for nothing: {'; '.join(failed)}: the reasons stand below the "
-            "table, and the same command tries them again"
-        )
-
-
-def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
-    """The spec of a run from a file, if there is one, and from flags, which override the file."""
-    from benchmark.spec.run_spec import make_spec, read_values
-
-    values: dict[str, Any] = read_values(path) if path else {}
-    if path and isinstance(values.get("plugins"), list):
-        # Plugins are looked for beside the spec first, where a row of the leaderboard has them.
-        beside = [path.parent / str(name) for name in values["plugins"]]
-        values["plugins"] = [
-            str(file) if file.is_file() else name
-            for file, name in zip(beside, values["plugins"], strict=True)
-        ]
-    given = {key: value for key, value in flags.items() if value not in (None, [])}
-    if "threats" in given:
-        values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
-    return make_spec(values | given)
 
 
 @app.command()
@@ -275,7 +162,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
     typer.echo("\n" + run_tables.render(replayed.reports, replayed.spec))
-    _warn_of_contradictions(replayed.reports, err=False)
+    warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(
             f"the table of {folder} does not hold, the one above is what does: "
@@ -288,14 +175,6 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             + ": run the same command again"
         )
     typer.echo(f"The table of {folder} holds.")
-
-
-def _warn_of_contradictions(reports: list["Report"], err: bool) -> None:
-    """Print a line for each report in which attacks contradict a certificate."""
-    from benchmark.report import tables
-
-    for line in tables.contradictions(reports):
-        typer.echo(f"CONTRADICTION: {line}: its certificate or its model is wrong", err=err)
 
 
 @app.command()

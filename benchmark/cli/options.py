@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from benchmark.executors import Executor
+    from benchmark.report.report import Report
 
 Root = Annotated[
     Path | None,
@@ -56,3 +57,11 @@ def say(line: str) -> None:
 def speaker(quiet: bool) -> Callable[[str], None]:
     """The function that prints how far a command is, or one that prints nothing if `quiet`."""
     return (lambda line: None) if quiet else say
+
+
+def warn_of_contradictions(reports: list["Report"], err: bool) -> None:
+    """Print a line for each report in which attacks contradict a certificate."""
+    from benchmark.report import tables
+
+    for line in tables.contradictions(reports):
+        typer.echo(f"CONTRADICTION: {line}: its certificate or its model is wrong", err=err)

@@ -103,10 +103,10 @@ class Inspection:
             counted = (f"{name} x {count}" for name, count in self.smoothed.items())
             smoothed = ", ".join(counted) or "nothing: strong climbs the model as it is"
         backward = "no gradients" if cost.backward is None else f"{_short(cost.backward)} backward"
-        held = f", and {_bytes(cost.kept)} that a pass with gradients keeps" if cost.kept else ""
+        held = f", and {in_bytes(cost.kept)} that a pass with gradients keeps" if cost.kept else ""
         lines = [
             ("model", f"{self.name} ({self.kind}), {self.parameters:,} parameters in "
-             f"{_bytes(self.size)}"),
+             f"{in_bytes(self.size)}"),
             ("precision", f"{self.precision}{twice}, on {self.device}"),
             ("images", f"{self.shape}, {takes}"),
             ("logits", f"{self.classes}"),
@@ -118,7 +118,7 @@ class Inspection:
              f"once{held}"),
         ]  # fmt: skip
         if cost.kept:
-            lines.append(("memory", f"about {_bytes(self.memory)} for blocks of {self.block}"))
+            lines.append(("memory", f"about {in_bytes(self.memory)} for blocks of {self.block}"))
         for label, trial in self.trials.items():
             lines.append((label, trial.line or _told(trial, self.samples)))
         if not self.trials:
@@ -168,10 +168,10 @@ def _short(seconds: float) -> str:
     return f"{size:.0f} {unit}" if size >= 10 else f"{size:#.2g} {unit}"
 
 
-def _bytes(count: int) -> str:
+def in_bytes(count: int) -> str:
     """A number of bytes in the unit that suits it.
 
-    >>> _bytes(3000), _bytes(346_000_000)
+    >>> in_bytes(3000), in_bytes(346_000_000)
     ('3.0 KB', '346.0 MB')
     """
     size, units = float(count), iter(("B", "KB", "MB", "GB", "TB"))

@@ -157,12 +157,17 @@ _ALIASES = {"single": "float32", "double": "float64", "half": "float16"}
 _LEAST = {"block": 1, "seed": 0, "draws": 1, "expectation": 2}
 
 
+def options_of(**given: Any) -> Any:
+    """Options that are known to be right, and the defaults of all others, as attributes."""
+    return SimpleNamespace(**_DEFAULTS | given)
+
+
 def _chosen(options: Options) -> Any:
     """All options, by name. Raises UserError for those that are unknown or cannot be."""
     if unknown := sorted(options.keys() - _DEFAULTS.keys()):
         hint = did_you_mean(unknown[0], _DEFAULTS, f"use {', '.join(_DEFAULTS)}")
         raise UserError(f"unknown option {unknown[0]!r}: {hint}")
-    chosen: Any = SimpleNamespace(**_DEFAULTS | options)
+    chosen = options_of(**options)
     chosen.precision = _precision(chosen.precision)
     for option, words in _WORDS.items():
         value, known = getattr(chosen, option), get_args(words)

@@ -6,6 +6,7 @@ from benchmark.executors.executor import (
     Executor,
     Held,
     InProcess,
+    WorkerLostError,
     abandoned,
     as_completed,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "Executor",
     "Held",
     "InProcess",
+    "WorkerLostError",
     "abandoned",
     "as_completed",
     "executor_for",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -25,7 +25,7 @@ def executor_for(
     Raises UserError where it cannot be had.
     """
     if workers is None and address is None:
-        with nullcontext() if threads is None else _threads(threads):
+        with with_threads(threads, workers):
             yield IN_PROCESS
         return
     if workers is not None and address is not None:
@@ -34,17 +34,25 @@ def executor_for(
         raise UserError("workers need ray: pip install 'bestattack[ray]'")
     from benchmark.executors.on_ray import on_ray
 
-    shared = max(1, (os.cpu_count() or 1) // workers) if workers else 1
-    with on_ray(workers, address, threads or shared) as executor:
+    with on_ray(workers, address, threads or _shared(workers)) as executor:
         yield executor
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch while the context lasts."""
+def with_threads(threads: int | None, workers: int | None) -> Iterator[None]:
+    """As many threads of torch, while the context lasts, as each of so many workers has; or this
+    process, where there are none."""
+    if threads is None and workers is None:
+        yield
+        return
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads or _shared(workers))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _shared(workers: int | None) -> int:
+    """The threads that each of so many workers on this machine has; one on a cluster."""
+    return max(1, (os.cpu_count() or 1) // workers) if workers else 1

@@ -15,7 +15,15 @@ import torch
 
 T = TypeVar("T")
 
+# How many units workers are asked for at once, for each that can be carried out: the next one is at
+# hand when one is done.
+AHEAD = 2
+
 Tell = Callable[[Any], None]
+
+
+class WorkerLostError(Exception):
+    """A unit was given up, because the workers that it was given to were lost."""
 
 
 class Held(Protocol[T]):  # type: ignore[misc]

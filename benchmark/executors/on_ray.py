@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ from typing import Any, Generic, TypeVar
 
 import ray
 import torch
+from ray.exceptions import OutOfMemoryError as RayMemoryError
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attacks.messages import described, one_line
 from benchmark.errors import UserError
-from benchmark.executors.executor import Held, Tell, silent
+from benchmark.executors.executor import AHEAD, Held, Tell, WorkerLostError, silent
 from benchmark.executors.hosts import differing, versions
 from benchmark.executors.parcels import packed, unpacked
 
@@ -33,22 +34,15 @@ T = TypeVar("T")
 # Some functions of it have no types.
 _ray: Any = ray
 
-# How often a unit is done again whose worker or host was lost.
-_AGAIN = 3
-
-# How many units are asked for at once, for each that can be carried out: the next one is at hand
-# when one is done.
-_AHEAD = 2
+# How often a unit is done again whose worker or host was lost; and how many workers it may lose in
+# all, of which some were lost before they had begun.
+_AGAIN, _LOST = 3, 20
 
 # Of Ray on this machine. By default workers give way to all other processes, as far as starving.
 _LOCAL = {"worker_niceness": 0}
 
 # How many values a worker keeps loaded, and how often it tells of numbers, in seconds.
 _LOADED, _TELL_SECONDS = 16, 0.5
-
-
-class WorkerLostError(Exception):
-    """A unit was given up, because the workers that it was given to were lost."""
 
 
 class HostRefusedError(UserError):
@@ -105,12 +99,12 @@ def _loaded(ref: "ray.ObjectRef[bytes]") -> Any:
 _thread = ThreadPoolExecutor(1)
 
 
-def _carry(setup: _Setup, body: bytes, keep: bool) -> Iterator[Any]:
+def _carry(setup: _Setup, body: bytes) -> Iterator[Any]:
     """Carry out a unit, in a worker: yields _Began, what the unit tells, and _Done or _Raised."""
     setup.check()
     yield _Began(f"{socket.gethostname()} (process {os.getpid()})")
     said = SimpleQueue[Any]()
-    _thread.submit(_carried, setup, body, keep, said)
+    _thread.submit(_carried, setup, body, said)
     while True:
         item = said.get()
         yield item
@@ -122,7 +116,7 @@ def _versions() -> dict[str, str]:
     return versions()
 
 
-def _carried(setup: _Setup, body: bytes, keep: bool, said: "SimpleQueue[Any]") -> None:
+def _carried(setup: _Setup, body: bytes, said: "SimpleQueue[Any]") -> None:
     """Carry out a unit, and put what it tells and how it ends into a queue."""
     told = 0.0
 
@@ -172,7 +166,7 @@ class OnRay:
 
     @property
     def width(self) -> int:
-        return _AHEAD * self.workers
+        return AHEAD * self.workers
 
     def check_hosts(self) -> None:
         """Raises HostRefusedError where a host of the cluster has other versions."""
@@ -203,17 +197,15 @@ class OnRay:
         return _Sent(ray.put(await self._done(unit, given, silent)))
 
     async def _done(self, unit: Callable[..., Any], given: tuple[Any, ...], tell: Tell) -> bytes:
-        """What a unit returns, as bytes."""
+        """What a unit returns, as bytes; done again where its worker is lost."""
         async with self._slots:
-            number = next(self._units)
-            task = self._carry.options(num_cpus=self.threads)
-            for _ in range(1 + _AGAIN):
-                host = "a worker that did not begin"
+            number, begun, lost = next(self._units), 0, 0
+            while begun <= _AGAIN and lost <= _LOST:
                 try:
-                    async for ref in task.remote(self._setup, packed((unit, given)), True):
-                        item = await ref
+                    async for item in self._carried(packed((unit, given))):
                         if isinstance(item, _Began):
                             host = self._working[number] = item.host
+                            begun += 1
                         elif isinstance(item, _Raised):
                             raise item.error
                         elif isinstance(item, _Done):
@@ -221,14 +213,23 @@ class OnRay:
                             return body
                         else:
                             tell(item)
-                    reason = "it ended without a result"
                 except RayTaskError as error:
                     raise error.cause from None
+                except RayMemoryError as error:
+                    raise MemoryError(one_line(error)) from error
                 except RayError as error:
                     reason = described(error)
                 finally:
                     self._working.pop(number, None)
-            raise WorkerLostError(f"{1 + _AGAIN} workers were lost, the last on {host}: {reason}")
+                lost += 1
+            where = f", the last on {host}" if begun else " before they began"
+            raise WorkerLostError(f"{lost} workers were lost{where}: {reason}")
+
+    async def _carried(self, body: bytes) -> AsyncIterator[Any]:
+        """What a worker yields that carries out a unit."""
+        task = self._carry.options(num_cpus=self.threads)
+        async for ref in task.remote(self._setup, body):
+            yield await ref
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         return asyncio.ensure_future(work)

@@ -72,8 +72,8 @@ async def obtained(
     """
     if member.folder is not None:
         return load_saved(member.folder)
-    training = _Training(member, dataset, threat, seed, device, parts, executor)
-    return await training.into(folder / f"{member.component.name}-{training.key[:8]}", progress)
+    training = Training(member, dataset, threat, seed, device, parts, executor.threads)
+    return await training.into(training.home(folder), progress, executor)
 
 
 def train(
@@ -94,12 +94,12 @@ def train(
     """
     if member.folder is not None:
         raise UserError(f"{member.label} is trained already: name a defense")
-    training = _Training(member, dataset, threat, seed, device, parts, IN_PROCESS)
+    training = Training(member, dataset, threat, seed, device, parts, IN_PROCESS.threads)
     with alone_in(home, make=True):
-        return IN_PROCESS.run(training.into(home, progress))
+        return IN_PROCESS.run(training.into(home, progress, IN_PROCESS))
 
 
-class _Training:
+class Training:
     """One training: the model before it, and the key that names the trained model.
 
     Raises UserError where the recipe cannot build the model.
@@ -113,10 +113,9 @@ class _Training:
         seed: int,
         device: torch.device,
         parts: Mapping[str, Trained],
-        executor: Executor,
+        threads: int,
     ) -> None:
         assert member.recipe is not None
-        self.executor = executor
         self.component, self.recipe = member.component, member.recipe
         self.dataset, self.seed, self.device = dataset, seed, device
         self.parts = parts
@@ -130,32 +129,40 @@ class _Training:
                 self.recipe, dataset.shape, dataset.classes, seed, copies
             )
         self.key = training_key(
-            self.recipe, self.model, dataset, self.threat, seed, device, executor.threads,
+            self.recipe, self.model, dataset, self.threat, seed, device, threads,
             {name: part.identity for name, part in parts.items()},
         )  # fmt: skip
 
-    async def into(self, home: Path, progress: bool) -> Trained:
+    def home(self, folder: Path) -> Path:
+        """The model's folder in a folder of models, named after the defense and the key."""
+        return folder / f"{self.component.name}-{self.key[:8]}"
+
+    async def into(self, home: Path, progress: bool, executor: Executor) -> Trained:
         """Load the trained model from `home`, or train it into that folder."""
-        if (home / CARD).exists():
-            try:
-                if kept := self._kept(home):
-                    return kept
-            except defenses.SavedModelError as error:
-                damage = str(error).rpartition(": ")[0]
-                warnings.warn(f"{damage}: it is trained again", stacklevel=2)
+        if kept := self.kept(home):
+            return kept
         home.mkdir(parents=True, exist_ok=True)
         checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
-        fitted = await self._fit(checkpoint, home / "log.csv", progress)
+        fitted = await self._fit(checkpoint, home / "log.csv", progress, executor)
         self.model.load_state_dict(fitted.state)
         self._save(home, fitted)
         checkpoint.path.unlink(missing_ok=True)
         return load_saved(home)
 
-    def _kept(self, home: Path) -> Trained | None:
-        """The model in `home`; None where it is only built, not trained.
+    def kept(self, home: Path) -> Trained | None:
+        """The model in `home`; None where there is none, where it is damaged, which is warned of,
+        and where it is only built, not trained. Raises UserError where it is another model."""
+        if not (home / CARD).exists():
+            return None
+        try:
+            return self._kept(home)
+        except defenses.SavedModelError as error:
+            damage = str(error).rpartition(": ")[0]
+            warnings.warn(f"{damage}: it is trained again", stacklevel=2)
+            return None
 
-        Raises UserError where it is another model, and SavedModelError where it is damaged.
-        """
+    def _kept(self, home: Path) -> Trained | None:
+        """As `kept`, of a folder that holds a model. Raises SavedModelError where it is damaged."""
         card = defenses.read_card(home)
         if card.get("key") != self.key:
             raise UserError(f"{home} holds another model: name another folder, or delete it")
@@ -169,14 +176,15 @@ class _Training:
             write_json(home / CARD, card | origin)
         return load_into(home, self.model, self.recipe)
 
-    async def _fit(self, checkpoint: defenses.Checkpoint, log: Path, progress: bool) -> "_Fitted":
+    async def _fit(
+        self, checkpoint: defenses.Checkpoint, log: Path, progress: bool, executor: Executor
+    ) -> "_Fitted":
         """Train the model, and keep its checkpoints and its log meanwhile."""
-        hold, dataset = self.executor.hold, self.dataset
+        hold, dataset = executor.hold, self.dataset
         images = hold((dataset.train.x[:], dataset.train.y)) if self.recipe.is_fitted else None
-        at_work = self.executor.at_work
         with (
             naming(self.component),
-            _bar(self.component.label, self.recipe, progress, at_work) as show,
+            _bar(self.component.label, self.recipe, progress, executor.at_work) as show,
         ):
 
             def hear(said: Any) -> None:
@@ -187,7 +195,7 @@ class _Training:
                 else:
                     show(said)
 
-            return await self.executor.do(
+            return await executor.do(
                 _fitted, self.recipe, self.model, images, hold((dataset.test.x, dataset.test.y)),
                 self.threat, self.seed, self.device, checkpoint.stored(), checkpoint.key, tell=hear,
             )  # fmt: skip

@@ -32,7 +32,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Executor, abandoned
+from benchmark.executors import IN_PROCESS, Executor, WorkerLostError, abandoned
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
@@ -155,10 +155,13 @@ async def _train(
             if name in is_there:
                 await is_there[name].wait()
         say(f"{label}: getting the model, which is trained unless it was before")
-        return await obtained(
-            member, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
-            progress, parts_of(member, trained), executor,
-        )  # fmt: skip
+        try:
+            return await obtained(
+                member, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
+                progress, parts_of(member, trained), executor,
+            )  # fmt: skip
+        except WorkerLostError as error:
+            raise UserError(f"training {label}: {error}") from error
 
     async def keep(label: str, member: Member) -> None:
         trained[label] = await get(label, member)
@@ -214,7 +217,7 @@ async def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report
                     peers, settings, lambda key: FolderCell(cells / key),
                     identify_row(target.identity, shared.data), shared.dataset.classes, notify,
                 )  # fmt: skip
-            except UserError as error:
+            except (UserError, WorkerLostError) as error:
                 raise UserError(f"{name}: {error}") from error
 
         recorder = partial(_recorder, home, manifest, rows, say=shared.say)

@@ -15,7 +15,7 @@ from attacks import PGD, Problem, Strong, ThreatModel
 from attacks.problem import Facts
 from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Executor, Held, as_completed
+from benchmark.executors import IN_PROCESS, Executor, Held, WorkerLostError, as_completed
 from benchmark.executors.executor import Tell
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import MemoryCell
@@ -27,7 +27,7 @@ from benchmark.spec.lineup import Entry, Lineup
 pytest.importorskip("ray")
 
 from benchmark.executors import on_ray as module
-from benchmark.executors.on_ray import OnRay, WorkerLostError, on_ray
+from benchmark.executors.on_ray import OnRay, on_ray
 from benchmark.executors.parcels import packed, unpacked
 
 N = 40

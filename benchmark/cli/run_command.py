@@ -1,0 +1,168 @@
+"""bestattack run: what is asked for by a spec and by flags is carried out, or planned."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from benchmark.cli import run_options
+from benchmark.cli.options import (
+    Plugins,
+    Quiet,
+    RayAddress,
+    Root,
+    Threads,
+    Workers,
+    executor_of,
+    speaker,
+    warn_of_contradictions,
+)
+from benchmark.cli.vnnlib_command import judge_properties
+from benchmark.errors import FailedError, UserError
+from benchmark.judge.subject import Precision
+from benchmark.spec.run_spec import Choose, Device, Mode, Part
+
+if TYPE_CHECKING:
+    from benchmark.executors import Executor
+    from benchmark.report.report import Report
+    from benchmark.spec.run_spec import RunSpec
+
+
+def run(
+    specs: run_options.Specs = [],  # noqa: B006 - typer copies it
+    data: run_options.Data = None,
+    samples: Annotated[int | None, typer.Option(help="Only so many images.")] = None,
+    choose: Annotated[Choose | None, typer.Option(help="Which, where not all.")] = None,
+    split: Annotated[Part | None, typer.Option(help="Which images to attack.")] = None,
+    labels: run_options.Labelled = None,
+    norm: Annotated[str | None, typer.Option(help="l2, linf or l1.")] = None,
+    eps: run_options.Eps = None,
+    threat: run_options.Threats = [],  # noqa: B006
+    bounded: run_options.Bounded = None,
+    defense: run_options.Defenses = [],  # noqa: B006
+    attack: run_options.Attacks = [],  # noqa: B006
+    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
+    device: Annotated[Device | None, typer.Option()] = None,
+    precision: Annotated[Precision | None, typer.Option(help="By default, the model's.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Of a randomised model, per point.")] = None,
+    expectation: Annotated[int | None, typer.Option(help="Draws per step of attacks.")] = None,
+    block: Annotated[int | None, typer.Option(help="Samples attacked at once.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    onnx: run_options.Onnx = None,
+    vnnlib: run_options.Vnnlib = [],  # noqa: B006
+    exact: run_options.Exact = False,
+    limit: run_options.Limit = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train defenses, attack them, print the best-attack table. Running again resumes.
+
+    With --onnx and --vnnlib: judge properties of a network.
+    """
+    flags = {
+        "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
+        "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
+        "suite": suite, "mode": mode, "seed": seed, "device": device, "precision": precision,
+        "block": block, "choose": choose, "draws": draws, "expectation": expectation,
+        "plugins": [str(path) for path in plugin],
+    }  # fmt: skip
+    if onnx or vnnlib or exact or limit is not None:
+        judge_properties(
+            onnx, [*vnnlib, *specs], exact, limit, out, flags | {"data_root": data_root}
+        )
+        return
+    spec = run_options.single(specs)
+    run_spec = _spec_of(spec, flags)
+    folder = _folder_of(spec, run_spec, out)
+    if plan:
+        _show_plan(run_spec, folder, data_root, workers, threads, quiet)
+        return
+    with executor_of(workers, ray, threads) as executor:
+        _carry_out(run_spec, folder, data_root, quiet, executor)
+
+
+def _carry_out(
+    spec: "RunSpec", folder: Path, root: Path | None, quiet: bool, executor: "Executor"
+) -> None:
+    """Carry out a spec in a folder, and print what came of it."""
+    from benchmark.direct.plan_of_run import compared
+    from benchmark.run import runner
+    from benchmark.threats import run_tables
+
+    began = time.monotonic()
+    reports = runner.run(spec, folder, root, not quiet, speaker(quiet), executor)
+    typer.echo("\n" + run_tables.render(reports, spec))
+    warn_of_contradictions(reports, err=True)
+    typer.echo(f"Records, tables and models: {folder}")
+    if line := compared(folder, time.monotonic() - began):
+        typer.echo(line)
+    _refuse_failures(reports)
+
+
+def _show_plan(
+    spec: "RunSpec",
+    folder: Path,
+    root: Path | None,
+    workers: int | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Print what a run will take."""
+    from benchmark.direct.plan_of_run import plan
+    from benchmark.executors.choice_of_executor import with_threads
+
+    with with_threads(threads, workers):
+        planned = plan(spec, folder, root, workers or 1, speaker(quiet))
+    planned.keep(folder)
+    typer.echo(str(planned))
+
+
+def _folder_of(spec: Path | None, run_spec: "RunSpec", out: Path | None) -> Path:
+    """The folder of a run. Raises UserError where the run would replace the spec in it."""
+    from benchmark.spec.source_names import without_places
+
+    name = f"{without_places(run_spec.data).replace('/', '_')}-{run_spec.place}"
+    folder = out or Path("runs") / (spec.stem if spec else name)
+    if (
+        spec
+        and not (folder / "run.json").exists()
+        and (folder / "spec.yaml").resolve() == spec.resolve()
+    ):
+        raise UserError(f"{folder} is where {spec} lies, which a run replaces: name another --out")
+    return folder
+
+
+def _refuse_failures(reports: list["Report"]) -> None:
+    """Raises FailedError where an attack or a certificate failed."""
+    failed = [f"{report.called}: {label}" for report in reports for label in report.errors]
+    if failed:
+        raise FailedError(
+            f"failed, and counted for nothing: {'; '.join(failed)}: the reasons stand below the "
+            "table, and the same command tries them again"
+        )
+
+
+def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
+    """The spec of a run from a file, if there is one, and from flags, which override the file."""
+    from benchmark.spec.run_spec import make_spec, read_values
+
+    values: dict[str, Any] = read_values(path) if path else {}
+    if path and isinstance(values.get("plugins"), list):
+        # Plugins are looked for beside the spec first, where a row of the leaderboard has them.
+        beside = [path.parent / str(name) for name in values["plugins"]]
+        values["plugins"] = [
+            str(file) if file.is_file() else name
+            for file, name in zip(beside, values["plugins"], strict=True)
+        ]
+    given = {key: value for key, value in flags.items() if value not in (None, [])}
+    if "threats" in given:
+        values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
+    return make_spec(values | given)

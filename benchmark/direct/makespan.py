@@ -1,0 +1,109 @@
+"""How long a run takes on so many workers, from how long its parts take."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmark.executors import Executor, abandoned, as_completed
+from benchmark.executors.simulated import Simulated
+
+
+@dataclass(frozen=True)
+class Part:
+    """An attack on a row, or what else is done with all of its samples.
+
+    tasks    how many blocks that are.
+    seconds  that one of them takes.
+    passes   forward and backward passes of an image, on average.
+    after    the labels of the parts that must be done before it.
+    """
+
+    label: str
+    tasks: int
+    seconds: float
+    passes: float = 0.0
+    after: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class RowOfWork:
+    """A defense of a run: it is trained, in so many seconds, and then each part is done.
+
+    made_of  the names of the rows that must be trained before it.
+    """
+
+    name: str
+    training: float
+    parts: Sequence[Part]
+    made_of: Sequence[str] = ()
+
+    @property
+    def work(self) -> float:
+        """The seconds that one worker takes for it."""
+        return self.training + sum(part.tasks * part.seconds for part in self.parts)
+
+
+def makespan(rows: Sequence[RowOfWork], workers: int) -> float:
+    """The seconds that a run takes on so many workers, in the order in which a run asks for its
+    units: all trainings, and then all parts, each as soon as what it needs is there.
+
+    >>> rows = [RowOfWork("a", 4.0, [Part("pgd", 4, 1.0)]), RowOfWork("b", 2.0, [])]
+    >>> [makespan(rows, workers) for workers in (1, 2, 8)]
+    [10.0, 6.0, 5.0]
+    """
+    simulated = Simulated(workers)
+    simulated.run(_worked(rows, simulated))
+    return simulated.seconds
+
+
+def least(rows: Sequence[RowOfWork], workers: int) -> float:
+    """The seconds that no order of the units can be below: those of equal shares of all work, and
+    those of the longest chain of units that wait for each other."""
+    trained: dict[str, float] = {}
+    for row in rows:
+        trained[row.name] = row.training + max((trained[name] for name in row.made_of), default=0.0)
+    chain = 0.0
+    for row in rows:
+        ends: dict[str, float] = {}
+        for part in row.parts:
+            before = max((ends[label] for label in part.after), default=0.0)
+            ends[part.label] = before + part.seconds
+        chain = max(chain, *ends.values(), 0.0)
+    # All parts begin when all rows are trained.
+    return max(sum(row.work for row in rows) / workers, max(trained.values(), default=0.0) + chain)
+
+
+async def _worked(rows: Sequence[RowOfWork], executor: Executor) -> None:
+    """Everything that there is to do, as a run asks for it."""
+    trained = {row.name: asyncio.Event() for row in rows}
+
+    async def train(row: RowOfWork) -> None:
+        for name in row.made_of:
+            await trained[name].wait()
+        await executor.do(_nothing, row.training)
+        trained[row.name].set()
+
+    async def do(part: Part, done: dict[str, asyncio.Event]) -> None:
+        for label in part.after:
+            await done[label].wait()
+        blocks = (executor.do(_nothing, part.seconds) for _ in range(part.tasks))
+        async for _ in as_completed(executor, blocks):
+            pass
+        done[part.label].set()
+
+    async def measure(row: RowOfWork) -> None:
+        done = {part.label: asyncio.Event() for part in row.parts}
+        parts = [executor.begin(do(part, done)) for part in row.parts]
+        with abandoned(parts):
+            for part in parts:
+                await part
+
+    for stage in (train, measure):
+        begun = [executor.begin(stage(row)) for row in rows]
+        with abandoned(begun):
+            for work in begun:
+                await work
+
+
+def _nothing() -> None:
+    """A unit of which only the seconds count."""

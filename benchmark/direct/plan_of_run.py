@@ -1,0 +1,241 @@
+"""What a run will take, before it begins: its tasks, passes, hours and memory."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+import defenses
+from benchmark.columns import NONE, frame_markdown
+from benchmark.data.dataset import Dataset, Split
+from benchmark.data.sets import load_dataset
+from benchmark.direct.inspect_model import inspected
+from benchmark.direct.inspection import Inspection, in_bytes, told
+from benchmark.direct.makespan import Part, RowOfWork, least, makespan
+from benchmark.direct.request import Request, options_of
+from benchmark.environment import resolve_device
+from benchmark.executors import IN_PROCESS
+from benchmark.judge.evaluator import Samples
+from benchmark.judge.records import write_json
+from benchmark.models.obtain import Training
+from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
+from benchmark.models.trained import Trained
+from benchmark.run.geometry import Geometry
+from benchmark.run.run_samples import samples_of
+from benchmark.spec.components import NATURAL
+from benchmark.spec.lineup import Lineup, lineup_of
+from benchmark.spec.registry import load_plugins
+from benchmark.spec.roster import Member, enrol
+from benchmark.spec.run_spec import RunSpec
+
+Say = Callable[[str], None]
+
+# What the plan of a run is called in its folder.
+_KEPT = "plan.json"
+
+# How many steps of a training are timed: the difference of two numbers, since the first takes
+# longer.
+_STEPS = (2, 6)
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    rows     what there is to do for each row, with the seconds that it takes.
+    memory   bytes that a worker takes, roughly, at most over all rows.
+    workers  how many work at once.
+    untrained  the rows that are not trained yet, whose attacks may take longer.
+    """
+
+    rows: Sequence[RowOfWork]
+    memory: int
+    workers: int
+    untrained: Sequence[str]
+
+    @property
+    def work(self) -> float:
+        """The seconds that one worker would take."""
+        return sum(row.work for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that the workers will take together."""
+        return makespan(self.rows, self.workers)
+
+    def keep(self, folder: Path) -> None:
+        """Keep in the folder of a run what it will take, for `compared`."""
+        write_json(folder / _KEPT, {"seconds": self.seconds, "workers": self.workers})
+
+    def __str__(self) -> str:
+        lines = []
+        for row in self.rows:
+            if row.training:
+                lines.append((row.name, "training", "1", NONE, told(row.training)))
+            lines += [
+                (
+                    row.name, part.label, str(part.tasks), f"{part.passes:.0f}",
+                    told(part.tasks * part.seconds),
+                )
+                for part in row.parts
+            ]  # fmt: skip
+        frame = pd.DataFrame(
+            lines, columns=["defense", "work", "tasks", "passes per image", "time of one worker"]
+        )
+        tasks = sum(sum(part.tasks for part in row.parts) + bool(row.training) for row in self.rows)
+        who = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        shortest = least(self.rows, self.workers)
+        summary = (
+            f"{tasks} tasks, about {told(self.work)} of work: "
+            f"about {told(self.seconds)} with {who} (no order takes less than {told(shortest)}), "
+            f"about {in_bytes(self.memory)} of memory each."
+        )
+        notes = [summary, "What the folder of the run holds already is not taken off."]
+        if self.untrained:
+            notes.append(
+                f"Not trained yet: {', '.join(self.untrained)}. How much of a robust model attacks "
+                "leave, and so how long they go on, is not known of these."
+            )
+        return "\n\n".join([frame_markdown(frame), " ".join(notes)])
+
+
+def compared(folder: Path, seconds: float) -> str:
+    """What a run took beside what was planned; empty where nothing was."""
+    try:
+        planned = json.loads((folder / _KEPT).read_text())
+        before, workers = float(planned["seconds"]), int(planned["workers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    who = "1 worker" if workers == 1 else f"{workers} workers"
+    return f"Took {told(seconds)}; planned: {told(before)} with {who}"
+
+
+def plan(spec: RunSpec, folder: Path, root: Path | None, workers: int, say: Say) -> Plan:
+    """Look at each model of a spec, and reckon what a run in a folder will take.
+
+    Models that are not trained are timed over a few steps of their training, and attacked as they
+    are before it. Raises what the run would raise for what is wrong with the spec.
+    """
+    load_plugins(spec.plugins)
+    norms = {view.norm for view in spec.views}
+    lineups = [lineup_of(view, norms) for view in spec.views]
+    for lineup in lineups:
+        check_sources(lineup, [component.label for component in spec.defenses])
+    roster = enrol(spec.defenses)
+    dataset = load_dataset(spec.data, root)
+    check_fit(roster, dataset)
+    samples = samples_of(dataset, spec)
+    models: dict[str, Trained] = {}
+    rows, memory, untrained = [], 0, []
+    for label, member in roster.items():
+        say(f"{label}: looking at the model")
+        models[label], training = _model(member, dataset, spec, folder, models)
+        if training:
+            untrained.append(label)
+        parts: list[Part] = []
+        for view, lineup in zip(spec.views, lineups, strict=True):
+            request = _request(label, view, lineup, dataset, samples, models)
+            seen = inspected(models[label].model, request, len(samples), dataset.classes, _silent)
+            parts += _parts(seen, view, lineup, f"{view.place} " if spec.threats else "")
+            memory = max(memory, seen.memory)
+        made_of = [name for name in member.made_of.values() if name in roster]
+        rows.append(RowOfWork(label, training, parts, made_of))
+    return Plan(rows, memory, workers, untrained)
+
+
+def _model(
+    member: Member,
+    dataset: Dataset,
+    spec: RunSpec,
+    folder: Path,
+    models: dict[str, Trained],
+) -> tuple[Trained, float]:
+    """A model as it is, trained or not, and the seconds that its training takes."""
+    if member.folder is not None:
+        return fetch([member.component.name], {})[member.component.name], 0.0
+    parts = parts_of(member, models)
+    training = Training(
+        member, dataset, spec.training_threat, spec.seed, resolve_device(spec.device), parts,
+        IN_PROCESS.threads,
+    )  # fmt: skip
+    kept = training.kept(training.home(folder / "defenses"))
+    if kept is not None:
+        return kept, 0.0
+    recipe = training.recipe
+    seconds = _training_seconds(training, dataset.train) if recipe.is_fitted else 0.0
+    return Trained(training.model.eval(), {}), seconds
+
+
+def _training_seconds(training: Training, split: Split) -> float:
+    """How long a training takes, by the seconds of a few of its steps."""
+    recipe = replace(training.recipe, epochs=1)
+    total, seconds = len(split.y), []
+    for steps in _STEPS:
+        count = min(total, recipe.hold_out + steps * recipe.batch)
+        model: nn.Module = copy.deepcopy(training.model)
+        began = time.perf_counter()
+        defenses.train(
+            recipe, model, split.x[:count], split.y[:count], threat=training.threat,
+            seed=training.seed, device=training.device,
+        )  # fmt: skip
+        seconds.append((time.perf_counter() - began, count))
+    (first, fewer), (second, more) = seconds
+    if more == fewer:
+        return training.recipe.epochs * second
+    # Where that is lost in noise, all that it took counts.
+    of_sample = (second - first) / (more - fewer) if second > first else second / more
+    return training.recipe.epochs * of_sample * total
+
+
+def _request(
+    label: str,
+    view: RunSpec,
+    lineup: Lineup,
+    dataset: Dataset,
+    samples: Samples,
+    models: dict[str, Trained],
+) -> Request:
+    """What is asked about a model under one threat, as `inspect` takes it."""
+    options = options_of(
+        mode="table", seed=view.seed, device=view.device, precision=view.precision,
+        block=view.block, draws=view.draws, expectation=view.expectation,
+    )  # fmt: skip
+    sources = fetch(
+        [name for name in sources_of(lineup) if name in models or name.startswith("saved:")], models
+    )
+    known = {
+        name: entry
+        for name, entry in lineup.entries.items()
+        if set(entry.attack.facts.sources) <= sources.keys()
+    }
+    geometry = Geometry(view.threat, frozen=dataset.frozen)
+    return Request(label, samples, {}, geometry, replace(lineup, entries=known), sources, options)
+
+
+def _parts(seen: Inspection, view: RunSpec, lineup: Lineup, place: str) -> list[Part]:
+    """What there is to do with the samples of a row, after what `inspect` saw of its model."""
+    blocks = math.ceil(seen.samples / view.block)
+    judging = seen.samples * seen.judged * seen.cost.forward
+    natural = Part(f"{place}{NATURAL}", blocks, judging / blocks, seen.judged)
+    parts = [natural]
+    for label, entry in lineup.entries.items():
+        trial = seen.trials.get(label)
+        if trial is None or trial.line:
+            continue  # it does not apply to the model, or fails on it
+        after = [natural.label]
+        if view.mode == "cascade":
+            after = [part.label for part in parts]
+        after += [f"{place}{other}" for other in entry.after if other in seen.trials]
+        passes = trial.forwards + trial.backwards
+        parts.append(Part(f"{place}{label}", blocks, trial.seconds / blocks, passes, after))
+    return parts
