@@ -252,6 +252,8 @@ def on_ray(workers: int | None, address: str | None, threads: int) -> Iterator[O
     Raises UserError where the cluster cannot be joined.
     """
     was_there = ray.is_initialized()
+    # Nobody without the cluster's token works in it.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if not was_there:
         try:
