@@ -1,4 +1,5 @@
-"""A step of adversarial training beside the bare forward and backward passes that it is made of.
+"""A step of adversarial training beside the bare forward and backward passes that it is made of,
+and in bfloat16 beside float32.
 
 Times are of the process's CPU, so that a shared machine's other work is not in them.
 """
@@ -15,8 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from attacks import ThreatModel
 from attacks.threat import Norm
-from defenses import Batch, initialise
+from defenses import Batch, initialise, train
 from defenses.recipes.adversarial import TRAINED_BY
+from defenses.recipes.recipe import ComputeName
+from defenses.training.bfloat16 import is_fast
 
 SHAPE, STEPS = (1, 28, 28), 10
 
@@ -65,6 +68,36 @@ def test_a_step_costs_little_more_than_its_passes(
     benchmark.extra_info["ratio"] = ratio
     print(f"\n{method}, {norm}: {ratio:.3f} x {STEPS + training_passes} bare passes")
     assert ratio <= 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "shape", "least"), [("cnn2", SHAPE, 1.25), ("myrtle", (3, 32, 32), 1.8)]
+)
+def test_a_step_in_bfloat16_is_faster_where_the_processor_has_it(
+    arch: str, shape: tuple[int, int, int], least: float, benchmark: BenchmarkFixture
+) -> None:
+    if not is_fast(torch.device("cpu")):
+        pytest.skip("this processor has no instructions for bfloat16")
+    x, y, threat = torch.rand(256, *shape), torch.arange(256) % 10, ThreatModel("linf", 8 / 255)
+
+    def training(compute: ComputeName) -> Callable[[], object]:
+        recipe = TRAINED_BY["pgd-at"](arch=arch, steps=4, epochs=1, compute=compute)
+        model = initialise(recipe, shape, 10, seed=0)
+        return lambda: train(recipe, model, x, y, threat=threat, seed=0)
+
+    lower, full = training("bfloat16"), training("float32")
+    mine, others = list[float](), list[float]()
+    lower(), full()
+    benchmark.pedantic(
+        lambda: mine.append(_seconds(lower)),
+        setup=lambda: others.append(_seconds(full)),
+        rounds=5,
+    )
+    ratio = statistics.median(b / a for a, b in zip(mine, others, strict=True))
+    benchmark.extra_info["ratio"] = ratio
+    print(f"\n{arch}: {ratio:.2f} x as fast in bfloat16")
+    assert ratio >= least
 
 
 def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
