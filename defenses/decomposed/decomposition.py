@@ -89,6 +89,9 @@ class Decomposed(AdversarialTraining):
 
         return self.decomposition(network, shape, self.targets(classes))
 
+    def computing(self, model: nn.Module) -> nn.Module:
+        return cast(Decomposition, model).networks
+
     def batches(self, model: nn.Module, x: Tensor, y: Tensor, epoch: Epoch) -> Iterator[Batch]:
         targets, split = cast(Decomposition, model).targets, epoch.split
         # The samples of each task, for all steps: (tasks, m) numbers for a step.

@@ -84,6 +84,7 @@ class Aggregation(Derived):
     source: str
 
     parts: ClassVar[tuple[str, ...]] = ("source",)
+    needs_float32: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

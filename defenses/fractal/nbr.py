@@ -75,6 +75,7 @@ class NBR(Recipe):
     memorise: int = 0
 
     ensemble: ClassVar[type[BeliefEnsemble]] = BeliefEnsemble
+    needs_float32: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

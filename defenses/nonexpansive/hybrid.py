@@ -53,6 +53,7 @@ class Hybrid(Derived):
     threshold: float = 1.0
 
     parts: ClassVar[tuple[str, ...]] = ("of", "otherwise")
+    needs_float32: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@ neural networks", L2NNN below)."""
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -90,6 +90,8 @@ class L2NNN(TrainsOnExamples):
     adversarial: bool = False
     penalty: float = 0.1
     penalised: float | None = None
+
+    needs_float32: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -14,6 +14,10 @@ from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.schedules import SCHEDULES
 
 OptimizerName = Literal["adam", "sgd"]
+ComputeName = Literal["float32", "bfloat16"]
+
+# Options that were added later are in neither keys nor cards where nobody gives them.
+_LATER = ("compute",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,9 @@ class Recipe(ABC):
                    size out of them at random places.
     half           round the weights to half precision after training, and store them so. They take
                    half the space, and all measurements are of the weights that are stored.
+    compute        what the network computes in while it is trained, "float32" or "bfloat16": the
+                   latter is faster on processors that have it. Weights, losses and steps are in
+                   float32 in either case, and so is all that is measured.
     version        raised when what the recipe makes of the same options, data and seed changes, or
                    what its networks compute.
 
@@ -56,6 +63,10 @@ class Recipe(ABC):
     schedule: str = "constant"
     crop: int = 0
     half: bool = False
+    compute: ComputeName = "float32"
+
+    # Whether its networks promise what holds in float32 alone.
+    needs_float32: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or self.crop < 0:
@@ -67,6 +78,10 @@ class Recipe(ABC):
         if self.schedule not in SCHEDULES:
             choices = ", ".join(SCHEDULES)
             raise ValueError(f"unknown schedule {self.schedule!r}: use one of {choices}")
+        if self.compute not in get_args(ComputeName):
+            raise ValueError(f"unknown compute {self.compute!r}: use float32 or bfloat16")
+        if self.compute != "float32" and self.needs_float32:
+            raise ValueError("nonexpansive networks are computed in float32: leave compute out")
 
     @property
     def is_fitted(self) -> bool:
@@ -76,7 +91,20 @@ class Recipe(ABC):
     def settings(self) -> dict[str, Any]:
         """The options that determine what is made, but for the names of files and other models:
         what these contain is known otherwise, and they may be moved or renamed."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self._given()}
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The options as a card has them, names of files and other models too."""
+        given = self._given()
+        return {name: value for name, value in asdict(self).items() if name in given}
+
+    def _given(self) -> list[str]:
+        """The names of all options, but for later ones at their defaults."""
+        return [
+            field.name
+            for field in fields(self)
+            if field.name not in _LATER or getattr(self, field.name) != field.default
+        ]
 
     def check_weights(self) -> None:  # noqa: B027 (a hook: most recipes need none)
         """Raises ValueError where what is to be attacked would be a network with random weights."""
@@ -95,6 +123,10 @@ class Recipe(ABC):
         """A fresh network for images of `shape` (channels, height, width), with weights drawn from
         torch's global randomness: see `defenses.initialise`."""
         return build_architecture(self.arch, shape, classes, widen=self.widen)
+
+    def computing(self, model: nn.Module) -> nn.Module:
+        """The part of a model that computes as `compute` says; the rest is always in float32."""
+        return model
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel | None:
         """The threat that training depends on, given that of the run; None where it depends on

@@ -3,7 +3,9 @@
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from attacks import ThreatModel
 from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.recipe import Recipe
+from defenses.training.bfloat16 import in_bfloat16, is_fast
 from defenses.training.checkpoints import Checkpoint
 from defenses.training.epoch_log import Rows, worse, write_log
 from defenses.training.randomness import repeatable, seed_for, seeded, shuffled
@@ -153,7 +156,9 @@ class _Run:
         tally, last, read = Tally(number, epoch.epochs, steps), LastLogits(), time.monotonic()
         self.model.train()
         noise = seeded(seed_for(self.seed, "noise", number), self.x.device)
-        with last.watching(self.model), noise:
+        part = self.recipe.computing(self.model)
+        computing = in_bfloat16(part) if self.recipe.compute == "bfloat16" else nullcontext()
+        with last.watching(self.model), noise, computing:
             for numbers, batch in zip(split, batches, strict=True):
                 rate = self.recipe.rate(batch.step / (epoch.epochs * steps))
                 loss = self.step(batch, rate)
@@ -195,6 +200,12 @@ def _begin(
     kept = len(x) - recipe.hold_out
     if kept < 1:
         raise ValueError(f"hold_out must be below {len(x)}, the number of training images")
+    if recipe.compute == "bfloat16" and not is_fast(x.device):
+        what = "this processor" if x.device.type == "cpu" else f"this {x.device.type} device"
+        warnings.warn(
+            f"{what} has no instructions for bfloat16: leave compute out, float32 is faster here",
+            stacklevel=3,
+        )
     against, optimizer = recipe.trains_against(threat), _optimizer(recipe, model)
     withheld = x[kept:], y[kept:]
     return _Run(recipe, model, optimizer, x[:kept], y[:kept], withheld, against, seed, report)
@@ -204,6 +215,8 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer, of all weights that are trained; its rate is set at each step."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = recipe.weight_decay
+    # Fused steps round otherwise, and what was trained in float32 must come out again.
+    fused = True if recipe.compute == "bfloat16" else None
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, weight_decay=decay)
-    return torch.optim.SGD(parameters, momentum=recipe.momentum, weight_decay=decay)
+        return torch.optim.Adam(parameters, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(parameters, momentum=recipe.momentum, weight_decay=decay, fused=fused)

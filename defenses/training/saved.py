@@ -52,7 +52,7 @@ def describe(
             versions[package] = metadata.version(package)
     return {
         "defense": recipe_name,
-        "hyperparameters": asdict(recipe),
+        "hyperparameters": recipe.hyperparameters(),
         "data": data,
         "shape": shape,
         "classes": classes,

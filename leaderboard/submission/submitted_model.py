@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def foreign(card: dict[str, Any]) -> Iterator[str]:
 
 def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     """The options of a recipe as a card has them, in JSON."""
-    options: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    options: dict[str, Any] = json.loads(json.dumps(recipe.hyperparameters(), default=str))
     return options
 
 

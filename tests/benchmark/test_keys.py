@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attacks import PGD, Facts, Problem, Seeded, Targeted
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.keys import identify_attack, identify_recipe, key_of
+from benchmark.keys import identify_attack, identify_recipe, key_of, training_key
 from benchmark.run import runner
 from benchmark.spec.registry import ATTACKS, only_plugins
 from benchmark.spec.run_spec import make_spec
 from benchmark.user_code import identify_code
-from defenses import External, Fractal, Hybrid
+from defenses import AdversarialTraining, External, Fractal, Hybrid
 
 ROOT = Path(__file__).parents[2]
 
@@ -244,6 +245,22 @@ def test_the_models_that_a_recipe_names_are_none_of_its_options() -> None:
     )
     assert identify_recipe(first) != identify_recipe(dataclasses.replace(first, threshold=0.6))
     assert identify_recipe(External(weights="a.pt")) == identify_recipe(External(weights="b.pt"))
+
+
+def test_a_later_option_is_in_a_key_where_it_is_given_and_nowhere_else() -> None:
+    recipe = AdversarialTraining()
+    lower = dataclasses.replace(recipe, compute="bfloat16")
+    options = identify_recipe(recipe)["options"]
+    assert "compute" not in options
+    assert identify_recipe(lower)["options"] == options | {"compute": "bfloat16"}
+
+    def key(configured: AdversarialTraining) -> str:
+        dataset = load_dataset("digits")
+        model, cpu = nn.Linear(2, 2), torch.device("cpu")
+        torch.nn.init.ones_(model.weight), torch.nn.init.ones_(model.bias)
+        return training_key(configured, model, dataset, None, 0, cpu, 1, {})
+
+    assert key(recipe) == key(AdversarialTraining(compute="float32")) != key(lower)
 
 
 def test_our_code_is_named_by_its_version_alone() -> None:

@@ -70,6 +70,16 @@ def test_warm_up_perturbs_the_papers_part_of_a_batch_and_no_more(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", TRAINED_BY.values(), ids=TRAINED_BY)
+def test_where_the_warm_up_asks_for_no_examples_none_are_crafted(
+    kind: type[AdversarialTraining], digits: Digits
+) -> None:
+    model = Watched().train()
+    kind().loss(model, batch_of(digits[0][:16], digits[1][:16], LINF, 0.05))
+    assert model.crafting_passes == 0
+    assert all(torch.equal(seen, digits[0][:16]) for seen in model.seen)
+
+
 def test_without_warm_up_all_of_every_batch_is_adversarial() -> None:
     assert AdversarialTraining(warm_up=False).examples.proportion(0.0) == 1
 
