@@ -35,6 +35,18 @@ class NoGradientError(ValueError):
     """The model gives no gradients, not even zeros."""
 
 
+def positions(keep: Tensor) -> Tensor:
+    """Where a mask, bool (n,), is true; positions stay as they are.
+
+    What is selected from several tensors is selected by positions, since an accelerator has to be
+    waited for each time that a mask selects.
+
+    >>> positions(torch.tensor([True, False, True]))
+    tensor([0, 2])
+    """
+    return keep.nonzero().squeeze(1) if keep.dtype == torch.bool else keep
+
+
 @dataclass(frozen=True)
 class Problem:
     """Samples under attack: images, labels, the threat, and what names each sample's noise.
@@ -96,6 +108,7 @@ class Problem:
 
     def select(self, keep: Tensor) -> "Problem":
         """The same problem for some samples: `keep` is bool (n,) or positions."""
+        keep = positions(keep)
         return replace(
             self,
             x=self.x[keep],

@@ -102,7 +102,8 @@ class RayS:
                     step += 1
                     if step & (step - 1) == 0:
                         if budget and _PATIENCE <= step < self.steps:
-                            far = hopeless(state.radius, state.past, step, self.steps, budget)
+                            doublings = math.log2(self.steps / step)
+                            far = hopeless(state.radius, state.past, doublings, budget)
                             state.spent = torch.where(far, float(self.steps), state.spent)
                         state.past = state.radius.clone()
                 block += 1

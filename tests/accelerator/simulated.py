@@ -26,8 +26,9 @@ DEVICE, HOST = torch.device("meta"), torch.device("cpu")
 
 # What needs a value of the device to go on, or the size of a result.
 _WAITS = {
-    "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "_local_scalar_dense", "_unique", "_unique2", "bincount", "equal",
-    "masked_select", "multinomial", "nonzero", "unique_consecutive", "unique_dim",
+    "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "_local_scalar_dense", "_unique",
+    "_unique2", "bincount", "equal", "masked_select", "multinomial", "nonzero",
+    "unique_consecutive", "unique_dim",
 }  # fmt: skip
 
 # What takes indices, which may be on the host; CUDA copies them.
