@@ -54,7 +54,7 @@ class Problem:
     model   from images (n, *shape) to logits (n, classes), in eval mode.
     x, y    clean images (n, *shape) inside the box of `threat`; labels (n,), int64.
     threat  what points must stay within. Its bounds may differ by pixel, and where pixels must keep
-            their values, by image.
+            their values, by image; they get the dtype of the images, and come to their device.
     seed    of the attack; index (n,), int64, is each sample's number in its data set. Noise depends
             on (seed, index, stream) alone. Default: 0, 1, 2, ...
     meter   called with (rows, logits) after each forward, where rows (n,) are the samples' places
@@ -102,6 +102,8 @@ class Problem:
             object.__setattr__(self, "index", places)
         if self.rows is None:
             object.__setattr__(self, "rows", places)
+        if not self.threat.is_beside(self.x):
+            object.__setattr__(self, "threat", self.threat.around(self.x))
 
     def __len__(self) -> int:
         return len(self.x)

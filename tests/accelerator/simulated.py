@@ -12,7 +12,7 @@ What it does not show: streams, kernels that CUDA lacks, its rounding and its ra
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 DEVICE, HOST = torch.device("meta"), torch.device("cpu")
 
@@ -123,7 +122,7 @@ class Accelerator(TorchDispatchMode):
     ) -> Any:
         options = dict(kwargs or {})
         asked = options.get("device")
-        flat, spec = tree_flatten((args, options))
+        flat = [*_leaves(args), *_leaves(options.values())]
         on_device = [value for value in flat if isinstance(value, OnDevice)]
         if any(_is_stray(value) for value in flat):
             raise RuntimeError(f"{func}: a meta tensor that the simulated accelerator did not make")
@@ -139,8 +138,8 @@ class Accelerator(TorchDispatchMode):
 
         # Compute it on the CPU. What comes back is the device's, but for what was to go to the
         # host; what was changed in place comes back as the tensor that it was.
-        inner = [value.inside if isinstance(value, OnDevice) else value for value in flat]
-        args_inside, options_inside = tree_unflatten(inner, spec)
+        args_inside = [_inside(value) for value in args]
+        options_inside = {key: _inside(value) for key, value in options.items()}
         if asked == DEVICE:
             options_inside["device"] = HOST
         result = func(*args_inside, **options_inside)
@@ -150,7 +149,7 @@ class Accelerator(TorchDispatchMode):
         for value in on_device:
             if value.shape != value.inside.shape or value.dtype != value.inside.dtype:
                 raise NotImplementedError(f"{func}: it changes a shape in place")
-        return tree_map(lambda value: _on_device(value, before), result)
+        return _on_device(result, before)
 
 
 class _Numbers(TorchFunctionMode):
@@ -170,7 +169,11 @@ class _Numbers(TorchFunctionMode):
             of_tensor = func is Tensor.new_tensor
             device = options.get("device", args[0].device if of_tensor else None)
             data = args[1] if of_tensor else args[0] if args else options.get("data")
-            if device is not None and torch.device(device) == DEVICE and not _is_tensor(data):
+            if (
+                device is not None
+                and torch.device(device) == DEVICE
+                and not isinstance(data, Tensor)
+            ):
                 if of_tensor:
                     options.setdefault("dtype", args[0].dtype)
                     func, args = torch.tensor, args[1:]
@@ -196,8 +199,20 @@ def to_host(value: Tensor) -> Tensor:
     return value.inside if isinstance(value, OnDevice) else value
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, with those that lists hold in the place of these."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _inside(value: Any) -> Any:
+    """A value with what is inside of tensors of the device in their place."""
+    if isinstance(value, list | tuple):
+        return type(value)(_inside(part) for part in value)
+    return value.inside if isinstance(value, OnDevice) else value
 
 
 def _is_stray(value: Any) -> bool:
@@ -207,6 +222,8 @@ def _is_stray(value: Any) -> bool:
 
 def _on_device(value: Any, before: Mapping[int, OnDevice]) -> Any:
     """A result on the device: one of the tensors that there were, or a new one."""
+    if isinstance(value, list | tuple):
+        return type(value)(_on_device(part, before) for part in value)
     if not isinstance(value, Tensor):
         return value
     return before[id(value)] if id(value) in before else OnDevice(value)
