@@ -93,10 +93,10 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    _with_norms(NAMED, slow=COSTLY),
-)
+COSTLY = ("best-arm", "boundary", "cw", "ddn", "robin", "smoothed", "square", "strong")
+
+
+@pytest.mark.parametrize(("name", "norm"), _with_norms(NAMED, slow=COSTLY))
 def test_an_attack_finds_on_the_device_what_it_finds_on_the_cpu(name: str, norm: Norm) -> None:
     text, model = NAMED[name], _network_for(name)
     on_device, on_host = _run(text, model, norm), _run(text, model, norm, HOST)
