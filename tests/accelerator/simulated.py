@@ -26,7 +26,7 @@ DEVICE, HOST = torch.device("meta"), torch.device("cpu")
 # What needs a value of the device to go on, or the size of a result.
 _WAITS = {
     "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "_local_scalar_dense", "_unique",
-    "_unique2", "bincount", "equal", "masked_select", "multinomial", "nonzero",
+    "_unique2", "allclose", "bincount", "equal", "masked_select", "multinomial", "nonzero",
     "unique_consecutive", "unique_dim",
 }  # fmt: skip
 
@@ -277,5 +277,7 @@ def _waits_to_index(name: str, args: Sequence[Any]) -> bool:
     indices = [index for index in args[1] if index is not None]
     masks = [index for index in indices if index.dtype in (torch.bool, torch.uint8)]
     if "put" in name and len(masks) == len(indices) and args[2].dim() == 0:
-        return False  # which torch does by filling
+        # Torch fills with a number. (With a value of the device it does not, which looks the same
+        # here.)
+        return False
     return bool(masks) or any(not isinstance(index, OnDevice) for index in indices)
