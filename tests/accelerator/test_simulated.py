@@ -120,7 +120,7 @@ WAITING: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "mask": (lambda x: x[x > 0], 1),
     "a mask of two": (lambda x: (x[x > 0], x[x > 0]), 2),
     "masked_select": (lambda x: x.masked_select(x > 0), 1),
-    "set by a mask": (lambda x: x.__setitem__(x > 0, x), 1),
+    "set by a mask": (lambda x: x.__setitem__(x > 0, x.clone()), 1),
     "filled by a mask": (lambda x: x.__setitem__(x > 0, 1.0), 0),
     "unique": (lambda x: x.unique(), 1),
     "repeated": (lambda x: x.repeat_interleave(x.long()), 1),
