@@ -35,6 +35,18 @@ class NoGradientError(ValueError):
     """The model gives no gradients, not even zeros."""
 
 
+def positions(keep: Tensor) -> Tensor:
+    """Where a mask, bool (n,), is true; positions stay as they are.
+
+    What is selected from several tensors is selected by positions, since an accelerator has to be
+    waited for each time that a mask selects.
+
+    >>> positions(torch.tensor([True, False, True]))
+    tensor([0, 2])
+    """
+    return keep.nonzero().squeeze(1) if keep.dtype == torch.bool else keep
+
+
 @dataclass(frozen=True)
 class Problem:
     """Samples under attack: images, labels, the threat, and what names each sample's noise.
@@ -42,7 +54,7 @@ class Problem:
     model   from images (n, *shape) to logits (n, classes), in eval mode.
     x, y    clean images (n, *shape) inside the box of `threat`; labels (n,), int64.
     threat  what points must stay within. Its bounds may differ by pixel, and where pixels must keep
-            their values, by image.
+            their values, by image; they get the dtype of the images, and come to their device.
     seed    of the attack; index (n,), int64, is each sample's number in its data set. Noise depends
             on (seed, index, stream) alone. Default: 0, 1, 2, ...
     meter   called with (rows, logits) after each forward, where rows (n,) are the samples' places
@@ -90,12 +102,15 @@ class Problem:
             object.__setattr__(self, "index", places)
         if self.rows is None:
             object.__setattr__(self, "rows", places)
+        if not self.threat.is_beside(self.x):
+            object.__setattr__(self, "threat", self.threat.around(self.x))
 
     def __len__(self) -> int:
         return len(self.x)
 
     def select(self, keep: Tensor) -> "Problem":
         """The same problem for some samples: `keep` is bool (n,) or positions."""
+        keep = positions(keep)
         return replace(
             self,
             x=self.x[keep],

@@ -78,9 +78,10 @@ class ThreatModel:
             raise ValueError(f"the box [{low}, {high}] is empty")
 
     def _bounds(self) -> tuple[Tensor, Tensor]:
-        """The bounds as tensors of one shape."""
-        sides = (torch.as_tensor(side, dtype=torch.float64) for side in (self.lower, self.upper))
-        lower, upper = torch.broadcast_tensors(*sides)
+        """The bounds as tensors of one shape, on the device of those that are tensors."""
+        sides = [torch.as_tensor(side, dtype=torch.float64) for side in (self.lower, self.upper)]
+        device = max(sides, key=Tensor.dim).device
+        lower, upper = torch.broadcast_tensors(*(side.to(device) for side in sides))
         return lower, upper
 
     def length(self, delta: Tensor) -> Tensor:
@@ -132,6 +133,13 @@ class ThreatModel:
             frozen = frozen.to(x.device)
             lower, upper = torch.where(frozen, x, lower), torch.where(frozen, x, upper)
         return replace(self, lower=lower, upper=upper)
+
+    def is_beside(self, x: Tensor) -> bool:
+        """Whether the bounds are numbers, or tensors of the dtype of images x and on their device,
+        which need not be moved at each step."""
+        sides = [side for side in (self.lower, self.upper) if isinstance(side, Tensor)]
+        fitting = [side for side in sides if (side.dtype, side.device) == (x.dtype, x.device)]
+        return not sides or len(fitting) == 2
 
     def select(self, keep: Tensor, dims: int) -> "ThreatModel":
         """The threat around some of the images, of so many dimensions: `keep` is bool (n,) or

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided
-from attacks.problem import Problem
+from attacks.problem import Problem, positions
 from attacks.threat import per_sample
 
 # How many times the gain of the last doubling of its steps each doubling to come may bring a walk.
@@ -26,11 +26,13 @@ class State:
 
     def select(self, keep: Tensor) -> Self:
         """A copy for some samples: `keep` is bool (n,) or positions."""
+        keep = positions(keep)
         return type(self)(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def put(self, rows: Tensor, other: Self) -> None:
         """Write the state of other samples into some rows: bool (n,) or positions. No two fields of
         this state may be one tensor."""
+        rows = positions(rows)
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
 
@@ -67,15 +69,17 @@ class Working(Generic[S]):
     def retire(self, done: Tensor) -> bool:
         """Let some samples, bool (n,), leave with the state that they have. Whether any are left.
 
-        This synchronises an accelerator; `due` says at which steps that is worth it.
+        This waits once for an accelerator; `due` says at which steps that is worth it.
         """
-        if bool(done.any()):
+        count = int(done.sum())
+        if count:
+            # Sorted, so that no wait is needed to know who leaves: who stays comes first.
+            keep, leave = done.byte().argsort(stable=True).split([len(self) - count, count])
             # A copy of everybody when the first leave, and of those who leave after that.
             if self._final is None:
                 self._final = self.state.select(self._rows)
             else:
-                self._final.put(self._rows[done], self.state.select(done))
-            keep = (~done).nonzero().squeeze(1)
+                self._final.put(self._rows[leave], self.state.select(leave))
             self._rows, self.problem = self._rows[keep], self.problem.select(keep)
             for field in fields(self.state):
                 setattr(self.state, field.name, getattr(self.state, field.name)[keep])
@@ -126,11 +130,11 @@ def far(x: Tensor) -> Tensor:
     return x.new_full((len(x),), math.inf)
 
 
-def hopeless(length: Tensor, past: Tensor, step: int, steps: int, budget: float) -> Tensor:
+def hopeless(length: Tensor, past: Tensor, doublings: float | Tensor, budget: float) -> Tensor:
     """Which samples (n,) of a walk will not come within the budget: not even if each doubling of
-    the steps to come, of `steps`, brings twice what the last one did, which ended at `step` and
-    took distances (n,) from `past` to `length`."""
-    gain = TRUST * math.log2(steps / step) * (past / length).log()
+    its steps to come brings twice what the last one did, which took distances (n,) from `past` to
+    `length`. `doublings` is how many are to come, of all or of each sample (n,)."""
+    gain = TRUST * doublings * (past / length).log()
     return length * torch.exp(-gain) > budget
 
 

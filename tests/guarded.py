@@ -78,7 +78,7 @@ class _Network(nn.Module):
     def __init__(self, phase: float = 0.0) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(16, 12), nn.Linear(12, CLASSES)
-        self.groups = torch.tensor([0, 0, 1])
+        self.register_buffer("groups", torch.tensor([0, 0, 1]))
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters()):
                 parameter.copy_(_wave(*parameter.shape, phase=phase + number))
@@ -109,7 +109,7 @@ class _Misleading(_Network):
     down it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        edges = torch.arange(1, 13, dtype=x.dtype) / 12
+        edges = torch.arange(1, 13, dtype=x.dtype, device=x.device) / 12
         return super().forward(torch.bucketize(x.detach(), edges).to(x.dtype) / 12 - 0.01 * x)
 
 
@@ -181,8 +181,8 @@ def _training_set() -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def trained(name: str, **options: Any) -> nn.Module:
-    """The model that the recipe of a registered name makes, trained in float64."""
+def trained(name: str, device: str | torch.device = "cpu", **options: Any) -> nn.Module:
+    """The model that the recipe of a registered name makes, trained in float64 on a device."""
     values = RECIPE_OPTIONS.get(name, ADVERSARIAL) | options
     parts: dict[str, nn.Module] = {}
     if name in ("gnb", "mrf", "belief"):
@@ -194,7 +194,8 @@ def trained(name: str, **options: Any) -> nn.Module:
     for part in parts.values():
         part.float()
     model = defenses.initialise(recipe, SHAPE, CLASSES, 5, parts).double()
-    defenses.train(recipe, model, *_training_set(), threat=ThreatModel("l2", 0.2), seed=5)
+    threat = ThreatModel("l2", 0.2)
+    defenses.train(recipe, model, *_training_set(), threat=threat, seed=5, device=device)
     return model
 
 

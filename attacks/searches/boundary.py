@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from attacks import noise
 from attacks.objectives import decided
-from attacks.problem import Facts, Problem
+from attacks.problem import Facts, Problem, positions
 from attacks.segment import pull
 from attacks.threat import per_sample
 from attacks.working import State, Working, due, hopeless, standing
@@ -124,10 +124,11 @@ class Boundary:
             chosen = problem.select(rows)
             start = problem.threat.clamp(problem.start[rows])
             hit = decided(chosen.logits(start), chosen.y)
-            if bool(hit.any()):
-                chosen = chosen.select(hit)
-                state = _pulled(chosen, _State.at(chosen, start[hit]), budget)
-                answer[rows[hit]] = _walk(chosen, state, self.steps, 0, budget).points
+            begun = positions(hit)
+            if len(begun):
+                chosen = chosen.select(begun)
+                state = _pulled(chosen, _State.at(chosen, start[begun]), budget)
+                answer[rows[begun]] = _walk(chosen, state, self.steps, 0, budget).points
                 rows = rows[~hit]
         if len(rows):
             answer[rows] = self._scouted(problem.select(rows), budget)
@@ -143,7 +144,7 @@ class Boundary:
             chosen = problem.select(rows)
             state = _pulled(chosen, _start(chosen, scout), budget)
             state = _walk(chosen, state, scouting, scout * self.steps, budget)
-            closer = state.length < best.length[rows]
+            closer = positions(state.length < best.length[rows])
             best.put(rows[closer], state.select(closer))
             rows = rows[best.length[rows] > budget]
             if not len(rows):
@@ -181,8 +182,8 @@ def _grids(x: Tensor) -> tuple[int | None, ...]:
 
 def _pulled(problem: Problem, state: _State, budget: float) -> _State:
     """The same state, with the points that are beyond the budget pulled onto the boundary."""
-    going = state.length.isfinite() & (state.length > budget)
-    if bool(going.any()):
+    going = positions(state.length.isfinite() & (state.length > budget))
+    if len(going):
         chosen = problem.select(going)
         state.put(going, _State.at(chosen, pull(chosen, state.points[going], _HALVINGS)))
     return state
@@ -203,7 +204,8 @@ def _walk(problem: Problem, begin: _State, steps: int, stream: int, budget: floa
                 done |= state.size.amax(1) <= _CONVERGED
                 if step and step & (step - 1) == 0:
                     if budget and step >= _PATIENCE:
-                        done |= hopeless(state.length, state.past, step, steps, budget)
+                        doublings = math.log2(steps / step)
+                        done |= hopeless(state.length, state.past, doublings, budget)
                     state.past = state.length
                 if not batch.retire(done):
                     break

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import CLEAR, decided, margin
-from attacks.problem import Facts, NoGradientError, Problem, climb
+from attacks.problem import Facts, NoGradientError, Problem, climb, positions
 from attacks.searches.angles import from_angle, half_width, to_angle
 from attacks.searches.penalties import excess, slopes, squared_distance
 from attacks.segment import pull
@@ -198,8 +198,10 @@ class CarliniWagner:
     def _pulled(self, problem: Problem, reached: Closest, budget: float) -> Closest:
         """What a search reached, with the points that are still beyond the budget pulled closer."""
         # With a confidence to keep, the boundary is not where to go.
-        beyond = (reached.length > budget) & reached.length.isfinite()
-        if self.confidence or not bool(beyond.any()):
+        if self.confidence:
+            return reached
+        beyond = positions((reached.length > budget) & reached.length.isfinite())
+        if not len(beyond):
             return reached
         far = problem.select(beyond)
         points = pull(far, reached.points[beyond], _HALVINGS)

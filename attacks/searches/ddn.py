@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin, targeted_margin
-from attacks.problem import Facts, NoGradientError, Problem, climb
+from attacks.problem import Facts, NoGradientError, Problem, climb, positions
 from attacks.segment import pull
 from attacks.smoothing import WARM, Cooling
 from attacks.targets import by_distance
@@ -141,8 +141,8 @@ class DDN:
         last = int(_LAST * self.steps)
         with suppress(NoGradientError):  # what has none itself may have one when it is smoothed
             best.improve(_search(problem, best, best.points, None, begin, last, None, budget))
-        going = best.length.isfinite() & (best.length > budget)
-        if bool(going.any()):
+        going = positions(best.length.isfinite() & (best.length > budget))
+        if len(going):
             best.points[going] = pull(problem.select(going), best.points[going], _HALVINGS)
         return best.points
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import decided, margin
-from attacks.problem import Attack, NoGradientError, Problem, differentiate
+from attacks.problem import Attack, NoGradientError, Problem, differentiate, positions
 from attacks.searches.ddn import DDN
 from attacks.searches.square import Square
 from attacks.smoothing import WARM, Cooling
@@ -155,8 +155,8 @@ class Search:
         cooling = Cooling(*way.cooling, steps) if way.cooling and self.smooth else None
         run = ascend(replace(chosen, cooling=cooling), start, target, steps, way.first)
         runs = [(rows, run, column)]
-        if cooling is not None and bool((~run.hit).any()):
-            left = ~run.hit
+        left = positions(~run.hit) if cooling is not None else rows[:0]
+        if len(left):
             own = ascend(chosen.select(left), run.points[left], target[left], FINISH, _SHORT)
             runs.append((rows[left], own, column[left]))
         for of, reached, toward in runs:

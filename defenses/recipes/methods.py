@@ -91,7 +91,7 @@ def mart(clean: Tensor, adversarial: Tensor, y: Tensor, weight: float) -> Tensor
     rival = logits.detach().masked_fill(label, -torch.inf).argmax(1, keepdim=True)
     without_rival = logits.scatter(1, rival, -torch.inf).logsumexp(1)
     boost = (logits.logsumexp(1) - without_rival).mean()
-    wrong = 1 - clean.softmax(1)[label][:count]
+    wrong = 1 - clean.softmax(1).gather(1, y[:, None]).squeeze(1)[:count]
     moved = (divergence(clean[:count], adversarial) * wrong).sum() / len(y)
     return cross_entropy(logits, y) + boost + weight * moved
 

@@ -1,0 +1,1 @@
+"""Runs on a simulated accelerator: nothing mixes devices, and loops seldom wait for it."""
