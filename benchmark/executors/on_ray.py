@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,17 +18,20 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-import ray
 import torch
-from ray.exceptions import OutOfMemoryError as RayMemoryError
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attacks.messages import described, one_line
 from benchmark.errors import UserError
 from benchmark.executors.executor import AHEAD, Held, Tell, WorkerLostError, silent
 from benchmark.executors.hosts import differing, versions
 from benchmark.executors.parcels import packed, unpacked
+from benchmark.executors.ray_with_token import (
+    NodeAffinitySchedulingStrategy,
+    RayError,
+    RayMemoryError,
+    RayTaskError,
+    ray,
+)
 
 T = TypeVar("T")
 
@@ -75,6 +79,11 @@ class _Done:
 @dataclass(frozen=True)
 class _Raised:
     error: Exception
+
+
+@dataclass(frozen=True)
+class _Warned:
+    line: str
 
 
 @dataclass(frozen=True)
@@ -129,9 +138,19 @@ def _carried(setup: _Setup, body: bytes, said: "SimpleQueue[Any]") -> None:
     try:
         torch.set_num_threads(setup.threads)
         unit, given = unpacked(body)
-        said.put(_Done(packed(unit(*given, tell))))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("once", UserWarning)
+            value = unit(*given, tell)
+        for line in {str(warning.message) for warning in warned if _is_told(warning)}:
+            said.put(_Warned(line))
+        said.put(_Done(packed(value)))
     except Exception as error:
         said.put(_Raised(_portable(error)))
+
+
+def _is_told(warning: warnings.WarningMessage) -> bool:
+    """Whether a warning is for users, as those are that come without a kind of their own."""
+    return warning.category is UserWarning
 
 
 def _portable(error: Exception) -> Exception:
@@ -208,6 +227,8 @@ class OnRay:
                             begun += 1
                         elif isinstance(item, _Raised):
                             raise item.error
+                        elif isinstance(item, _Warned):
+                            warnings.warn(item.line, stacklevel=2)
                         elif isinstance(item, _Done):
                             body: bytes = item.value
                             return body
@@ -252,8 +273,6 @@ def on_ray(workers: int | None, address: str | None, threads: int) -> Iterator[O
     Raises UserError where the cluster cannot be joined.
     """
     was_there = ray.is_initialized()
-    # Nobody without the cluster's token works in it.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if not was_there:
         try:
@@ -261,7 +280,7 @@ def on_ray(workers: int | None, address: str | None, threads: int) -> Iterator[O
                 ray.init(address=address, **quiet)
             else:
                 ray.init(
-                    num_cpus=(workers or 1) * threads, include_dashboard=False,
+                    "local", num_cpus=(workers or 1) * threads, include_dashboard=False,
                     _node_ip_address="127.0.0.1", _system_config=_LOCAL, **quiet,
                 )  # fmt: skip
         except Exception as error:

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ray
 import torch
 
 from benchmark.errors import UserError
+from benchmark.executors.ray_with_token import ray
 
 cloudpickle: Any = ray.cloudpickle
 _jit: Any = torch.jit

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ def test_units_return_tell_and_raise(ray_of_two: OnRay) -> None:
             executor.run(executor.do(_failing, KeyError("mine")))
 
 
+def _warning(tell: Tell) -> int:
+    warnings.warn("mind this", stacklevel=1)
+    warnings.warn("nobody minds this", DeprecationWarning, stacklevel=1)
+    return 1
+
+
+def test_warnings_reach_whoever_asked(ray_of_two: OnRay) -> None:
+    with pytest.warns(UserWarning, match="mind this") as warned:
+        assert ray_of_two.run(ray_of_two.do(_warning)) == 1
+    assert [str(warning.message) for warning in warned] == ["mind this"]
+
+
 def test_an_error_that_cannot_travel_keeps_its_name_and_its_line(ray_of_two: OnRay) -> None:
     class OddError(Exception):
         def __init__(self, *, needed: int) -> None:
@@ -122,6 +135,7 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch, ray_of_two:
         other.run(other.do(_double, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_tensors_that_share_memory_still_do_and_torchscript_travels() -> None:
     weight = torch.arange(6.0)
     first, second = unpacked(packed((weight[:4], weight[2:])))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,10 @@ def cluster() -> Iterator[str]:
             for process in found.stdout.split():
                 subprocess.run(["kill", "-9", process], check=False)
             subprocess.run(["ip", "netns", "del", host], check=False, capture_output=True)
+        # Where Ray notes the cluster that was begun last on this machine.
+        noted = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+        if noted.is_file() and _ADDRESS[_HEAD] in noted.read_text():
+            noted.unlink()
 
 
 def _command(out: Path, *words: str) -> list[str]:
