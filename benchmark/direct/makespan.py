@@ -45,11 +45,11 @@ class RowOfWork:
 
 def makespan(rows: Sequence[RowOfWork], workers: int) -> float:
     """The seconds that a run takes on so many workers, in the order in which a run asks for its
-    units: all trainings, and then all parts, each as soon as what it needs is there.
+    units: trainings and blocks, each as soon as what it needs is there.
 
-    >>> rows = [RowOfWork("a", 4.0, [Part("pgd", 4, 1.0)]), RowOfWork("b", 2.0, [])]
+    >>> rows = [RowOfWork("a", 2.0, [Part("pgd", 4, 1.0)]), RowOfWork("b", 4.0, [])]
     >>> [makespan(rows, workers) for workers in (1, 2, 8)]
-    [10.0, 6.0, 5.0]
+    [10.0, 5.0, 4.0]
     """
     simulated = Simulated(workers)
     simulated.run(_worked(rows, simulated))
@@ -60,17 +60,14 @@ def least(rows: Sequence[RowOfWork], workers: int) -> float:
     """The seconds that no order of the units can be below: those of equal shares of all work, and
     those of the longest chain of units that wait for each other."""
     trained: dict[str, float] = {}
-    for row in rows:
-        trained[row.name] = row.training + max((trained[name] for name in row.made_of), default=0.0)
     chain = 0.0
     for row in rows:
-        ends: dict[str, float] = {}
+        trained[row.name] = row.training + max((trained[name] for name in row.made_of), default=0.0)
+        ends = {"": trained[row.name]}
         for part in row.parts:
-            before = max((ends[label] for label in part.after), default=0.0)
-            ends[part.label] = before + part.seconds
-        chain = max(chain, *ends.values(), 0.0)
-    # All parts begin when all rows are trained.
-    return max(sum(row.work for row in rows) / workers, max(trained.values(), default=0.0) + chain)
+            ends[part.label] = part.seconds + max(ends[label] for label in ("", *part.after))
+        chain = max(chain, *ends.values())
+    return max(sum(row.work for row in rows) / workers, chain)
 
 
 async def _worked(rows: Sequence[RowOfWork], executor: Executor) -> None:
@@ -92,17 +89,17 @@ async def _worked(rows: Sequence[RowOfWork], executor: Executor) -> None:
         done[part.label].set()
 
     async def measure(row: RowOfWork) -> None:
+        await trained[row.name].wait()
         done = {part.label: asyncio.Event() for part in row.parts}
         parts = [executor.begin(do(part, done)) for part in row.parts]
         with abandoned(parts):
             for part in parts:
                 await part
 
-    for stage in (train, measure):
-        begun = [executor.begin(stage(row)) for row in rows]
-        with abandoned(begun):
-            for work in begun:
-                await work
+    begun = [executor.begin(stage(row)) for stage in (train, measure) for row in rows]
+    with abandoned(begun):
+        for work in begun:
+            await work
 
 
 def _nothing() -> None:

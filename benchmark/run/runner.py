@@ -18,9 +18,8 @@ curves.png.
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,8 @@ class _Shared:
     folder   the whole run's, which holds the cells and the models of all.
     samples  with the labels of the data; `data` identifies them, and `choice` says what readers
              must know of how they were chosen.
-    trained  the models, by the labels of the defenses.
+    roster   the defenses, by their labels.
+    models   what is trained of them.
     """
 
     spec: RunSpec
@@ -82,10 +82,29 @@ class _Shared:
     data: Identity
     choice: Choice
     device: torch.device
-    trained: dict[str, Trained]
+    roster: Roster
+    models: "_Models"
     progress: bool
     say: Say
     executor: Executor
+
+
+class _Models:
+    """The models of a run, by the labels of the defenses, which come one after another."""
+
+    def __init__(self, roster: Roster) -> None:
+        self.trained: dict[str, Trained] = {}
+        self._is_there = {label: asyncio.Event() for label in roster}
+
+    def add(self, label: str, model: Trained) -> None:
+        self.trained[label] = model
+        self._is_there[label].set()
+
+    async def wait_for(self, names: Iterable[str]) -> None:
+        """Wait for the models with some names, but for those that are not of the run."""
+        for name in names:
+            if name in self._is_there:
+                await self._is_there[name].wait()
 
 
 def run(
@@ -119,64 +138,46 @@ def run(
     data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)
 
     with alone_in(folder, make=True):
-        trained = executor.run(
-            _train(roster, dataset, spec, folder, device, progress, say, executor)
-        )
         shared = _Shared(
-            spec, folder, dataset, samples, data, choice, device, trained, progress, say, executor
-        )
-        whole = _begin(shared)
-        reports = []
+            spec, folder, dataset, samples, data, choice, device, roster, _Models(roster),
+            progress, say, executor,
+        )  # fmt: skip
+        return executor.run(_carry_out(shared, lineups))
+
+
+async def _carry_out(shared: _Shared, lineups: Sequence[Lineup]) -> list[Report]:
+    """Train the defenses of a run, and attack each under each threat as soon as it is there."""
+    spec, executor = shared.spec, shared.executor
+    reports: list[Report] = []
+    training = [executor.begin(_train(shared, member)) for member in shared.roster.values()]
+    with abandoned(training):
         for view, lineup in zip(spec.views, lineups, strict=True):
-            reports += executor.run(_attack(shared, view, lineup))
-        if spec.threats:
-            full = spec.model_copy(update={"data": data["name"]})
-            run_tables.write(folder, reports, full, {"run": whole})
+            reports += await _attack(shared, view, lineup, training)
+            training.clear()
+    if spec.threats:
+        full = spec.model_copy(update={"data": shared.data["name"]})
+        run_tables.write(shared.folder, reports, full, {"run": _whole(shared)})
     return reports
 
 
-async def _train(
-    roster: Roster,
-    dataset: Dataset,
-    spec: RunSpec,
-    folder: Path,
-    device: torch.device,
-    progress: bool,
-    say: Say,
-    executor: Executor,
-) -> dict[str, Trained]:
-    """Train the defenses of a run, or load those that its folder has."""
-    trained: dict[str, Trained] = {}
-    is_there = {label: asyncio.Event() for label in roster}
-
-    async def get(label: str, member: Member) -> Trained:
-        # A defense may be made of others, which stand above it.
-        for name in member.made_of.values():
-            if name in is_there:
-                await is_there[name].wait()
-        say(f"{label}: getting the model, which is trained unless it was before")
-        try:
-            return await obtained(
-                member, dataset, spec.training_threat, spec.seed, folder / "defenses", device,
-                progress, parts_of(member, trained), executor,
-            )  # fmt: skip
-        except WorkerLostError as error:
-            raise UserError(f"training {label}: {error}") from error
-
-    async def keep(label: str, member: Member) -> None:
-        trained[label] = await get(label, member)
-        is_there[label].set()
-
-    begun = [executor.begin(keep(label, member)) for label, member in roster.items()]
-    with abandoned(begun):
-        for work in begun:
-            await work
-    return {label: trained[label] for label in roster}
+async def _train(shared: _Shared, member: Member) -> None:
+    """Train a defense of a run, or load it if the folder has it."""
+    spec, models, label = shared.spec, shared.models, member.label
+    # It may be made of others, which stand above it.
+    await models.wait_for(member.made_of.values())
+    shared.say(f"{label}: getting the model, which is trained unless it was before")
+    try:
+        trained = await obtained(
+            member, shared.dataset, spec.training_threat, spec.seed, shared.folder / "defenses",
+            shared.device, shared.progress, parts_of(member, models.trained), shared.executor,
+        )  # fmt: skip
+    except WorkerLostError as error:
+        raise UserError(f"training {label}: {error}") from error
+    models.add(label, trained)
 
 
-def _begin(shared: _Shared) -> dict[str, Any]:
-    """Begin a run in a folder: write its spec and, under several threats, its manifest, which is
-    returned."""
+def _begin(shared: _Shared) -> None:
+    """Begin a run in a folder: write its spec and, under several threats, its manifest."""
     spec, folder = shared.spec, shared.folder
     # Tables that an earlier run left in the folder do not belong to this run.
     for name in tables.FILES:
@@ -186,64 +187,81 @@ def _begin(shared: _Shared) -> dict[str, Any]:
             path.unlink()
     plain = spec.model_dump(mode="json")
     write_text(folder / "spec.yaml", yaml.safe_dump(plain, sort_keys=False))
-    places = [view.place for view in spec.views]
-    whole = {"spec": plain, THREATS: places, "environment": environment(shared.device)}
     if spec.threats:
-        write_json(folder / RUN, whole)
-    return whole
+        write_json(folder / RUN, _whole(shared))
 
 
-async def _attack(shared: _Shared, view: RunSpec, lineup: Lineup) -> list[Report]:
-    """Attack each defense under one threat, and note every step in the folder."""
-    spec, folder, trained = shared.spec, shared.folder, shared.trained
-    cells, under = folder / CELLS, threat_name(view.threat) if spec.threats else ""
-    peers = fetch(sources_of(lineup), trained)
+def _whole(shared: _Shared) -> dict[str, Any]:
+    """The manifest of a run under several threats."""
+    spec = shared.spec
+    places = [view.place for view in spec.views]
+    plain = spec.model_dump(mode="json")
+    return {"spec": plain, THREATS: places, "environment": environment(shared.device)}
+
+
+async def _attack(
+    shared: _Shared, view: RunSpec, lineup: Lineup, training: Sequence[Awaitable[None]]
+) -> list[Report]:
+    """Attack each defense under one threat, and note every step in the folder.
+
+    training  of the models, where it is not done. What the folder held before is left as it is
+              until all are trained.
+    """
+    spec, folder, executor = shared.spec, shared.folder, shared.executor
     home = folder / THREATS / view.place if spec.threats else folder
     if note := Geometry(view.threat, frozen=shared.dataset.frozen).note:
         lineup = dataclasses.replace(lineup, notes=(*lineup.notes, note))
     # Commands on the results under one threat have that one's lock.
     with alone_in(home, make=True) if spec.threats else nullcontext():
-        manifest = _manifest(shared, view, lineup, home)
-        rows: list[dict[str, Any]] = []
-
-        async def row(name: str, target: Trained, terms: Terms, notify: Notify) -> Report:
-            settings = Settings(
-                view.threat, view.mode, view.device, view.block, terms, shared.progress, under,
-                shared.executor,
-            )  # fmt: skip
-            try:
-                return await assessed(
-                    name, target.model, relabelled(shared.samples, target.model, view), lineup,
-                    peers, settings, lambda key: FolderCell(cells / key),
-                    identify_row(target.identity, shared.data), shared.dataset.classes, notify,
-                )  # fmt: skip
-            except (UserError, WorkerLostError) as error:
-                raise UserError(f"{name}: {error}") from error
-
-        recorder = partial(_recorder, home, manifest, rows, say=shared.say)
+        record = _Record(home, _manifest(shared, view, lineup, home), list(shared.roster))
         begun = [
-            shared.executor.begin(row(name, target, terms, recorder(name, target, terms)))
-            for name, target, terms in _rows(shared, view)
+            executor.begin(_rows(shared, view, lineup, label, record)) for label in shared.roster
         ]
-        reports = []
+        reports: list[Report] = []
         with abandoned(begun):
+            for model in training:
+                await model
+            if training:
+                _begin(shared)
+            record.open()
             for work in begun:
-                report = await work
-                report.choice = shared.choice
-                reports.append(report)
-        find_left_out(reports, cells, view.seed)
-        tables.write(home, reports, named(view, manifest), {"run": manifest})
+                reports += await work
+        find_left_out(reports, folder / CELLS, view.seed)
+        tables.write(home, reports, named(view, record.manifest), {"run": record.manifest})
     return reports
 
 
-def _rows(shared: _Shared, view: RunSpec) -> Iterator[tuple[str, Trained, Terms]]:
-    """Each defense by the name of its row, and the terms on which it is judged. One that may reject
-    images has a second row, in which rejecting a perturbed image is not wrong."""
-    for label, target in shared.trained.items():
-        reject = rejection_of(target.model)
-        yield label, target, terms_of(shared.dataset, view, reject)
-        if reject is not None:
-            yield may_reject_name(label), target, terms_of(shared.dataset, view, reject, True)
+async def _rows(
+    shared: _Shared, view: RunSpec, lineup: Lineup, label: str, record: "_Record"
+) -> list[Report]:
+    """The reports on a defense under one threat. One that may reject images has a second row, in
+    which rejecting a perturbed image is not wrong."""
+    sources = sources_of(lineup)
+    await shared.models.wait_for([label, *sources])
+    target, peers = shared.models.trained[label], fetch(sources, shared.models.trained)
+    reject = rejection_of(target.model)
+    rows = {label: terms_of(shared.dataset, view, reject)}
+    if reject is not None:
+        rows[may_reject_name(label)] = terms_of(shared.dataset, view, reject, True)
+    under = threat_name(view.threat) if shared.spec.threats else ""
+    reports = []
+    for name, terms in rows.items():
+        settings = Settings(
+            view.threat, view.mode, view.device, view.block, terms, shared.progress, under,
+            shared.executor,
+        )  # fmt: skip
+        try:
+            report = await assessed(
+                name, target.model, relabelled(shared.samples, target.model, view), lineup, peers,
+                settings, lambda key: FolderCell(shared.folder / CELLS / key),
+                identify_row(target.identity, shared.data), shared.dataset.classes,
+                record.notify(label, name, target, terms, shared.say),
+            )  # fmt: skip
+        except (UserError, WorkerLostError) as error:
+            raise UserError(f"{name}: {error}") from error
+        report.choice = shared.choice
+        reports.append(report)
+    return reports
 
 
 def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dict[str, Any]:
@@ -264,40 +282,51 @@ def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dic
     }
 
 
-def _recorder(
-    folder: Path,
-    manifest: dict[str, Any],
-    rows: list[dict[str, Any]],
-    name: str,
-    target: Trained,
-    terms: Terms,
-    say: Say,
-) -> Notify:
-    """A function that records how far the assessment of one defense, in a row of that name, is.
+class _Record:
+    """How far a run under one threat is, as run.json in its folder says.
 
-    Each call brings the row of the defense in run.json up to date, and says what was measured.
-    `rows` are those of all defenses; run.json has those of which something was measured.
+    labels  of the defenses, in the order of the table.
     """
-    assert target.folder is not None
-    row: dict[str, Any] = {"defense": name, "model": _relative(target.folder, folder)}
-    if terms.reject is not None:
-        row |= {"reject": terms.reject, "may_reject": terms.may_reject}
-    rows.append(row)
 
-    def notify(report: Report, measured: str) -> None:
-        row.update(
-            flags=sorted(report.flags),
-            cells=report.keys,
-            errors=report.errors,
-            inapplicable=report.inapplicable,
-            after=report.after,
-            notes=report.notes,
-        )
-        manifest["rows"] = [row for row in rows if "cells" in row]
-        write_json(folder / RUN, manifest)
-        say(f"{report.called}: {report.summary(measured)}")
+    def __init__(self, folder: Path, manifest: dict[str, Any], labels: Sequence[str]) -> None:
+        self.folder, self.manifest, self._is_open = folder, manifest, False
+        self._rows: dict[str, list[dict[str, Any]]] = {label: [] for label in labels}
 
-    return notify
+    def open(self) -> None:
+        """Write what was measured from now on, and what was before."""
+        self._is_open = True
+        self._write()
+
+    def _write(self) -> None:
+        self.manifest["rows"] = [row for rows in self._rows.values() for row in rows]
+        if self._is_open and self.manifest["rows"]:
+            write_json(self.folder / RUN, self.manifest)
+
+    def notify(self, label: str, name: str, target: Trained, terms: Terms, say: Say) -> Notify:
+        """A function that records how far the assessment of a defense, in a row of that name, is.
+
+        Each call brings the row in run.json up to date, and says what was measured.
+        """
+        assert target.folder is not None
+        row: dict[str, Any] = {"defense": name, "model": _relative(target.folder, self.folder)}
+        if terms.reject is not None:
+            row |= {"reject": terms.reject, "may_reject": terms.may_reject}
+
+        def notify(report: Report, measured: str) -> None:
+            row.update(
+                flags=sorted(report.flags),
+                cells=report.keys,
+                errors=report.errors,
+                inapplicable=report.inapplicable,
+                after=report.after,
+                notes=report.notes,
+            )
+            if row not in self._rows[label]:
+                self._rows[label].append(row)
+            self._write()
+            say(f"{report.called}: {report.summary(measured)}")
+
+        return notify
 
 
 def _relative(path: Path, folder: Path) -> str:
