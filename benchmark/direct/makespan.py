@@ -83,7 +83,9 @@ async def _worked(rows: Sequence[RowOfWork], executor: Executor) -> None:
     async def do(part: Part, done: dict[str, asyncio.Event]) -> None:
         for label in part.after:
             await done[label].wait()
-        blocks = (executor.do(_nothing, part.seconds) for _ in range(part.tasks))
+        blocks = (
+            executor.do(_nothing, part.seconds, weight=part.seconds) for _ in range(part.tasks)
+        )
         async for _ in as_completed(executor, blocks):
             pass
         done[part.label].set()

@@ -6,6 +6,7 @@ but what it returns.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +19,9 @@ T = TypeVar("T")
 # How many units workers are asked for at once, for each that can be carried out: the next one is at
 # hand when one is done.
 AHEAD = 2
+
+# The weight of units that others wait for.
+FIRST = math.inf
 
 Tell = Callable[[Any], None]
 
@@ -55,8 +59,11 @@ class Executor(Protocol):
         """A value that many units are given."""
         ...
 
-    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = ...) -> T:
-        """What a unit returns. What it raises is raised here."""
+    async def do(
+        self, unit: Callable[..., T], *given: Any, tell: Tell = ..., weight: float = ...
+    ) -> T:
+        """What a unit returns. What it raises is raised here. Of those that wait, the unit of the
+        largest weight is carried out first."""
         ...
 
     async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
@@ -103,7 +110,9 @@ class InProcess:
     def hold(self, value: T) -> Held[T]:
         return _Here(value)
 
-    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = silent) -> T:
+    async def do(
+        self, unit: Callable[..., T], *given: Any, tell: Tell = silent, weight: float = FIRST
+    ) -> T:
         return unit(*given, tell)
 
     async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:

@@ -22,7 +22,7 @@ import torch
 
 from attacks.messages import described, one_line
 from benchmark.errors import UserError
-from benchmark.executors.executor import AHEAD, Held, Tell, WorkerLostError, silent
+from benchmark.executors.executor import AHEAD, FIRST, Held, Tell, WorkerLostError, silent
 from benchmark.executors.hosts import differing, versions
 from benchmark.executors.parcels import packed, unpacked
 from benchmark.executors.ray_with_token import (
@@ -32,6 +32,7 @@ from benchmark.executors.ray_with_token import (
     RayTaskError,
     ray,
 )
+from benchmark.executors.slots import Slots
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ class OnRay:
         self.threads = threads
         self._setup = _Setup(versions(), threads)
         self._carry: Any = ray.remote(max_retries=0, num_returns="streaming")(_carry)
-        self._slots = asyncio.Semaphore(self.width)
+        self._slots = Slots(self.width)
         # The hosts of the units that are under way, by a number of each.
         self._working: dict[int, str] = {}
         self._units = count()
@@ -207,17 +208,21 @@ class OnRay:
     def hold(self, value: T) -> Held[T]:
         return _Sent(ray.put(packed(value)))
 
-    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = silent) -> T:
-        value: T = unpacked(await self._done(unit, given, tell))
+    async def do(
+        self, unit: Callable[..., T], *given: Any, tell: Tell = silent, weight: float = FIRST
+    ) -> T:
+        value: T = unpacked(await self._done(unit, given, tell, weight))
         return value
 
     async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
         # The bytes are kept by the process that asks: hosts may be lost.
-        return _Sent(ray.put(await self._done(unit, given, silent)))
+        return _Sent(ray.put(await self._done(unit, given, silent, FIRST)))
 
-    async def _done(self, unit: Callable[..., Any], given: tuple[Any, ...], tell: Tell) -> bytes:
+    async def _done(
+        self, unit: Callable[..., Any], given: tuple[Any, ...], tell: Tell, weight: float
+    ) -> bytes:
         """What a unit returns, as bytes; done again where its worker is lost."""
-        async with self._slots:
+        async with self._slots.place(weight):
             number, begun, lost = next(self._units), 0, 0
             while begun <= _AGAIN and lost <= _LOST:
                 try:
@@ -256,7 +261,7 @@ class OnRay:
         return asyncio.ensure_future(work)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        self._slots = asyncio.Semaphore(self.width)
+        self._slots = Slots(self.width)
         try:
             asyncio.get_running_loop()
         except RuntimeError:

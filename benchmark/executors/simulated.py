@@ -5,7 +5,8 @@ import selectors
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from benchmark.executors.executor import AHEAD, Held, Tell, silent
+from benchmark.executors.executor import AHEAD, FIRST, Held, Tell, silent
+from benchmark.executors.slots import Slots
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ class Simulated:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.seconds = 0.0
-        self._slots = asyncio.Semaphore(workers)
+        self._slots = Slots(workers)
 
     @property
     def width(self) -> int:
@@ -33,10 +34,12 @@ class Simulated:
     def hold(self, value: T) -> Held[T]:
         raise NotImplementedError("nothing is computed")
 
-    async def do(self, unit: Callable[..., T], *given: Any, tell: Tell = silent) -> T:
+    async def do(
+        self, unit: Callable[..., T], *given: Any, tell: Tell = silent, weight: float = FIRST
+    ) -> T:
         """Waits for the number of seconds that is given, and returns None."""
         del unit, tell
-        async with self._slots:
+        async with self._slots.place(weight):
             await asyncio.sleep(given[0])
         nothing: Any = None
         result: T = nothing
@@ -50,7 +53,7 @@ class Simulated:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a work; `seconds` is then how long it would have taken."""
-        self._slots = asyncio.Semaphore(self.workers)
+        self._slots = Slots(self.workers)
         with asyncio.Runner(loop_factory=_Skipping) as runner:
             result = runner.run(work)
             self.seconds = runner.get_loop().time()

@@ -7,7 +7,7 @@ into the ball and the box, and the model is run on them again.
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from attacks import Attack, Problem, ThreatModel
 from attacks.generators import seeded
 from attacks.segment import pull
 from benchmark.executors import IN_PROCESS, Executor, Held, as_completed
-from benchmark.executors.executor import Tell, silent
+from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.out_of_memory import is_out_of_memory
 from benchmark.images import Images
 from benchmark.judge.records import Block, BoolArray, Cell, IntArray, blocks_of
@@ -204,6 +204,7 @@ async def measured(
     advance: Callable[[int, int], None] = lambda samples, broken: None,
     tell: Tell = silent,
     divisible: bool = True,
+    weight: float = FIRST,
 ) -> None:
     """Measure samples, `size` of them at a time, and add the records to a cell.
 
@@ -214,16 +215,20 @@ async def measured(
              blocks that the cell holds already.
 
     divisible  whether records are the same however the samples are divided into batches. Where
-               memory runs out, half as many are then tried at once.
+               memory runs out, half as many are then tried at once, and workers share them out.
+    weight     of each batch: see `Executor.do`.
 
     Errors that the unit raises pass through;
     the blocks that were done before are kept.
     """
     remaining = _remaining(cell, index, advance)
+    if divisible and executor.width > 1 and len(remaining):
+        # Batches of one size, so that no worker waits for another.
+        size = -(-len(remaining) // -(-len(remaining) // size))
+    carry = partial(executor.do, unit, tell=tell, weight=weight)
     starts = range(0, len(remaining), size)
     works = (
-        _recorded(unit, samples.at(remaining[start : start + size]), executor, tell, divisible)
-        for start in starts
+        _recorded(carry, samples.at(remaining[start : start + size]), divisible) for start in starts
     )
     async for blocks in as_completed(executor, works):
         for block in blocks:
@@ -232,19 +237,15 @@ async def measured(
 
 
 async def _recorded(
-    unit: Callable[[Batch, Tell], Block],
-    batch: Batch,
-    executor: Executor,
-    tell: Tell,
-    divisible: bool,
+    carry: Callable[[Batch], Awaitable[Block]], batch: Batch, divisible: bool
 ) -> list[Block]:
     """The records of a batch, in one block or, where memory runs out, in several."""
     try:
-        return [await executor.do(unit, batch, tell=tell)]
+        return [await carry(batch)]
     except Exception as error:
         if not (divisible and len(batch.places) > 1 and is_out_of_memory(error)):
             raise
-    halves = [await _recorded(unit, h, executor, tell, True) for h in batch.halves()]
+    halves = [await _recorded(carry, half, True) for half in batch.halves()]
     return [block for blocks in halves for block in blocks]
 
 

@@ -24,7 +24,7 @@ from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, Held, abandoned
-from benchmark.executors.executor import Tell, silent
+from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
 from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block, measured
 from benchmark.judge.examination import check_model, examine
@@ -56,6 +56,10 @@ Notify = Callable[[Report, str], None]
 OFFERS: dict[str, Any] = {
     "certificate": HasCertificate, "arms": HasArms, "stages": HasStages, "surrogate": HasSurrogate,
 }  # fmt: skip
+
+
+# The passes of an attack that does not say how many it takes.
+_USUAL_PASSES = 150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,7 +389,10 @@ class _Assessment:
                 unit = partial(
                     attack_block, self.subject, settings.threat, attack, settings.seed, peers
                 )
-                await self._measured(unit, cell, samples, bar.advance, bar.tick)
+                # Roughly how long a batch takes: what its passes do, by the clean images.
+                clean = self.report.seconds[NATURAL] / len(self.samples)
+                weight = clean * (attack.facts.passes or _USUAL_PASSES)
+                await self._measured(unit, cell, samples, bar.advance, bar.tick, weight)
             except (UserError, UnsteadyError):
                 raise
             except NotApplicableError as error:
@@ -410,12 +417,13 @@ class _Assessment:
         samples: IntArray | None = None,
         advance: Callable[[int, int], None] = lambda samples, broken: None,
         tell: Tell = silent,
+        weight: float = FIRST,
     ) -> None:
         """Measure samples, all by default, and keep the records in a cell."""
         index = np.arange(len(self.samples)) if samples is None else samples
         await measured(
             unit, self.samples, index, cell, self.settings.block, self.executor, advance, tell,
-            divisible=not self.seen.is_random,
+            divisible=not self.seen.is_random, weight=weight,
         )  # fmt: skip
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:
