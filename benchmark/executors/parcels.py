@@ -6,8 +6,8 @@ workers, and never from a folder.
 
 import copyreg
 import io
+import os
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +22,8 @@ _jit: Any = torch.jit
 # What modules of plugins and of files of code are called, which no import finds.
 _UNIMPORTABLE = ("bestattack_plugin_", "external:")
 
-# Where packages are installed, which all hosts have.
-_INSTALLED = {"site-packages", "dist-packages"}
+# Where packages are installed.
+_INSTALLED = ("site-packages", "dist-packages")
 
 
 def packed(value: Any) -> bytes:
@@ -51,27 +51,25 @@ def unpacked(body: bytes) -> Any:
 
 def _modules_of_users() -> list[ModuleType]:
     """The modules of plugins and of files of code, and those that lie beside them."""
-    loaded = {
-        name: module
-        for name, module in list(sys.modules.items())
-        if isinstance(getattr(module, "__file__", None), str)
-    }
-    of_users = [module for name, module in loaded.items() if name.startswith(_UNIMPORTABLE)]
-    folders = {_folder_of(module) for module in of_users}
-    return [
-        module
-        for name, module in loaded.items()
-        if module in of_users
-        or (name != "__main__" and _folder_of(module) in folders and not _is_installed(module))
-    ]
+    loaded = list(sys.modules.items())
+    of_users = [module for name, module in loaded if name.startswith(_UNIMPORTABLE)]
+    folders = {_folder_of(module) for module in of_users} - {""}
+    if folders:
+        of_users += [
+            module
+            for name, module in loaded
+            if name != "__main__" and module not in of_users and _folder_of(module) in folders
+        ]
+    return of_users
 
 
-def _folder_of(module: ModuleType) -> Path:
-    return Path(str(module.__file__)).resolve().parent
-
-
-def _is_installed(module: ModuleType) -> bool:
-    return not _INSTALLED.isdisjoint(Path(str(module.__file__)).parts)
+def _folder_of(module: ModuleType) -> str:
+    """The folder of a module's file; empty where it has none, or is installed, as all hosts have
+    it."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or any(f"{os.sep}{name}{os.sep}" in file for name in _INSTALLED):
+        return ""
+    return os.path.dirname(file)
 
 
 def _reduce_script(model: torch.jit.ScriptModule) -> tuple[Any, tuple[bytes]]:

