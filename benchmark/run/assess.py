@@ -392,7 +392,9 @@ class _Assessment:
                 # Roughly how long a batch takes: what its passes do, by the clean images.
                 clean = self.report.seconds[NATURAL] / len(self.samples)
                 weight = clean * (attack.facts.passes or _USUAL_PASSES)
-                await self._measured(unit, cell, samples, bar.advance, bar.tick, weight)
+                await self._measured(
+                    unit, cell, samples, bar.advance, bar.tick, weight, attack.facts.by_block
+                )
             except (UserError, UnsteadyError):
                 raise
             except NotApplicableError as error:
@@ -418,12 +420,14 @@ class _Assessment:
         advance: Callable[[int, int], None] = lambda samples, broken: None,
         tell: Tell = silent,
         weight: float = FIRST,
+        by_block: bool = False,
     ) -> None:
-        """Measure samples, all by default, and keep the records in a cell."""
+        """Measure samples, all by default, and keep the records in a cell. `by_block` says that
+        they depend on which samples are in a block."""
         index = np.arange(len(self.samples)) if samples is None else samples
         await measured(
             unit, self.samples, index, cell, self.settings.block, self.executor, advance, tell,
-            divisible=not self.seen.is_random, weight=weight,
+            divisible=not (self.seen.is_random or by_block), weight=weight,
         )  # fmt: skip
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:

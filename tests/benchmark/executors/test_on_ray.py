@@ -159,6 +159,16 @@ class _Raising:
         raise RuntimeError("out of luck")
 
 
+class _ByBlock:
+    """Draws its noise for a whole block."""
+
+    facts = Facts("fixed-budget", by_block=True)
+
+    def __call__(self, problem: Problem) -> Tensor:
+        problem.logits(problem.x)
+        return problem.x + torch.linspace(-0.2, 0.2, problem.x.numel()).view_as(problem.x)
+
+
 class _Network(nn.Module):
     """It certifies, and is of a test's module."""
 
@@ -186,6 +196,7 @@ def _report(executor: Executor, network: type[nn.Module], mode: Any) -> Report:
     x = torch.rand(N, 2, 4)
     y = model(x).argmax(1)
     entries = {"pgd": Entry(PGD(steps=8)), "strong": Entry(Strong()), "bad": Entry(_Raising())}
+    entries["block"] = Entry(_ByBlock())
     entries["rest"] = Entry(PGD(steps=30), after=("pgd",))
     settings = Settings(ThreatModel("l2", 0.2), mode, "cpu", 7, Terms(draws=10), executor=executor)
     return assess(
