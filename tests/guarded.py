@@ -15,10 +15,12 @@ import defenses
 from attacks import Attack, Problem, ThreatModel
 from attacks.threat import Norm
 from benchmark.judge import evaluator
-from benchmark.judge.evaluator import Samples, measure_attack, measure_natural
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Terms
+from benchmark.run import measuring
+from benchmark.run.measuring import measure_attack, measure_natural
 from benchmark.spec.components import Component, configure
 from benchmark.spec.registry import ATTACKS, DEFENSES
 from defenses.networks.architectures import ARCHITECTURES
@@ -278,7 +280,7 @@ def radii_outcome() -> dict[str, Any]:
     outcome = {}
     for norm in ("l2", "linf"):
         cell, samples = MemoryCell(), Samples(x, y, np.arange(12))
-        evaluator.measure_radii(subject, samples, ThreatModel(norm, 0.3), cell, 5)
+        measuring.measure_radii(subject, samples, ThreatModel(norm, 0.3), cell, 5)
         outcome[norm] = _recorded(cell)
     return outcome
 

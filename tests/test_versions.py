@@ -22,8 +22,8 @@ from torch import Tensor
 from attacks import PGD
 from attacks.strong import search
 from attacks.wrappers import stages, transfer
-from benchmark.judge import evaluator
 from benchmark.judge.subject import Judgement, Subject
+from benchmark.run import measuring
 from defenses.networks.residual import ResNet
 from defenses.nonexpansive.scalings import SCALINGS
 from defenses.recipes.schedules import SCHEDULES
@@ -107,7 +107,7 @@ CHANGES: dict[str, tuple[str, Any, str, Any]] = {
     "scalings": ("scaling bound", SCALINGS, "bound", torch.zeros_like),
     "schedules": ("schedule two-steps", SCHEDULES, "two-steps", SCHEDULES["step"]),
     "twins": ("judge in two precisions", Subject, "judge", _judge_once),
-    "radii": ("judge of certificates", evaluator, "measure_radii", lambda *given: None),
+    "radii": ("judge of certificates", measuring, "measure_radii", lambda *given: None),
 }
 
 

@@ -12,7 +12,7 @@ from benchmark.executors import Executor, executor_for
 from benchmark.judge.records import MemoryCell
 from benchmark.report.captions import may_reject_name
 from benchmark.report.report import Report
-from benchmark.run.assess import assess
+from benchmark.run.assess import assessed
 
 
 def evaluate(
@@ -55,17 +55,19 @@ def evaluate(
     """
     request = read_request(model, x, y, norm, eps, attacks, suite, options)
 
-    def assessed(name: str, may_reject: bool, executor: Executor) -> Report:
-        report = assess(
-            name, model, request.samples, request.lineup, request.sources,
-            request.settings(may_reject, executor), lambda key: MemoryCell(), request.about,
+    def measured(name: str, may_reject: bool, executor: Executor) -> Report:
+        report = executor.run(
+            assessed(
+                name, model, request.samples, request.lineup, request.sources,
+                request.settings(may_reject, executor), lambda key: MemoryCell(), request.about,
+            )
         )  # fmt: skip
         scale = request.geometry.scale
         report.scale = None if scale is None else scale.numpy()
         return report
 
     with executor_for(request.options.workers) as executor:
-        report = assessed(request.name, False, executor)
+        report = measured(request.name, False, executor)
         if request.options.reject is not None:
-            report.rejecting = assessed(may_reject_name(request.name), True, executor)
+            report.rejecting = measured(may_reject_name(request.name), True, executor)
     return report

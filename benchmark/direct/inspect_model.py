@@ -23,7 +23,8 @@ from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.report.flags import is_chance
 from benchmark.report.report import Report
-from benchmark.run.assess import OFFERS, assess
+from benchmark.run.assess import USUAL_PASSES, assessed
+from benchmark.run.looking import OFFERS
 from defenses.foreign.adapting.in_parts import InParts
 from defenses.foreign.adapting.in_precision import InPrecision
 from defenses.foreign.adapting.logits import Logits
@@ -39,10 +40,6 @@ _LOOKED_AT, _TRIED = 64, 8
 
 # What an attack takes for a block beside each of its passes, in seconds, at most.
 _BESIDE_SECONDS = 0.004
-
-# The passes that an attack spends on an image, roughly, where it can spend more: by this it is
-# chosen how many images are attacked.
-_USUAL_PASSES = 150
 
 
 @undisturbed()
@@ -221,17 +218,19 @@ def _tried(
     on `total` such ones, and the flags that this raised."""
     cost, right = seen.cost, seen.right
     attacks = (entry.attack for entry in request.lineup.entries.values())
-    passes = sum(min(attack.facts.passes or _USUAL_PASSES, _USUAL_PASSES) for attack in attacks)
+    passes = sum(min(attack.facts.passes or USUAL_PASSES, USUAL_PASSES) for attack in attacks)
     each = passes * (cost.forward + (cost.backward or 0.0))
     count = fitting(_TRY_SECONDS, each, min(_TRIED, len(right)))
     say(
         f"attacking {count} image{'s' * (count > 1)}, to tell what a run takes: "
         f"about {told(each * count)}"
     )
-    report = assess(
+    settings = replace(request.settings(), mode="table")
+    work = assessed(
         request.name, model, _some(right, torch.arange(count)), request.lineup, request.sources,
-        replace(request.settings(), mode="table"), lambda key: MemoryCell(), request.about,
+        settings, lambda key: MemoryCell(), request.about,
     )  # fmt: skip
+    report = settings.executor.run(work)
     blocks = math.ceil(total / request.options.block)
     trials = {label: _trial(report, label, cost, total, blocks) for label in report.attacks}
     return trials, set(report.noted)

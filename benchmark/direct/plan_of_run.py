@@ -14,7 +14,6 @@ from torch import nn
 import defenses
 from benchmark.columns import NONE, frame_markdown
 from benchmark.data.dataset import Dataset, Split
-from benchmark.data.sets import load_dataset
 from benchmark.direct.inspect_model import inspected
 from benchmark.direct.inspection import Inspection, in_bytes, told
 from benchmark.direct.makespan import Part, RowOfWork, least, makespan
@@ -24,14 +23,14 @@ from benchmark.executors import IN_PROCESS
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import write_json
 from benchmark.models.obtain import Training
-from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
+from benchmark.models.others import fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.run.geometry import Geometry
 from benchmark.run.run_samples import samples_of
-from benchmark.spec.components import NATURAL
-from benchmark.spec.lineup import Lineup, lineup_of
-from benchmark.spec.registry import load_plugins
-from benchmark.spec.roster import Member, enrol
+from benchmark.run.runner import checked
+from benchmark.spec.components import NATURAL, SAVED
+from benchmark.spec.lineup import Lineup
+from benchmark.spec.roster import Member
 from benchmark.spec.run_spec import RunSpec
 
 Say = Callable[[str], None]
@@ -126,14 +125,7 @@ def plan(spec: RunSpec, folder: Path, root: Path | None, workers: int, say: Say)
     Models that are not trained are timed over a few steps of their training, and attacked as they
     are before it. Raises what the run would raise for what is wrong with the spec.
     """
-    load_plugins(spec.plugins)
-    norms = {view.norm for view in spec.views}
-    lineups = [lineup_of(view, norms) for view in spec.views]
-    for lineup in lineups:
-        check_sources(lineup, [component.label for component in spec.defenses])
-    roster = enrol(spec.defenses)
-    dataset = load_dataset(spec.data, root)
-    check_fit(roster, dataset)
+    lineups, roster, dataset = checked(spec, root)
     samples = samples_of(dataset, spec)
     models: dict[str, Trained] = {}
     rows, memory, untrained = [], 0, []
@@ -211,7 +203,7 @@ def _request(
         block=view.block, draws=view.draws, expectation=view.expectation,
     )  # fmt: skip
     sources = fetch(
-        [name for name in sources_of(lineup) if name in models or name.startswith("saved:")], models
+        [name for name in sources_of(lineup) if name in models or name.startswith(SAVED)], models
     )
     known = {
         name: entry

@@ -50,10 +50,6 @@ _LOCAL = {"worker_niceness": 0}
 _LOADED, _TELL_SECONDS = 16, 0.5
 
 
-class HostRefusedError(UserError):
-    """A host computes with other code than the process that asked for the work."""
-
-
 @dataclass(frozen=True)
 class _Setup:
     """What workers must have: the versions of the process that asks, and so many threads."""
@@ -62,9 +58,9 @@ class _Setup:
     threads: int
 
     def check(self) -> None:
-        """Raises HostRefusedError on a host that has other versions."""
+        """Raises UserError on a host that has other versions."""
         if wrong := differing(versions(), self.versions):
-            raise HostRefusedError(f"host {socket.gethostname()} has {wrong}: install the same")
+            raise UserError(f"host {socket.gethostname()} has {wrong}: install the same")
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class OnRay:
         self.threads = threads
         self._setup = _Setup(versions(), threads)
         self._carry: Any = ray.remote(max_retries=0, num_returns="streaming")(_carry)
-        self._slots = Slots(self.width)
+        self._slots: Slots
         # The hosts of the units that are under way, by a number of each.
         self._working: dict[int, str] = {}
         self._units = count()
@@ -189,14 +185,14 @@ class OnRay:
         return AHEAD * self.workers
 
     def check_hosts(self) -> None:
-        """Raises HostRefusedError where a host of the cluster has other versions."""
+        """Raises UserError where a host of the cluster has other versions."""
         look: Any = ray.remote(num_cpus=0)(_versions)
         for node in _ray.nodes():
             if node["Alive"]:
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 theirs = ray.get(look.options(scheduling_strategy=there).remote())
                 if wrong := differing(theirs, self._setup.versions):
-                    raise HostRefusedError(
+                    raise UserError(
                         f"host {node['NodeManagerAddress']} has {wrong}: install the same there"
                     )
 

@@ -22,7 +22,7 @@ class Simulated:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.seconds = 0.0
-        self._slots = Slots(workers)
+        self._slots: Slots
 
     @property
     def width(self) -> int:

@@ -1,6 +1,6 @@
 """The judge: it runs frozen copies of models, and is the only place that gives verdicts."""
 
-from benchmark.judge.evaluator import Samples, measure_attack, measure_natural, measure_radii
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.outputs import gaps, jacobian_norms, mean_jacobian_norm
 from benchmark.judge.probes import probe
@@ -26,9 +26,6 @@ __all__ = [
     "gaps",
     "jacobian_norms",
     "mean_jacobian_norm",
-    "measure_attack",
-    "measure_natural",
-    "measure_radii",
     "probe",
     "undisturbed",
     "until_steady",

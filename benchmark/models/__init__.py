@@ -1,6 +1,5 @@
 """Models that are ready to be attacked: loaded from a folder, or trained into one."""
 
-# `obtain` is imported from the module of that name, which it would hide here.
 from benchmark.models.obtain import train
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained, load_saved

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import benchmark.images
 import defenses
 from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
@@ -21,6 +20,7 @@ from benchmark.executors import IN_PROCESS, Executor, Held
 from benchmark.executors.executor import Tell
 from benchmark.executors.progress import underway
 from benchmark.folder_lock import alone_in
+from benchmark.images import Images
 from benchmark.judge.records import write_json
 from benchmark.keys import training_key
 from benchmark.models.trained import Trained, load_into, load_saved, naming
@@ -30,23 +30,6 @@ from defenses.training.saved import CARD
 
 # How many images to run at once when the natural accuracy for the card is measured.
 _BATCH = 512
-
-
-def obtain(
-    member: Member,
-    dataset: Dataset,
-    threat: ThreatModel | None,
-    seed: int,
-    folder: Path,
-    device: torch.device,
-    progress: bool,
-    parts: Mapping[str, Trained],
-    executor: Executor = IN_PROCESS,
-) -> Trained:
-    """Obtain the model of a defense: see `obtained`, for callers that wait for it alone."""
-    return executor.run(
-        obtained(member, dataset, threat, seed, folder, device, progress, parts, executor)
-    )
 
 
 async def obtained(
@@ -89,8 +72,8 @@ def train(
     """Train a defense into the folder `home`, or load it if the folder holds it already.
 
     A training that was interrupted goes on from its last checkpoint in the folder. The other
-    arguments are those of `obtain`. Raises UserError where the folder holds another model or
-    another process works in it, and what `obtain` raises.
+    arguments are those of `obtained`. Raises UserError where the folder holds another model or
+    another process works in it, and what `obtained` raises.
     """
     if member.folder is not None:
         raise UserError(f"{member.label} is trained already: name a defense")
@@ -275,14 +258,11 @@ class _Told(defenses.Checkpoint):
         return self.content
 
 
-Images = tuple[Tensor | benchmark.images.Images, Tensor]
-
-
 def _fitted(
     recipe: defenses.Recipe,
     model: nn.Module,
     images: Held[tuple[Tensor, Tensor]] | None,
-    test: Held[Images],
+    test: Held[tuple[Tensor | Images, Tensor]],
     threat: ThreatModel | None,
     seed: int,
     device: torch.device,
@@ -309,7 +289,7 @@ def _fitted(
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor | benchmark.images.Images, y: Tensor) -> float:
+def _accuracy(model: nn.Module, x: Tensor | Images, y: Tensor) -> float:
     """The natural accuracy of a model on images x with labels y (n,)."""
     device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
     hits = 0

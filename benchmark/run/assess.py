@@ -12,28 +12,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attacks import Attack, ThreatModel
 from attacks.messages import described, one_line
-from attacks.problem import HasVariants, NotApplicableError
-from attacks.wrappers.arms import HasArms
-from attacks.wrappers.stages import HasStages
+from attacks.problem import NotApplicableError
 from attacks.wrappers.transfer import HasSurrogate
-from benchmark.environment import environment, resolve_device
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, Held, abandoned
 from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
-from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block, measured
-from benchmark.judge.examination import check_model, examine
+from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block
 from benchmark.judge.probes import PROBED, probe
-from benchmark.judge.reading import Called, Calling, Reading
 from benchmark.judge.records import Block, Cell, IntArray
-from benchmark.judge.steadiness import Kind, UnsteadyError
+from benchmark.judge.steadiness import UnsteadyError
 from benchmark.judge.subject import Subject, Terms
-from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import (
     Identity,
     identify_attacked,
@@ -43,28 +36,24 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
+from benchmark.run.looking import Seen, check, look, peer_of, treated
+from benchmark.run.measuring import measured
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
 from benchmark.spec.run_spec import Device, Mode
-from defenses.certificates import HasCertificate
 from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
 Notify = Callable[[Report, str], None]
 
-# What a model may offer beside logits, by the word for it.
-OFFERS: dict[str, Any] = {
-    "certificate": HasCertificate, "arms": HasArms, "stages": HasStages, "surrogate": HasSurrogate,
-}  # fmt: skip
-
-
-# The passes of an attack that does not say how many it takes.
-_USUAL_PASSES = 150
+# The passes that an attack spends on an image, roughly, where it does not say how many it can.
+USUAL_PASSES = 150
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a model is assessed. The fields mean what they mean in a `RunSpec`."""
+    """How a model is assessed, and what carries that out. The fields mean what they mean in a
+    `RunSpec`."""
 
     threat: ThreatModel
     mode: Mode
@@ -78,25 +67,6 @@ class Settings:
     @property
     def seed(self) -> int:
         return self.terms.seed
-
-
-def assess(
-    name: str,
-    model: nn.Module,
-    samples: Samples,
-    lineup: Lineup,
-    peers: Mapping[str, Trained],
-    settings: Settings,
-    cells: Cells,
-    about: Identity,
-    classes: int | None = None,
-    notify: Notify = lambda report, label: None,
-) -> Report:
-    """Attack a model on samples with every attack of a lineup, and report the outcomes: see
-    `assessed`, for callers that wait for it alone."""
-    return settings.executor.run(
-        assessed(name, model, samples, lineup, peers, settings, cells, about, classes, notify)
-    )
 
 
 async def assessed(
@@ -135,103 +105,12 @@ async def assessed(
             check, subject, held, first_block, samples.y, classes, lineup.entries
         )
         assessment = _Assessment(
-            name, model, held, subject, seen, samples, settings, cells, about, lineup, peers, notify
+            name, model, subject, seen, samples, settings, cells, about, lineup, peers, notify
         )
         try:
             return await assessment.report_of_all()
         except UnsteadyError as found:
             subject = await executor.keep(treated, subject, found.kind)
-
-
-@undisturbed()
-def look(
-    model: Held[nn.Module], first_block: Tensor, device: Device, terms: Terms, tell: Tell
-) -> Subject:
-    """A model, as it is judged."""
-    del tell
-    return examine(model.get(), first_block, resolve_device(device), terms)
-
-
-@undisturbed()
-def treated(subject: Held[Subject], kind: Kind, tell: Tell) -> Subject:
-    """A subject that turned out to be unsteady."""
-    del tell
-    return subject.get().unsteady(kind)
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What a look at a subject tells of it.
-
-    logits   how many it gives.
-    flags, traits, precision, is_random  of the subject.
-    environment  that it is judged in.
-    device   that it is judged on.
-    certifies  whether it certifies radii.
-    hidden   what the model offers that it does not as it is called.
-    entries  the attacks, each in the variant for the model.
-    """
-
-    logits: int
-    flags: set[str]
-    traits: Mapping[str, int | bool]
-    precision: str
-    is_random: bool
-    environment: dict[str, str]
-    device: torch.device
-    certifies: bool
-    hidden: list[str]
-    entries: dict[str, Entry]
-
-
-@undisturbed()
-def check(
-    subject: Held[Subject],
-    model: Held[nn.Module],
-    first_block: Tensor,
-    y: Tensor,
-    classes: int | None,
-    entries: Mapping[str, Entry],
-    tell: Tell,
-) -> Seen:
-    """What a look at a subject tells. Raises UserError where it does not fit labels y (n,)."""
-    del tell
-    judge = subject.get()
-    logits = check_model(judge, first_block, y, classes)
-    called = judge.model
-    return Seen(
-        logits, set(judge.flags), judge.traits, judge.precision, judge.is_random,
-        environment(judge.device), judge.device, isinstance(called, HasCertificate),
-        _hidden(model.get(), called),
-        {label: suited(called, entry) for label, entry in entries.items()},
-    )  # fmt: skip
-
-
-def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
-    """What a model offers that it does not as it is called."""
-    return [
-        what
-        for what, protocol in OFFERS.items()
-        if isinstance(model, protocol) and not isinstance(called, protocol)
-    ]
-
-
-@undisturbed()
-def peer_of(
-    model: Held[nn.Module], subject: Held[Subject], first_block: Tensor, tell: Tell
-) -> nn.Module:
-    """Another model, as attacks on a subject call it. Raises ValueError where it does not run."""
-    del tell
-    judge = subject.get()
-    # What a user says of outputs is about the model, and not about its peers.
-    terms = dataclasses.replace(judge.terms, reading=Reading())
-    try:
-        peer = examine(model.get(), first_block, judge.device, terms)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    if peer.dtype == judge.dtype:
-        return peer.model
-    return Called(peer.model, Calling(peer.dtype, judge.dtype)).eval()
 
 
 class _Assessment:
@@ -244,7 +123,6 @@ class _Assessment:
         self,
         name: str,
         model: nn.Module,
-        held: Held[nn.Module],
         subject: Held[Subject],
         seen: Seen,
         samples: Samples,
@@ -255,7 +133,7 @@ class _Assessment:
         peers: Mapping[str, Trained],
         notify: Notify,
     ) -> None:
-        self.model, self.held, self.subject, self.seen = model, held, subject, seen
+        self.model, self.subject, self.seen = model, subject, seen
         self.samples, self.settings, self.cells, self.notify = samples, settings, cells, notify
         self.peers, self.executor = peers, settings.executor
         self.report = Report(
@@ -391,7 +269,7 @@ class _Assessment:
                 )
                 # Roughly how long a batch takes: what its passes do, by the clean images.
                 clean = self.report.seconds[NATURAL] / len(self.samples)
-                weight = clean * (attack.facts.passes or _USUAL_PASSES)
+                weight = clean * (attack.facts.passes or USUAL_PASSES)
                 await self._measured(
                     unit, cell, samples, bar.advance, bar.tick, weight, attack.facts.by_block
                 )
@@ -438,14 +316,6 @@ class _Assessment:
         note = {"identity": identity, **facts}
         if {key: cell.note.get(key) for key in note} != note:
             cell.close(note | {"environment": self.seen.environment})
-
-
-def suited(model: nn.Module, entry: Entry) -> Entry:
-    """The entry with its attack in the variant for this model; some models need a simpler one."""
-    attack = entry.attack
-    if not isinstance(attack, HasVariants):
-        return entry
-    return dataclasses.replace(entry, attack=attack.on(model))
 
 
 def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks import ThreatModel
 from attacks.messages import described
 from benchmark.environment import resolve_device
-from benchmark.judge.evaluator import Samples, measure_natural, measure_radii
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
@@ -23,6 +23,7 @@ from benchmark.models.trained import Trained
 from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
 from benchmark.run.draws_replay import replay_draws
+from benchmark.run.measuring import measure_natural, measure_radii
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import Device
 from defenses.certificates import HasCertificate

@@ -6,6 +6,7 @@ spec.yaml        what was asked for
 .lock            held while a process works in the folder
 run.json         what was measured: a row for each defense, with the keys of its cells
 defenses/NAME/   model.safetensors, card.json and log.csv of each trained defense
+plan.json        what it was to take, where that was asked
 cells/KEY/       per-sample records and adversarial examples, block by block
 table.*          the tables
 curves.png       robust accuracy against eps
@@ -124,16 +125,8 @@ def run(
     Raises UserError, SavedModelError or TrainingError, each in one line: UserError also where
     another process works in the folder. What was measured before that stays in the folder.
     """
-    # Check all that can be refused before any work is done.
-    load_plugins(spec.plugins)
-    norms = {view.norm for view in spec.views}
-    lineups = [lineup_of(view, norms) for view in spec.views]
-    for lineup in lineups:
-        check_sources(lineup, [component.label for component in spec.defenses])
-    roster = enrol(spec.defenses)
     device = resolve_device(spec.device)
-    dataset = load_dataset(spec.data, root)
-    check_fit(roster, dataset)
+    lineups, roster, dataset = checked(spec, root)
     samples = samples_of(dataset, spec)
     data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)
 
@@ -143,6 +136,20 @@ def run(
             progress, say, executor,
         )  # fmt: skip
         return executor.run(_carry_out(shared, lineups))
+
+
+def checked(spec: RunSpec, root: Path | None) -> tuple[list[Lineup], Roster, Dataset]:
+    """The attacks of a spec under each of its threats, its defenses and its data. Raises UserError
+    for all that can be refused before any work is done."""
+    load_plugins(spec.plugins)
+    norms = {view.norm for view in spec.views}
+    lineups = [lineup_of(view, norms) for view in spec.views]
+    for lineup in lineups:
+        check_sources(lineup, [component.label for component in spec.defenses])
+    roster = enrol(spec.defenses)
+    dataset = load_dataset(spec.data, root)
+    check_fit(roster, dataset)
+    return lineups, roster, dataset
 
 
 async def _carry_out(shared: _Shared, lineups: Sequence[Lineup]) -> list[Report]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,6 @@ _LONGEST = 300
 
 # The sources that are files of a network with its weights, or code.
 _FILES = ("python", "onnx", "exported", "script")
-
-# Options that keys of earlier versions do not have.
-_LATER = (*KINDS, "pretrained", "run_code", "range", "output", "binary", "classes", "reject")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +64,11 @@ class External(Plain):
     Raises ValueError for options that exclude each other, and `build`, in one line, for code,
     files or weights that cannot be used.
     """
+
+    later: ClassVar[tuple[str, ...]] = (
+        *Plain.later, *KINDS, "pretrained", "run_code", "range", "output", "binary", "classes",
+        "reject",
+    )  # fmt: skip
 
     epochs: int = 0
     model: str = "default"
@@ -143,13 +145,9 @@ class External(Plain):
         return next((kind for kind in KINDS if getattr(self, kind) is not None), None)
 
     def settings(self) -> dict[str, Any]:
-        settings = super().settings()
         # The weights are the network's, and the file of code is in `code`.
-        del settings["weights"], settings["pretrained"], settings["run_code"]
-        for option in fields(External):
-            # Options that were added later are not in keys where nobody gives them.
-            if option.name in _LATER and settings.get(option.name) == option.default:
-                settings.pop(option.name, None)
+        unsaid = ("weights", "pretrained", "run_code")
+        settings = {name: value for name, value in super().settings().items() if name not in unsaid}
         if self.kind == "python":
             del settings["python"]
             return settings | {"model": str(self.python).rpartition(":")[2]}

@@ -16,9 +16,6 @@ from defenses.recipes.schedules import SCHEDULES
 OptimizerName = Literal["adam", "sgd"]
 ComputeName = Literal["float32", "bfloat16"]
 
-# Options that were added later are in neither keys nor cards where nobody gives them.
-_LATER = ("compute",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
@@ -65,6 +62,9 @@ class Recipe(ABC):
     half: bool = False
     compute: ComputeName = "float32"
 
+    # Options that were added later are in neither keys nor cards where nobody gives them.
+    later: ClassVar[tuple[str, ...]] = ("compute",)
+
     # Whether its networks promise what holds in float32 alone.
     needs_float32: ClassVar[bool] = False
 
@@ -103,7 +103,7 @@ class Recipe(ABC):
         return [
             field.name
             for field in fields(self)
-            if field.name not in _LATER or getattr(self, field.name) != field.default
+            if field.name not in self.later or getattr(self, field.name) != field.default
         ]
 
     def check_weights(self) -> None:  # noqa: B027 (a hook: most recipes need none)

@@ -24,7 +24,7 @@ from benchmark.keys import (
     key_of,
 )
 from benchmark.models.trained import Trained
-from benchmark.run.assess import suited
+from benchmark.run.looking import suited
 from benchmark.spec.components import CERTIFIED, NATURAL, Component
 from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import only_plugins

@@ -32,7 +32,9 @@ from attacks.objectives import OBJECTIVES
 from attacks.searches.boundary import Boundary
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
-from benchmark.models import obtain as models
+from benchmark.executors import IN_PROCESS
+from benchmark.models.obtain import obtained
+from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 ROOT = os.environ.get("BESTATTACK_DATA")
@@ -65,9 +67,11 @@ def reference() -> Reference:
     # As many threads as the run had: weights depend on them, and are found again by them.
     torch.set_num_threads(os.cpu_count() or 1)
     folder = REPOSITORY / "runs" / "mnist" / "defenses"
-    trained = models.obtain(
-        component, data, spec.threat, spec.seed, folder, torch.device("cpu"), progress=True
-    )
+    work = obtained(
+        configured(component), data, spec.training_threat, spec.seed, folder, torch.device("cpu"),
+        True, {}, IN_PROCESS,
+    )  # fmt: skip
+    trained = IN_PROCESS.run(work)
     torch.set_num_threads(1)
     model = trained.model.eval().requires_grad_(False)
     x, y = data.test.x[:IMAGES], data.test.y[:IMAGES]

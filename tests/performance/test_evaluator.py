@@ -11,10 +11,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from attacks import PGD, ThreatModel
-from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
 from benchmark.judge.records import FolderCell, MemoryCell
 from benchmark.judge.steadiness import IMAGES
+from benchmark.run.measuring import measure_attack
 from defenses import LeNet5
 
 ROUNDS = 3

@@ -21,10 +21,10 @@ from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell
 from benchmark.keys import identify_row, identify_side
-from benchmark.models.obtain import obtain
+from benchmark.models.obtain import obtained
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.assess import Settings, assess
+from benchmark.run.assess import Settings, assessed
 from benchmark.run.run_samples import choice_of, identify_samples, samples_of, terms_of
 from benchmark.run.runner import Say
 from benchmark.spec.components import BEST, NATURAL, Component
@@ -91,7 +91,7 @@ def classes(
     in `folder`, and what it holds is not made again: orders, numbers and budgets can be added.
 
     Raises UserError for what cannot be studied, and where an attack fails or does not apply;
-    SavedModelError and TrainingError as `obtain` does.
+    SavedModelError and TrainingError as `obtained` does.
 
     Differs from the source: best-attack at an eps is over all points found, at any budget, so that
     it never rises with eps.
@@ -178,10 +178,11 @@ class _Job:
         cannot be measured, and where an attack fails."""
         name = f"order {number}, {dataset.classes} classes, {component.label}"
         self.say(f"{name}: getting the model, which is trained unless it was before")
-        model = obtain(
-            configured(component), dataset, self.spec.training_threat, self.spec.seed,
-            self.folder / "defenses", self.device, self.progress, {},
-            self.executor,
+        model = self.executor.run(
+            obtained(
+                configured(component), dataset, self.spec.training_threat, self.spec.seed,
+                self.folder / "defenses", self.device, self.progress, {}, self.executor,
+            )
         )  # fmt: skip
         samples = samples_of(dataset, self.spec, self.base)
         first = samples.y.numpy() == 0
@@ -281,10 +282,11 @@ class _Job:
             ThreatModel(spec.norm, eps), "table", spec.device, spec.block, terms_of(dataset, spec),
             self.progress, executor=self.executor,
         )  # fmt: skip
-        report = assess(
+        work = assessed(
             name, task, of_side, lineup, {}, settings,
             lambda key: FolderCell(self.folder / "cells" / key), identity,
         )  # fmt: skip
+        report = self.executor.run(work)
         for label in [*report.errors, *report.inapplicable]:
             raise UserError(f"{name}: {report.summary(label)}")
         return report

@@ -22,7 +22,7 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.report.report import Report
-from benchmark.run.assess import Settings, assess
+from benchmark.run.assess import Settings, assessed
 from benchmark.spec.lineup import Entry, Lineup
 
 pytest.importorskip("ray")
@@ -199,10 +199,11 @@ def _report(executor: Executor, network: type[nn.Module], mode: Any) -> Report:
     entries["block"] = Entry(_ByBlock())
     entries["rest"] = Entry(PGD(steps=30), after=("pgd",))
     settings = Settings(ThreatModel("l2", 0.2), mode, "cpu", 7, Terms(draws=10), executor=executor)
-    return assess(
+    work = assessed(
         "net", model, Samples(x, y, np.arange(N)), Lineup(entries), {}, settings,
         lambda key: MemoryCell(), {"model": "net"},
     )  # fmt: skip
+    return executor.run(work)
 
 
 @pytest.mark.parametrize("mode", ["table", "cascade"])

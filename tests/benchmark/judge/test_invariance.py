@@ -12,11 +12,12 @@ from attacks import PGD, Attack, CarliniWagner, ThreatModel
 from benchmark import Report, evaluate
 from benchmark.data.sets import load_dataset
 from benchmark.environment import resolve_device
-from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
 from benchmark.judge.records import FolderCell
 from benchmark.judge.subject import Terms
 from benchmark.run import assess
+from benchmark.run.measuring import measure_attack
 
 N = 60
 ATTACKS: dict[str, list[Attack]] = {

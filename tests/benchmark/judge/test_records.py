@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks import Facts, Problem, ThreatModel
 from benchmark.errors import UserError
-from benchmark.judge.evaluator import Samples, measure_attack
+from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
 from benchmark.judge.records import (
     BY_SAMPLE,
@@ -24,6 +24,7 @@ from benchmark.judge.records import (
     write_json,
     write_text,
 )
+from benchmark.run.measuring import measure_attack
 
 
 def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:

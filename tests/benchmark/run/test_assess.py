@@ -11,11 +11,13 @@ from torch import Tensor
 from attacks import PGD, Facts, Problem, ThreatModel
 from attacks.problem import NotApplicableError
 from benchmark import Report, UserError
+from benchmark.executors import IN_PROCESS
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.models.trained import Trained
-from benchmark.run.assess import Settings, assess, suited, traits
+from benchmark.run.assess import Settings, assessed, traits
+from benchmark.run.looking import suited
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup
 from tests.benchmark.small import Linear, N, X, Y
@@ -63,11 +65,12 @@ def _assess(
         label: attack if isinstance(attack, Entry) else Entry(attack)
         for label, attack in attacks.items()
     }
-    return assess(
+    work = assessed(
         "small", model or Linear().eval(), Samples(X, Y, np.arange(N)), Lineup(entries), {},
         Settings(SETTINGS.threat, mode, "cpu", 4, Terms("float64")),
         cells or (lambda key: MemoryCell()), {"model": "small"}, notify=notify,
     )  # fmt: skip
+    return IN_PROCESS.run(work)
 
 
 def _order(*costs: int | None, mode: str, model: Any = None) -> list[str]:

@@ -1,0 +1,129 @@
+"""Looks at a model before it is measured, which are units of work: see `benchmark.executors`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.problem import HasVariants
+from attacks.wrappers.arms import HasArms
+from attacks.wrappers.stages import HasStages
+from attacks.wrappers.transfer import HasSurrogate
+from benchmark.environment import environment, resolve_device
+from benchmark.errors import UserError
+from benchmark.executors import Held
+from benchmark.executors.executor import Tell
+from benchmark.judge.examination import check_model, examine
+from benchmark.judge.reading import Called, Calling, Reading
+from benchmark.judge.steadiness import Kind
+from benchmark.judge.subject import Subject, Terms
+from benchmark.judge.surroundings import undisturbed
+from benchmark.spec.lineup import Entry
+from benchmark.spec.run_spec import Device
+from defenses.certificates import HasCertificate
+
+# What a model may offer beside logits, by the word for it.
+OFFERS: dict[str, Any] = {
+    "certificate": HasCertificate, "arms": HasArms, "stages": HasStages, "surrogate": HasSurrogate,
+}  # fmt: skip
+
+
+@undisturbed()
+def look(
+    model: Held[nn.Module], first_block: Tensor, device: Device, terms: Terms, tell: Tell
+) -> Subject:
+    """A model, as it is judged."""
+    del tell
+    return examine(model.get(), first_block, resolve_device(device), terms)
+
+
+@undisturbed()
+def treated(subject: Held[Subject], kind: Kind, tell: Tell) -> Subject:
+    """A subject that turned out to be unsteady."""
+    del tell
+    return subject.get().unsteady(kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a look at a subject tells of it.
+
+    logits   how many it gives.
+    flags, traits, precision, is_random  of the subject.
+    environment  that it is judged in.
+    device   that it is judged on.
+    certifies  whether it certifies radii.
+    hidden   what the model offers that it does not as it is called.
+    entries  the attacks, each in the variant for the model.
+    """
+
+    logits: int
+    flags: set[str]
+    traits: Mapping[str, int | bool]
+    precision: str
+    is_random: bool
+    environment: dict[str, str]
+    device: torch.device
+    certifies: bool
+    hidden: list[str]
+    entries: dict[str, Entry]
+
+
+@undisturbed()
+def check(
+    subject: Held[Subject],
+    model: Held[nn.Module],
+    first_block: Tensor,
+    y: Tensor,
+    classes: int | None,
+    entries: Mapping[str, Entry],
+    tell: Tell,
+) -> Seen:
+    """What a look at a subject tells. Raises UserError where it does not fit labels y (n,)."""
+    del tell
+    judge = subject.get()
+    logits = check_model(judge, first_block, y, classes)
+    called = judge.model
+    return Seen(
+        logits, set(judge.flags), judge.traits, judge.precision, judge.is_random,
+        environment(judge.device), judge.device, isinstance(called, HasCertificate),
+        _hidden(model.get(), called),
+        {label: suited(called, entry) for label, entry in entries.items()},
+    )  # fmt: skip
+
+
+def _hidden(model: nn.Module, called: nn.Module) -> list[str]:
+    """What a model offers that it does not as it is called."""
+    return [
+        what
+        for what, protocol in OFFERS.items()
+        if isinstance(model, protocol) and not isinstance(called, protocol)
+    ]
+
+
+@undisturbed()
+def peer_of(
+    model: Held[nn.Module], subject: Held[Subject], first_block: Tensor, tell: Tell
+) -> nn.Module:
+    """Another model, as attacks on a subject call it. Raises ValueError where it does not run."""
+    del tell
+    judge = subject.get()
+    # What a user says of outputs is about the model, and not about its peers.
+    terms = dataclasses.replace(judge.terms, reading=Reading())
+    try:
+        peer = examine(model.get(), first_block, judge.device, terms)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if peer.dtype == judge.dtype:
+        return peer.model
+    return Called(peer.model, Calling(peer.dtype, judge.dtype)).eval()
+
+
+def suited(model: nn.Module, entry: Entry) -> Entry:
+    """The entry with its attack in the variant for this model; some models need a simpler one."""
+    attack = entry.attack
+    if not isinstance(attack, HasVariants):
+        return entry
+    return dataclasses.replace(entry, attack=attack.on(model))
