@@ -97,7 +97,7 @@ class Strong:
     queries: int = 2000
     quick: bool = False
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         if min(self.classes, self.steps, self.queries) < 1:
