@@ -7,7 +7,18 @@ import numpy as np
 import torch
 
 from benchmark.errors import UserError
-from benchmark.spec.run_spec import Device, check_device
+
+Device = str  # "auto", or what torch calls a device
+
+
+def check_device(device: Device) -> Device:
+    """The name of a device. Raises ValueError, in one line, where torch knows no such name."""
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:1") from error
+    return device
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -31,12 +42,18 @@ def environment(device: torch.device) -> dict[str, str]:
         bestattack = version("bestattack")
     except PackageNotFoundError:
         bestattack = "not installed"
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "bestattack": bestattack,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": f"{device.type}: {hardware}",
+        "device": f"{device.type}: {hardware(device)}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def hardware(device: torch.device) -> str:
+    """What a device is called by its maker."""
+    if device.type != "cuda":
+        return platform.machine()
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "of workers"

@@ -8,8 +8,8 @@ import typer
 
 from attacks.threat import Norm
 from benchmark.cli.options import Plugins, Quiet, Root, speaker
+from benchmark.environment import Device
 from benchmark.judge.subject import Precision
-from benchmark.spec.run_spec import Device
 
 # How many images there are to look at, at least.
 _LEAST = 64

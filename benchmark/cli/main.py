@@ -6,7 +6,7 @@ import warnings
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,11 +24,8 @@ from benchmark.cli.options import (
 )
 from benchmark.cli.run_command import run
 from benchmark.cli.studies_commands import study
+from benchmark.environment import Device
 from benchmark.errors import FailedError, UserError
-from benchmark.spec.run_spec import Device
-
-if TYPE_CHECKING:
-    pass
 
 _STATUS = (
     "Exit status: 0 if all is well, 1 for an error that you can mend, 2 for a mistyped command, 3 "

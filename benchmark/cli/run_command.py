@@ -19,9 +19,10 @@ from benchmark.cli.options import (
     warn_of_contradictions,
 )
 from benchmark.cli.vnnlib_command import judge_properties
+from benchmark.environment import Device
 from benchmark.errors import FailedError, UserError
 from benchmark.judge.subject import Precision
-from benchmark.spec.run_spec import Choose, Device, Mode, Part
+from benchmark.spec.run_spec import Choose, Mode, Part
 
 if TYPE_CHECKING:
     from benchmark.executors import Executor

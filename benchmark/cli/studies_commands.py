@@ -18,7 +18,8 @@ from benchmark.cli.options import (
     executor_of,
     speaker,
 )
-from benchmark.spec.run_spec import Device, Part
+from benchmark.environment import Device
+from benchmark.spec.run_spec import Part
 
 if TYPE_CHECKING:
     from benchmark.studies.study import Study

@@ -18,6 +18,7 @@ from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
+from benchmark.judge.footprint import Footprint, footprint_of
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
@@ -116,6 +117,7 @@ class _Seen:
     subject: Subject
     classes: int
     cost: Cost
+    footprint: Footprint
     smoothed: Mapping[str, int] | None
     right: Samples
     looked_at: int
@@ -129,7 +131,8 @@ def _look(subject: Subject, samples: Samples, block: int, wanted: int | None) ->
     clean = samples.x[:count].to(subject.device, subject.dtype)
     judged = subject.judge(clean, samples.y[:count].to(subject.device))
     right = (~judged.wrong).nonzero().squeeze(1).cpu()
-    return _Seen(subject, classes, cost, smoothed, _some(samples, right), count)
+    footprint = footprint_of(subject, first_block)
+    return _Seen(subject, classes, cost, footprint, smoothed, _some(samples, right), count)
 
 
 def _inspection(
@@ -160,6 +163,7 @@ def _inspection(
         smoothed=seen.smoothed,
         offers=[name for name, kind in OFFERS.items() if isinstance(subject.model, kind)],
         cost=seen.cost,
+        footprint=seen.footprint,
         looked_at=seen.looked_at,
         correct=len(seen.right),
         flags=flags,

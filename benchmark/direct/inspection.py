@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.direct.pass_cost import Cost
+from benchmark.judge.footprint import Footprint
 from benchmark.report.flags import FLAGS
-
-# How many float32 copies of its images a block takes, roughly, at its peak.
-_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Inspection:
     smoothed    the operations that `strong` and `smoothed:` smooth, by name, with their number;
                 None where the model fails when gradients are asked for.
     offers      what else it offers attacks and tables: certificate, arms, stages, surrogate.
-    cost        of a pass.
+    cost        of a pass, and `footprint`, the memory of a block.
     looked_at   how many clean images were judged, and `correct` of them rightly.
     flags       what is odd about it: see the page on flags.
     trials      what each attack did on some of the right ones, and what it will take.
@@ -66,6 +64,7 @@ class Inspection:
     smoothed: Mapping[str, int] | None
     offers: Sequence[str]
     cost: Cost
+    footprint: Footprint
     looked_at: int
     correct: int
     flags: Sequence[str]
@@ -132,10 +131,8 @@ class Inspection:
 
     @property
     def memory(self) -> int:
-        """Bytes that a block takes, roughly: the model, in float64 too, what a pass keeps, and what
-        attacks and the judge keep of images."""
-        images = _KEPT * 4 * math.prod(self.shape)
-        return self.size * (3 if self.in_float64 else 1) + self.block * (self.cost.kept + images)
+        """Bytes that a block takes, roughly."""
+        return self.footprint.of(self.block)
 
 
 def _told(trial: Trial, samples: int) -> str:

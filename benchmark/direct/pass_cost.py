@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmark.judge.footprint import kept_by
 from benchmark.judge.subject import Subject
 
 # How long one measurement may take, in seconds, roughly.
@@ -37,7 +38,7 @@ def cost_of(subject: Subject, x: Tensor) -> Cost:
     block = fitting(_SECONDS, 4 * single, len(x))
     points = x[:block].clone()
     forward = _timed(subject, lambda: _forward(victim, points)) / block
-    kept = _kept(victim, points) // block
+    kept = kept_by(victim, points) // block
     try:
         both = _timed(subject, lambda: _backward(victim, points)) / block
     except torch.OutOfMemoryError:
@@ -72,28 +73,6 @@ def _backward(model: nn.Module, x: Tensor) -> Tensor:
         points = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(model(points.clone()).sum(), points)
     return gradient
-
-
-def _kept(model: nn.Module, x: Tensor) -> int:
-    """The bytes of what a forward pass keeps for the backward pass, beside the model's own."""
-    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda held: held):
-        try:
-            logits = model(x.clone().requires_grad_().clone())  # which holds all of it
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            return 0
-    del logits
-    return sum(kept.values())
 
 
 def fitting(seconds: float, each: float, most: int) -> int:

@@ -14,6 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from benchmark.environment import Device, resolve_device
+
 T = TypeVar("T")
 
 # How many units workers are asked for at once, for each that can be carried out: the next one is at
@@ -51,8 +53,18 @@ class Executor(Protocol):
     @property
     def threads(self) -> int: ...
 
+    @property
+    def beside(self) -> int:
+        """How many units one host carries out at once, at most."""
+        ...
+
     def at_work(self) -> str:
         """How many units are under way, and where; empty where that is known."""
+        ...
+
+    def device(self, name: Device) -> torch.device:
+        """The device that units compute on, of the name that a user gave. Raises UserError where
+        there is none."""
         ...
 
     def hold(self, value: T) -> Held[T]:
@@ -60,13 +72,19 @@ class Executor(Protocol):
         ...
 
     async def do(
-        self, unit: Callable[..., T], *given: Any, tell: Tell = ..., weight: float = ...
+        self,
+        unit: Callable[..., T],
+        *given: Any,
+        tell: Tell = ...,
+        weight: float = ...,
+        share: float = ...,
     ) -> T:
         """What a unit returns. What it raises is raised here. Of those that wait, the unit of the
-        largest weight is carried out first."""
+        largest weight is carried out first. `share` is what it takes of a GPU, or
+        none: others may have the rest."""
         ...
 
-    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+    async def keep(self, unit: Callable[..., T], *given: Any, share: float = ...) -> Held[T]:
         """What a unit returns, held for other units."""
         ...
 
@@ -98,7 +116,7 @@ class _Here(Generic[T]):
 class InProcess:
     """Carries out each unit when it is asked for, in this process."""
 
-    width = 1
+    width, beside = 1, 1
 
     @property
     def threads(self) -> int:
@@ -107,15 +125,23 @@ class InProcess:
     def at_work(self) -> str:
         return ""
 
+    def device(self, name: Device) -> torch.device:
+        return resolve_device(name)
+
     def hold(self, value: T) -> Held[T]:
         return _Here(value)
 
     async def do(
-        self, unit: Callable[..., T], *given: Any, tell: Tell = silent, weight: float = FIRST
+        self,
+        unit: Callable[..., T],
+        *given: Any,
+        tell: Tell = silent,
+        weight: float = FIRST,
+        share: float = 0.0,
     ) -> T:
         return unit(*given, tell)
 
-    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+    async def keep(self, unit: Callable[..., T], *given: Any, share: float = 0.0) -> Held[T]:
         return _Here(await self.do(unit, *given))
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:

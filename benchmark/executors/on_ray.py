@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from attacks.messages import described, one_line
+from benchmark.environment import Device, check_device, resolve_device
 from benchmark.errors import UserError
 from benchmark.executors.executor import AHEAD, FIRST, Held, Tell, WorkerLostError, silent
 from benchmark.executors.hosts import differing, versions
@@ -184,6 +185,26 @@ class OnRay:
     def width(self) -> int:
         return AHEAD * self.workers
 
+    @property
+    def beside(self) -> int:
+        cores = (node["Resources"].get("CPU", 1) for node in _ray.nodes() if node["Alive"])
+        return max(1, int(max(cores)) // self.threads)
+
+    def device(self, name: Device) -> torch.device:
+        has_gpus = "GPU" in _ray.cluster_resources()
+        if name == "auto":
+            return torch.device("cuda" if has_gpus else "cpu")
+        device = torch.device(check_device(name))
+        if device.type != "cuda":
+            return resolve_device(name)
+        if device.index is not None:
+            raise UserError(
+                f"workers take the GPU that is free: give cuda as the device, not {name}"
+            )
+        if not has_gpus:
+            raise UserError("no worker has a GPU: give cpu or auto as the device")
+        return device
+
     def check_hosts(self) -> None:
         """Raises UserError where a host of the cluster has other versions."""
         look: Any = ray.remote(num_cpus=0)(_versions)
@@ -205,24 +226,34 @@ class OnRay:
         return _Sent(ray.put(packed(value)))
 
     async def do(
-        self, unit: Callable[..., T], *given: Any, tell: Tell = silent, weight: float = FIRST
+        self,
+        unit: Callable[..., T],
+        *given: Any,
+        tell: Tell = silent,
+        weight: float = FIRST,
+        share: float = 0.0,
     ) -> T:
-        value: T = unpacked(await self._done(unit, given, tell, weight))
+        value: T = unpacked(await self._done(unit, given, tell, weight, share))
         return value
 
-    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+    async def keep(self, unit: Callable[..., T], *given: Any, share: float = 0.0) -> Held[T]:
         # The bytes are kept by the process that asks: hosts may be lost.
-        return _Sent(ray.put(await self._done(unit, given, silent, FIRST)))
+        return _Sent(ray.put(await self._done(unit, given, silent, FIRST, share)))
 
     async def _done(
-        self, unit: Callable[..., Any], given: tuple[Any, ...], tell: Tell, weight: float
+        self,
+        unit: Callable[..., Any],
+        given: tuple[Any, ...],
+        tell: Tell,
+        weight: float,
+        share: float,
     ) -> bytes:
         """What a unit returns, as bytes; done again where its worker is lost."""
         async with self._slots.place(weight):
             number, begun, lost = next(self._units), 0, 0
             while begun <= _AGAIN and lost <= _LOST:
                 try:
-                    async for item in self._carried(packed((unit, given))):
+                    async for item in self._carried(packed((unit, given)), share):
                         if isinstance(item, _Began):
                             host = self._working[number] = item.host
                             begun += 1
@@ -247,9 +278,9 @@ class OnRay:
             where = f", the last on {host}" if begun else " before they began"
             raise WorkerLostError(f"{lost} workers were lost{where}: {reason}")
 
-    async def _carried(self, body: bytes) -> AsyncIterator[Any]:
+    async def _carried(self, body: bytes, share: float) -> AsyncIterator[Any]:
         """What a worker yields that carries out a unit."""
-        task = self._carry.options(num_cpus=self.threads)
+        task = self._carry.options(num_cpus=self.threads, num_gpus=share)
         async for ref in task.remote(self._setup, body):
             yield await ref
 

@@ -5,6 +5,9 @@ import selectors
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+import torch
+
+from benchmark.environment import Device
 from benchmark.executors.executor import AHEAD, FIRST, Held, Tell, silent
 from benchmark.executors.slots import Slots
 
@@ -17,7 +20,7 @@ class Simulated:
     It keeps the order of `OnRay`, since the same code begins works and waits for them.
     """
 
-    threads = 1
+    threads = beside = 1
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -31,21 +34,29 @@ class Simulated:
     def at_work(self) -> str:
         return ""
 
+    def device(self, name: Device) -> torch.device:
+        raise NotImplementedError("nothing is computed")
+
     def hold(self, value: T) -> Held[T]:
         raise NotImplementedError("nothing is computed")
 
     async def do(
-        self, unit: Callable[..., T], *given: Any, tell: Tell = silent, weight: float = FIRST
+        self,
+        unit: Callable[..., T],
+        *given: Any,
+        tell: Tell = silent,
+        weight: float = FIRST,
+        share: float = 0.0,
     ) -> T:
         """Waits for the number of seconds that is given, and returns None."""
-        del unit, tell
+        del unit, tell, share
         async with self._slots.place(weight):
             await asyncio.sleep(given[0])
         nothing: Any = None
         result: T = nothing
         return result
 
-    async def keep(self, unit: Callable[..., T], *given: Any) -> Held[T]:
+    async def keep(self, unit: Callable[..., T], *given: Any, share: float = 0.0) -> Held[T]:
         raise NotImplementedError("nothing is computed")
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:

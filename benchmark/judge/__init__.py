@@ -2,7 +2,6 @@
 
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
-from benchmark.judge.outputs import gaps, jacobian_norms, mean_jacobian_norm
 from benchmark.judge.probes import probe
 from benchmark.judge.records import Block, Cell, FolderCell, MemoryCell, blocks_of
 from benchmark.judge.replica import freeze
@@ -23,9 +22,6 @@ __all__ = [
     "examine",
     "freeze",
     "full_precision",
-    "gaps",
-    "jacobian_norms",
-    "mean_jacobian_norm",
     "probe",
     "undisturbed",
     "until_steady",

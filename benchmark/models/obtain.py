@@ -16,11 +16,11 @@ import defenses
 from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Executor, Held
+from benchmark.executors import IN_PROCESS, Executor, Held, as_completed
 from benchmark.executors.executor import Tell
 from benchmark.executors.progress import underway
+from benchmark.executors.resources import whole_gpu
 from benchmark.folder_lock import alone_in
-from benchmark.images import Images
 from benchmark.judge.records import write_json
 from benchmark.keys import training_key
 from benchmark.models.trained import Trained, load_into, load_saved, naming
@@ -128,7 +128,7 @@ class Training:
         checkpoint = defenses.Checkpoint(home / "checkpoint.pt", self.key)
         fitted = await self._fit(checkpoint, home / "log.csv", progress, executor)
         self.model.load_state_dict(fitted.state)
-        self._save(home, fitted)
+        self._save(home, fitted, await self._accuracy(executor))
         checkpoint.path.unlink(missing_ok=True)
         return load_saved(home)
 
@@ -179,11 +179,18 @@ class Training:
                     show(said)
 
             return await executor.do(
-                _fitted, self.recipe, self.model, images, hold((dataset.test.x, dataset.test.y)),
-                self.threat, self.seed, self.device, checkpoint.stored(), checkpoint.key, tell=hear,
+                _fitted, self.recipe, self.model, images, self.threat, self.seed, self.device,
+                _Latest(checkpoint), checkpoint.key, tell=hear, share=whole_gpu(self.device),
             )  # fmt: skip
 
-    def _save(self, home: Path, fitted: "_Fitted") -> None:
+    async def _accuracy(self, executor: Executor) -> float:
+        """The natural accuracy on the test split."""
+        model, test, share = executor.hold(self.model), self.dataset.test, whole_gpu(self.device)
+        blocks = zip(test.x.split(_BATCH), test.y.split(_BATCH), strict=True)
+        works = (executor.do(_hits, model, self.device, x, y, share=share) for x, y in blocks)
+        return sum([hits async for hits in as_completed(executor, works)]) / len(test.y)
+
+    def _save(self, home: Path, fitted: "_Fitted", accuracy: float) -> None:
         """Write the weights and the card into a folder."""
         card = defenses.describe(
             self.component.label,
@@ -193,9 +200,9 @@ class Training:
             classes=self.dataset.classes,
             threat=self.threat,
             seed=self.seed,
-            natural_accuracy=fitted.accuracy,
+            natural_accuracy=accuracy,
             seconds=round(fitted.seconds, 1),
-            device=self.device,
+            hardware=fitted.hardware,
         )
         defenses.save(home, self.model, card | self._origin(), self.recipe.half)
 
@@ -236,43 +243,62 @@ def _bar(
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A model that was trained: its weights, the seconds that it took, and its natural accuracy on
-    the test split."""
+    """A model that was trained: its weights, and the seconds that it took on some hardware."""
 
     state: dict[str, Tensor]
     seconds: float
-    accuracy: float
+    hardware: str
+
+
+class _Latest:
+    """The content of a checkpoint. Sent to a worker, it is what the file holds by then, so that a
+    training whose worker is lost goes on where it was."""
+
+    def __init__(self, checkpoint: defenses.Checkpoint) -> None:
+        self.stored = checkpoint.stored
+
+    def __reduce__(self) -> tuple[type["_Known"], tuple[bytes | None]]:
+        return _Known, (self.stored(),)
+
+
+class _Known:
+    """The content of a checkpoint, as it was sent."""
+
+    def __init__(self, content: bytes | None) -> None:
+        self._content = content
+
+    def stored(self) -> bytes | None:
+        return self._content
 
 
 @dataclass(frozen=True)
 class _Told(defenses.Checkpoint):
     """A checkpoint that is told to whoever asked for the training, and keeps the file."""
 
-    content: bytes | None
+    sent: _Latest | _Known
     tell: Tell
 
     def store(self, content: bytes) -> None:
         self.tell(content)
 
     def stored(self) -> bytes | None:
-        return self.content
+        return self.sent.stored()
 
 
 def _fitted(
     recipe: defenses.Recipe,
     model: nn.Module,
     images: Held[tuple[Tensor, Tensor]] | None,
-    test: Held[tuple[Tensor | Images, Tensor]],
     threat: ThreatModel | None,
     seed: int,
     device: torch.device,
-    checkpoint: bytes | None,
+    checkpoint: _Latest | _Known,
     key: str,
     tell: Tell,
 ) -> _Fitted:
     """Train a model on images with labels; None for one that is only built.
 
-    checkpoint  the content of one to go on from; None where there is none.
+    checkpoint  to go on from, where there is one.
     tell        is called with the content of checkpoints, the rows of the log, and the progress.
     """
     seconds = 0.0
@@ -284,15 +310,12 @@ def _fitted(
         )  # fmt: skip
     if recipe.half:
         defenses.round_to_half(model)
-    accuracy = _accuracy(model.to(device), *test.get())
-    return _Fitted(dict(model.cpu().state_dict()), seconds, accuracy)
+    return _Fitted(dict(model.cpu().state_dict()), seconds, defenses.hardware_of(device))
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor | Images, y: Tensor) -> float:
-    """The natural accuracy of a model on images x with labels y (n,)."""
-    device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
-    hits = 0
-    for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
-        hits += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-    return hits / len(y)
+def _hits(model: Held[nn.Module], device: torch.device, x: Tensor, y: Tensor, tell: Tell) -> int:
+    """How many images x (n, *shape) a model classifies as labels y (n,) say."""
+    del tell
+    on_device = copy.deepcopy(model.get()).to(device).eval()
+    return int((on_device(x.to(device)).argmax(1).cpu() == y).sum())

@@ -18,10 +18,12 @@ from attacks import Attack, ThreatModel
 from attacks.messages import described, one_line
 from attacks.problem import NotApplicableError
 from attacks.wrappers.transfer import HasSurrogate
+from benchmark.environment import Device
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, Held, abandoned
 from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
+from benchmark.executors.resources import whole_gpu
 from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block
 from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.records import Block, Cell, IntArray
@@ -40,7 +42,7 @@ from benchmark.run.looking import Seen, check, look, peer_of, treated
 from benchmark.run.measuring import measured
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
-from benchmark.spec.run_spec import Device, Mode
+from benchmark.spec.run_spec import Mode
 from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
@@ -98,19 +100,21 @@ async def assessed(
     the model cannot be evaluated at all.
     """
     executor, first_block = settings.executor, samples.x[: settings.block]
-    held = executor.hold(model)
-    subject = await executor.keep(look, held, first_block, settings.device, settings.terms)
+    held, device = executor.hold(model), executor.device(settings.device)
+    whole = whole_gpu(device)
+    subject = await executor.keep(look, held, first_block, device, settings.terms, share=whole)
     while True:
         seen = await executor.do(
-            check, subject, held, first_block, samples.y, classes, lineup.entries
-        )
+            check, subject, held, first_block, samples.y, classes, lineup.entries, settings.block,
+            executor.beside, share=whole,
+        )  # fmt: skip
         assessment = _Assessment(
             name, model, subject, seen, samples, settings, cells, about, lineup, peers, notify
         )
         try:
             return await assessment.report_of_all()
         except UnsteadyError as found:
-            subject = await executor.keep(treated, subject, found.kind)
+            subject = await executor.keep(treated, subject, found.kind, share=whole)
 
 
 class _Assessment:
@@ -156,8 +160,9 @@ class _Assessment:
         await self.judge_clean()
         some = self.samples.at(report.survivors()[:PROBED])
         misleading = await self.executor.do(
-            probe, self.subject, settings.threat, settings.seed, settings.block, some
-        )
+            probe, self.subject, settings.threat, settings.seed, settings.block, some,
+            share=self.seen.share,
+        )  # fmt: skip
         report.noted = {*report.noted, *misleading}
         self.notify(report, NATURAL)
 
@@ -260,7 +265,11 @@ class _Assessment:
             try:
                 peers = {
                     name: await self.executor.keep(
-                        peer_of, self.executor.hold(peer.model), self.subject, first_block
+                        peer_of,
+                        self.executor.hold(peer.model),
+                        self.subject,
+                        first_block,
+                        share=self.seen.share,
                     )
                     for name, peer in used.items()
                 }
@@ -303,9 +312,11 @@ class _Assessment:
         """Measure samples, all by default, and keep the records in a cell. `by_block` says that
         they depend on which samples are in a block."""
         index = np.arange(len(self.samples)) if samples is None else samples
+        divisible = not (self.seen.is_random or by_block)
+        size = self.seen.at_once if divisible else self.settings.block
         await measured(
-            unit, self.samples, index, cell, self.settings.block, self.executor, advance, tell,
-            divisible=not (self.seen.is_random or by_block), weight=weight,
+            unit, self.samples, index, cell, size, self.executor, advance, tell, divisible, weight,
+            self.seen.share,
         )  # fmt: skip
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from attacks.messages import described
-from benchmark.environment import resolve_device
+from benchmark.environment import Device, resolve_device
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, MemoryCell
@@ -25,7 +25,6 @@ from benchmark.report.report import Report
 from benchmark.run.draws_replay import replay_draws
 from benchmark.run.measuring import measure_natural, measure_radii
 from benchmark.spec.components import CERTIFIED, NATURAL
-from benchmark.spec.run_spec import Device
 from defenses.certificates import HasCertificate
 
 # The relative difference that a distance, a sum in float64, may have on another machine.

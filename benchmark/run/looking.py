@@ -11,17 +11,18 @@ from attacks.problem import HasVariants
 from attacks.wrappers.arms import HasArms
 from attacks.wrappers.stages import HasStages
 from attacks.wrappers.transfer import HasSurrogate
-from benchmark.environment import environment, resolve_device
+from benchmark.environment import environment
 from benchmark.errors import UserError
 from benchmark.executors import Held
 from benchmark.executors.executor import Tell
+from benchmark.executors.resources import share_of_gpu, usable_memory
 from benchmark.judge.examination import check_model, examine
+from benchmark.judge.footprint import footprint_of
 from benchmark.judge.reading import Called, Calling, Reading
 from benchmark.judge.steadiness import Kind
 from benchmark.judge.subject import Subject, Terms
 from benchmark.judge.surroundings import undisturbed
 from benchmark.spec.lineup import Entry
-from benchmark.spec.run_spec import Device
 from defenses.certificates import HasCertificate
 
 # What a model may offer beside logits, by the word for it.
@@ -32,11 +33,11 @@ OFFERS: dict[str, Any] = {
 
 @undisturbed()
 def look(
-    model: Held[nn.Module], first_block: Tensor, device: Device, terms: Terms, tell: Tell
+    model: Held[nn.Module], first_block: Tensor, device: torch.device, terms: Terms, tell: Tell
 ) -> Subject:
     """A model, as it is judged."""
     del tell
-    return examine(model.get(), first_block, resolve_device(device), terms)
+    return examine(model.get(), first_block, device, terms)
 
 
 @undisturbed()
@@ -57,6 +58,8 @@ class Seen:
     certifies  whether it certifies radii.
     hidden   what the model offers that it does not as it is called.
     entries  the attacks, each in the variant for the model.
+    at_once  how many images of a block fit in the memory that is free.
+    share    of a GPU, that so many take.
     """
 
     logits: int
@@ -69,6 +72,8 @@ class Seen:
     certifies: bool
     hidden: list[str]
     entries: dict[str, Entry]
+    at_once: int
+    share: float
 
 
 @undisturbed()
@@ -79,18 +84,23 @@ def check(
     y: Tensor,
     classes: int | None,
     entries: Mapping[str, Entry],
+    block: int,
+    beside: int,
     tell: Tell,
 ) -> Seen:
-    """What a look at a subject tells. Raises UserError where it does not fit labels y (n,)."""
+    """What a look at a subject tells, that is to be attacked on so many images at once, on a host
+    that carries out so many units. Raises UserError where it does not fit labels y (n,)."""
     del tell
     judge = subject.get()
     logits = check_model(judge, first_block, y, classes)
-    called = judge.model
+    called, footprint = judge.model, footprint_of(judge, first_block)
+    at_once = footprint.fitting(usable_memory(judge.device, beside), block)
     return Seen(
         logits, set(judge.flags), judge.traits, judge.precision, judge.is_random,
         environment(judge.device), judge.device, isinstance(called, HasCertificate),
         _hidden(model.get(), called),
         {label: suited(called, entry) for label, entry in entries.items()},
+        at_once, share_of_gpu(footprint.of(at_once), judge.device),
     )  # fmt: skip
 
 

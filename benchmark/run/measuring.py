@@ -25,6 +25,7 @@ async def measured(
     tell: Tell = silent,
     divisible: bool = True,
     weight: float = FIRST,
+    share: float = 0.0,
 ) -> None:
     """Measure samples, `size` of them at a time, and add the records to a cell.
 
@@ -35,7 +36,7 @@ async def measured(
              blocks that the cell holds already.
     divisible  whether records are the same however the samples are divided into batches. Where
                memory runs out, half as many are then tried at once, and workers share them out.
-    weight     of each batch: see `Executor.do`.
+    weight, share  of each batch: see `Executor.do`.
 
     Errors that the unit raises pass through; the blocks that were done before are kept.
     """
@@ -43,7 +44,7 @@ async def measured(
     if divisible and executor.width > 1 and len(remaining):
         # Batches of one size, so that no worker waits for another.
         size = -(-len(remaining) // -(-len(remaining) // size))
-    carry = partial(executor.do, unit, tell=tell, weight=weight)
+    carry = partial(executor.do, unit, tell=tell, weight=weight, share=share)
     starts = range(0, len(remaining), size)
     works = (
         _recorded(carry, samples.at(remaining[start : start + size]), divisible) for start in starts

@@ -30,7 +30,7 @@ import yaml
 from benchmark.data.choice import Choice
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
-from benchmark.environment import environment, resolve_device
+from benchmark.environment import environment
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, WorkerLostError, abandoned
 from benchmark.folder_lock import alone_in
@@ -125,7 +125,7 @@ def run(
     Raises UserError, SavedModelError or TrainingError, each in one line: UserError also where
     another process works in the folder. What was measured before that stays in the folder.
     """
-    device = resolve_device(spec.device)
+    device = executor.device(spec.device)
     lineups, roster, dataset = checked(spec, root)
     samples = samples_of(dataset, spec)
     data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark.environment import Device
 from benchmark.errors import UserError
 from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import identify_recipe
@@ -24,7 +25,7 @@ from benchmark.run.run_folder import (
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
-from benchmark.spec.run_spec import MAY_REJECT, Device, RunSpec
+from benchmark.spec.run_spec import MAY_REJECT, RunSpec
 from benchmark.threats import combined, run_tables
 from defenses.offers import rejection_of
 

@@ -24,6 +24,7 @@ from pydantic import (
 
 from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
+from benchmark.environment import Device, check_device
 from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
@@ -34,22 +35,11 @@ Mode = Literal["table", "cascade"]
 # The splits of a data set.
 Part = Literal["train", "test"]
 Choose = Literal["first", "random", "stratified"]
-Device = str  # "auto", or what torch calls a device
 Labels = Literal["data", "predictions"]
 
 # What is put behind the name of a model in tables, where its rejecting a perturbed image does not
 # count as wrong.
 MAY_REJECT = ", may reject"
-
-
-def check_device(device: Device) -> Device:
-    """The name of a device. Raises ValueError, in one line, where torch knows no such name."""
-    if device != "auto":
-        try:
-            torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:1") from error
-    return device
 
 
 def _number(value: Any) -> Any:

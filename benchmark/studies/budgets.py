@@ -14,6 +14,7 @@ import pandas as pd
 
 from attacks import HasArms
 from benchmark.columns import NONE, percent
+from benchmark.environment import Device
 from benchmark.errors import UserError, did_you_mean
 from benchmark.executors import IN_PROCESS, Executor
 from benchmark.models.trained import load_saved
@@ -24,7 +25,7 @@ from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import BASE, load_plugins, rest_of
-from benchmark.spec.run_spec import Device, RunSpec, make_spec, read_budgets
+from benchmark.spec.run_spec import RunSpec, make_spec, read_budgets
 from benchmark.studies.study import Study, axes, flagged
 
 # How the lines of attacks are drawn; that of best-attack is a broad one behind them.

@@ -19,7 +19,7 @@ from attacks.objectives import cross_entropy
 from attacks.problem import differentiate
 from benchmark.columns import NONE
 from benchmark.data.sets import load_dataset
-from benchmark.environment import resolve_device
+from benchmark.environment import Device, resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.replica import freeze
 from benchmark.judge.surroundings import full_precision
@@ -27,7 +27,7 @@ from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run, models_of
 from benchmark.run.run_samples import samples_of
 from benchmark.spec.registry import load_plugins
-from benchmark.spec.run_spec import Device, Part
+from benchmark.spec.run_spec import Part
 from benchmark.studies.study import Study, axes
 
 _BINS = np.linspace(-1, 1, 51)

@@ -13,16 +13,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.columns import NONE, percent
-from benchmark.environment import resolve_device
+from benchmark.environment import Device, resolve_device
 from benchmark.errors import UserError
-from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import images, on_settings, threat_name
 from benchmark.report.report import Report
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import data_again
 from benchmark.spec.components import BEST, NATURAL
-from benchmark.spec.run_spec import Device
+from benchmark.studies.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.studies.study import Study, pairs
 
 _OF_BINS = {"natural": f"{NATURAL} %", "best_attack": f"{BEST} %", "gap": "gap"}

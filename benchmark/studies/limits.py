@@ -19,10 +19,10 @@ from attacks.threat import ThreatModel
 from benchmark.columns import percent
 from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
 from benchmark.data.sets import load_dataset
-from benchmark.environment import resolve_device
+from benchmark.environment import Device, resolve_device
 from benchmark.errors import UserError
 from benchmark.run.runner import Say
-from benchmark.spec.run_spec import Device, Part, make_threat
+from benchmark.spec.run_spec import Part, make_threat
 from benchmark.studies.study import Study, axes
 
 # From so many images on, the user is told what is measured, as it takes a while.

@@ -3,7 +3,7 @@
 from defenses.training.checkpoints import Checkpoint
 from defenses.training.initialisation import initialise
 from defenses.training.loop import train
-from defenses.training.saved import SavedModelError, describe, load, read_card, save
+from defenses.training.saved import SavedModelError, describe, hardware_of, load, read_card, save
 from defenses.training.tally import Progress, TrainingError
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SavedModelError",
     "TrainingError",
     "describe",
+    "hardware_of",
     "initialise",
     "load",
     "read_card",

@@ -25,6 +25,11 @@ class SavedModelError(RuntimeError):
     """A saved model that is missing, damaged, or another than expected; one line says which."""
 
 
+def hardware_of(device: torch.device) -> str:
+    """What the card of a model calls the device that it was trained on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def describe(
     recipe_name: str,
     recipe: Recipe,
@@ -36,16 +41,15 @@ def describe(
     seed: int,
     natural_accuracy: float,
     seconds: float,
-    device: str | torch.device = "cpu",
+    hardware: str = "cpu",
 ) -> dict[str, Any]:
     """Describe how a model came to be, for its card. All but `seconds` is the same when the model
     is made again.
 
     data              what names the training set: anything that JSON holds.
     natural_accuracy  a fraction of the test set.
-    seconds           the wall-clock time of training, on `device`.
+    seconds           the wall-clock time of training, on `hardware`.
     """
-    device = torch.device(device)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("bestattack", "scikit-learn"):
         with suppress(metadata.PackageNotFoundError):  # a checkout, or not needed
@@ -60,7 +64,7 @@ def describe(
         "seed": seed,
         "natural_accuracy": natural_accuracy,
         "seconds": seconds,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": hardware,
         "versions": versions,
     }
 

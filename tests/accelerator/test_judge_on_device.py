@@ -14,11 +14,11 @@ from benchmark.executors import IN_PROCESS
 from benchmark.executors.executor import silent
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
-from benchmark.judge.outputs import gaps, jacobian_norms
 from benchmark.judge.probes import probe
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, Terms, until_steady
 from benchmark.run.measuring import measure_attack, measure_natural, measure_radii
+from benchmark.studies.outputs import gaps, jacobian_norms
 from tests.accelerator.simulated import DEVICE, HOST, accelerator
 from tests.guarded import CLASSES, SHAPE, _Certified, _Network, _recorded, _Rounded, _wave
 

@@ -14,7 +14,6 @@ from attacks import ThreatModel
 from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.data.variants import order, other
-from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor
 from benchmark.folder_lock import alone_in
@@ -102,7 +101,7 @@ def classes(
     _check(spec, lineup)
     base = load_dataset(spec.data, root)
     numbers = _numbers(counts, base.classes)
-    job = _Job(spec, base, texts, folder, resolve_device(spec.device), progress, say, executor)
+    job = _Job(spec, base, texts, folder, executor.device(spec.device), progress, say, executor)
     attacked = spec.defenses[0]
     with alone_in(folder, make=True):
         models = [

@@ -15,11 +15,10 @@ import yaml
 
 from benchmark.data.separation import inter_class_distance, log_volumes
 from benchmark.data.sets import load_dataset
-from benchmark.environment import resolve_device
+from benchmark.environment import Device, resolve_device
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor
 from benchmark.folder_lock import alone_in
-from benchmark.judge.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.judge.records import write_text
 from benchmark.models.others import check_fit
 from benchmark.models.trained import load_saved
@@ -31,7 +30,8 @@ from benchmark.spec.components import BEST, NATURAL, SAVED, Component
 from benchmark.spec.lineup import lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import configured, enrol
-from benchmark.spec.run_spec import Device, RunSpec, read_values
+from benchmark.spec.run_spec import RunSpec, read_values
+from benchmark.studies.outputs import FIRST, gaps, mean_jacobian_norm
 from benchmark.studies.study import Study
 from benchmark.studies.sweep.sweep_shown import TEST, TRAIN, caption, draw, table
 from benchmark.studies.sweep.sweep_spec import SweepSpec, make_sweep

@@ -6,11 +6,11 @@ from typing import Any, Final
 import pandas as pd
 
 from benchmark.columns import NONE, percent
-from benchmark.judge.outputs import FIRST
 from benchmark.report.captions import CHOSEN, NORMS, on_order, threat_name
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, NATURAL, SAVED
 from benchmark.spec.source_names import without_places
+from benchmark.studies.outputs import FIRST
 from benchmark.studies.study import flagged
 from benchmark.studies.sweep.sweep_spec import SweepSpec
 

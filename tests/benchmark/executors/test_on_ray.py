@@ -118,6 +118,35 @@ def test_what_a_lost_worker_did_is_done_again(ray_of_two: OnRay, tmp_path: Path)
     assert ray_of_two.run(ray_of_two.do(_dying, 2, tmp_path)) == 2
 
 
+class _AsOfNow:
+    """What it is when it is sent."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        self.sent += 1
+        return int, (self.sent,)
+
+
+def _dying_once(value: int, notes: Path, tell: Tell) -> int:
+    _dying(1, notes, tell)
+    return value
+
+
+def test_what_is_done_again_is_given_what_is_known_by_then(
+    ray_of_two: OnRay, tmp_path: Path
+) -> None:
+    """A training goes on from its last checkpoint."""
+    assert ray_of_two.run(ray_of_two.do(_dying_once, _AsOfNow(), tmp_path)) == 2
+
+
+def test_without_a_gpu_cuda_is_refused(ray_of_two: OnRay) -> None:
+    assert ray_of_two.device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="no worker has a GPU: give cpu or auto"):
+        ray_of_two.device("cuda")
+
+
 def test_a_unit_that_kills_its_workers_is_given_up(ray_of_two: OnRay, tmp_path: Path) -> None:
     with pytest.raises(WorkerLostError, match=r"4 workers were lost, the last on .* \(process"):
         ray_of_two.run(ray_of_two.do(_dying, 100, tmp_path))

@@ -13,9 +13,9 @@ import yaml
 from torch import Tensor, nn
 
 from benchmark.data.sets import load_dataset
-from benchmark.judge.outputs import gaps, jacobian_norms
 from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run
+from benchmark.studies.outputs import gaps, jacobian_norms
 from defenses import L2NonexpansiveClassifier
 from tests.benchmark.conftest import Cli, assert_written, refused
 

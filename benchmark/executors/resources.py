@@ -1,0 +1,63 @@
+"""The memory that is there for blocks of images, and the share of a GPU that one takes."""
+
+import math
+from pathlib import Path
+
+import psutil
+import torch
+
+# How much of the memory that is free may be taken: what a block takes is known roughly.
+_TAKEN = 0.7
+
+# Bytes that each process takes of a GPU before it computes anything.
+_CONTEXT = 600_000_000
+
+# On how many units at most a GPU works at once.
+_SHARED = 8
+
+# Where Linux says how much memory a container may take, and takes.
+_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def usable_memory(device: torch.device, beside: int) -> float:
+    """The bytes that one of so many workers of a host may take on a device; infinite where that is
+    not known. Workers share a host's memory, and each has as much of a GPU as it asks for."""
+    if device.type == "cuda":
+        return _TAKEN * (torch.cuda.mem_get_info(device)[0] - _CONTEXT)
+    if device.type != "cpu":
+        return math.inf
+    free = float(psutil.virtual_memory().available)
+    for limit, taken in _LIMITS:
+        try:
+            free = min(free, float(Path(limit).read_text()) - float(Path(taken).read_text()))
+        except (OSError, ValueError):  # there is none
+            continue
+    return _TAKEN * max(free, 0.0) / beside
+
+
+def whole_gpu(device: torch.device) -> float:
+    """The share of a GPU for a unit of which nothing is known; 0 on other devices."""
+    return 1.0 if device.type == "cuda" else 0.0
+
+
+def share_of_gpu(taken: float, device: torch.device) -> float:
+    """The share of a GPU for a unit that takes so many bytes; 0 on other devices."""
+    if device.type != "cuda":
+        return 0.0
+    total = torch.cuda.get_device_properties(device).total_memory
+    return part_of(taken / _TAKEN + _CONTEXT, total)
+
+
+def part_of(taken: float, total: float) -> float:
+    """One of as many equal parts of a total as hold what is taken each.
+
+    >>> [part_of(taken, 80) for taken in (1, 25, 60, 100)]
+    [0.125, 0.3333333333333333, 1.0, 1.0]
+    """
+    return 1 / max(1, min(_SHARED, int(total / taken)))
