@@ -20,7 +20,7 @@ from benchmark.judge.examination import examine
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.run import measuring
-from benchmark.run.measuring import measure_attack, measure_natural
+from benchmark.run.measuring import measure_natural
 from benchmark.spec.components import Component, configure
 from benchmark.spec.registry import ATTACKS, DEFENSES
 from defenses.networks.architectures import ARCHITECTURES
@@ -28,7 +28,7 @@ from defenses.nonexpansive.scalings import SCALINGS
 from defenses.nonexpansive.stacks import STACKS
 from defenses.recipes.schedules import SCHEDULES
 from defenses.training import loop
-from tests.benchmark.small import Returning
+from tests.benchmark.small import Returning, measure_attack
 
 SHAPE, CLASSES = (1, 4, 4), 3
 

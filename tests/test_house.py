@@ -118,7 +118,7 @@ def test_functions_fit_on_a_screen(package: str) -> None:
         f"{name}:{node.name} has {node.end_lineno - node.lineno + 1} lines"
         for name, path in files.items()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
         and node.end_lineno - node.lineno >= MOST_LINES
     ]

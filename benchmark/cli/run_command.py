@@ -83,6 +83,8 @@ def run(
     spec = run_options.single(specs)
     run_spec = _spec_of(spec, flags)
     folder = _folder_of(spec, run_spec, out)
+    if plan and ray:
+        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
     if plan:
         _show_plan(run_spec, folder, data_root, workers, threads, quiet)
         return
@@ -119,10 +121,11 @@ def _show_plan(
     """Print what a run will take."""
     from benchmark.direct.plan_of_run import plan
     from benchmark.executors.choice_of_executor import with_threads
+    from benchmark.folder_lock import alone_in
 
-    with with_threads(threads, workers):
+    with with_threads(threads, workers), alone_in(folder, make=True):
         planned = plan(spec, folder, root, workers or 1, speaker(quiet))
-    planned.keep(folder)
+        planned.keep(folder)
     typer.echo(str(planned))
 
 

@@ -102,7 +102,6 @@ class Inspection:
             counted = (f"{name} x {count}" for name, count in self.smoothed.items())
             smoothed = ", ".join(counted) or "nothing: strong climbs the model as it is"
         backward = "no gradients" if cost.backward is None else f"{_short(cost.backward)} backward"
-        held = f", and {in_bytes(cost.kept)} that a pass with gradients keeps" if cost.kept else ""
         lines = [
             ("model", f"{self.name} ({self.kind}), {self.parameters:,} parameters in "
              f"{in_bytes(self.size)}"),
@@ -114,10 +113,9 @@ class Inspection:
             ("offers", ", ".join(self.offers) or "logits alone"),
             ("natural", f"{self.correct} of {self.looked_at} images are classified correctly"),
             ("a pass", f"{_short(cost.forward)} forward, {backward} per image, {cost.block} at "
-             f"once{held}"),
+             "once"),
         ]  # fmt: skip
-        if cost.kept:
-            lines.append(("memory", f"about {in_bytes(self.memory)} for blocks of {self.block}"))
+        lines.append(("memory", f"about {in_bytes(self.memory)} for blocks of {self.block}"))
         for label, trial in self.trials.items():
             lines.append((label, trial.line or _told(trial, self.samples)))
         if not self.trials:

@@ -1,4 +1,4 @@
-"""What a forward and a backward pass of a model take: seconds and bytes per image."""
+"""What a forward and a backward pass of a model take, in seconds per image."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmark.judge.footprint import kept_by
 from benchmark.judge.subject import Subject
 
 # How long one measurement may take, in seconds, roughly.
@@ -21,13 +20,11 @@ class Cost:
     block     how many images were forwarded together.
     forward   seconds of a forward pass.
     backward  seconds of a backward pass; None where the model gives no gradients.
-    kept      bytes that a forward pass keeps for the backward pass.
     """
 
     block: int
     forward: float
     backward: float | None
-    kept: int
 
 
 def cost_of(subject: Subject, x: Tensor) -> Cost:
@@ -38,14 +35,13 @@ def cost_of(subject: Subject, x: Tensor) -> Cost:
     block = fitting(_SECONDS, 4 * single, len(x))
     points = x[:block].clone()
     forward = _timed(subject, lambda: _forward(victim, points)) / block
-    kept = kept_by(victim, points) // block
     try:
         both = _timed(subject, lambda: _backward(victim, points)) / block
     except torch.OutOfMemoryError:
         raise
     except Exception:
-        return Cost(block, forward, None, kept)
-    return Cost(block, forward, max(both - forward, 0.0), kept)
+        return Cost(block, forward, None)
+    return Cost(block, forward, max(both - forward, 0.0))
 
 
 def _timed(subject: Subject, work: Callable[[], object]) -> float:

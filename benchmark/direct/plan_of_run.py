@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import nn
 
 import defenses
@@ -22,6 +23,7 @@ from benchmark.environment import resolve_device
 from benchmark.executors import IN_PROCESS
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import write_json
+from benchmark.judge.surroundings import undisturbed
 from benchmark.models.obtain import Training
 from benchmark.models.others import fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
@@ -32,15 +34,19 @@ from benchmark.spec.components import NATURAL, SAVED
 from benchmark.spec.lineup import Lineup
 from benchmark.spec.roster import Member
 from benchmark.spec.run_spec import RunSpec
+from defenses.offers import rejection_of
 
 Say = Callable[[str], None]
 
 # What the plan of a run is called in its folder.
 _KEPT = "plan.json"
 
-# How many steps of a training are timed: the difference of two numbers, since the first takes
+# Of how many images the labels are asked from a model itself.
+_LABELLED = 256
+
+# How many seconds of a training are timed, from what it tells first, since its first steps take
 # longer.
-_STEPS = (2, 6)
+_TIMED = 3.0
 
 
 def _silent(line: str) -> None:
@@ -102,8 +108,8 @@ class Plan:
         notes = [summary, "What the folder of the run holds already is not taken off."]
         if self.untrained:
             notes.append(
-                f"Not trained yet: {', '.join(self.untrained)}. How much of a robust model attacks "
-                "leave, and so how long they go on, is not known of these."
+                f"Not trained yet: {', '.join(self.untrained)}. Attacks were tried on these as "
+                "they are before their training; on a robust model they go on longer."
             )
         return "\n\n".join([frame_markdown(frame), " ".join(notes)])
 
@@ -128,21 +134,35 @@ def plan(spec: RunSpec, folder: Path, root: Path | None, workers: int, say: Say)
     lineups, roster, dataset = checked(spec, root)
     samples = samples_of(dataset, spec)
     models: dict[str, Trained] = {}
-    rows, memory, untrained = [], 0, []
+    training: dict[str, float] = {}
     for label, member in roster.items():
         say(f"{label}: looking at the model")
-        models[label], training = _model(member, dataset, spec, folder, models)
-        if training:
-            untrained.append(label)
-        parts: list[Part] = []
+        models[label], training[label] = _model(member, dataset, spec, folder, models)
+    rows, memory = [], 0
+    for label, member in roster.items():
+        say(f"{label}: trying the attacks")
+        model, parts = models[label].model, list[Part]()
+        # Before its training a model is right by chance, and after it as often as is not known:
+        # all that it says is taken for right.
+        is_right = training[label] or spec.labels == "predictions"
+        given = _as_predicted(model, samples) if is_right else samples
         for view, lineup in zip(spec.views, lineups, strict=True):
-            request = _request(label, view, lineup, dataset, samples, models)
-            seen = inspected(models[label].model, request, len(samples), dataset.classes, _silent)
+            request = _request(label, view, lineup, dataset, given, models)
+            seen = inspected(model, request, len(samples), dataset.classes, _silent)
             parts += _parts(seen, view, lineup, f"{view.place} " if spec.threats else "")
             memory = max(memory, seen.memory)
         made_of = [name for name in member.made_of.values() if name in roster]
-        rows.append(RowOfWork(label, training, parts, made_of))
-    return Plan(rows, memory, workers, untrained)
+        rows.append(RowOfWork(label, training[label], parts, made_of))
+    return Plan(rows, memory, workers, [label for label, seconds in training.items() if seconds])
+
+
+@torch.no_grad()
+@undisturbed()
+def _as_predicted(model: nn.Module, samples: Samples) -> Samples:
+    """The first samples, with the labels that a model gives them."""
+    x = samples.x[:_LABELLED]
+    labels = copy.deepcopy(model).eval().cpu()(x).argmax(1)
+    return Samples(x, labels, samples.number[:_LABELLED])
 
 
 def _model(
@@ -168,25 +188,29 @@ def _model(
     return Trained(training.model.eval(), {}), seconds
 
 
+class _EnoughError(Exception):
+    """A training was timed."""
+
+
 def _training_seconds(training: Training, split: Split) -> float:
-    """How long a training takes, by the seconds of a few of its steps."""
-    recipe = replace(training.recipe, epochs=1)
-    total, seconds = len(split.y), []
-    for steps in _STEPS:
-        count = min(total, recipe.hold_out + steps * recipe.batch)
-        model: nn.Module = copy.deepcopy(training.model)
-        began = time.perf_counter()
+    """How long a training takes, by its first seconds."""
+    told: list[tuple[float, float]] = []
+
+    def report(state: defenses.Progress) -> None:
+        told.append((time.perf_counter(), state.epoch - 1 + state.step / state.steps))
+        if told[-1][0] - told[0][0] > _TIMED:
+            raise _EnoughError
+
+    began = time.perf_counter()
+    try:
         defenses.train(
-            recipe, model, split.x[:count], split.y[:count], threat=training.threat,
-            seed=training.seed, device=training.device,
+            training.recipe, copy.deepcopy(training.model), split.x[:], split.y,
+            threat=training.threat, seed=training.seed, device=training.device, report=report,
         )  # fmt: skip
-        seconds.append((time.perf_counter() - began, count))
-    (first, fewer), (second, more) = seconds
-    if more == fewer:
-        return training.recipe.epochs * second
-    # Where that is lost in noise, all that it took counts.
-    of_sample = (second - first) / (more - fewer) if second > first else second / more
-    return training.recipe.epochs * of_sample * total
+    except _EnoughError:
+        (first, before), (last, after) = told[0], told[-1]
+        return (last - first) / (after - before) * training.recipe.epochs
+    return time.perf_counter() - began
 
 
 def _request(
@@ -201,6 +225,7 @@ def _request(
     options = options_of(
         mode="table", seed=view.seed, device=view.device, precision=view.precision,
         block=view.block, draws=view.draws, expectation=view.expectation,
+        reject=rejection_of(models[label].model),
     )  # fmt: skip
     sources = fetch(
         [name for name in sources_of(lineup) if name in models or name.startswith(SAVED)], models
@@ -227,7 +252,8 @@ def _parts(seen: Inspection, view: RunSpec, lineup: Lineup, place: str) -> list[
         after = [natural.label]
         if view.mode == "cascade":
             after = [part.label for part in parts]
-        after += [f"{place}{other}" for other in entry.after if other in seen.trials]
+        known = {part.label for part in parts}
+        after += [name for name in (f"{place}{other}" for other in entry.after) if name in known]
         passes = trial.forwards + trial.backwards
         parts.append(Part(f"{place}{label}", blocks, trial.seconds / blocks, passes, after))
     return parts

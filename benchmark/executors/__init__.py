@@ -6,9 +6,11 @@ from benchmark.executors.executor import (
     Executor,
     Held,
     InProcess,
+    Later,
     WorkerLostError,
     abandoned,
     as_completed,
+    in_order,
 )
 
 __all__ = [
@@ -16,8 +18,10 @@ __all__ = [
     "Executor",
     "Held",
     "InProcess",
+    "Later",
     "WorkerLostError",
     "abandoned",
     "as_completed",
     "executor_for",
+    "in_order",
 ]

@@ -1,6 +1,5 @@
 """Which executor carries out a work, as a user asked for it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -8,7 +7,7 @@ from importlib.util import find_spec
 import torch
 
 from benchmark.errors import UserError
-from benchmark.executors.executor import IN_PROCESS, Executor
+from benchmark.executors.executor import IN_PROCESS, Executor, shared_threads
 
 
 @contextmanager
@@ -30,11 +29,13 @@ def executor_for(
         return
     if workers is not None and address is not None:
         raise UserError("workers are of this machine, and ray names a cluster: give one of them")
+    if address == "":
+        raise UserError("the address of the cluster is empty: give HOST:PORT")
     if find_spec("ray") is None:
         raise UserError("workers need ray: pip install 'bestattack[ray]'")
     from benchmark.executors.on_ray import on_ray
 
-    with on_ray(workers, address, threads or _shared(workers)) as executor:
+    with on_ray(workers, address, threads) as executor:
         yield executor
 
 
@@ -46,13 +47,8 @@ def with_threads(threads: int | None, workers: int | None) -> Iterator[None]:
         yield
         return
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or _shared(workers))
+    torch.set_num_threads(threads or shared_threads(workers))
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _shared(workers: int | None) -> int:
-    """The threads that each of so many workers on this machine has; one on a cluster."""
-    return max(1, (os.cpu_count() or 1) // workers) if workers else 1

@@ -7,6 +7,7 @@ but what it returns.
 
 import asyncio
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -15,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from benchmark.environment import Device, resolve_device
+from benchmark.errors import UserError
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ FIRST = math.inf
 Tell = Callable[[Any], None]
 
 
-class WorkerLostError(Exception):
+class WorkerLostError(UserError):
     """A unit was given up, because the workers that it was given to were lost."""
 
 
@@ -38,6 +40,20 @@ class Held(Protocol[T]):  # type: ignore[misc]
     def get(self) -> T:
         """The value, where a unit runs."""
         ...
+
+
+class Later(Generic[T]):
+    """A value that is made when a unit is carried out: it waits for that as what makes it, which
+    may be much smaller, and is as of then."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+
+    def get(self) -> T:
+        return self._make()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Here, (self._make(),)
 
 
 class Executor(Protocol):
@@ -68,7 +84,7 @@ class Executor(Protocol):
         ...
 
     def hold(self, value: T) -> Held[T]:
-        """A value that many units are given."""
+        """A value that many units are given, and that does not change any more."""
         ...
 
     async def do(
@@ -96,6 +112,11 @@ class Executor(Protocol):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a work, for callers that do not wait for others."""
         ...
+
+
+def shared_threads(workers: int | None) -> int:
+    """The threads that each of so many workers on this machine has; one on a cluster."""
+    return max(1, (os.cpu_count() or 1) // workers) if workers else 1
 
 
 def silent(said: Any) -> None:
@@ -171,9 +192,27 @@ def abandoned(works: Iterable[Awaitable[Any]]) -> Iterator[None]:
     finally:
         for work in works:
             if isinstance(work, asyncio.Future):
-                work.cancel()
+                if not work.cancel() and not work.cancelled():
+                    work.exception()  # has been seen: one failure is told, not each
             elif isinstance(work, Coroutine):
                 work.close()
+
+
+async def in_order(works: Iterable[Awaitable[T]]) -> AsyncIterator[T]:
+    """The results of works that were begun, in their order; what any of them raises is raised at
+    once, whichever stand before it."""
+    left = list(works)
+    with abandoned(left):
+        for place, work in enumerate(left):
+            begun = [other for other in left[place:] if isinstance(other, asyncio.Future)]
+            while isinstance(work, asyncio.Future) and not work.done():
+                done, _ = await asyncio.wait(
+                    [other for other in begun if not other.done()],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for ended in done:
+                    ended.result()
+            yield await work
 
 
 async def as_completed(
@@ -181,19 +220,23 @@ async def as_completed(
 ) -> AsyncIterator[T]:
     """The results of works, in the order in which they are done. No more of them are begun than the
     executor can do at once."""
-    left = iter(works)
-    if executor.width == 1:
+    left, width = iter(works), executor.width
+    if width == 1:
         for work in left:
             yield await work
         return
     waiting: set[asyncio.Future[T]] = set()
     with abandoned(waiting):
         while True:
-            for work in islice(left, executor.width - len(waiting)):
+            for work in islice(left, width - len(waiting)):
                 waiting.add(asyncio.ensure_future(executor.begin(work)))
             if not waiting:
                 return
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            waiting -= done
-            for begun in done:
+            failed = [begun for begun in done if begun.exception() is not None]
+            waiting -= done - set(failed)
+            # What is done is not lost where another failed meanwhile.
+            for begun in done - set(failed):
                 yield begun.result()
+            for begun in failed:
+                begun.result()

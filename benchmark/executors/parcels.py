@@ -6,70 +6,151 @@ workers, and never from a folder.
 
 import copyreg
 import io
-import os
 import sys
+import sysconfig
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import is_parametrized
 
 from benchmark.errors import UserError
 from benchmark.executors.ray_with_token import ray
 
+T = TypeVar("T")
+
 cloudpickle: Any = ray.cloudpickle
 _jit: Any = torch.jit
 
-# What modules of plugins and of files of code are called, which no import finds.
-_UNIMPORTABLE = ("bestattack_plugin_", "external:")
+# How many values a process keeps loaded.
+_LOADED = 16
 
-# Where packages are installed.
+# The references in what is packed, or unpacked, at the moment.
+_refs: ContextVar[list[Any]] = ContextVar("refs")
+
+# Modules that every process has, wherever they lie.
+_EVERYWHERE = {"__main__", "attacks", "benchmark", "bestattack", "defenses", "leaderboard"}
+
+# Where packages are installed, and the standard library.
 _INSTALLED = ("site-packages", "dist-packages")
+_STANDARD = sysconfig.get_path("stdlib")
 
 
-def packed(value: Any) -> bytes:
-    """A value as bytes, with the code of classes and functions that come from plugins or from files
-    of code. Raises UserError where it cannot be."""
-    for module in _modules_of_users():
-        cloudpickle.register_pickle_by_value(module)
+@dataclass(frozen=True)
+class Parcel:
+    """A value as bytes, and references to what it holds of Ray's store, which Ray has to see."""
+
+    body: bytes
+    refs: "list[ray.ObjectRef[Parcel]]"
+
+
+class Stored(Generic[T]):
+    """A value in Ray's store."""
+
+    def __init__(self, ref: "ray.ObjectRef[Parcel]") -> None:
+        self.ref = ref
+
+    def get(self) -> T:
+        """The value, which a process loads once."""
+        value: T = loaded(self.ref)
+        return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        refs = _refs.get()
+        refs.append(self.ref)
+        return _stored, (len(refs) - 1,)
+
+
+@lru_cache(maxsize=_LOADED)
+def loaded(ref: "ray.ObjectRef[Parcel]") -> Any:
+    """The value that a reference stands for."""
+    return unpacked(ray.get(ref))
+
+
+def packed(value: Any) -> Parcel:
+    """A value as it travels, with the code of classes and functions that come from plugins or from
+    files of code. Raises UserError where it cannot."""
+    for name, module in list(sys.modules.items()):
+        if _is_of_user(name, module):
+            cloudpickle.register_pickle_by_value(module)
     body = io.BytesIO()
+    refs: list[Any] = []
+    before = _refs.set(refs)
     try:
         # torch's own format keeps tensors that share memory together.
-        torch.save(value, body, pickle_module=cloudpickle)
+        torch.save(value, body, pickle_module=_Pickling)
     except Exception as error:
         kind = type(value).__name__
         raise UserError(
             f"a {kind} cannot be sent to workers ({type(error).__name__}: {error}): leave out "
             "workers"
         ) from error
-    return body.getvalue()
+    finally:
+        _refs.reset(before)
+    return Parcel(body.getvalue(), refs)
 
 
-def unpacked(body: bytes) -> Any:
-    """The value in bytes that `packed` made, in this process or in that which works for it."""
-    return torch.load(io.BytesIO(body), weights_only=False)
+def unpacked(parcel: Parcel) -> Any:
+    """The value that `packed` made a parcel of, in this process or in that which works for it. What
+    was on a GPU is on that of this process."""
+    before = _refs.set(parcel.refs)
+    try:
+        return torch.load(io.BytesIO(parcel.body), map_location=_placed, weights_only=False)
+    finally:
+        _refs.reset(before)
 
 
-def _modules_of_users() -> list[ModuleType]:
-    """The modules of plugins and of files of code, and those that lie beside them."""
-    loaded = list(sys.modules.items())
-    of_users = [module for name, module in loaded if name.startswith(_UNIMPORTABLE)]
-    folders = {_folder_of(module) for module in of_users} - {""}
-    if folders:
-        of_users += [
-            module
-            for name, module in loaded
-            if name != "__main__" and module not in of_users and _folder_of(module) in folders
-        ]
-    return of_users
+def _stored(place: int) -> Stored[Any]:
+    return Stored(_refs.get()[place])
 
 
-def _folder_of(module: ModuleType) -> str:
-    """The folder of a module's file; empty where it has none, or is installed, as all hosts have
-    it."""
+def _placed(storage: Any, location: str) -> Any:
+    """Where the memory of a tensor goes: to the GPU that this process computes on, if it was on
+    one."""
+    return storage.cuda() if location.startswith("cuda") else None
+
+
+def _is_of_user(name: str, module: ModuleType) -> bool:
+    """Whether a module is code of the user, which workers may not have, or have as it is before
+    anything in it was changed: it lies where neither Python nor packages are installed."""
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or any(f"{os.sep}{name}{os.sep}" in file for name in _INSTALLED):
-        return ""
-    return os.path.dirname(file)
+    if name.partition(".")[0] in _EVERYWHERE or not isinstance(file, str):
+        return False
+    path = Path(file)
+    return not (path.is_relative_to(_STANDARD) or set(path.parts) & set(_INSTALLED))
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Packs modules with parametrisations too, which refuse to be pickled."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, nn.Module) and is_parametrized(obj):
+            return _parametrised, (type(obj).__bases__[0],), vars(obj), None, None, _restore
+        return super().reducer_override(obj)
+
+
+class _Pickling:
+    """What torch asks of a module that pickles."""
+
+    Pickler = _Pickler
+
+
+def _parametrised(plain: type[nn.Module]) -> nn.Module:
+    return plain.__new__(plain)
+
+
+def _restore(module: nn.Module, state: dict[str, Any]) -> None:
+    """Give a module back what it holds, and make its parametrised tensors again."""
+    vars(module).update(state)
+    parametrize._inject_new_class(module)
+    for name in state["_modules"]["parametrizations"]:
+        parametrize._inject_property(module, name)
 
 
 def _reduce_script(model: torch.jit.ScriptModule) -> tuple[Any, tuple[bytes]]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -20,20 +21,21 @@ class Underway:
 
     title  stands before it.
     total  how much there is to do, of which `done` is; `note` says what is known so far.
+    kept   how much was done before it began, which says nothing of how long the rest takes.
     """
 
     def __init__(self, title: str, total: float, bar: "tqdm[Any]") -> None:
         self.title, self.total = title, total
-        self.done, self.note = 0.0, ""
+        self.done, self.note, self.kept = 0.0, "", 0.0
         self._bar, self._began, self._drawn = bar, time.monotonic(), 0.0
 
     def update(self, done: float, note: str) -> None:
         """Show how far it is."""
         self.done, self.note, self._drawn = done, note, time.monotonic()
         self._bar.set_postfix_str(note, refresh=False)
-        self._bar.n = done
+        self._bar.n, self._bar.initial = done, self.kept
         self._bar.refresh()
-        _board.changed()
+        board.changed()
 
     @property
     def is_due(self) -> bool:
@@ -43,8 +45,9 @@ class Underway:
     def __str__(self) -> str:
         share = self.done / self.total if self.total else 0.0
         known = [self.note] if self.note else []
-        if share:
-            left = (time.monotonic() - self._began) * (1 / share - 1)
+        if self.done > self.kept:
+            elapsed = time.monotonic() - self._began
+            left = elapsed * (self.total - self.done) / (self.done - self.kept)
             known.insert(0, f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
         about = f" ({', '.join(known)})" if known else ""
         return f"{self.title} {share:.0%}{about}"
@@ -57,33 +60,45 @@ class _Board:
         self.running: list[Underway] = []
         self._at_work: Callable[[], str] = str
         self._status: tqdm[Any] | None = None
-        self._told = 0.0
+        self._ended = Event()
 
     def add(self, work: Underway, at_work: Callable[[], str]) -> None:
-        if not self.running:
-            self._told, self._at_work = time.monotonic(), at_work
-            if sys.stderr.isatty() and at_work():
-                self._status = tqdm(bar_format="{desc}", leave=False)
         self.running.append(work)
+        if len(self.running) > 1:
+            return
+        self._at_work = at_work
+        if not sys.stderr.isatty():
+            self._ended = Event()
+            Thread(target=self._tell, args=(self._ended,), daemon=True).start()
+        elif at_work():
+            self._status = tqdm(bar_format="{desc}", leave=False)
 
     def remove(self, work: Underway) -> None:
         self.running.remove(work)
-        if not self.running and self._status is not None:
-            self._status.close()
-            self._status = None
+        if not self.running:
+            self._ended.set()
+            if self._status is not None:
+                self._status.close()
+                self._status = None
 
     def changed(self) -> None:
-        """Say who works, and, where there is no terminal and it is time, all that is under way."""
+        """Say on a terminal who works."""
         if self._status is not None:
             self._status.set_description_str(self._at_work())
-        if self.running and not sys.stderr.isatty() and time.monotonic() - self._told >= _LINE:
-            self._told = time.monotonic()
-            at_work = self._at_work()
-            works = "; ".join(map(str, self.running))
-            tqdm.write(works + (f"; {at_work}" if at_work else ""), file=sys.stderr)
+
+    def line(self) -> str:
+        """All that is under way."""
+        at_work = self._at_work()
+        works = "; ".join(str(work) for work in list(self.running))
+        return works + (f"; {at_work}" if at_work else "")
+
+    def _tell(self, ended: Event) -> None:
+        """Write a line a minute until it ends."""
+        while not ended.wait(_LINE):
+            tqdm.write(self.line(), file=sys.stderr)
 
 
-_board = _Board()
+board = _Board()
 
 
 @contextmanager
@@ -107,12 +122,12 @@ def underway(
     ) as bar:  # fmt: skip
         work = Underway(title, total, bar)
         if show:
-            _board.add(work, at_work)
+            board.add(work, at_work)
         try:
             yield work
         finally:
             if show:
-                _board.remove(work)
+                board.remove(work)
 
 
 class AttackBar:
@@ -132,8 +147,11 @@ class AttackBar:
         self._done = 0
         self._note = ""
 
-    def advance(self, samples: int, broken: int) -> None:
-        """Note that an attack is done with a block of samples, of which it broke some."""
+    def advance(self, samples: int, broken: int, kept: bool = False) -> None:
+        """Note that an attack is done with a block of samples, of which it broke some; `kept` says
+        that this was so before."""
+        if kept:
+            self._work.kept += samples
         self._robust -= broken
         self._note = f"robust <= {self._robust / self._total:.1%}"
         self.count(samples)

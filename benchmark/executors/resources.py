@@ -15,14 +15,13 @@ _CONTEXT = 600_000_000
 # On how many units at most a GPU works at once.
 _SHARED = 8
 
-# Where Linux says how much memory a container may take, and takes.
+# Where Linux says how much memory a container may take, what it takes, and how that comes about, of
+# which what it read from files and does not use now is free to be taken.
 _LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
+_LIMITED = Path("/sys/fs/cgroup")
 
 
 def usable_memory(device: torch.device, beside: int) -> float:
@@ -33,11 +32,14 @@ def usable_memory(device: torch.device, beside: int) -> float:
     if device.type != "cpu":
         return math.inf
     free = float(psutil.virtual_memory().available)
-    for limit, taken in _LIMITS:
+    for limit, taken, unused in _LIMITS:
         try:
-            free = min(free, float(Path(limit).read_text()) - float(Path(taken).read_text()))
-        except (OSError, ValueError):  # there is none
+            most, now = (float((_LIMITED / name).read_text()) for name in (limit, taken))
+            lines = (_LIMITED / limit).with_name("memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # there is no limit
             continue
+        spare = (float(line.split()[1]) for line in lines if line.split()[:1] == [unused])
+        free = min(free, most - now + sum(spare))
     return _TAKEN * max(free, 0.0) / beside
 
 
@@ -61,3 +63,11 @@ def part_of(taken: float, total: float) -> float:
     [0.125, 0.3333333333333333, 1.0, 1.0]
     """
     return 1 / max(1, min(_SHARED, int(total / taken)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no more memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch has no class of its own for it on the CPU.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)

@@ -17,7 +17,8 @@ T = TypeVar("T")
 class Simulated:
     """Carries out units that are numbers of seconds, `workers` at once, in a time of its own.
 
-    It keeps the order of `OnRay`, since the same code begins works and waits for them.
+    It keeps the order of `OnRay`, but for the units that are at hand there before a worker is free,
+    since the same code begins works and waits for them.
     """
 
     threads = beside = 1

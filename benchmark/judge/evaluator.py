@@ -101,21 +101,12 @@ class Batch:
         clean = self.x.to(device, subject.dtype, copy=True)
         return clean, self.y.to(device, copy=True), self.number.to(device, copy=True)
 
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """The first half of them, and the others."""
-        half = len(self.places) // 2
-        first, second = (
-            Batch(self.places[part], self.x[part], self.y[part], self.number[part])
-            for part in (slice(half), slice(half, None))
-        )
-        return first, second
-
 
 @undisturbed()
-def judge_block(subject: Held[Subject], batch: Batch, tell: Tell) -> Block:
+def judge_block(subject: Held[Subject], samples: Held[Batch], tell: Tell) -> Block:
     """The records of clean images."""
     del tell
-    began, judge = time.perf_counter(), subject.get()
+    began, judge, batch = time.perf_counter(), subject.get(), samples.get()
     clean, labels, numbers = batch.on(judge)
     verdict = judge.judge(clean, labels, numbers)
     distance = torch.where(verdict.found, 0.0, torch.nan).double()
@@ -123,7 +114,9 @@ def judge_block(subject: Held[Subject], batch: Batch, tell: Tell) -> Block:
 
 
 @undisturbed()
-def certify_block(subject: Held[Subject], threat: ThreatModel, batch: Batch, tell: Tell) -> Block:
+def certify_block(
+    subject: Held[Subject], threat: ThreatModel, samples: Held[Batch], tell: Tell
+) -> Block:
     """The records of a model's certified radii at clean images.
 
     In these records, `predicted` is the class that is certified, `broken` says that it is not the
@@ -133,7 +126,7 @@ def certify_block(subject: Held[Subject], threat: ThreatModel, batch: Batch, tel
     is, since the L1 ball lies in the L2 ball.
     """
     del tell
-    began, judge = time.perf_counter(), subject.get()
+    began, judge, batch = time.perf_counter(), subject.get(), samples.get()
     clean, labels, _ = batch.on(judge)
     predicted, radius = judge.certify(clean)
     if threat.norm == "linf":
@@ -149,7 +142,7 @@ def attack_block(
     attack: Attack,
     seed: int,
     peers: Mapping[str, Held[nn.Module]],
-    batch: Batch,
+    samples: Held[Batch],
     tell: Tell,
 ) -> Block:
     """The records of an attack on images.
@@ -160,7 +153,7 @@ def attack_block(
     Errors that the attack raises pass through.
     """
     # Attack copies, because an attack may work in place on what it is given.
-    began, judge = time.perf_counter(), subject.get()
+    began, judge, batch = time.perf_counter(), subject.get(), samples.get()
     clean, labels, numbers = batch.on(judge)
     within = threat.around(clean, judge.terms.frozen)
     meter = Meter(len(clean), judge.device, tell)
@@ -174,7 +167,7 @@ def attack_block(
     )  # fmt: skip
     with seeded(seed, numbers, ATTACKED) as drawn, torch.enable_grad():
         reseed(victim, drawn)
-        points = attack(problem).detach()
+        points = _fresh(attack)(problem).detach()
     if points.shape != clean.shape:
         raise ValueError(f"returned points of shape {tuple(points.shape)}")
     # Judge the points that it returned, once they lie where they may.
@@ -190,6 +183,15 @@ def attack_block(
     verdict = verdict.only(distance <= threat.eps)
     block = _block(batch.places, labels, verdict, found_at, began, attacked)
     return replace(block, stage=told.stages(block.broken))
+
+
+def _fresh(attack: Attack) -> Attack:
+    """A copy of an attack, which remembers nothing of other blocks; itself, where it cannot be
+    copied."""
+    try:
+        return copy.deepcopy(attack)
+    except Exception:
+        return attack
 
 
 def _pulled(

@@ -46,7 +46,8 @@ def held_by(duplicate: nn.Module) -> list[nn.Module]:
     return held
 
 
-def _content(cell: types.CellType) -> Any:
+def content_of(cell: types.CellType) -> Any:
+    """What a cell of a closure holds."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -120,7 +121,7 @@ class _Rebinding:
         if all(new is old for new, old in zip(after, before, strict=True)):
             return function
         # A function that holds itself, as one with attributes of its own may.
-        itself = [cell for cell in cells if _content(cell) is function]
+        itself = [cell for cell in cells if content_of(cell) is function]
         own_cell = types.CellType(function)
         cells = [own_cell if cell in itself else cell for cell in cells]
         rebound = types.FunctionType(
@@ -141,7 +142,7 @@ class _Rebinding:
         return self._cells[id(cell)]
 
     def _new_cell(self, cell: types.CellType) -> types.CellType:
-        content = _content(cell)
+        content = content_of(cell)
         if content is _EMPTY:
             return cell
         if content is None or isinstance(content, int | float | str):

@@ -2,8 +2,10 @@
 
 import copy
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from attacks.messages import described
 from benchmark.errors import UserError
-from benchmark.judge.rebinding import held_by, rebind
+from benchmark.judge.rebinding import content_of, held_by, rebind
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -100,15 +102,41 @@ def precision_of(model: nn.Module) -> str:
 
 
 def reseed(model: nn.Module, seed: int) -> None:
-    """Seed the random generators that a model holds."""
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, torch.Generator):
-                value.manual_seed(seed)
-            elif isinstance(value, np.random.Generator):
-                setattr(module, name, np.random.default_rng(seed))
-            elif isinstance(value, np.random.RandomState | random.Random):
-                value.seed(seed % 2**32)
+    """Seed the random generators that a model holds, also in lists, dictionaries and objects, and
+    in what its functions close over."""
+    seen: set[int] = set()
+    left: list[Any] = [vars(module) for module in model.modules()]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Generator):
+            value.manual_seed(seed)
+        elif isinstance(value, np.random.Generator):
+            # In place: more than one object may hold it.
+            value.bit_generator.state = type(value.bit_generator)(seed).state
+        elif isinstance(value, np.random.RandomState | random.Random):
+            value.seed(seed % 2**32)
+        else:
+            left += _inside(value)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """What an object holds in which a random generator may be."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | deque):
+        return value
+    if isinstance(value, partial):
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, FunctionType):
+        return (vars(value), value.__defaults__, *map(content_of, value.__closure__ or ()))
+    if isinstance(value, MethodType):
+        return (value.__func__, value.__self__)
+    if isinstance(value, Tensor | type | ModuleType):
+        return ()
+    return (getattr(value, "__dict__", {}),)
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:

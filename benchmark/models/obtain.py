@@ -1,22 +1,24 @@
 """From a defense to a model, which is loaded if it was trained before, and else trained."""
 
+import asyncio
 import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 import defenses
 from attacks import ThreatModel
-from benchmark.data.dataset import Dataset
+from benchmark.data.dataset import Dataset, Split
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Executor, Held, as_completed
+from benchmark.executors import IN_PROCESS, Executor, Held, Later, as_completed
 from benchmark.executors.executor import Tell
 from benchmark.executors.progress import underway
 from benchmark.executors.resources import whole_gpu
@@ -27,6 +29,9 @@ from benchmark.models.trained import Trained, load_into, load_saved, naming
 from benchmark.spec.roster import Member
 from defenses.training.epoch_log import write_log
 from defenses.training.saved import CARD
+
+# The folders that are trained into, each by one training at a time.
+_homes: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
 # How many images to run at once when the natural accuracy for the card is measured.
 _BATCH = 512
@@ -56,7 +61,10 @@ async def obtained(
     if member.folder is not None:
         return load_saved(member.folder)
     training = Training(member, dataset, threat, seed, device, parts, executor.threads)
-    return await training.into(training.home(folder), progress, executor)
+    home = training.home(folder)
+    # Two rows may be one training.
+    async with _homes.setdefault(home, asyncio.Lock()):
+        return await training.into(home, progress, executor)
 
 
 def train(
@@ -163,8 +171,12 @@ class Training:
         self, checkpoint: defenses.Checkpoint, log: Path, progress: bool, executor: Executor
     ) -> "_Fitted":
         """Train the model, and keep its checkpoints and its log meanwhile."""
-        hold, dataset = executor.hold, self.dataset
-        images = hold((dataset.train.x[:], dataset.train.y)) if self.recipe.is_fitted else None
+        images = None
+        if self.recipe.is_fitted:
+            train = self.dataset.train
+            # Other hosts cannot read the files of this one.
+            in_memory = isinstance(train.x, Tensor) or executor.width == 1
+            images = executor.hold(train if in_memory else replace(train, x=train.x[:]))
         with (
             naming(self.component),
             _bar(self.component.label, self.recipe, progress, executor.at_work) as show,
@@ -180,7 +192,7 @@ class Training:
 
             return await executor.do(
                 _fitted, self.recipe, self.model, images, self.threat, self.seed, self.device,
-                _Latest(checkpoint), checkpoint.key, tell=hear, share=whole_gpu(self.device),
+                Later(checkpoint.stored), checkpoint.key, tell=hear, share=whole_gpu(self.device),
             )  # fmt: skip
 
     async def _accuracy(self, executor: Executor) -> float:
@@ -250,62 +262,41 @@ class _Fitted:
     hardware: str
 
 
-class _Latest:
-    """The content of a checkpoint. Sent to a worker, it is what the file holds by then, so that a
-    training whose worker is lost goes on where it was."""
-
-    def __init__(self, checkpoint: defenses.Checkpoint) -> None:
-        self.stored = checkpoint.stored
-
-    def __reduce__(self) -> tuple[type["_Known"], tuple[bytes | None]]:
-        return _Known, (self.stored(),)
-
-
-class _Known:
-    """The content of a checkpoint, as it was sent."""
-
-    def __init__(self, content: bytes | None) -> None:
-        self._content = content
-
-    def stored(self) -> bytes | None:
-        return self._content
-
-
 @dataclass(frozen=True)
 class _Told(defenses.Checkpoint):
     """A checkpoint that is told to whoever asked for the training, and keeps the file."""
 
-    sent: _Latest | _Known
+    sent: Held[bytes | None]
     tell: Tell
 
     def store(self, content: bytes) -> None:
         self.tell(content)
 
     def stored(self) -> bytes | None:
-        return self.sent.stored()
+        return self.sent.get()
 
 
 def _fitted(
     recipe: defenses.Recipe,
     model: nn.Module,
-    images: Held[tuple[Tensor, Tensor]] | None,
+    images: Held[Split] | None,
     threat: ThreatModel | None,
     seed: int,
     device: torch.device,
-    checkpoint: _Latest | _Known,
+    checkpoint: Held[bytes | None],
     key: str,
     tell: Tell,
 ) -> _Fitted:
-    """Train a model on images with labels; None for one that is only built.
+    """Train a model on images; None for one that is only built.
 
     checkpoint  to go on from, where there is one.
     tell        is called with the content of checkpoints, the rows of the log, and the progress.
     """
     seconds = 0.0
     if images is not None:
-        x, y = images.get()
+        split = images.get()
         seconds = defenses.train(
-            recipe, model, x, y, threat=threat, seed=seed, device=device,
+            recipe, model, split.x[:], split.y, threat=threat, seed=seed, device=device,
             checkpoint=_Told(Path("checkpoint.pt"), key, checkpoint, tell), log=tell, report=tell,
         )  # fmt: skip
     if recipe.half:

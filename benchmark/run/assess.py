@@ -20,7 +20,7 @@ from attacks.problem import NotApplicableError
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import Device
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Executor, Held, abandoned
+from benchmark.executors import IN_PROCESS, Executor, Held, WorkerLostError, in_order
 from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
 from benchmark.executors.resources import whole_gpu
@@ -38,8 +38,8 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.looking import Seen, check, look, peer_of, treated
-from benchmark.run.measuring import measured
+from benchmark.run.looking import Seen, answers, check, check_answers, look, peer_of, treated
+from benchmark.run.measuring import Advance, measured
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
 from benchmark.spec.run_spec import Mode
@@ -47,6 +47,9 @@ from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
 Notify = Callable[[Report, str], None]
+
+# At how many images workers must give the same logits as this process.
+_COMPARED = 4
 
 # The passes that an attack spends on an image, roughly, where it does not say how many it can.
 USUAL_PASSES = 150
@@ -103,6 +106,10 @@ async def assessed(
     held, device = executor.hold(model), executor.device(settings.device)
     whole = whole_gpu(device)
     subject = await executor.keep(look, held, first_block, device, settings.terms, share=whole)
+    if executor.width > 1:
+        some = first_block[:_COMPARED]
+        theirs = await executor.do(answers, subject, some, share=whole)
+        check_answers(model, some, settings.terms, theirs)
     while True:
         seen = await executor.do(
             check, subject, held, first_block, samples.y, classes, lineup.entries, settings.block,
@@ -140,6 +147,8 @@ class _Assessment:
         self.model, self.subject, self.seen = model, subject, seen
         self.samples, self.settings, self.cells, self.notify = samples, settings, cells, notify
         self.peers, self.executor = peers, settings.executor
+        self._known: dict[str, Held[nn.Module]] = {}
+        self._looking = asyncio.Lock()
         self.report = Report(
             name, settings.threat, settings.mode, len(samples), seen.flags, lineup.notes,
             seen.logits,
@@ -147,8 +156,9 @@ class _Assessment:
         self.report.under = settings.under
         if note := note_of(model):
             self.report.notes.append(f"{name}: {note}")
-        # What a randomised model draws depends on the images that are forwarded together.
-        of_block = {"block": settings.block} if seen.is_random else {}
+        # What a randomised model draws, or one that calls change gives, depends on the images that
+        # are forwarded together.
+        of_block = {} if seen.is_divisible else {"block": settings.block}
         self.identity = identify_natural(
             about, seen.device, seen.precision, dict(seen.traits) | of_block
         )
@@ -160,7 +170,7 @@ class _Assessment:
         await self.judge_clean()
         some = self.samples.at(report.survivors()[:PROBED])
         misleading = await self.executor.do(
-            probe, self.subject, settings.threat, settings.seed, settings.block, some,
+            probe, self.subject, settings.threat, settings.seed, self._at_once, some,
             share=self.seen.share,
         )  # fmt: skip
         report.noted = {*report.noted, *misleading}
@@ -181,16 +191,17 @@ class _Assessment:
         # The attacks. They enter the report in order, each as soon as those before it have.
         ordered = _ordered(self.seen.entries, settings.mode)
         entered = {label: asyncio.Event() for label, _ in ordered}
-        begun = {}
+        begun = []
         for place, (label, entry) in enumerate(ordered):
             before = entry.after if settings.mode == "table" else list(entered)[:place]
             waits = [entered[other] for other in before if other in entered]
-            begun[label] = self.executor.begin(self.attack(label, entry, waits))
-        with abandoned(begun.values()):
-            for label, attacked in begun.items():
-                (await attacked)()
-                entered[label].set()
-                self.notify(report, label)
+            begun.append(self.executor.begin(self.attack(label, entry, waits)))
+        labels = iter(entered)
+        async for enter in in_order(begun):
+            enter()
+            label = next(labels)
+            entered[label].set()
+            self.notify(report, label)
         return report
 
     async def judge_clean(self) -> None:
@@ -215,7 +226,9 @@ class _Assessment:
         with self._bar(title, total, 0) as bar:
             unit = partial(certify_block, self.subject, settings.threat)
             try:
-                await self._measured(unit, cell, advance=lambda count, _: bar.count(count))
+                await self._measured(unit, cell, advance=lambda count, *_: bar.count(count))
+            except WorkerLostError as failure:
+                error = one_line(failure)
             except (UserError, UnsteadyError):
                 raise
             except Exception as failure:
@@ -257,31 +270,26 @@ class _Assessment:
         Returns two lines, each None unless it has something to say: why the attack failed, and why
         it does not apply to the model.
         """
-        settings, first_block = self.settings, self.samples.x[: self.settings.block]
+        settings = self.settings
         title, passes = f"{self.report.called} {label}", attack.facts.passes or 0
         if settings.threat.norm not in attack.facts.norms:
             return None, runs_under(attack)
         with self._bar(title, len(samples), passes) as bar:
             try:
-                peers = {
-                    name: await self.executor.keep(
-                        peer_of,
-                        self.executor.hold(peer.model),
-                        self.subject,
-                        first_block,
-                        share=self.seen.share,
-                    )
-                    for name, peer in used.items()
-                }
+                peers = {name: await self._peer(name) for name in used}
                 unit = partial(
                     attack_block, self.subject, settings.threat, attack, settings.seed, peers
                 )
                 # Roughly how long a batch takes: what its passes do, by the clean images.
                 clean = self.report.seconds[NATURAL] / len(self.samples)
                 weight = clean * (attack.facts.passes or USUAL_PASSES)
+                # Calls within a block are shown where one block is worked on at a time.
+                tick = bar.tick if self.executor.width == 1 else silent
                 await self._measured(
-                    unit, cell, samples, bar.advance, bar.tick, weight, attack.facts.by_block
+                    unit, cell, samples, bar.advance, tick, weight, attack.facts.by_block
                 )
+            except WorkerLostError as error:
+                return one_line(error), None
             except (UserError, UnsteadyError):
                 raise
             except NotApplicableError as error:
@@ -289,6 +297,22 @@ class _Assessment:
             except Exception as error:
                 return described(error), None
         return None, None
+
+    async def _peer(self, name: str) -> Held[nn.Module]:
+        """Another model, as attacks on this one call it."""
+        async with self._looking:
+            if name not in self._known:
+                first_block = self.samples.x[: self.settings.block]
+                self._known[name] = await self.executor.keep(
+                    peer_of, self.executor.hold(self.peers[name].model), self.subject, first_block,
+                    share=self.seen.share,
+                )  # fmt: skip
+            return self._known[name]
+
+    @property
+    def _at_once(self) -> int:
+        """How many samples are worked on at once."""
+        return self.seen.at_once if self.seen.is_divisible else self.settings.block
 
     @contextmanager
     def _bar(self, title: str, samples: int, passes: int) -> Iterator[AttackBar]:
@@ -304,7 +328,7 @@ class _Assessment:
         unit: Callable[..., Block],
         cell: Cell,
         samples: IntArray | None = None,
-        advance: Callable[[int, int], None] = lambda samples, broken: None,
+        advance: Advance = lambda samples, broken, kept=False: None,
         tell: Tell = silent,
         weight: float = FIRST,
         by_block: bool = False,
@@ -312,11 +336,10 @@ class _Assessment:
         """Measure samples, all by default, and keep the records in a cell. `by_block` says that
         they depend on which samples are in a block."""
         index = np.arange(len(self.samples)) if samples is None else samples
-        divisible = not (self.seen.is_random or by_block)
-        size = self.seen.at_once if divisible else self.settings.block
+        size = self.settings.block if by_block else self._at_once
         await measured(
-            unit, self.samples, index, cell, size, self.executor, advance, tell, divisible, weight,
-            self.seen.share,
+            unit, self.samples, index, cell, size, self.executor, advance, tell,
+            self.seen.is_divisible and not by_block, weight, self.seen.share,
         )  # fmt: skip
 
     def _close(self, cell: Cell, identity: Identity, **facts: Any) -> None:

@@ -7,23 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.generators import seeded
 from attacks.problem import HasVariants
 from attacks.wrappers.arms import HasArms
 from attacks.wrappers.stages import HasStages
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import environment
 from benchmark.errors import UserError
-from benchmark.executors import Held
-from benchmark.executors.executor import Tell
+from benchmark.executors import IN_PROCESS, Held
+from benchmark.executors.executor import Tell, silent
 from benchmark.executors.resources import share_of_gpu, usable_memory
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.footprint import footprint_of
 from benchmark.judge.reading import Called, Calling, Reading
-from benchmark.judge.steadiness import Kind
-from benchmark.judge.subject import Subject, Terms
+from benchmark.judge.replica import reseed
+from benchmark.judge.steadiness import Kind, call, differ
+from benchmark.judge.subject import LOOKED_AT, Subject, Terms
 from benchmark.judge.surroundings import undisturbed
 from benchmark.spec.lineup import Entry
 from defenses.certificates import HasCertificate
+
+# How far logits may be off that other hardware rounds otherwise, as a part of the largest.
+_ROUNDED = 1e-4
 
 # What a model may offer beside logits, by the word for it.
 OFFERS: dict[str, Any] = {
@@ -41,6 +46,30 @@ def look(
 
 
 @undisturbed()
+def answers(subject: Held[Subject], x: Tensor, tell: Tell) -> Tensor:
+    """The logits at a few images x (n, *shape)."""
+    del tell
+    judge = subject.get()
+    victim = judge.victim()
+    with seeded(judge.terms.seed, torch.zeros(1, dtype=torch.int64), LOOKED_AT) as seed:
+        reseed(victim, seed)
+        return call(victim, x.to(judge.device, judge.dtype)).cpu()
+
+
+def check_answers(model: nn.Module, x: Tensor, terms: Terms, theirs: Tensor) -> None:
+    """Raises UserError where a model gives other logits at images x in this process than workers
+    gave: they have its code, but not all that was done to it here."""
+    subject = examine(model, x, torch.device("cpu"), terms)
+    ours = answers(IN_PROCESS.hold(subject), x, silent)
+    if differ(ours, theirs, max(subject.slack, _ROUNDED)):
+        raise UserError(
+            "the model gives other logits on workers than here: its code depends on something that "
+            "was set here and that they do not have, such as a global hook or a variable of the "
+            "environment: leave out workers"
+        )
+
+
+@undisturbed()
 def treated(subject: Held[Subject], kind: Kind, tell: Tell) -> Subject:
     """A subject that turned out to be unsteady."""
     del tell
@@ -53,6 +82,7 @@ class Seen:
 
     logits   how many it gives.
     flags, traits, precision, is_random  of the subject.
+    is_divisible  whether its records are the same, however images are divided into blocks.
     environment  that it is judged in.
     device   that it is judged on.
     certifies  whether it certifies radii.
@@ -67,6 +97,7 @@ class Seen:
     traits: Mapping[str, int | bool]
     precision: str
     is_random: bool
+    is_divisible: bool
     environment: dict[str, str]
     device: torch.device
     certifies: bool
@@ -97,6 +128,7 @@ def check(
     at_once = footprint.fitting(usable_memory(judge.device, beside), block)
     return Seen(
         logits, set(judge.flags), judge.traits, judge.precision, judge.is_random,
+        not (judge.is_random or judge.is_stateful),
         environment(judge.device), judge.device, isinstance(called, HasCertificate),
         _hidden(model.get(), called),
         {label: suited(called, entry) for label, entry in entries.items()},

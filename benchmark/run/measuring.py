@@ -1,27 +1,35 @@
 """Measurements, block by block, whose records go into cells."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
-from attacks import Attack, ThreatModel
-from benchmark.executors import IN_PROCESS, Executor, as_completed
+from attacks import ThreatModel
+from benchmark.executors import IN_PROCESS, Executor, Held, Later, as_completed
 from benchmark.executors.executor import FIRST, Tell, silent
-from benchmark.executors.out_of_memory import is_out_of_memory
-from benchmark.judge.evaluator import Batch, Samples, attack_block, certify_block, judge_block
+from benchmark.executors.resources import is_out_of_memory
+from benchmark.judge.evaluator import Batch, Samples, certify_block, judge_block
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
 from benchmark.judge.subject import Subject
 
 
+class Advance(Protocol):
+    """Is told how many samples are done, of which some are broken, and whether that was so
+    before."""
+
+    def __call__(self, samples: int, broken: int, kept: bool = ..., /) -> None: ...
+
+
 async def measured(
-    unit: Callable[[Batch, Tell], Block],
+    unit: Callable[[Held[Batch], Tell], Block],
     samples: Samples,
     index: IntArray,
     cell: Cell,
     size: int,
     executor: Executor,
-    advance: Callable[[int, int], None] = lambda samples, broken: None,
+    advance: Advance = lambda samples, broken, kept=False: None,
     tell: Tell = silent,
     divisible: bool = True,
     weight: float = FIRST,
@@ -32,40 +40,39 @@ async def measured(
     unit     makes the records of a batch, as `attack_block` does once it has all else.
     index    (k,), the places of the samples. Those that a block of the cell holds already are left
              out.
-    advance  is called with the numbers of samples and of broken samples of each block, also of the
-             blocks that the cell holds already.
+    advance  is called with the numbers of samples and of broken samples of each block, and of those
+             that the cell holds already, with True.
     divisible  whether records are the same however the samples are divided into batches. Where
-               memory runs out, half as many are then tried at once, and workers share them out.
+               memory runs out, half as many are then tried at once.
     weight, share  of each batch: see `Executor.do`.
 
     Errors that the unit raises pass through; the blocks that were done before are kept.
     """
     remaining = _remaining(cell, index, advance)
-    if divisible and executor.width > 1 and len(remaining):
-        # Batches of one size, so that no worker waits for another.
-        size = -(-len(remaining) // -(-len(remaining) // size))
-    carry = partial(executor.do, unit, tell=tell, weight=weight, share=share)
+    # The most samples at once for which memory did not run out, as far as is known.
+    most = size
+
+    async def record(places: IntArray) -> None:
+        nonlocal most
+        if len(places) <= most:
+            batch = Later(partial(samples.at, places))
+            try:
+                block = await executor.do(unit, batch, tell=tell, weight=weight, share=share)
+            except Exception as error:
+                if not (divisible and len(places) > 1 and is_out_of_memory(error)):
+                    raise
+                most = min(most, len(places) // 2)
+            else:
+                cell.add(block)
+                advance(len(block.index), int(block.broken.sum()))
+                return
+        for half in np.array_split(places, 2):
+            await record(half)
+
     starts = range(0, len(remaining), size)
-    works = (
-        _recorded(carry, samples.at(remaining[start : start + size]), divisible) for start in starts
-    )
-    async for blocks in as_completed(executor, works):
-        for block in blocks:
-            cell.add(block)
-            advance(len(block.index), int(block.broken.sum()))
-
-
-async def _recorded(
-    carry: Callable[[Batch], Awaitable[Block]], batch: Batch, divisible: bool
-) -> list[Block]:
-    """The records of a batch, in one block or, where memory runs out, in several."""
-    try:
-        return [await carry(batch)]
-    except Exception as error:
-        if not (divisible and len(batch.places) > 1 and is_out_of_memory(error)):
-            raise
-    halves = [await _recorded(carry, half, True) for half in batch.halves()]
-    return [block for blocks in halves for block in blocks]
+    works = (record(remaining[start : start + size]) for start in starts)
+    async for _ in as_completed(executor, works):
+        pass
 
 
 def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) -> None:
@@ -84,31 +91,15 @@ def measure_radii(
     IN_PROCESS.run(measured(unit, samples, everything, cell, block, IN_PROCESS))
 
 
-def measure_attack(
-    subject: Subject,
-    samples: Samples,
-    index: IntArray,
-    threat: ThreatModel,
-    attack: Attack,
-    seed: int,
-    cell: Cell,
-    block: int,
-    advance: Callable[[int, int], None] = lambda samples, broken: None,
-) -> None:
-    """Attack samples, `block` at a time, in this process: see `measured`."""
-    unit = partial(attack_block, IN_PROCESS.hold(subject), threat, attack, seed, {})
-    IN_PROCESS.run(measured(unit, samples, index, cell, block, IN_PROCESS, advance))
-
-
 def _remaining(
-    cell: Cell, index: IntArray, advance: Callable[[int, int], None] = lambda samples, broken: None
+    cell: Cell, index: IntArray, advance: Advance = lambda samples, broken, kept=False: None
 ) -> IntArray:
     """The places among `index` of the samples that no block of a cell holds yet.
 
-    `advance` is called for each block that the cell holds, as in `measure_attack`.
+    `advance` is called for each block that the cell holds, as in `measured`.
     """
     held = [np.empty(0, np.int64)]
     for block in blocks_of(cell, index, images=False):
         held.append(block.index)
-        advance(len(block.index), int(block.broken.sum()))
+        advance(len(block.index), int(block.broken.sum()), True)
     return np.setdiff1d(index, np.concatenate(held))

@@ -32,7 +32,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.sets import load_dataset
 from benchmark.environment import environment
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Executor, WorkerLostError, abandoned
+from benchmark.executors import IN_PROCESS, Executor, WorkerLostError, abandoned, in_order
 from benchmark.folder_lock import alone_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import FolderCell, write_json, write_text
@@ -226,13 +226,13 @@ async def _attack(
         ]
         reports: list[Report] = []
         with abandoned(begun):
-            for model in training:
-                await model
+            async for _ in in_order(training):
+                pass
             if training:
                 _begin(shared)
             record.open()
-            for work in begun:
-                reports += await work
+            async for of_row in in_order(begun):
+                reports += of_row
         find_left_out(reports, folder / CELLS, view.seed)
         tables.write(home, reports, named(view, record.manifest), {"run": record.manifest})
     return reports
@@ -264,7 +264,7 @@ async def _rows(
                 identify_row(target.identity, shared.data), shared.dataset.classes,
                 record.notify(label, name, target, terms, shared.say),
             )  # fmt: skip
-        except (UserError, WorkerLostError) as error:
+        except UserError as error:
             raise UserError(f"{name}: {error}") from error
         report.choice = shared.choice
         reports.append(report)

@@ -27,7 +27,7 @@ def in_bfloat16(network: nn.Module) -> Iterator[None]:
     Its weights, batch statistics and outputs keep their precision, so that losses and steps are
     computed in float32. After it, the weights are contiguous again.
     """
-    forward = network.forward
+    forward, own = network.forward, vars(network).get("forward")
 
     def rounded(x: Tensor, *given: Any, **named: Any) -> Any:
         if x.dim() == 4:
@@ -43,6 +43,8 @@ def in_bfloat16(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         del network.forward
+        if own is not None:
+            network.forward = own
         _lay_out(network, Tensor.contiguous)
 
 

@@ -17,9 +17,10 @@ from benchmark.judge.examination import examine
 from benchmark.judge.probes import probe
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, Terms, until_steady
-from benchmark.run.measuring import measure_attack, measure_natural, measure_radii
+from benchmark.run.measuring import measure_natural, measure_radii
 from benchmark.studies.outputs import gaps, jacobian_norms
 from tests.accelerator.simulated import DEVICE, HOST, accelerator
+from tests.benchmark.small import measure_attack
 from tests.guarded import CLASSES, SHAPE, _Certified, _Network, _recorded, _Rounded, _wave
 
 COUNT = 12

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, Facts, Problem
+from attacks import PGD, Attack, Facts, Problem, ThreatModel
 from attacks.problem import Family
 from benchmark import Report, UserError, evaluate
+from benchmark.executors import IN_PROCESS
+from benchmark.judge.evaluator import Samples, attack_block
+from benchmark.judge.records import Cell, IntArray
+from benchmark.judge.subject import Subject
+from benchmark.run.measuring import Advance, measured
 
 N = 6
 
@@ -83,3 +89,26 @@ class Dropping(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.norm(self.drop(x)))
+
+
+class Noted(list[Any]):
+    """A list in which an attack of a test notes something: copies of the attack note it here."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Noted":
+        return self
+
+
+def measure_attack(
+    subject: Subject,
+    samples: Samples,
+    index: IntArray,
+    threat: ThreatModel,
+    attack: Attack,
+    seed: int,
+    cell: Cell,
+    block: int,
+    advance: Advance = lambda samples, broken, kept=False: None,
+) -> None:
+    """Attack samples, `block` at a time, in this process: see `measured`."""
+    unit = partial(attack_block, IN_PROCESS.hold(subject), threat, attack, seed, {})
+    IN_PROCESS.run(measured(unit, samples, index, cell, block, IN_PROCESS, advance))

@@ -15,8 +15,8 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
 from benchmark.judge.records import FolderCell, MemoryCell
 from benchmark.judge.steadiness import IMAGES
-from benchmark.run.measuring import measure_attack
 from defenses import LeNet5
+from tests.benchmark.small import measure_attack
 
 ROUNDS = 3
 

@@ -75,3 +75,12 @@ def test_a_plan_is_told_and_compared(cli: Cli, tmp_path: Path) -> None:
     ended = cli("run", *words, *out, "--plan")
     assert "training" not in ended.out
     assert "Not trained" not in ended.out
+
+
+def test_a_recipe_that_takes_several_epochs_is_planned(cli: Cli, tmp_path: Path) -> None:
+    defense = "fractal/epochs=3/widen=0.1/levels=2+2+2"
+    words = ["--data", "digits", "--samples", "8", "--eps", "0.3", "--defense", defense]
+    ended = cli("run", *words, "--attack", "pgd/steps=2", "--out", tmp_path, "--plan", "--quiet")
+    assert ended.status == 0, ended.err
+    assert "training" in ended.out
+    assert "pgd/steps=2" in ended.out  # though hardly an image is classified correctly yet

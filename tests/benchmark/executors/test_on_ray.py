@@ -1,5 +1,6 @@
 """Work on Ray comes to the same as in this process, also where workers are lost."""
 
+import gc
 import os
 import signal
 import warnings
@@ -103,6 +104,46 @@ def test_an_error_that_cannot_travel_keeps_its_name_and_its_line(ray_of_two: OnR
     assert type(caught.value).__name__ == "OddError"
 
 
+def _exiting(error: BaseException, tell: Tell) -> None:
+    raise error
+
+
+class _MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("error", [SystemExit("giving up"), KeyboardInterrupt(), _MuteError()])
+def test_whatever_a_unit_raises_ends_it(ray_of_two: OnRay, error: BaseException) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        ray_of_two.run(ray_of_two.do(_exiting, error))
+    assert type(caught.value).__name__ == type(error).__name__
+
+
+def test_a_held_value_is_packed_once_and_let_go(ray_of_two: OnRay) -> None:
+    model = nn.Linear(3, 2)
+    assert ray_of_two.hold(model) is ray_of_two.hold(model)
+    number = id(model)
+    assert number in ray_of_two._held
+    del model
+    gc.collect()
+    assert number not in ray_of_two._held
+
+
+def test_more_threads_than_cores_are_refused(ray_of_two: OnRay) -> None:
+    with pytest.raises(UserError, match="no host has 3 cores for the threads of a worker"):
+        OnRay(3).check_hosts()
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "nowhere.invalid:6379"])
+def test_an_address_where_nothing_listens_is_refused(address: str) -> None:
+    with (
+        pytest.raises(UserError, match=f"no workers at {address}: nothing listens there"),
+        on_ray(None, address, 1),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("count", [0, 1, 30])
 def test_many_works_end_in_any_order(ray_of_two: OnRay, count: int) -> None:
     async def doubled(executor: Executor) -> list[int]:
@@ -162,6 +203,18 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch, ray_of_two:
     # Also where a host comes later.
     with pytest.raises(UserError, match=r"has torch .* and not 1\.0"):
         other.run(other.do(_double, 1))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm]
+)
+def test_parametrised_layers_travel(norm: Any) -> None:
+    layer, x = norm(nn.Linear(4, 3)).eval(), torch.rand(5, 4)
+    travelled = unpacked(packed(layer)).eval()
+    assert torch.equal(travelled(x), layer(x))
+    with torch.no_grad():
+        next(travelled.parameters()).add_(1)
+    assert not torch.equal(travelled(x), layer(x))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
@@ -250,6 +303,22 @@ def test_a_report_is_the_same(ray_of_two: OnRay, network: type[nn.Module], mode:
     ]
     shown = [frame.drop(columns="seconds", errors="ignore") for frame in records]
     assert shown[0].equals(shown[1])
+
+
+class _Set(_Network):
+    """It depends on what workers are not sent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + len(os.environ.get("_SET_BY_A_TEST", "")))
+
+
+def test_a_model_that_is_another_on_workers_is_refused(
+    ray_of_two: OnRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SET_BY_A_TEST", "here")
+    with pytest.raises(UserError, match="gives other logits on workers than here"):
+        _report(ray_of_two, _Set, "table")
+    assert _report(IN_PROCESS, _Set, "table").best_attack >= 0
 
 
 def test_evaluate_works_on_workers(ray_of_two: OnRay) -> None:

@@ -22,12 +22,14 @@ from benchmark.judge.examination import examine
 from benchmark.judge.footprint import Footprint, footprint_of
 from benchmark.run import assess, looking
 
+ray = pytest.importorskip("ray")
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
 def _no_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_LIMITS", ())
+    monkeypatch.setattr(resources, "_LIMITED", Path("/nowhere"))
 
 
 def test_workers_share_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -35,11 +37,11 @@ def test_workers_share_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert usable_memory(CPU, 1) == pytest.approx(700)
     assert usable_memory(CPU, 4) == pytest.approx(175)
     # A container may take less than the machine has; or what it takes is not limited.
-    limit, taken = tmp_path / "limit", tmp_path / "taken"
-    monkeypatch.setattr(resources, "_LIMITS", ((limit, taken),))
-    taken.write_text("100\n")
-    for text, expected in (("500\n", 280), ("max\n", 700), ("50\n", 0)):
-        limit.write_text(text)
+    monkeypatch.setattr(resources, "_LIMITED", tmp_path)
+    (tmp_path / "memory.current").write_text("100\n")
+    (tmp_path / "memory.stat").write_text("anon 70\ninactive_file 30\nactive_file 10\n")
+    for text, expected in (("500\n", 0.7 * 430), ("max\n", 700), ("50\n", 0)):
+        (tmp_path / "memory.max").write_text(text)
         assert usable_memory(CPU, 1) == pytest.approx(expected)
     assert whole_gpu(CPU) == share_of_gpu(5.0, CPU) == 0
     assert whole_gpu(GPU) == 1
@@ -73,7 +75,7 @@ def test_blocks_fit_in_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) 
     sizes: list[int] = []
 
     def noted(*given: object) -> object:
-        sizes.append(len(given[-2].places))  # type: ignore[attr-defined]
+        sizes.append(len(given[-2].get().places))  # type: ignore[attr-defined]
         return attack_block(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(assess, "attack_block", noted)
@@ -87,22 +89,19 @@ def test_blocks_fit_in_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) 
     assert np.array_equal(parts.frames["pgd"]["broken"], whole.frames["pgd"]["broken"])
 
 
-def _meeting(notes: Path, patience: float, tell: Tell) -> tuple[str, bool]:
-    """The GPUs that a unit sees, and whether another one was at work meanwhile."""
-    mine = notes / f"{time.time()}"
+def _meeting(notes: Path, patience: float, tell: Tell) -> tuple[list[str], bool]:
+    """The GPUs that a unit is given, and whether another one was at work meanwhile."""
+    mine = notes / str(os.getpid())
     mine.touch()
     end = time.monotonic() + patience
     while (met := len(list(notes.iterdir())) > 1) is False and time.monotonic() < end:
         time.sleep(0.05)
-    time.sleep(0.2)  # so that the other sees this one
-    mine.unlink()
-    return os.environ.get("CUDA_VISIBLE_DEVICES", ""), met
+    return [str(gpu) for gpu in ray.get_gpu_ids()], met
 
 
 @pytest.fixture(scope="module")
 def with_a_gpu() -> Iterator[None]:
     """A cluster that believes in a GPU."""
-    ray = pytest.importorskip("ray")
     if ray.is_initialized():
         ray.shutdown()
     ray.init(
@@ -119,7 +118,7 @@ def test_units_share_a_gpu(share: float, patience: float, tmp_path: Path) -> Non
     from benchmark.executors import as_completed
     from benchmark.executors.on_ray import OnRay, on_ray
 
-    async def both(executor: OnRay) -> list[tuple[str, bool]]:
+    async def both(executor: OnRay) -> list[tuple[list[str], bool]]:
         works = (executor.do(_meeting, tmp_path, patience, share=share) for _ in range(2))
         return [result async for result in as_completed(executor, works)]
 
@@ -128,4 +127,7 @@ def test_units_share_a_gpu(share: float, patience: float, tmp_path: Path) -> Non
         assert executor.device("cpu") == CPU
         with pytest.raises(UserError, match="give cuda as the device, not cuda:1"):
             executor.device("cuda:1")
-        assert executor.run(both(executor)) == 2 * [("0", share < 1)]
+        (first, met_first), (second, met_second) = executor.run(both(executor))
+        assert first == second == ["0"]
+        # Of two that are there at once, both see the other; else the second alone finds a trace.
+        assert (met_first and met_second) == (share < 1)

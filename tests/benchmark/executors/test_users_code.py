@@ -44,8 +44,11 @@ ATTACKS = {"push": Push}
 NETWORK = """
 from torch import nn
 
+import settings_elsewhere
 from our_layers import Scaled
+from settings_elsewhere import SETTINGS
 
+settings_elsewhere.SETTINGS["factor"] = 3
 
 class Net(nn.Module):
     def __init__(self):
@@ -54,7 +57,7 @@ class Net(nn.Module):
         self.scaled = Scaled()
 
     def forward(self, x):
-        return self.scaled(self.linear(x.flatten(1)))
+        return SETTINGS["factor"] * self.scaled(self.linear(x.flatten(1)))
 """
 LAYERS = """
 from torch import nn
@@ -79,6 +82,11 @@ def test_a_plugin_and_a_file_of_code(
     (tmp_path / "mine.py").write_text(PLUGIN)
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "our_layers.py").write_text(LAYERS)
+    # A module that workers could import, but not with what is set in it.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "settings_elsewhere.py").write_text('SETTINGS = {"factor": 1}')
+    monkeypatch.syspath_prepend(str(elsewhere))
     torch.manual_seed(0)
     state = {"linear.weight": torch.randn(10, 64), "linear.bias": torch.zeros(10)}
     torch.save(state, tmp_path / "w.pt")

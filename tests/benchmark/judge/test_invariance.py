@@ -17,7 +17,7 @@ from benchmark.judge.examination import examine
 from benchmark.judge.records import FolderCell
 from benchmark.judge.subject import Terms
 from benchmark.run import assess
-from benchmark.run.measuring import measure_attack
+from tests.benchmark.small import measure_attack
 
 N = 60
 ATTACKS: dict[str, list[Attack]] = {
@@ -111,7 +111,7 @@ def test_an_interrupted_cell_ends_as_an_undisturbed_one(
         measure_attack(subject, samples, np.arange(N), threat, attack, 5, whole, 8)
         blocks = 0
 
-        def stop(_samples: int, _broken: int) -> None:
+        def stop(*_: int) -> None:
             nonlocal blocks
             blocks += 1
             if blocks % 3 == 0:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from attacks import Problem
 from attacks.objectives import margin
 from attacks.problem import climb
 from benchmark import Report, evaluate
+from benchmark.judge.examination import examine
 from benchmark.judge.steadiness import UnsteadyError
 from tests.benchmark.small import Returning
 
@@ -346,3 +348,43 @@ def test_noise_that_is_seeded_inside_is_that_of_an_image_alone() -> None:
         for label in ("natural", "best-attack"):
             assert np.array_equal(report.robust_to(label), twin.robust_to(label))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class _Draws:
+    """Draws in an object, as transforms do."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + 0.05 * torch.from_numpy(self.generator.standard_normal(x.shape)).to(x)
+
+
+class _OfObjects(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        draws = _Draws()
+        self.steps: Any = {
+            "object": draws, "list": [draws], "mapping": {"x": (draws,)},
+            "closure": lambda x: draws(x), "partial": partial(draws.__call__),
+        }[kind]  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.steps
+        while not callable(step):
+            step = step["x"] if isinstance(step, dict) else step[0]
+        logits: Tensor = self.linear(step(x))
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["object", "list", "mapping", "closure", "partial"])
+def test_generators_are_seeded_wherever_they_are(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = _OfObjects(kind), torch.rand(20, 4)
+    subject = examine(model, x, torch.device("cpu"))
+    assert subject.is_random
+    first, second = (
+        subject.judge(x, torch.zeros(20, dtype=torch.int64), torch.arange(20)) for _ in range(2)
+    )
+    assert torch.equal(first.rate, second.rate)

@@ -24,7 +24,7 @@ from benchmark.judge.records import (
     write_json,
     write_text,
 )
-from benchmark.run.measuring import measure_attack
+from tests.benchmark.small import Noted, measure_attack
 
 
 def _block(start: int = 0, size: int = 4, seed: int = 0) -> Block:
@@ -147,7 +147,7 @@ def test_a_damaged_note_is_as_none(tmp_path: Path) -> None:
 class Noting:
     """Notes which samples it is given, and gives them back as they are."""
 
-    seen: list[int]
+    seen: Noted
     facts: ClassVar[Facts] = Facts("fixed-budget", norms=("l2",))
 
     def __call__(self, problem: Problem) -> Tensor:
@@ -158,7 +158,7 @@ class Noting:
 def test_only_the_samples_of_a_damaged_block_are_attacked_anew(tmp_path: Path) -> None:
     x, y = torch.rand(10, 3), torch.zeros(10, dtype=torch.int64)
     samples = Samples(x, y, np.arange(100, 110))
-    cell, attack = FolderCell(tmp_path), Noting([])
+    cell, attack = FolderCell(tmp_path), Noting(Noted())
 
     def attacked() -> list[int]:
         attack.seen.clear()
@@ -210,7 +210,7 @@ def test_of_a_sample_that_two_blocks_hold_the_first_counts() -> None:
 
 def test_more_samples_are_attacked_alone_and_fewer_not_at_all(tmp_path: Path) -> None:
     x, y = torch.rand(20, 3), torch.zeros(20, dtype=torch.int64)
-    samples, attack = Samples(x, y, np.arange(20)), Noting([])
+    samples, attack = Samples(x, y, np.arange(20)), Noting(Noted())
     subject = examine(nn.Linear(3, 2), x, torch.device("cpu"))
     seen = []
     for count in (10, 20, 4):

@@ -20,7 +20,7 @@ from benchmark.run.assess import Settings, assessed, traits
 from benchmark.run.looking import suited
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup
-from tests.benchmark.small import Linear, N, X, Y
+from tests.benchmark.small import Linear, N, Noted, X, Y
 
 SETTINGS = Settings(ThreatModel("l2", 0.2), "table", "cpu", 4, Terms("float64"))
 
@@ -30,7 +30,7 @@ class _Attack:
 
     def __init__(self, *places: int, passes: int | None = None, fails: Any = None) -> None:
         self.places, self.passes, self.fails = places, passes, fails
-        self.asked: list[int] = []
+        self.asked = Noted()
 
     @property
     def facts(self) -> Facts:
