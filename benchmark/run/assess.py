@@ -38,7 +38,7 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.looking import Seen, answers, check, check_answers, look, peer_of, treated
+from benchmark.run.looking import Seen, answer, check, check_answer, look, peer_of, treated
 from benchmark.run.measuring import Advance, measured
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
@@ -108,8 +108,8 @@ async def assessed(
     subject = await executor.keep(look, held, first_block, device, settings.terms, share=whole)
     if executor.width > 1:
         some = first_block[:_COMPARED]
-        theirs = await executor.do(answers, subject, some, share=whole)
-        check_answers(model, some, settings.terms, theirs)
+        theirs = await executor.do(answer, subject, some, share=whole)
+        check_answer(model, some, settings.terms, theirs)
     while True:
         seen = await executor.do(
             check, subject, held, first_block, samples.y, classes, lineup.entries, settings.block,

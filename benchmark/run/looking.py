@@ -14,13 +14,13 @@ from attacks.wrappers.stages import HasStages
 from attacks.wrappers.transfer import HasSurrogate
 from benchmark.environment import environment
 from benchmark.errors import UserError
-from benchmark.executors import IN_PROCESS, Held
-from benchmark.executors.executor import Tell, silent
+from benchmark.executors import Held
+from benchmark.executors.executor import Tell
 from benchmark.executors.resources import share_of_gpu, usable_memory
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.footprint import footprint_of
-from benchmark.judge.reading import Called, Calling, Reading
-from benchmark.judge.replica import reseed
+from benchmark.judge.reading import Called, Calling, Reading, as_called
+from benchmark.judge.replica import freeze, reseed
 from benchmark.judge.steadiness import Kind, call, differ
 from benchmark.judge.subject import LOOKED_AT, Subject, Terms
 from benchmark.judge.surroundings import undisturbed
@@ -46,27 +46,33 @@ def look(
 
 
 @undisturbed()
-def answers(subject: Held[Subject], x: Tensor, tell: Tell) -> Tensor:
-    """The logits at a few images x (n, *shape)."""
+def answer(subject: Held[Subject], x: Tensor, tell: Tell) -> tuple[Calling, Tensor]:
+    """How a model is called, and its logits at a few images x (n, *shape)."""
     del tell
     judge = subject.get()
-    victim = judge.victim()
-    with seeded(judge.terms.seed, torch.zeros(1, dtype=torch.int64), LOOKED_AT) as seed:
-        reseed(victim, seed)
-        return call(victim, x.to(judge.device, judge.dtype)).cpu()
+    return judge.calling, _logits(judge.victim(), x.to(judge.device, judge.dtype), judge.terms)
 
 
-def check_answers(model: nn.Module, x: Tensor, terms: Terms, theirs: Tensor) -> None:
+@undisturbed()
+def check_answer(model: nn.Module, x: Tensor, terms: Terms, theirs: tuple[Calling, Tensor]) -> None:
     """Raises UserError where a model gives other logits at images x in this process than workers
     gave: they have its code, but not all that was done to it here."""
-    subject = examine(model, x, torch.device("cpu"), terms)
-    ours = answers(IN_PROCESS.hold(subject), x, silent)
-    if differ(ours, theirs, max(subject.slack, _ROUNDED)):
+    calling, logits = theirs
+    asked = None if terms.precision == "model" else getattr(torch, terms.precision)
+    ours = as_called(freeze(model, torch.device("cpu"), asked), calling)
+    if differ(_logits(ours, x.to(calling.gives), terms), logits, _ROUNDED):
         raise UserError(
             "the model gives other logits on workers than here: its code depends on something that "
             "was set here and that they do not have, such as a global hook or a variable of the "
             "environment: leave out workers"
         )
+
+
+def _logits(model: nn.Module, x: Tensor, terms: Terms) -> Tensor:
+    """The logits at images x, one by one, that a model gives once it is seeded."""
+    with seeded(terms.seed, torch.zeros(1, dtype=torch.int64), LOOKED_AT) as seed:
+        reseed(model, seed)
+        return torch.cat([call(model, image).cpu() for image in x.split(1)])
 
 
 @undisturbed()

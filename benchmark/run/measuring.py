@@ -49,6 +49,13 @@ async def measured(
     Errors that the unit raises pass through; the blocks that were done before are kept.
     """
     remaining = _remaining(cell, index, advance)
+    starts = range(size, len(remaining), size)
+    parts = np.split(remaining, starts)
+    if divisible and len(index):
+        # Parts of one size, so that no worker waits for another, which an interruption does not
+        # change.
+        parts = np.array_split(index, -(-len(index) // size))
+        parts = [part[np.isin(part, remaining)] for part in parts]
     # The most samples at once for which memory did not run out, as far as is known.
     most = size
 
@@ -69,8 +76,7 @@ async def measured(
         for half in np.array_split(places, 2):
             await record(half)
 
-    starts = range(0, len(remaining), size)
-    works = (record(remaining[start : start + size]) for start in starts)
+    works = (record(part) for part in parts if len(part))
     async for _ in as_completed(executor, works):
         pass
 

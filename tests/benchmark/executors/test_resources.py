@@ -84,7 +84,7 @@ def test_blocks_fit_in_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) 
     footprint = footprint_of(examine(model, x, CPU), x)
     monkeypatch.setattr(looking, "usable_memory", lambda device, beside: footprint.of(7))
     parts = ask()
-    assert sizes == [30, 7, 7, 7, 7, 2]
+    assert sizes == [30, 6, 6, 6, 6, 6]
     assert parts.keys == whole.keys
     assert np.array_equal(parts.frames["pgd"]["broken"], whole.frames["pgd"]["broken"])
 

@@ -184,8 +184,8 @@ def test_a_certificate_is_measured_where_there_is_one() -> None:
 def test_a_model_that_fails_on_later_images_is_refused() -> None:
     class Fails(Linear):
         def forward(self, x: Tensor) -> Tensor:
-            if len(x) == 2:  # the last block
-                raise RuntimeError("two are a crowd")
+            if len(x) == 3:  # a block, and not those that are looked at first
+                raise RuntimeError("three are a crowd")
             return super().forward(x)
 
     with pytest.raises(UserError, match=r"^the model fails on some clean images: .*crowd"):

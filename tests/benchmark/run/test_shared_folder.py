@@ -143,9 +143,9 @@ def _overlapping(run: Path) -> None:
     """What two runs with other blocks, at once in one folder, left there."""
     cell = _cell(run, CW)
     blocks = list(cell.blocks())
-    keep = np.arange(8) >= 3
+    keep = np.arange(len(blocks[1].index)) >= 3
     cell.add(blocks[1].select(keep))
-    cell.add(blocks[0].select(~keep))
+    cell.add(blocks[0].select(np.arange(len(blocks[0].index)) < 3))
     blocks[2].index[:] -= 5  # records of samples that others have too
     cell.add(blocks[2])
 
