@@ -146,8 +146,9 @@ def _overlapping(run: Path) -> None:
     keep = np.arange(len(blocks[1].index)) >= 3
     cell.add(blocks[1].select(keep))
     cell.add(blocks[0].select(np.arange(len(blocks[0].index)) < 3))
-    blocks[2].index[:] -= 5  # records of samples that others have too
-    cell.add(blocks[2])
+    late = blocks[2].select(np.arange(len(blocks[2].index)) < 5)
+    late.index[:] -= 5  # records of samples that others have too
+    cell.add(late)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], bool]] = {
