@@ -183,7 +183,7 @@ class OnRay:
             host = reason = ""
             while begun <= _AGAIN and lost <= _LOST:
                 is_over = False
-                streamed = self._asked(packed((unit, given)), share)
+                streamed = self._asked(packed((unit, given)), tell is not silent, share)
                 try:
                     async for ref in streamed:
                         item = await ref
@@ -222,12 +222,12 @@ class OnRay:
                 f"{begun or lost} workers were lost{where}: {reason}: the same command tries again"
             )
 
-    def _asked(self, parcel: Parcel, share: float) -> Any:
+    def _asked(self, parcel: Parcel, is_heard: bool, share: float) -> Any:
         """What a worker yields that carries out a unit."""
         how: dict[str, Any] = {"num_cpus": self.threads}
         if share:
             how |= {"num_gpus": share, "runtime_env": {"env_vars": _ALL_GPUS}}
-        return self._carry_out.options(**how).remote(self._setup, parcel)
+        return self._carry_out.options(**how).remote(self._setup, parcel, is_heard)
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         return asyncio.ensure_future(work)

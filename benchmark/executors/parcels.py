@@ -31,6 +31,9 @@ _jit: Any = torch.jit
 # How many values a process keeps loaded.
 _LOADED = 16
 
+# The modules of which it is known whether they are the user's.
+_looked_at: set[str] = set()
+
 # The references in what is packed, or unpacked, at the moment.
 _refs: ContextVar[list[Any]] = ContextVar("refs")
 
@@ -76,9 +79,10 @@ def loaded(ref: "ray.ObjectRef[Parcel]") -> Any:
 def packed(value: Any) -> Parcel:
     """A value as it travels, with the code of classes and functions that come from plugins or from
     files of code. Raises UserError where it cannot."""
-    for name, module in list(sys.modules.items()):
-        if _is_of_user(name, module):
-            cloudpickle.register_pickle_by_value(module)
+    for name in sys.modules.keys() - _looked_at:
+        _looked_at.add(name)
+        if _is_of_user(name, sys.modules[name]):
+            cloudpickle.register_pickle_by_value(sys.modules[name])
     body = io.BytesIO()
     refs: list[Any] = []
     before = _refs.set(refs)

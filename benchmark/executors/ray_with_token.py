@@ -9,8 +9,6 @@ import sys
 
 if "ray" not in sys.modules:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # What goes wrong is told in our own words.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.exceptions import OutOfMemoryError as RayMemoryError

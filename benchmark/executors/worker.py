@@ -15,6 +15,7 @@ import torch
 
 from attacks.messages import one_line
 from benchmark.errors import UserError
+from benchmark.executors.executor import Tell, silent
 from benchmark.executors.hosts import differing, versions
 from benchmark.executors.parcels import Parcel, loaded, packed, unpacked
 from benchmark.executors.ray_with_token import ray
@@ -58,12 +59,14 @@ class Warned:
 _thread = ThreadPoolExecutor(1)
 
 
-def carry_out(setup: Setup, parcel: Parcel) -> Iterator[Any]:
-    """Carry out a unit, in a worker: yields Began, what the unit tells, and Done or Raised."""
+def carry_out(setup: Setup, parcel: Parcel, is_heard: bool) -> Iterator[Any]:
+    """Carry out a unit, in a worker: yields Began, what the unit tells if somebody hears it, and
+    Done or Raised."""
     setup.check()
     yield Began(f"{socket.gethostname()} (process {os.getpid()})")
     said = SimpleQueue[Any]()
-    _thread.submit(_unit, setup, parcel, ray.get_gpu_ids(), said)
+    tell = said.put if is_heard else silent
+    _thread.submit(_unit, setup, parcel, tell, ray.get_gpu_ids(), said)
     while True:
         item = said.get()
         yield item
@@ -77,7 +80,11 @@ def versions_here() -> dict[str, str]:
 
 
 def _unit(
-    setup: Setup, parcel: Parcel, gpus: Sequence[int | str], said: "SimpleQueue[Any]"
+    setup: Setup,
+    parcel: Parcel,
+    tell: Tell,
+    gpus: Sequence[int | str],
+    said: "SimpleQueue[Any]",
 ) -> None:
     """Carry out a unit, and put what it tells and how it ends into a queue."""
     try:
@@ -85,7 +92,7 @@ def _unit(
         with _on_gpu(gpus), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("once", UserWarning)
             unit, given = unpacked(parcel)
-            done = Done(packed(unit(*given, said.put)))
+            done = Done(packed(unit(*given, tell)))
         for line in {str(warning.message) for warning in warned if _is_told(warning)}:
             said.put(Warned(line))
         said.put(done)

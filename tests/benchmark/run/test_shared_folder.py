@@ -147,7 +147,7 @@ def _overlapping(run: Path) -> None:
     cell.add(blocks[1].select(keep))
     cell.add(blocks[0].select(np.arange(len(blocks[0].index)) < 3))
     late = blocks[2].select(np.arange(len(blocks[2].index)) < 5)
-    late.index[:] -= 5  # records of samples that others have too
+    late.index[:] = blocks[1].index[-5:]  # records of samples that others have too
     cell.add(late)
 
 
