@@ -181,9 +181,13 @@ def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Bl
     samples  (k,), the places of the samples. If two blocks hold a sample, the first counts.
     images   as for `Cell.blocks`.
     """
+    left = np.zeros(int(samples.max(initial=-1)) + 1, dtype=bool)
+    left[samples] = True
     for block in cell.blocks(images):
-        wanted = np.isin(block.index, samples)
-        samples = np.setdiff1d(samples, block.index)
+        known = block.index < len(left)
+        wanted = known.copy()
+        wanted[known] = left[block.index[known]]
+        left[block.index[known]] = False
         if wanted.any():
             yield block if wanted.all() else block.select(wanted)
 

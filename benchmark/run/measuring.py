@@ -54,8 +54,10 @@ async def measured(
     if divisible and len(index):
         # Parts of one size, so that no worker waits for another, which an interruption does not
         # change.
-        parts = np.array_split(index, -(-len(index) // size))
-        parts = [part[np.isin(part, remaining)] for part in parts]
+        count = -(-len(index) // size)
+        left = np.isin(index, remaining)
+        both = zip(np.array_split(index, count), np.array_split(left, count), strict=True)
+        parts = [part[is_left] for part, is_left in both]
     # The most samples at once for which memory did not run out, as far as is known.
     most = size
 
