@@ -6,7 +6,7 @@ import warnings
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -178,32 +178,32 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
 def certify(
     folder: Annotated[Path, typer.Argument(help="A model's folder, as `train` fills it.")],
     eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 0.1 or 8/255.")],
-    exact: Annotated[
-        bool, typer.Option("--exact", help="By mixed-integer programming; small ReLU networks.")
-    ] = False,
+    method: Annotated[
+        Literal["crown", "branch"],
+        typer.Option(help="Linear bounds alone, or branch and bound after them."),
+    ] = "branch",
     data: Annotated[
         str | None, typer.Option(help="Data set; default: what the model was made for.")
     ] = None,
-    norm: Annotated[Norm, typer.Option(help="Only linf for now.", case_sensitive=False)] = "linf",
+    norm: Annotated[Norm, typer.Option(help="linf or l2.", case_sensitive=False)] = "linf",
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first test images.")] = None,
-    limit: Annotated[float, typer.Option(min=0, help="Seconds per image at most.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0, help="For an image, of branching.")] = 10.0,
     out: Annotated[Path | None, typer.Option(help="A CSV file for the result per image.")] = None,
     plugin: Plugins = [],  # noqa: B006
     data_root: Root = None,
     quiet: Quiet = False,
 ) -> None:
-    """Prove, per test image, that no perturbation changes the label, or find one that does."""
-    from benchmark.run.certify import certify_exactly
+    """Prove, per test image, that no perturbation changes the label, or find one that does.
+
+    Ordinary networks of linear, convolutional and pooling layers, ReLU and its like.
+    """
+    from benchmark.run.certify import certify_model
     from benchmark.spec.registry import load_plugins
     from benchmark.spec.run_spec import make_threat
 
-    if not exact:
-        raise UserError("give --exact: what defenses certify themselves is in the table of a run")
-    if norm != "linf":
-        raise UserError(f"--exact works under linf only, not {norm}")
     load_plugins(plugin)
     threat = make_threat(norm, eps)
-    certified = certify_exactly(folder, data, threat, samples, limit, data_root, not quiet)
+    certified = certify_model(folder, data, threat, samples, method, seconds, data_root, not quiet)
     typer.echo(certified.table())
     if out is not None:
         certified.write(out)

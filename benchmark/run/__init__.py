@@ -3,7 +3,7 @@
 # `assess`, `evaluate` and `verify` are imported from the modules of these names, which they would
 # hide here.
 from benchmark.run.assess import Settings
-from benchmark.run.certify import Certified, certify_exactly
+from benchmark.run.certify import Certified, certify_model
 from benchmark.run.defense_replay import ReplayedRow, Verdict, replay
 from benchmark.run.run_folder import load_run
 from benchmark.run.runner import run
@@ -15,7 +15,7 @@ __all__ = [
     "ReplayedRow",
     "Settings",
     "Verdict",
-    "certify_exactly",
+    "certify_model",
     "load_run",
     "replay",
     "run",

@@ -1,4 +1,4 @@
-"""The exact robust accuracy of a saved model, which is proven by a solver, not measured."""
+"""What is proven of a saved model, image by image: that it is robust, or that it is broken."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,20 +20,22 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import write_text
 from benchmark.models.trained import load_saved
+from benchmark.report.captions import threat_name
 from defenses import read_card
 from defenses.training.saved import CARD
-from defenses.verification.milp import ExactResult, Status, exact
+from defenses.verification.deciding import Decision, Method, Status, decide
 
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """What the exact solver decided about a model, sample by sample.
+    """What was decided about a model, sample by sample.
 
     model, data  the names of the model and of its data set.
     records      one row per sample, in the order of the data, with the columns index, label,
                  correct (whether the clean image is classified correctly), status ("robust",
-                 "broken" or "undecided"), distance (from the clean image to the point that breaks
-                 it; NaN unless it is broken) and seconds.
+                 "broken" or "undecided"), by (what showed it), bound (by how much the label leads
+                 at least, by linear bounds alone), distance (from the clean image to the point
+                 that breaks it; NaN unless it is broken) and seconds.
     total        how many samples were asked for; there are fewer records after an interruption.
     """
 
@@ -57,16 +59,22 @@ class Certified:
         row = {
             "model": self.model,
             "natural %": f"{100 * self.records['correct'].mean():.1f}",
-            "exact robust %": accuracy,
+            "proven robust %": accuracy,
             **{status: f"{counts[status]} ({percent[status]} %)" for status in counts},
             "seconds": f"{self.records['seconds'].sum():.1f}",
         }
+        by_solver = int((self.records["by"] == "solver").sum())
+        solver = (
+            f" {by_solver} of them are known by the solver alone, up to its tolerance of 1e-6."
+            if by_solver
+            else ""
+        )
         caption = (
-            f"The first {decided} test images of {self.data}, L-infinity eps {self.threat.eps:g}. "
-            "Robust: no point of the ball and the box ties or changes the label, up to the "
-            "solver's tolerance of 1e-6. Broken: misclassified, as it is or at a point that was "
-            "found and checked. Undecided: out of time, or too close to a tie; the robust "
-            "accuracy is then an interval."
+            f"The first {decided} test images of {self.data}, {threat_name(self.threat)}. Robust: "
+            "no point of the ball and the box ties or changes the label, whatever rounding does in "
+            f"the proof.{solver} Broken: misclassified, as it is or at a point that was found and "
+            "checked. Undecided: out of time, or too close to a tie; the robust accuracy is then "
+            "an interval."
         )
         table = frame_markdown(pd.DataFrame([row]))
         return f"{table}\n\n{escaped(caption)}"
@@ -76,12 +84,13 @@ class Certified:
         write_text(path, frame_csv(self.records))
 
 
-def certify_exactly(
+def certify_model(
     folder: Path,
     data: str | None,
     threat: ThreatModel,
     samples: int | None,
-    limit_s: float,
+    method: Method,
+    seconds: float,
     root: Path | None,
     progress: bool,
 ) -> Certified:
@@ -90,7 +99,8 @@ def certify_exactly(
     folder   holds the model, as training leaves it.
     data     the name of the data set; by default, the one that the model's card names.
     samples  how many images to take; all by default.
-    limit_s  the most seconds that the solver may take for one image.
+    method   "crown" for linear bounds alone, "branch" for branch and bound after them.
+    seconds  that an image may take, beside an attack and linear bounds, roughly.
     root     where data sets are looked for first.
 
     After an interruption, the records are those of the images that were decided before it. Raises
@@ -107,13 +117,13 @@ def certify_exactly(
     if list(dataset.shape) != card["shape"] or dataset.classes != card["classes"]:
         raise UserError(f"{folder} is no model of {dataset.name}: name the data it was made for")
     if dataset.frozen is not None:
-        raise UserError(f"{dataset.name} has frozen features, and --exact moves all")
+        raise UserError(f"{dataset.name} has frozen features, and the ball moves all")
     test = dataset.first("test", samples)
     x, y = test.x[:], test.y
 
-    # Solve, image by image.
+    # Decide, image by image.
     try:
-        results = exact(model, x, y, threat, limit_s)
+        results = decide(model, x, y, threat, seconds, method)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
     with torch.no_grad():
@@ -125,14 +135,14 @@ def certify_exactly(
 
 
 def _records(
-    results: Iterator[ExactResult],
+    results: Iterator[Decision],
     x: Tensor,
     y: Tensor,
     correct: NDArray[np.bool_],
     threat: ThreatModel,
     progress: bool,
 ) -> pd.DataFrame:
-    """One row for each image that the solver decides before the end or an interruption."""
+    """One row for each image that is decided before the end or an interruption."""
     rows: list[dict[str, object]] = []
     tally: Counter[str] = Counter()
     shown = tqdm(results, total=len(y), unit="img", disable=None if progress else True, leave=False)
@@ -148,6 +158,8 @@ def _records(
                     "label": int(y[i]),
                     "correct": bool(correct[i]),
                     "status": result.status,
+                    "by": result.by,
+                    "bound": result.bound,
                     "distance": distance,
                     "seconds": round(result.seconds, 4),
                 }

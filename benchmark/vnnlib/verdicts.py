@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from benchmark.errors import UserError
 from benchmark.vnnlib.counterexamples import CaseSearch, Counterexample
-from benchmark.vnnlib.proofs import Chain, prove, read_chain
+from benchmark.vnnlib.proofs import Prover
 from benchmark.vnnlib.properties import Property
 from defenses.foreign.onnx_graphs.onnx_file import OnnxFile
 
@@ -59,11 +60,11 @@ class Judge:
         shape = self._file.input_shape
         self._inputs = torch.Size(shape).numel()
         self._outputs = self._file.run(torch.zeros(1, *shape))[0].numel()
-        self._chain: Chain | None = None
+        self._prover: Prover | None = None
         self.unreadable: str | None = None
         if exact:
             try:
-                self._chain = read_chain(self._file, self._network)
+                self._prover = Prover(self._file, self._network)
             except ValueError as error:
                 self.unreadable = str(error)
 
@@ -80,11 +81,11 @@ class Judge:
                 raise UserError(f"{asked.name} declares {declared} {word}: {self._path} has {has}")
         start = time.monotonic()
         searches = [CaseSearch(self._file, self._network, case) for case in asked.cases]
-        if self._chain is None:
+        if self._prover is None:
             return _attack(searches, start + limit_s, seed)[0]
         verdict, broken = _attack(searches, start + limit_s / 2, seed)
         left = [broken] if broken else searches
-        return _ask(self._chain, left, verdict, start + limit_s)
+        return _ask(self._prover, left, verdict, start + limit_s)
 
 
 def _attack(
@@ -103,7 +104,7 @@ def _attack(
 
 
 def _ask(
-    chain: Chain, searches: Sequence[CaseSearch], verdict: Verdict, deadline: float
+    prover: Prover, searches: Sequence[CaseSearch], verdict: Verdict, deadline: float
 ) -> Verdict:
     """The verdict once the solver was asked about some cases of a property. Where there is a
     counterexample, it looks there first, so that it only answers at length where it disagrees."""
@@ -113,14 +114,21 @@ def _ask(
         if not all(search.case.ways):  # any point of the box is a counterexample
             proven = False
             continue
-        start = None if known is None else known.point
         limit_s = max(0.0, deadline - time.monotonic())
-        result = prove(chain, search.box, search.case, start, limit_s)
-        if result.point is not None and known is None:
-            confirmed = search.confirm(result.point)
-            if confirmed is not None:
-                return Verdict("sat", confirmed)
-        proven &= result.status == "robust"
+        found: list[Counterexample] = []
+
+        def confirm(
+            point: Tensor, search: CaseSearch = search, found: list[Counterexample] = found
+        ) -> bool:
+            confirmed = search.confirm(point)
+            found += [confirmed] if confirmed else []
+            return confirmed is not None
+
+        start = None if known is None else known.point
+        status = prover.prove(search.box, search.case, start, limit_s, confirm)
+        if found and known is None:
+            return Verdict("sat", found[0])
+        proven &= status == "robust"
     if known is not None:
         return replace(verdict, contradicted=proven)
     return Verdict("unsat") if proven else verdict

@@ -1,156 +1,54 @@
-"""Exact L-infinity robustness of small piecewise-linear networks, by mixed-integer programming."""
+"""Whether a row of the logits can be at least 0 over a ball, by mixed-integer programming.
 
-import copy
-import time
-from collections.abc import Iterator, Sequence
+It is done as by Tjeng et al. (2019), "Evaluating Robustness of Neural Networks with Mixed Integer
+Programming", section 4, with a binary variable for each rectifier that may go either way. Differs
+from the source: bounds come from CROWN instead of linear programs, and a program ends at its first
+point instead of the nearest.
+"""
+
+import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from attacks import ThreatModel
-from attacks.objectives import decided
-from defenses.verification.piecewise import Array, Matrix, PiecewiseLinear, identity, read_network
-from defenses.verification.relaxation import Lines, bound_units, upper_bounds
+from defenses.verification.bounds import Units
+from defenses.verification.graph import Affine, Graph, Unary
 
-Status = Literal["robust", "broken", "undecided"]
+Array = NDArray[np.float64]
+Matrix = Any  # a scipy.sparse.csr_array: scipy is loaded only where one is made
 
 # Any relative gap will do: the solver stops at its first point.
 _FIRST = 1e9
 
-
-@dataclass(frozen=True, eq=False)
-class ExactResult:
-    """What was found out about one sample.
-
-    status   "robust": no point of the ball and the box gives another class a logit at least as
-             large as the label's. "broken": `point` is misclassified. "undecided": time ran out, or
-             it is so close to a tie that neither could be shown.
-    point    (*shape), in the image's precision and exactly in the ball and the box; None unless
-             broken.
-    seconds  how long it took.
-    """
-
-    status: Status
-    point: Tensor | None
-    seconds: float
+# How many unit vectors pass a node at once, and how many entries the matrices of a graph may have
+# that is still small enough for the solver.
+_BLOCK, _LARGEST = 256, 2**27
 
 
-def exact(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, limit_s: float = 60.0
-) -> Iterator[ExactResult]:
-    """Decide images x (n, *shape) with labels y (n,), one by one, each within `limit_s` seconds.
-
-    It is done as by Tjeng et al. (2019), "Evaluating Robustness of Neural Networks with Mixed
-    Integer Programming", section 4: for each class that the bounds do not exclude there is one
-    program, with a binary variable for each ReLU that may go either way.
-
-    "robust" holds in float64 and up to the solver's tolerance, 1e-6 of the most that a unit's input
-    can be. "broken" does not rest on the solver: the model itself misclassifies the point, in its
-    own precision and in float64, by more than rounding (`attacks.objectives.decided`). The limit is
-    the solver's, which may overrun it a little.
-
-    Differs from the source: a sample's bounds come from CROWN instead of linear programs, the
-    corners that attain them are tried as points before any program, and a program ends at its first
-    point instead of the nearest.
-
-    Raises ValueError, in one line, for another norm, images out of the box, a negative limit, and
-    layers that `read_network` does not know.
-    """
-    if threat.norm != "linf":
-        raise ValueError(f"exact: only linf is supported, not {threat.norm}")
-    if not limit_s >= 0:
-        raise ValueError(f"exact: the limit must be at least 0 seconds, not {limit_s}")
-    x, y = x.detach().cpu(), y.cpu()
-    if not torch.equal(x, threat.clamp(x)):
-        raise ValueError(f"exact: images lie out of the box [{threat.lower}, {threat.upper}]")
-    network = read_network(model, tuple(x.shape[1:]))
-    copies = copy.deepcopy(model).cpu().eval(), copy.deepcopy(model).cpu().double().eval()
-    return (
-        _Sample(network, copies, image[None], label[None], threat).decide(limit_s)
-        for image, label in zip(x, y, strict=True)
+def is_small(graph: Graph) -> bool:
+    """Whether a network consists of what the solver knows, and is small enough for its matrices."""
+    if any(isinstance(node, Unary) and node.kind != "rectifier" for node in graph.nodes):
+        return False
+    entries = (
+        math.prod(node.shape) * sum(map(math.prod, node.input_shapes))
+        for node in graph.nodes
+        if isinstance(node, Affine)
     )
+    return sum(entries) <= _LARGEST
 
 
 @dataclass(frozen=True, eq=False)
-class _Sample:
-    """One image x (1, *shape) and its label y (1,), the network, and the model in two precisions:
-    its own and float64."""
-
-    network: PiecewiseLinear
-    models: tuple[nn.Module, nn.Module]
-    x: Tensor
-    y: Tensor
-    threat: ThreatModel
-
-    def decide(self, limit_s: float) -> ExactResult:
-        start = time.monotonic()
-        status, point = self._search(start + limit_s)
-        return ExactResult(status, point, time.monotonic() - start)
-
-    def _search(self, deadline: float) -> tuple[Status, Tensor | None]:
-        # The image itself may be misclassified.
-        clean = self.x.double().numpy().reshape(1, -1)
-        if (point := self._breaking(clean)) is not None:
-            return "broken", point
-        if time.monotonic() >= deadline:
-            return "undecided", None
-        # Bounds on the leads of the other classes may exclude them all, or be attained where one is
-        # broken.
-        low = np.maximum(clean[0] - self.threat.eps, self.threat.lower)
-        high = np.minimum(clean[0] + self.threat.eps, self.threat.upper)
-        lines = bound_units(self.network, low, high)
-        leads, bias = _leads(self.network.weight.toarray(), self.network.bias, int(self.y))
-        most, corners = upper_bounds(self.network, lines, leads, bias, low, high)
-        # The most promising class first.
-        order = [int(j) for j in np.argsort(-most) if not most[j] < 0]
-        if not order:
-            return "robust", None
-        if (point := self._breaking(corners[order])) is not None:
-            return "broken", point
-        # A program for each class that is left.
-        program = _Program.of(self.network, lines, low, high)
-        rows, offsets = _leads(program.weight, program.offset, int(self.y))
-        status: Status = "robust"
-        for j in order:
-            excluded, variables = program.solve(rows[[j]], offsets[j], deadline - time.monotonic())
-            if variables is not None:
-                points = low + variables[None, : len(low)] * (high - low)
-                if (point := self._breaking(points)) is not None:
-                    return "broken", point
-            if not excluded:
-                status = "undecided"
-        return status, None
-
-    @torch.no_grad()
-    def _breaking(self, points: Array) -> Tensor | None:
-        """The first of some points (m, inputs), put into the ball and the box, that is
-        misclassified; None if none is."""
-        x = self.x.expand(len(points), *self.x.shape[1:])
-        near = torch.from_numpy(points).to(x.dtype).view(x.shape)
-        near = self.threat.enforce(near, x)
-        y = self.y.expand(len(points))
-        broken = decided(self.models[0](near), y) & decided(self.models[1](near.double()), y)
-        return near[broken][0].clone() if broken.any() else None
-
-
-def _leads(logits: Matrix, bias: Array, label: int) -> tuple[Matrix, Array]:
-    """By how much each other class's logit is above the label's, as rows and biases, given those of
-    all logits."""
-    others = [j for j in range(len(bias)) if j != label]
-    labels = [label] * len(others)
-    return logits[others] - logits[labels], bias[others] - bias[labels]
-
-
-@dataclass(frozen=True, eq=False)
-class _Program:
-    """The network over a box: the variables v that fulfil least <= rows @ v <= most and
+class MixedProgram:
+    """A network over a box: the variables v that fulfil least <= rows @ v <= most and
     low <= v <= 1, with integers where `integral` is 1, and its logits, weight @ v + offset.
 
-    v holds the input, as fractions of the way through the box; then, layer by layer, the outputs of
-    the unstable units, as fractions of their largest size, and a bit for each. So the solver's
+    v holds the input, as fractions of the way through the box; then, node by node, the outputs of
+    the unstable rectifiers, as fractions of their largest size, and a bit for each. So the solver's
     tolerance is relative, and the sizes of weights and eps do not matter to it.
     """
 
@@ -163,80 +61,138 @@ class _Program:
     offset: Array
 
     @classmethod
-    def of(
-        cls, network: PiecewiseLinear, lines: Sequence[Lines], low: Array, high: Array
-    ) -> "_Program":
-        """The program of a network whose units have these lines where the flattened input lies in
-        [low, high]."""
-        from scipy.sparse import csr_array, diags_array, vstack
+    def of(cls, units: Units) -> "MixedProgram":
+        """The program of a network over the L-infinity ball around one image."""
+        return _Builder(units).program()
 
-        inputs = len(low)
-        added = 2 * sum(int(line.unstable.sum()) for line in lines)
-        unit, integral = identity(inputs + added), np.zeros(inputs + added)
-        floor = np.zeros(inputs + added)
-        rows, least, most = [unit[:0]], [np.zeros(0)], [np.zeros(0)]
-        # The output of the current layer, as an expression in the variables.
-        weight, offset = diags_array(high - low) @ unit[:inputs], low
-        start = inputs
-        for layer, line in zip(network.layers, lines, strict=True):
-            weight, offset = layer.weight @ weight, layer.weight @ offset + layer.bias
-            # Each unstable unit has two variables, its output and a bit.
-            places = np.flatnonzero(line.unstable)
-            count = len(places)
-            output, bit = slice(start, start + count), slice(start + count, start + 2 * count)
-            start += 2 * count
-            size = np.maximum(-line.low[places], line.high[places])
-            below, above = line.low[places] / size, line.high[places] / size
-            slope = layer.slope[places]
-            floor[output], integral[bit] = slope * below, 1
-            # Together they say that the output is the larger of z and slope * z.
-            z, z_offset = diags_array(1 / size) @ weight[places], offset[places] / size
-            bent, bent_offset = diags_array(slope) @ z, slope * z_offset
-            drop, rise, endless = (1 - slope) * below, (1 - slope) * above, np.full(count, np.inf)
-            rows += [
-                unit[output] - z,  # output >= z
-                unit[output] - bent,  # output >= slope * z
-                unit[output] - z - diags_array(drop) @ unit[bit],  # output <= z if the bit is 1
-                unit[output] - bent - diags_array(rise) @ unit[bit],  # <= slope * z if it is 0
-            ]
-            least += [z_offset, bent_offset, -endless, -endless]
-            most += [endless, endless, z_offset - drop, bent_offset]
-            # The output of the layer: of stable units a multiple of z, of the others the variable.
-            stable = np.where(line.unstable, 0.0, line.upper)
-            columns = np.arange(output.start, output.stop)
-            chosen = csr_array((size, (places, columns)), weight.shape)
-            weight, offset = diags_array(stable) @ weight + chosen, stable * offset
-        return cls(
-            vstack(rows).tocsr(),
-            np.concatenate(least),
-            np.concatenate(most),
-            floor,
-            integral,
-            (network.weight @ weight).tocsr(),
-            network.weight @ offset + network.bias,
-        )
-
-    def solve(self, row: Matrix, offset: float, seconds: float) -> tuple[bool, Array | None]:
-        """Whether row (1, variables) @ v + offset >= 0 is shown to be impossible within so many
-        seconds; and the v that fulfils it, if one was found."""
+    def solve(self, row: Array, seconds: float) -> tuple[bool, Array | None]:
+        """Whether row (classes,) times the logits >= 0 is shown to be impossible within so many
+        seconds, up to the solver's tolerance of 1e-6; and the v that fulfils it, if one was
+        found."""
         from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import vstack
+        from scipy.sparse import csr_array, vstack
 
         if seconds <= 0:
             return False, None
-        size = max(float(abs(row).max()), np.finfo(float).tiny)
-        row, offset = row / size, offset / size
+        led = csr_array(row[None] @ self.weight)
+        offset = float(row @ self.offset)
+        size = max(float(abs(led).max()), np.finfo(float).tiny)
+        led, offset = led / size, offset / size
         # A mere constraint would give points on the boundary, which rounding undoes; with the same
         # objective, the first point is usually well beyond it.
         result = milp(
-            -row.toarray()[0],
+            -led.toarray()[0],
             integrality=self.integral,
             bounds=Bounds(self.low, 1.0),
             constraints=LinearConstraint(
-                vstack([self.rows, row]).tocsr(),
+                vstack([self.rows, led]).tocsr(),
                 np.append(self.least, -offset),
                 np.append(self.most, np.inf),
             ),
             options={"time_limit": seconds, "mip_rel_gap": _FIRST},
         )
         return result.status == 2, result.x
+
+
+class _Builder:
+    """Writes the outputs of each node as a matrix times the variables and an offset."""
+
+    def __init__(self, units: Units) -> None:
+        from scipy.sparse import diags_array
+
+        self._units = units
+        low, high = (_flat(side) for side in (units.ball.low, units.ball.high))
+        inputs = len(low)
+        added = 2 * sum(int(line.unstable.sum()) for line in units.lines.values())
+        self._unit = _identity(inputs + added)
+        self._integral, self._floor = np.zeros(inputs + added), np.zeros(inputs + added)
+        self._rows, self._least, self._most = [self._unit[:0]], [np.zeros(0)], [np.zeros(0)]
+        self._outputs = {0: (diags_array(high - low) @ self._unit[:inputs], low)}
+        self._start = inputs
+
+    def program(self) -> MixedProgram:
+        from scipy.sparse import vstack
+
+        for number, node in enumerate(self._units.graph.nodes, 1):
+            if isinstance(node, Affine):
+                self._outputs[number] = self._affine(node)
+            else:
+                self._outputs[number] = self._rectified(number, node)
+        weight, offset = self._outputs[len(self._units.graph.nodes)]
+        return MixedProgram(
+            vstack(self._rows).tocsr(), np.concatenate(self._least), np.concatenate(self._most),
+            self._floor, self._integral, weight.tocsr(), offset,
+        )  # fmt: skip
+
+    def _affine(self, node: Affine) -> tuple[Matrix, Array]:
+        weight, offset = None, node.offset.flatten().double().cpu().numpy()
+        for number, matrix in zip(node.inputs, matrices(node), strict=True):
+            before, constant = self._outputs[number]
+            part = matrix @ before
+            weight = part if weight is None else weight + part
+            offset = offset + matrix @ constant
+        return weight, offset
+
+    def _rectified(self, number: int, node: Unary) -> tuple[Matrix, Array]:
+        from scipy.sparse import csr_array, diags_array
+
+        (before,) = node.inputs
+        weight, offset = self._outputs[before]
+        line = self._units.lines[number]
+        low, high = _flat(line.low), _flat(line.high)
+        slope = np.broadcast_to(
+            torch.as_tensor(node.slope).double().expand(node.shape).flatten().numpy(), low.shape
+        )
+        unstable = line.unstable.flatten().cpu().numpy()
+        # Each unstable unit has two variables, its output and a bit.
+        places = np.flatnonzero(unstable)
+        count, start = len(places), self._start
+        output, bit = slice(start, start + count), slice(start + count, start + 2 * count)
+        self._start += 2 * count
+        size = np.maximum(-low[places], high[places])
+        below, above = low[places] / size, high[places] / size
+        bent_slope, unit = slope[places], self._unit
+        self._floor[output], self._integral[bit] = bent_slope * below, 1
+        # Together they say that the output is the larger of z and slope * z.
+        z, z_offset = diags_array(1 / size) @ weight[places], offset[places] / size
+        bent, bent_offset = diags_array(bent_slope) @ z, bent_slope * z_offset
+        drop, rise = (1 - bent_slope) * below, (1 - bent_slope) * above
+        endless = np.full(count, np.inf)
+        self._rows += [
+            unit[output] - z,  # output >= z
+            unit[output] - bent,  # output >= slope * z
+            unit[output] - z - diags_array(drop) @ unit[bit],  # output <= z if the bit is 1
+            unit[output] - bent - diags_array(rise) @ unit[bit],  # <= slope * z if it is 0
+        ]
+        self._least += [z_offset, bent_offset, -endless, -endless]
+        self._most += [endless, endless, z_offset - drop, bent_offset]
+        # The output of the node: of stable units a multiple of z, of the others the variable.
+        stable = np.where(unstable, 0.0, np.where(high > 0, 1.0, slope))
+        columns = np.arange(output.start, output.stop)
+        chosen = csr_array((size, (places, columns)), weight.shape)
+        return diags_array(stable) @ weight + chosen, stable * offset
+
+
+@lru_cache(maxsize=64)
+def matrices(node: Affine) -> list[Matrix]:
+    """The matrices (outputs, inputs) of an affine node, one for each of its inputs."""
+    from scipy.sparse import csr_array, vstack
+
+    outputs = math.prod(node.shape)
+    parts: list[list[Matrix]] = [[] for _ in node.inputs]
+    for places in torch.arange(outputs).split(_BLOCK):
+        units = torch.nn.functional.one_hot(places, outputs).to(node.like)
+        for part, rows in zip(parts, node.backward(units.view(-1, *node.shape)), strict=True):
+            part.append(csr_array(rows.detach().flatten(1).double().cpu().numpy()))
+    return [vstack(part).tocsr() for part in parts]
+
+
+def _identity(size: int) -> Matrix:
+    from scipy.sparse import csr_array, eye
+
+    return csr_array(eye(size))
+
+
+def _flat(tensor: Tensor) -> Array:
+    flat: Array = tensor.detach().flatten().double().cpu().numpy()
+    return flat

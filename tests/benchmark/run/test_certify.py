@@ -1,7 +1,8 @@
-"""`bestattack certify --exact`: what it prints, what it writes and what it refuses."""
+"""`bestattack certify`: what it prints, what it writes and what it refuses."""
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from defenses.verification.milp import ExactResult, exact
+from defenses.verification import Decision, decide
 from tests.benchmark.conftest import Cli
 
 
@@ -24,7 +25,7 @@ def folder(cli: Cli, tmp_path: Path) -> Path:
 
 def test_the_table_says_what_the_records_do(cli: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "exact.csv"
-    words = ("certify", folder, "--exact", "--eps", "0.1", "--samples", 30, "--out", out)
+    words = ("certify", folder, "--eps", "0.1", "--samples", 30, "--out", out)
     ended = cli(*words)
     assert ended.status == 0
     records = pd.read_csv(out)
@@ -51,22 +52,40 @@ def test_the_table_says_what_the_records_do(cli: Cli, folder: Path, tmp_path: Pa
 
 
 def test_without_time_the_accuracy_is_an_interval(cli: Cli, folder: Path) -> None:
-    ended = cli("certify", folder, "--exact", "--eps", "0.1", "--samples", 30, "--limit", 0)
+    words = ("certify", folder, "--eps", "0.3", "--samples", 30)
+    ended = cli(*words, "--seconds", 0)
     assert ended.status == 0
-    natural = ended.out.splitlines()[2].split("|")[2].strip()
-    assert f"[0.0, {natural}]" in ended.out
+    assert re.search(r"\| \[\d+\.\d, \d+\.\d\] *\|", ended.out)
+    # Linear bounds alone leave as much open, and more time less.
+    cheap = cli(*words, "--method", "crown")
+    assert _open(cheap.out) == _open(ended.out) > _open(cli(*words, "--seconds", 20).out)
+
+
+def _open(table: str) -> int:
+    """How many images are undecided."""
+    return int(table.splitlines()[2].split("|")[6].split()[0])
+
+
+def test_l2_is_decided_too(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    words = ("certify", folder, "--norm", "l2", "--eps", "0.3", "--samples", 20)
+    ended = cli(*words, "--out", tmp_path / "l2.csv")
+    assert ended.status == 0, ended.err
+    assert "L2 eps 0.3" in ended.out
+    records = pd.read_csv(tmp_path / "l2.csv")
+    assert {"robust", "broken"} <= set(records["status"])
+    assert (records.loc[records["status"] == "broken", "distance"] <= 0.3).all()
 
 
 def test_an_interruption_keeps_what_is_decided(
     cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: Any) -> Iterator[ExactResult]:
-        yield from itertools.islice(exact(*args), 7)
+    def interrupted(*args: Any) -> Iterator[Decision]:
+        yield from itertools.islice(decide(*args), 7)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmark.run.certify.exact", interrupted)
+    monkeypatch.setattr("benchmark.run.certify.decide", interrupted)
     out = tmp_path / "exact.csv"
-    ended = cli("certify", folder, "--exact", "--eps", "0.01", "--out", out)
+    ended = cli("certify", folder, "--eps", "0.01", "--out", out)
     assert len(pd.read_csv(out)) == 7
     assert "The first 7 test images" in ended.out
     assert ended.status == 1
@@ -76,11 +95,10 @@ def test_an_interruption_keeps_what_is_decided(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "give --exact: what defenses certify"),
-        (["--exact", "--norm", "l2"], "--exact works under linf only, not l2"),
-        (["--exact", "--samples", "99"], "digits/pair=3-8 has 70 test images, not 99"),
-        (["--exact", "--data", "digits"], "is no model of digits: name the data it was made for"),
-        (["--exact", "--eps", "0"], "eps must be above 0 and finite, not 0.0"),
+        (["--norm", "l1"], "bounds are for linf and l2, not l1"),
+        (["--samples", "99"], "digits/pair=3-8 has 70 test images, not 99"),
+        (["--data", "digits"], "is no model of digits: name the data it was made for"),
+        (["--eps", "0"], "eps must be above 0 and finite, not 0.0"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(cli: Cli, folder: Path, words: list[str], line: str) -> None:
@@ -95,7 +113,7 @@ def test_a_folder_without_a_model_and_a_foreign_layer_are_one_line(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = cli("certify", tmp_path, "--exact", "--eps", "0.1")
+    ended = cli("certify", tmp_path, "--eps", "0.1")
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     Path("net.py").write_text(
         "from torch import nn\n"
@@ -103,9 +121,9 @@ def test_a_folder_without_a_model_and_a_foreign_layer_are_one_line(
     )
     trained = cli("train", "digits", "external/model=net.py:make", "--out", "m")
     assert trained.status == 0, trained.err
-    ended = cli("certify", "m", "--exact", "--eps", "0.1")
+    ended = cli("certify", "m", "--eps", "0.1")
     assert (ended.status, ended.err.count("\n")) == (1, 1)
-    assert "the layer Tanh is not supported" in ended.err
+    assert "its operation tanh is not supported" in ended.err
 
 
 def test_a_card_that_lacks_what_is_needed_is_one_line(
@@ -115,6 +133,6 @@ def test_a_card_that_lacks_what_is_needed_is_one_line(
     shutil.copytree(folder, copy)
     card = json.loads((copy / "card.json").read_text())
     (copy / "card.json").write_text(json.dumps(card | {"data": "digits"}))
-    ended = cli("certify", copy, "--exact", "--eps", "0.1")
+    ended = cli("certify", copy, "--eps", "0.1")
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert "is not a card of this program" in ended.err

@@ -210,10 +210,9 @@ def test_the_solver_finds_what_the_attack_missed(
 
 
 def test_a_contradiction_is_loud(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmark.vnnlib import verdicts
-    from defenses.verification.milp import ExactResult
+    from benchmark.vnnlib.proofs import Prover
 
-    monkeypatch.setattr(verdicts, "prove", lambda *_: ExactResult("robust", None, 0.0))
+    monkeypatch.setattr(Prover, "prove", lambda *_: "robust")
     network = write_network(tmp_path / "net.onnx", HAT)
     path = write_property(tmp_path / "p.vnnlib", [("0", "1")], 2, "(>= Y_0 0.9)")
     ended = cli("run", "--onnx", network, "--vnnlib", path, "--exact")
@@ -225,21 +224,28 @@ def test_a_contradiction_is_loud(tmp_path: Path, cli: Cli, monkeypatch: pytest.M
     )
 
 
-def test_a_network_that_the_solver_cannot_read_is_attacked(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("kind", "verdict", "said"),
+    [
+        ("Relu", "unsat", ""),
+        ("Sigmoid", "unknown", "its operation sigmoid is not supported"),
+    ],
+)
+def test_a_network_that_bounds_cannot_pass_is_attacked(
+    kind: str, verdict: str, said: str, tmp_path: Path, cli: Cli
+) -> None:
     from onnx import TensorProto, helper, save
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in ("x", "y")]
-    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Add", ["x", "r"], ["y"])]
+    nodes = [helper.make_node(kind, ["x"], ["r"]), helper.make_node("Add", ["x", "r"], ["y"])]
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:])
     opset = [helper.make_opsetid("", 13)]
     network = tmp_path / "net.onnx"
     save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(network))
     path = write_property(tmp_path / "p.vnnlib", [("-1", "1")], 1, "(>= Y_0 2.5)")
     ended = cli("run", "--onnx", network, "--vnnlib", path, "--exact")
-    assert (ended.status, ended.out) == (0, "unknown\n")
-    assert ended.err == (
-        f"--exact cannot show unsat here: {network}: it is no plain chain of layers: see add\n"
-    )
+    assert (ended.status, ended.out) == (0, f"{verdict}\n")
+    assert ended.err == (f"--exact cannot show unsat here: {network}: {said}\n" if said else "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,210 @@
+"""Whether any perturbation breaks a network at an image: decided by attacks, bounds and search."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks import Problem, Strong, ThreatModel
+from attacks.objectives import decided
+from defenses.verification.balls import Ball
+from defenses.verification.bounds import Units, bound_units, lower_bounds, margins, sharpened
+from defenses.verification.branching import Search
+from defenses.verification.milp import MixedProgram, is_small
+from defenses.verification.reading import read_graph
+
+Status = Literal["robust", "broken", "undecided"]
+
+# How: by linear bounds alone, or by these, branch and bound, and the solver where it may help.
+Method = Literal["crown", "branch"]
+
+# How many images are bounded at once.
+_BLOCK = 16
+
+# The share of the time for an image that the search has before the solver is asked, where the
+# network is small.
+_SEARCH = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What was found out about one image.
+
+    status   "robust": no point of the ball and the box gives another class a logit at least as
+             large as the label's. "broken": `point` is misclassified. "undecided": time ran out, or
+             it is so close to a tie that neither could be shown.
+    by       what showed it: "attack", "crown", "alpha-crown", "branching" or "solver"; empty where
+             it is undecided.
+    bound    by how much the label leads every other class at least, by linear bounds alone.
+    point    (*shape), in the image's precision and exactly in the ball and the box; None unless
+             broken.
+    seconds  how long it took; of what is done for several images at once, its share.
+    """
+
+    status: Status
+    by: str
+    bound: float
+    point: Tensor | None
+    seconds: float
+
+
+def decide(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    seconds: float = 10.0,
+    method: Method = "branch",
+) -> Iterator[Decision]:
+    """Decide images x (n, *shape) with labels y (n,), in their order, each within so many seconds
+    beside the attack and the linear bounds.
+
+    "robust" holds for the network as real numbers, whatever rounding does in these computations
+    (`bounds`); where only the solver shows it, up to its tolerance of 1e-6. "broken" does not rest
+    on bounds: the model itself misclassifies the point, in its own precision and in float64, by
+    more than rounding (`attacks.objectives.decided`).
+
+    Raises ValueError, in one line, for another norm than linf and l2, images out of the box, a
+    negative time, and a network that `read_graph` cannot read.
+    """
+    if not seconds >= 0:
+        raise ValueError(f"the time for an image must be at least 0 seconds, not {seconds}")
+    if not torch.equal(x, threat.clamp(x)):
+        raise ValueError(f"images lie out of the box [{threat.lower}, {threat.upper}]")
+    Ball.around(x[:1], threat)
+    return _Decider(model, x.detach(), y, threat, method).decide(seconds)
+
+
+class _Decider:
+    """The model in two precisions, its own and float64, and as a graph."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: Method
+    ) -> None:
+        self.x, self.y, self.threat, self.method = x, y, threat, method
+        own = copy.deepcopy(model).eval().requires_grad_(False)
+        if not all(bool(weights.isfinite().all()) for weights in own.parameters()):
+            raise ValueError("it has weights that are not finite")
+        self.models = own, copy.deepcopy(own).double()
+        self.graph = read_graph(self.models[1], tuple(x.shape[1:]))
+        if self.graph.nodes[-1].shape[1] < 2:
+            raise ValueError("it gives one number for an image, not two or more logits")
+
+    def decide(self, seconds: float) -> Iterator[Decision]:
+        for rows in torch.arange(len(self.x)).split(_BLOCK):
+            yield from self._block(self.x[rows], self.y[rows], seconds)
+
+    def _block(self, x: Tensor, y: Tensor, seconds: float) -> Iterator[Decision]:
+        """Decide some images: first those that an attack breaks, then those that bounds prove."""
+        start = time.monotonic()
+        points = self._attacked(x, y)
+        images = x.double()[:, None]
+        with torch.no_grad():
+            units = bound_units(self.graph, Ball.around(images, self.threat))
+        classes = self.graph.nodes[-1].shape[1]
+        rows = margins(y, classes, torch.float64)
+        bounds = lower_bounds(units, len(self.graph.nodes), rows).detach()
+        share = (time.monotonic() - start) / len(x)
+        for i in range(len(x)):
+            least = float(bounds[i].min())
+            if points[i] is not None:
+                yield Decision("broken", "attack", least, points[i], share)
+            elif least > 0:
+                yield Decision("robust", "crown", least, None, share)
+            elif self.method == "crown":
+                yield Decision("undecided", "", least, None, share)
+            else:
+                start = time.monotonic()
+                found = _Found(self, x[i : i + 1], y[i : i + 1])
+                status, by = proved(units[i : i + 1], rows[i], bounds[i], start + seconds, found)
+                took = share + time.monotonic() - start
+                yield Decision(status, by, least, found.point, took)
+
+    def _attacked(self, x: Tensor, y: Tensor) -> list[Tensor | None]:
+        """A point that breaks each image, or None."""
+        points = Strong()(Problem(self.models[0], x, y, self.threat)) if self.threat.eps else x
+        both = torch.stack([self.threat.enforce(points.detach(), x), x])
+        broken = torch.stack([self.breaks(some, y) for some in both])
+        return [
+            both[int(hits.nonzero()[0]), i].clone() if hits.any() else None
+            for i, hits in enumerate(broken.unbind(1))
+        ]
+
+    @torch.no_grad()
+    def breaks(self, points: Tensor, y: Tensor) -> Tensor:
+        """Which points (n, *shape) are misclassified in both precisions, by more than rounding."""
+        own, exact = self.models
+        broken: Tensor = decided(own(points), y) & decided(exact(points.double()), y)
+        return broken
+
+
+class _Found:
+    """Looks among points for one that breaks an image x (1, *shape), and keeps it."""
+
+    def __init__(self, decider: _Decider, x: Tensor, y: Tensor) -> None:
+        self._decider, self._x, self._y = decider, x, y
+        self.point: Tensor | None = None
+
+    def __call__(self, points: Tensor) -> bool:
+        """Whether any of some points (m, 1, *shape), put into the ball and the box, is
+        misclassified."""
+        x = self._x.expand(len(points), *self._x.shape[1:])
+        near = self._decider.threat.enforce(points[:, 0].to(x.dtype), x)
+        broken = self._decider.breaks(near, self._y.expand(len(near)))
+        if bool(broken.any()):
+            self.point = near[broken][0].clone()
+        return self.point is not None
+
+
+Breaks = Callable[[Tensor], bool]
+
+
+def proved(
+    units: Units, rows: Tensor, bounds: Tensor, deadline: float, breaks: Breaks
+) -> tuple[Status, str]:
+    """Whether rows (s, 1, outputs) times the outputs of a network are above 0 over the ball around
+    one image, and what showed it; where `breaks` finds that a point is a counterexample, "broken".
+
+    bounds    (s,), lower bounds of the rows that are known.
+    deadline  of the monotonic clock.
+    breaks    is given points (m, *shape) of the ball.
+    """
+
+    def is_over() -> bool:
+        return time.monotonic() >= deadline
+
+    if is_over():
+        return "undecided", ""
+    sharp = sharpened(units, rows[None], done=lambda least: bool((least > 0).all()) or is_over())[0]
+    sharp = torch.maximum(sharp, bounds)
+    if bool((sharp > 0).all()):
+        return "robust", "alpha-crown"
+    solvable = units.ball.norm == "linf" and is_small(units.graph)
+    search = Search(units, rows, sharp)
+    seconds = deadline - time.monotonic()
+    proven = search.run(seconds * (_SEARCH if solvable else 1), breaks)
+    if proven is not None:
+        return ("robust" if proven else "broken"), "branching"
+    return _solved(units, rows, search.left(), deadline, breaks) if solvable else ("undecided", "")
+
+
+def _solved(
+    units: Units, rows: Tensor, left: Sequence[int], deadline: float, breaks: Breaks
+) -> tuple[Status, str]:
+    """What the solver says of some of the rows."""
+    program = MixedProgram.of(units)
+    low, high = units.ball.low[0], units.ball.high[0]
+    status: Status = "robust"
+    for row in left:
+        excluded, variables = program.solve(-rows[row, 0].numpy(), deadline - time.monotonic())
+        if variables is not None:
+            share = torch.from_numpy(variables[: low.numel()]).view_as(low)
+            if breaks((low + share * (high - low))[None]):
+                return "broken", "solver"
+        if not excluded:
+            status = "undecided"
+    return status, "solver" if status == "robust" else ""

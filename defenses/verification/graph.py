@@ -1,0 +1,120 @@
+"""Networks as bounds are propagated through them: affine maps, and functions of one number each.
+
+Tensors of a node have a leading dimension, over images or over rows of bounds, before the `shape`
+that the node has for one image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+Shape = tuple[int, ...]
+
+# An operation on the tensors of one image.
+Apply = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A map of some earlier nodes that is affine in all of them together: sum_i J_i x_i + offset.
+
+    inputs     the numbers of those nodes, and `inputs_shapes` what they give.
+    shape      of what it gives.
+    apply      the map, of the tensors of one image.
+    absolute   the same with |J_i| in place of J_i, up to an offset.
+    name       what errors call it.
+    """
+
+    inputs: tuple[int, ...]
+    input_shapes: tuple[Shape, ...]
+    shape: Shape
+    apply: Apply
+    absolute: Apply
+    name: str
+    like: Tensor = field(repr=False)
+
+    @cached_property
+    def _zeros(self) -> list[Tensor]:
+        return [self.like.new_zeros(shape) for shape in self.input_shapes]
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """What it gives for zeros: a tensor of `shape`."""
+        return self.apply(*self._zeros)
+
+    def forward(self, values: Sequence[Tensor]) -> Tensor:
+        """The map of tensors (n, *shape_i): (n, *shape)."""
+        return vmap(self.apply)(*values)
+
+    def radius(self, radii: Sequence[Tensor]) -> Tensor:
+        """How far outputs move where inputs move by up to some numbers (n, *shape_i), at least 0:
+        (n, *shape)."""
+        moved = torch.zeros(())
+        for place, radius in enumerate(radii):
+
+            def alone(values: Tensor, place: int = place) -> Tensor:
+                inputs = [values if i == place else zero for i, zero in enumerate(self._zeros)]
+                return self.absolute(*inputs)
+
+            moved = moved + (vmap(alone)(radius) - self.absolute(*self._zeros)).abs()
+        return moved
+
+    def backward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """J_iᵀ of rows (m, *shape): (m, *shape_i) for each input."""
+        return _pulled(self.apply, self._zeros, rows)
+
+    def backward_absolute(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """As `backward`, with |J_i|."""
+        return tuple(part.abs() for part in vmap(vjp(self.absolute, *self._zeros)[1])(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Unary:
+    """A function of one number, of each entry of an earlier node.
+
+    kind   "rectifier", max(z, slope z) with slope in [0, 1]; "square"; or "root".
+    slope  of a rectifier, a number or a tensor that fits `shape`.
+    """
+
+    inputs: tuple[int]
+    shape: Shape
+    kind: str
+    slope: Any = 0.0
+    name: str = ""
+
+    def forward(self, values: Sequence[Tensor]) -> Tensor:
+        (z,) = values
+        if self.kind == "rectifier":
+            return torch.maximum(z, self.slope * z)
+        return z.square() if self.kind == "square" else z.clamp_min(0).sqrt()
+
+
+Node = Affine | Unary
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network: node 0 is the image of `shape`, and `nodes` are numbered from 1, in an order in
+    which each comes after its inputs. The last one gives the logits."""
+
+    shape: Shape
+    nodes: tuple[Node, ...]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """What every node gives for images x (n, *shape), and they themselves first."""
+        values = [x]
+        for node in self.nodes:
+            values.append(node.forward([values[i] for i in node.inputs]))
+        return values
+
+
+def _pulled(apply: Apply, zeros: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, ...]:
+    """The transpose of a map's linear part, at rows (m, *shape)."""
+    pull: Any = vjp(apply, *zeros)[1]
+    pulled: tuple[Tensor, ...] = vmap(pull)(rows)
+    return pulled

@@ -1,0 +1,90 @@
+"""Lines that enclose a function of one number, where that number is known to lie in an interval."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from defenses.verification.graph import Unary
+
+# How the lower line of a rectifier is chosen that may go either way: the one that leaves the
+# smaller area (CROWN, DeepPoly), or the one in parallel to the upper line, as in the dual of the
+# linear program (Wong and Kolter 2018).
+Choice = Literal["area", "parallel"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """lower z + below <= f(z) <= upper z + above, for z in [low, high]: tensors (n, *shape).
+
+    unstable  where the lower slope of a rectifier may be any in [least, 1].
+    """
+
+    low: Tensor
+    high: Tensor
+    lower: Tensor
+    below: Tensor
+    upper: Tensor
+    above: Tensor
+    unstable: Tensor
+    least: Any = 0.0
+
+
+def lines(node: Unary, low: Tensor, high: Tensor, choice: Choice = "area") -> Lines:
+    """The lines of a node for inputs between low and high (n, *shape), where low <= high.
+
+    They hold for what is computed in this precision: offsets are wider by what rounding of the
+    slopes may amount to.
+    """
+    return {"rectifier": _rectifier, "square": _square, "root": _root}[node.kind](
+        node, low, high, choice
+    )
+
+
+def _rounding(low: Tensor, high: Tensor) -> Tensor:
+    return 8 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
+
+
+def _rectifier(node: Unary, low: Tensor, high: Tensor, choice: Choice) -> Lines:
+    """Zhang et al. (2018), CROWN, table 2; any lower slope between the two of the rectifier is
+    one."""
+    slope = torch.as_tensor(node.slope, dtype=low.dtype, device=low.device)
+    unstable = (low < 0) & (high > 0) & (slope < 1)
+    exact = torch.where(high > 0, torch.ones_like(low), slope.expand_as(low))
+    width = torch.where(unstable, high - low, 1.0)
+    upper = torch.where(unstable, (high - slope * low) / width, exact)
+    above = torch.where(unstable, (1 - upper) * high + _rounding(low, high), 0.0)
+    if choice == "parallel":
+        lower = upper
+    else:
+        lower = torch.where(unstable & (high <= -low), slope.expand_as(low), exact)
+    zero = torch.zeros_like(low)
+    return Lines(low, high, lower, zero, upper, above, unstable, slope)
+
+
+def _square(node: Unary, low: Tensor, high: Tensor, choice: Choice) -> Lines:
+    """The tangent in the middle, and the chord."""
+    del node, choice
+    middle = (low + high) / 2
+    slack = _rounding(low, high) * torch.maximum(low.abs(), high.abs())
+    return Lines(
+        low, high, 2 * middle, -middle.square() - slack, low + high, slack - low * high,
+        torch.zeros_like(low, dtype=torch.bool),
+    )  # fmt: skip
+
+
+def _root(node: Unary, low: Tensor, high: Tensor, choice: Choice) -> Lines:
+    """The chord, and the tangent in the middle; the number is at least 0."""
+    del node, choice
+    low, high = low.clamp_min(0), high.clamp_min(0)
+    middle = ((low + high) / 2).clamp_min(torch.finfo(low.dtype).tiny)
+    chord = 1 / (low.sqrt() + high.sqrt()).clamp_min(torch.finfo(low.dtype).tiny)
+    # Where both ends are 0 the function is 0, and any chord through 0 will do.
+    chord = torch.where(high > 0, chord, 0.0)
+    tangent = 1 / (2 * middle.sqrt())
+    slack = _rounding(low.sqrt(), high.sqrt())
+    return Lines(
+        low, high, chord, low.sqrt() - chord * low - slack, tangent, middle.sqrt() / 2 + slack,
+        torch.zeros_like(low, dtype=torch.bool),
+    )  # fmt: skip
