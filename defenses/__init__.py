@@ -21,6 +21,7 @@ from defenses.recipes import (
     Batch,
     Derived,
     Epoch,
+    LPRobust,
     Recipe,
     Vanilla,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "Hybrid",
     "HybridClassifier",
     "L2NonexpansiveClassifier",
+    "LPRobust",
     "LeNet5",
     "Normalised",
     "OneVsOne",

@@ -193,6 +193,7 @@ DEFENSES = Registry(
     {
         "vanilla": "defenses:Vanilla",
         **TRAINED_BY,
+        "lp-robust": "defenses:LPRobust",
         "robin": "defenses:RoBin",
         "one-vs-one": "defenses:OneVsOne",
         "hierarchical": "defenses:TwoStage",

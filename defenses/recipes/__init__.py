@@ -3,6 +3,7 @@
 from defenses.recipes.adversarial import MART, TRADES, TRAINED_BY, AdversarialTraining
 from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.derived import Derived
+from defenses.recipes.lp_robust import LPRobust
 from defenses.recipes.methods import METHODS, Method
 from defenses.recipes.recipe import Plain, Recipe, Vanilla
 from defenses.recipes.schedules import SCHEDULES
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Derived",
     "Epoch",
+    "LPRobust",
     "Method",
     "Plain",
     "Recipe",

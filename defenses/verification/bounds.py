@@ -8,14 +8,26 @@ what rounding may amount to is added up beside them (see `_Rows.slack`).
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from defenses.verification.balls import Ball
 from defenses.verification.graph import Affine, Graph, Unary
-from defenses.verification.lines import Choice, Lines, lines
+from defenses.verification.lines import (
+    BOTH,
+    ONE,
+    Choice,
+    Lines,
+    Signs,
+    Through,
+    Units,
+    lines,
+    rounding,
+    through,
+)
+from defenses.verification.patches import Patches, windows_before
 
 # How many numbers the rows of bounds may have that are propagated at once.
 _NUMBERS = 2**24
@@ -25,42 +37,6 @@ _MIXING = {
     "linear", "conv1d", "conv2d", "conv3d", "convolution", "matmul", "mm", "bmm", "addmm",
     "baddbmm", "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "cumsum",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """What is known of a network over the balls around n images.
-
-    graph, ball  that it is known of.
-    low, high    of every node, by number: (n, *shape).
-    sizes        of every affine node, by number: what the terms of its outputs may add up to.
-    lines        of every function of one number, by its node.
-    """
-
-    graph: Graph
-    ball: Ball
-    low: Mapping[int, Tensor]
-    high: Mapping[int, Tensor]
-    sizes: Mapping[int, Tensor]
-    lines: Mapping[int, Lines]
-
-    def __getitem__(self, rows: Tensor | slice) -> "Units":
-        """What is known for some of the images."""
-        return Units(
-            self.graph, self.ball[rows],
-            {number: low[rows] for number, low in self.low.items()},
-            {number: high[rows] for number, high in self.high.items()},
-            {number: size[rows] for number, size in self.sizes.items()},
-            {number: _chosen(line, rows) for number, line in self.lines.items()},
-        )  # fmt: skip
-
-
-def _chosen(line: Lines, rows: Tensor | slice) -> Lines:
-    return replace(
-        line, low=line.low[rows], high=line.high[rows], lower=line.lower[rows],
-        below=line.below[rows], upper=line.upper[rows], above=line.above[rows],
-        unstable=line.unstable[rows],
-    )  # fmt: skip
 
 
 def bound_units(graph: Graph, ball: Ball, choice: Choice = "area", refined: bool = True) -> Units:
@@ -74,24 +50,34 @@ def bound_units(graph: Graph, ball: Ball, choice: Choice = "area", refined: bool
     sizes: dict[int, Tensor] = {}
     units = Units(graph, ball, low, high, sizes, {})
     found: dict[int, Lines] = {}
-    # How many mixing maps lead to a node, of which one leaves intervals exact.
-    mixed, bent = {0: 0}, {0: False}
+    exact = interval_is_exact(graph, ball)
     for number, node in enumerate(graph.nodes, 1):
-        mixed[number] = sum(mixed[i] for i in node.inputs)
-        bent[number] = isinstance(node, Unary) or any(bent[i] for i in node.inputs)
         if isinstance(node, Affine):
-            mixed[number] += node.name in _MIXING
-            low[number], high[number], sizes[number] = _interval(node, low, high)
+            low[number], high[number], sizes[number] = interval(node, low, high)
             continue
         (before,) = node.inputs
-        exact = ball.norm == "linf" and mixed[before] <= 1 and not bent[before]
-        if refined and not exact:
+        if refined and before not in exact:
             units = replace(units, lines=dict(found))
             low[before], high[before] = _refined(units, node, before)
         found[number] = lines(node, low[before], high[before], choice)
         low[number] = node.forward([_least(node, low[before], high[before])])
         high[number] = node.forward([_most(node, low[before], high[before])])
     return replace(units, lines=found)
+
+
+def interval_is_exact(graph: Graph, ball: Ball) -> set[int]:
+    """The nodes of which no bounds are narrower than intervals: those that a single mixing map
+    leads to."""
+    if ball.norm != "linf":
+        return set()
+    mixed: dict[int, float] = {0: 0}
+    for number, node in enumerate(graph.nodes, 1):
+        mixed[number] = sum(mixed[i] for i in node.inputs)
+        if isinstance(node, Unary):
+            mixed[number] = math.inf
+        elif node.name in _MIXING:
+            mixed[number] += 1
+    return {number for number, maps in mixed.items() if maps <= 1}
 
 
 def _least(node: Unary, low: Tensor, high: Tensor) -> Tensor:
@@ -104,7 +90,7 @@ def _most(node: Unary, low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum(-low, high) if node.kind == "square" else high
 
 
-def _interval(
+def interval(
     node: Affine, low: Mapping[int, Tensor], high: Mapping[int, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The least and the most that a node gives, and what the terms of it may add up to."""
@@ -114,7 +100,7 @@ def _interval(
     sizes = [torch.maximum(low[i].abs(), high[i].abs()) for i in node.inputs]
     size = node.radius(sizes) + node.offset.abs()
     count = sum(math.prod(shape) for shape in node.input_shapes)
-    slack = _unit(size, count) * size
+    slack = rounding(size, count) * size
     return centre - radius - slack, centre + radius + slack, size
 
 
@@ -132,16 +118,29 @@ def _refined(units: Units, node: Unary, before: int) -> tuple[Tensor, Tensor]:
     # For each image its own entries, and others as far as it has fewer.
     places = flat.to(torch.int8).topk(most, 1).indices
     least, largest = low.flatten(1), high.flatten(1)
-    for part in places.split(max(1, _NUMBERS // (2 * len(low) * _widest(units.graph))), 1):
-        rows = torch.nn.functional.one_hot(part, flat.shape[1]).to(low.dtype)
-        rows = rows.view(*part.shape, *low.shape[1:])
-        both = lower_bounds(units, before, torch.cat([rows, -rows], 1))
-        first, second = both.split(part.shape[1], 1)
+    windows = windows_before(units.graph, before)
+    patches = None if windows is None else Patches(units, before, windows)
+    widest = _widest(units.graph) if patches is None else patches.widest
+    for part in places.split(max(1, _NUMBERS // (2 * len(low) * widest)), 1):
+        first, second = _bounds_of(units, before, part) if patches is None else patches.bound(part)
         least = least.scatter(1, part, torch.maximum(first, least.gather(1, part)))
-        largest = largest.scatter(1, part, torch.minimum(-second, largest.gather(1, part)))
+        largest = largest.scatter(1, part, torch.minimum(second, largest.gather(1, part)))
     # Rounding may leave them the other way round.
     least, largest = torch.minimum(least, largest), torch.maximum(least, largest)
     return least.view_as(low), largest.view_as(high)
+
+
+def _bounds_of(units: Units, number: int, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds (n, m) of the entries of each image that `places` (n, m) number within
+    a flattened node."""
+    low = units.low[number]
+    rows = torch.nn.functional.one_hot(places, low[0].numel()).to(low.dtype)
+    rows = rows.view(*places.shape, *low.shape[1:])
+    if units.are_parallel:
+        (first, second), _ = _Rows(units, {}, None, BOTH).bound(number, rows)
+    else:
+        first, second = lower_bounds(units, number, torch.cat([rows, -rows], 1)).chunk(2, 1)
+    return first, -second
 
 
 def _widest(graph: Graph) -> int:
@@ -165,46 +164,68 @@ def lower_bounds(
             any in [least, 1] where a rectifier is unstable.
     meet    is given a node's number and the rows at its input, and returns the rows to go on with.
     """
-    return _Rows(units, slopes or {}, meet).bound(start, rows)[0]
+    ((least,), _) = _Rows(units, slopes or {}, meet).bound(start, rows)
+    return least
+
+
+def interval_bounds(units: Units, rows: Tensor) -> Tensor:
+    """Lower bounds (n, s) of rows (n, s, 1, classes) times the logits, by intervals up to the last
+    functions of one number."""
+    ((least,), _) = _Rows(units, {}, None).bound(len(units.graph.nodes), rows, affine=True)
+    return least
 
 
 def lowest_corner(units: Units, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Lower bounds (n, 1) of rows (n, 1, *shape) times the logits, and the points (n, *shape) of
     the ball that attain them in the relaxed network."""
-    bound, at_input = _Rows(units, {}, None).bound(len(units.graph.nodes), rows)
+    ((bound,), at_input) = _Rows(units, {}, None).bound(len(units.graph.nodes), rows)
     return bound, units.ball.corner(at_input[:, 0])
 
 
 class _Rows:
-    """Rows on their way back through a network."""
+    """Rows on their way back through a network, and their opposites, where `signs` has both."""
 
-    def __init__(self, units: Units, slopes: Mapping[int, Tensor], meet: Meet | None) -> None:
-        self.units, self.slopes, self.meet = units, slopes, meet
+    def __init__(
+        self,
+        units: Units,
+        slopes: Mapping[int, Tensor],
+        meet: Meet | None,
+        signs: Signs = ONE,
+    ) -> None:
+        self.units, self.slopes, self.meet, self.signs = units, slopes, meet, signs
 
-    def bound(self, start: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The bounds (n, s), and the rows (n, s, *shape) that arrive at the images."""
+    def bound(self, start: int, rows: Tensor, affine: bool = False) -> tuple[list[Tensor], Tensor]:
+        """The bounds (n, s) for each sign, and the rows (n, s, *shape) that arrive at the images.
+        With `affine`, rows pass affine nodes alone, and others give what lies in their
+        intervals."""
         units, shape = self.units, rows.shape[:2]
         at: dict[int, Tensor] = {start: rows}
-        total, slack = rows.new_zeros(shape), rows.new_zeros(shape)
+        total = [rows.new_zeros(shape) for _ in self.signs]
         for number in range(start, 0, -1):
             if number not in at:
                 continue
             here, node = at.pop(number), units.graph.nodes[number - 1]
             if isinstance(node, Affine):
-                total = total + (here * node.offset).flatten(2).sum(2)
-                slack = slack + self._slack(number, here)
+                offset, slack = (here * node.offset).flatten(2).sum(2), self._slack(number, here)
+                added = [sign * offset - slack for sign in self.signs]
                 before = node.backward(here.flatten(0, 1))
                 parts = [part.unflatten(0, shape) for part in before]
+            elif affine:
+                corner = torch.where(
+                    here > 0, units.low[number][:, None], units.high[number][:, None]
+                )
+                added, parts = [(here * corner).flatten(2).sum(2)], []
             else:
-                here, constant = self._through(number, here)
-                total = total + constant
+                here, added = self._through(number, here)
                 parts = [here]
-            for place, part in zip(node.inputs, parts, strict=True):
+            total = [one + more for one, more in zip(total, added, strict=True)]
+            for place, part in zip(node.inputs, parts, strict=bool(parts)):
                 at[place] = at[place] + part if place in at else part
         arrived = at.get(0)
         if arrived is None:
             arrived = rows.new_zeros(*shape, *units.graph.shape)
-        return total - slack + units.ball.least(arrived), arrived
+        edges = [units.ball.least(sign * arrived) for sign in self.signs]
+        return [one + more for one, more in zip(total, edges, strict=True)], arrived
 
     def _slack(self, number: int, rows: Tensor) -> Tensor:
         """What rounding may amount to where rows (n, s, *shape) pass an affine node, (n, s).
@@ -215,23 +236,19 @@ class _Rows:
         the inputs can be, and summed over them, that is at most the row times `sizes`.
         """
         size = self.units.sizes[number][:, None]
-        return _unit(rows, rows[0, 0].numel()) * (rows.detach().abs() * size).flatten(2).sum(2)
+        return rounding(rows, rows[0, 0].numel()) * (rows.detach().abs() * size).flatten(2).sum(2)
 
-    def _through(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _through(self, number: int, rows: Tensor) -> Through:
         """Rows (n, s, *shape) at the input of a function of one number, and what its lines add."""
         line = self.units.lines[number]
-        lower = line.lower[:, None]
+        lower, upper = line.lower[:, None], line.upper[:, None]
         if number in self.slopes:
             lower = torch.where(line.unstable[:, None], self.slopes[number], lower)
-        plus, minus = rows.clamp_min(0), rows.clamp_max(0)
-        added = (plus * line.below[:, None] + minus * line.above[:, None]).flatten(2).sum(2)
-        rows = plus * lower + minus * line.upper[:, None]
+        elif line.lower is line.upper:
+            upper = lower
+        kept = lower, upper, line.below[:, None], line.above[:, None]
+        rows, added = through(rows, kept, 2, self.signs)
         return (rows if self.meet is None else self.meet(number, rows)), added
-
-
-def _unit(like: Tensor, terms: int) -> float:
-    """How far a sum of so many products may be off, relative to the sum of their sizes."""
-    return (terms + 8) * torch.finfo(like.dtype).eps
 
 
 def margins(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

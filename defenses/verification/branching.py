@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from defenses.verification.bounds import Units, lower_bounds, lowest_corner
+from defenses.verification.bounds import lower_bounds, lowest_corner
 from defenses.verification.graph import Unary
-from defenses.verification.lines import lines
+from defenses.verification.lines import Units, lines
 
 # How many parts of the ball are bounded at once; their steps, and the rates of the slopes and of
 # the multipliers of the cuts.

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from attacks import Problem, Strong, ThreatModel
 from attacks.objectives import decided
 from defenses.verification.balls import Ball
-from defenses.verification.bounds import Units, bound_units, lower_bounds, margins, sharpened
+from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened
 from defenses.verification.branching import Search
+from defenses.verification.lines import Units
 from defenses.verification.milp import MixedProgram, is_small
 from defenses.verification.reading import read_graph
 

@@ -18,6 +18,9 @@ Shape = tuple[int, ...]
 # An operation on the tensors of one image.
 Apply = Callable[..., Tensor]
 
+# The weight (outputs, inputs, h, w) of a convolution in two dimensions, its strides and paddings.
+Sliding = tuple[Tensor, tuple[int, int], tuple[int, int]]
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -28,6 +31,7 @@ class Affine:
     apply      the map, of the tensors of one image.
     absolute   the same with |J_i| in place of J_i, up to an offset.
     name       what errors call it.
+    sliding    of a convolution without groups and dilation.
     """
 
     inputs: tuple[int, ...]
@@ -37,6 +41,7 @@ class Affine:
     absolute: Apply
     name: str
     like: Tensor = field(repr=False)
+    sliding: Sliding | None = field(default=None, repr=False)
 
     @cached_property
     def _zeros(self) -> list[Tensor]:
@@ -104,6 +109,10 @@ class Graph:
 
     shape: Shape
     nodes: tuple[Node, ...]
+
+    def shape_of(self, number: int) -> Shape:
+        """The shape of a node."""
+        return self.nodes[number - 1].shape if number else self.shape
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """What every node gives for images x (n, *shape), and they themselves first."""

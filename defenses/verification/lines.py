@@ -1,17 +1,27 @@
-"""Lines that enclose a function of one number, where that number is known to lie in an interval."""
+"""What is known of a network over balls: intervals, and lines that enclose functions of one number
+which is known to lie in one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from defenses.verification.graph import Unary
+from defenses.verification.balls import Ball
+from defenses.verification.graph import Graph, Unary
 
 # How the lower line of a rectifier is chosen that may go either way: the one that leaves the
 # smaller area (CROWN, DeepPoly), or the one in parallel to the upper line, as in the dual of the
 # linear program (Wong and Kolter 2018).
 Choice = Literal["area", "parallel"]
+
+# Which of rows and their opposites are bounded together: both go back alike through parallel lines.
+Signs = tuple[Literal[1]] | tuple[Literal[1], Literal[-1]]
+ONE: Signs = (1,)
+BOTH: Signs = (1, -1)
+
+Through = tuple[Tensor, list[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +39,68 @@ class Lines:
     above: Tensor
     unstable: Tensor
     least: Any = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is known of a network over the balls around n images.
+
+    graph, ball  that it is known of.
+    low, high    of every node, by number: (n, *shape).
+    sizes        of every affine node, by number: what the terms of its outputs may add up to.
+    lines        of every function of one number, by its node.
+    """
+
+    graph: Graph
+    ball: Ball
+    low: Mapping[int, Tensor]
+    high: Mapping[int, Tensor]
+    sizes: Mapping[int, Tensor]
+    lines: Mapping[int, Lines]
+
+    @property
+    def are_parallel(self) -> bool:
+        """Whether both lines of every function have one slope."""
+        return all(line.lower is line.upper for line in self.lines.values())
+
+    def __getitem__(self, rows: Tensor | slice) -> "Units":
+        """What is known for some of the images."""
+        return Units(
+            self.graph, self.ball[rows],
+            {number: low[rows] for number, low in self.low.items()},
+            {number: high[rows] for number, high in self.high.items()},
+            {number: size[rows] for number, size in self.sizes.items()},
+            {number: _chosen(line, rows) for number, line in self.lines.items()},
+        )  # fmt: skip
+
+
+def _chosen(line: Lines, rows: Tensor | slice) -> Lines:
+    return replace(
+        line, low=line.low[rows], high=line.high[rows], lower=line.lower[rows],
+        below=line.below[rows], upper=line.upper[rows], above=line.above[rows],
+        unstable=line.unstable[rows],
+    )  # fmt: skip
+
+
+def through(rows: Tensor, kept: Sequence[Tensor], lead: int, signs: Signs) -> Through:
+    """Rows, which bound a function of one number from below, as rows at its input, and what its
+    lines add to each of them, and to its opposite where `signs` has both.
+
+    kept  the lower and the upper slopes, and what is below and above, as they fit the rows, of
+          which `lead` dimensions count them.
+    """
+    lower, upper, below, above = kept
+    plus, minus = rows.clamp_min(0), rows.clamp_max(0)
+    added = [plus * below + minus * above]
+    if len(signs) == 2:
+        added.append(-(minus * below + plus * above))
+    moved = rows * lower if lower is upper else plus * lower + minus * upper
+    return moved, [part.flatten(lead).sum(lead) for part in added]
+
+
+def rounding(like: Tensor, terms: int) -> float:
+    """How far a sum of so many products may be off, relative to the sum of their sizes."""
+    return (terms + 8) * torch.finfo(like.dtype).eps
 
 
 def lines(node: Unary, low: Tensor, high: Tensor, choice: Choice = "area") -> Lines:

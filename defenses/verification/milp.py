@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defenses.verification.bounds import Units
 from defenses.verification.graph import Affine, Graph, Unary
+from defenses.verification.lines import Units
 
 Array = NDArray[np.float64]
 Matrix = Any  # a scipy.sparse.csr_array: scipy is loaded only where one is made

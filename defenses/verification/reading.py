@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from attacks.messages import one_line
 from defenses.verification.converted import exportable
-from defenses.verification.graph import Affine, Apply, Graph, Node, Shape, Unary
+from defenses.verification.graph import Affine, Apply, Graph, Node, Shape, Sliding, Unary
 from defenses.verification.operations import OF_SHAPE, absolute, is_affine, windows
 
 # Names of what torch.export calls for the trace alone.
@@ -166,12 +166,14 @@ class _Reader:
                 lambda *x: without_signs(*x)[place],
             )  # fmt: skip
 
+        sliding = _sliding(name, *given) if not named else None
+
         value = node.meta["val"]
         if isinstance(value, list | tuple):
             self.known[node] = _Parts(part)
         else:
             shape = tuple(value.shape)
-            self.known[node] = self._affine(inputs, shape, plain, name, without_signs)
+            self.known[node] = self._affine(inputs, shape, plain, name, without_signs, sliding)
 
     def _shape(self, number: _Value) -> Shape:
         return tuple(self._nodes[number - 1].shape if number else self.image.shape)
@@ -183,12 +185,13 @@ class _Reader:
         apply: Apply,
         name: str,
         without_signs: Apply | None = None,
+        sliding: Sliding | None = None,
     ) -> _Value:
         shapes = tuple(map(self._shape, inputs))
         self._nodes.append(
             Affine(
                 tuple(map(int, inputs)), shapes, shape, apply, without_signs or apply, name,
-                self.image,
+                self.image, sliding,
             )
         )  # fmt: skip
         return _Value(len(self._nodes))
@@ -382,6 +385,22 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "square": _Reader.square,
     "sqrt": _Reader.root,
 }
+
+
+def _sliding(name: str, *args: Any) -> Sliding | None:
+    """What a convolution's arguments say, of one in two dimensions without groups and dilation."""
+    if name not in ("convolution", "conv2d"):
+        return None
+    full: Any = (*args, *_CONV2D[len(args) :])
+    _, weight, _, strides, paddings, dilations, *rest = full
+    plain = rest in ([1], [False, [0, 0], 1]) and set(dilations) == {1}
+    if not plain or not isinstance(weight, Tensor) or weight.ndim != 4 or paddings == "same":
+        return None
+    return weight, (strides[0], strides[-1]), (paddings[0], paddings[-1])
+
+
+# What the arguments of a convolution are where they are not given.
+_CONV2D = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
 
 
 def _same(value: Any) -> Any:
