@@ -206,12 +206,18 @@ def identify_natural(
     }
 
 
-def identify_certificate(natural: Identity, threat: ThreatModel) -> Identity:
-    """The identity of the radii that a model certifies; `natural` is from `identify_natural`.
+def identify_certificate(
+    natural: Identity, threat: ThreatModel, proofs: Identity | None = None
+) -> Identity:
+    """The identity of the radii that are certified; `natural` is from `identify_natural`.
 
-    Invalidated by what invalidates the verdicts on clean images, and by another norm.
+    proofs  how bounds prove what the model does not certify itself; None: they do not.
+
+    Invalidated by what invalidates the verdicts on clean images, by another norm and, with proofs,
+    by another threat.
     """
-    return natural | {"certificate": threat.norm}
+    own = natural | {"certificate": threat.norm}
+    return own if proofs is None else own | {"proofs": proofs, "threat": identify_threat(threat)}
 
 
 def identify_threat(threat: ThreatModel) -> Identity:

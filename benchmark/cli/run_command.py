@@ -44,6 +44,7 @@ def run(
     defense: run_options.Defenses = [],  # noqa: B006
     attack: run_options.Attacks = [],  # noqa: B006
     suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    certify: run_options.Certify = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
     device: Annotated[Device | None, typer.Option()] = None,
@@ -73,7 +74,7 @@ def run(
         "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
         "suite": suite, "mode": mode, "seed": seed, "device": device, "precision": precision,
         "block": block, "choose": choose, "draws": draws, "expectation": expectation,
-        "plugins": [str(path) for path in plugin],
+        "plugins": [str(path) for path in plugin], "certify": certify,
     }  # fmt: skip
     if onnx or vnnlib or exact or limit is not None:
         judge_properties(

@@ -40,6 +40,11 @@ Attacks = Annotated[
     list[str], typer.Option(help="pgd, cw/steps=100,1000, best-arm:pgd; repeat for more.")
 ]
 
+Certify = Annotated[
+    str | None,
+    typer.Option(help="Prove what no attack breaks: crown, or branch/seconds=10 an image."),
+]
+
 
 def single(specs: list[Path]) -> Path | None:
     """The spec among what was named, if there is one. Raises UserError for several."""

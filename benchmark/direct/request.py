@@ -28,7 +28,7 @@ from benchmark.run.assess import Settings
 from benchmark.run.geometry import Geometry, read_geometry
 from benchmark.spec.components import read_component
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
-from benchmark.spec.run_spec import Mode
+from benchmark.spec.run_spec import Mode, read_proofs
 from benchmark.spec.suites import DEFAULT_SUITE
 from defenses.offers import rejection_of
 
@@ -64,6 +64,9 @@ class Options(TypedDict, total=False):
                 process alone. Where Ray was begun before, those of its cluster work.
     draws       how many fresh draws of a randomised model judge each point; 50 by default.
     expectation  how many draws of it attacks take the mean of in each step; 10 by default.
+    certify     how bounds prove what no attack breaks: "crown", by linear bounds, or
+                "branch/seconds=10", by branch and bound within so many seconds an image; None (the
+                default): not at all.
     """
 
     mode: Mode
@@ -83,6 +86,7 @@ class Options(TypedDict, total=False):
     draws: int
     expectation: int
     workers: int | None
+    certify: str | dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Request:
         )  # fmt: skip
         return Settings(
             self.geometry.threat, options.mode, str(options.device), options.block, terms,
-            options.progress, executor=executor,
+            options.progress, executor=executor, certify=options.certify,
         )  # fmt: skip
 
 
@@ -149,7 +153,7 @@ _DEFAULTS: dict[str, Any] = {
     "mode": "table", "seed": 0, "device": "auto", "precision": "model", "block": 256,
     "index": None, "name": None, "progress": False, "peers": None, "scale": None, "output": None,
     "binary": False, "bounds": None, "reject": None, "draws": DRAWS, "expectation": EXPECTATION,
-    "workers": None,
+    "workers": None, "certify": None,
 }  # fmt: skip
 _WORDS = {"mode": Mode, "precision": Precision}
 # Other names of precisions.
@@ -180,6 +184,8 @@ def _chosen(options: Options) -> Any:
     workers = chosen.workers
     if workers is not None and (type(workers) is not int or workers < 1):
         raise UserError(f"workers must be an integer of at least 1, not {workers!r}")
+    if chosen.certify is not None:
+        chosen.certify = read_proofs(chosen.certify)
     if chosen.peers is not None and not isinstance(chosen.peers, Mapping):
         raise UserError("peers must be a mapping of names to models")
     reject = chosen.reject

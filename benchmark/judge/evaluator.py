@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,10 +26,17 @@ from benchmark.judge.records import Block, BoolArray, IntArray
 from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
 from benchmark.judge.surroundings import undisturbed
+from defenses.certificates import HasCertificate
+from defenses.verification import Method, decide
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
 # recorded about it; `tests/test_versions.py` notices where that was forgotten.
 VERSION = 2
+
+_TWINS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+# What records of certificates say of samples that the search for a proof broke.
+FOUND = "broken"
 
 # How far outside the ball or the box a returned point may lie, relative to eps, before the attack
 # is flagged for it, unless rounding the pixels explains it. Only the flag depends on it: every
@@ -113,11 +121,29 @@ def judge_block(subject: Held[Subject], samples: Held[Batch], tell: Tell) -> Blo
     return _block(batch.places, labels, verdict, distance, began)
 
 
+@dataclass(frozen=True)
+class Proving:
+    """What bounds are to prove.
+
+    method, seconds  as `decide` has them.
+    broken           (k,), the places of the samples that attacks broke, which need no proof.
+    """
+
+    method: Method
+    seconds: float
+    broken: IntArray
+
+
 @undisturbed()
 def certify_block(
-    subject: Held[Subject], threat: ThreatModel, samples: Held[Batch], tell: Tell
+    subject: Held[Subject],
+    threat: ThreatModel,
+    proving: Proving | None,
+    samples: Held[Batch],
+    tell: Tell,
 ) -> Block:
-    """The records of a model's certified radii at clean images.
+    """The records of certified radii at clean images: those that the model certifies, and eps
+    where bounds prove as much.
 
     In these records, `predicted` is the class that is certified, `broken` says that it is not the
     label, and `distance` is the radius within which the class does not change, in the norm of the
@@ -128,11 +154,53 @@ def certify_block(
     del tell
     began, judge, batch = time.perf_counter(), subject.get(), samples.get()
     clean, labels, _ = batch.on(judge)
-    predicted, radius = judge.certify(clean)
-    if threat.norm == "linf":
-        radius = radius / math.sqrt(clean[0].numel())
-    verdict = Judgement.of(predicted, predicted != labels)
-    return _block(batch.places, labels, verdict, radius, began)
+    if isinstance(judge.model, HasCertificate):
+        predicted, radius = judge.certify(clean)
+        if threat.norm == "linf":
+            radius = radius / math.sqrt(clean[0].numel())
+        verdict = Judgement.of(predicted, predicted != labels)
+    else:
+        verdict = judge.judge(clean, labels, batch.number.to(labels))
+        radius = torch.zeros(len(clean), dtype=torch.float64)
+    block = _block(batch.places, labels, verdict, radius, began)
+    if proving is not None:
+        block = _proven(judge, threat, proving, block, clean, labels)
+    return block
+
+
+def kept_twin(judge: Subject) -> nn.Module:
+    """The model in float64, the same each time, so that it is read once for all blocks."""
+    if judge.model not in _TWINS:
+        _TWINS[judge.model] = judge.twin()
+    return _TWINS[judge.model]
+
+
+def _proven(
+    judge: Subject, threat: ThreatModel, proving: Proving, block: Block, x: Tensor, y: Tensor
+) -> Block:
+    """The records of certified radii, with what bounds prove beyond them."""
+    began = time.perf_counter()
+    left = ~block.broken & (block.distance < threat.eps) & ~np.isin(block.index, proving.broken)
+    places = np.flatnonzero(left)
+    rows = torch.from_numpy(places).to(x.device)
+    radius, by = block.distance.copy(), np.full(len(left), "", dtype=object)
+    bound = np.full(len(left), np.nan)
+    within = threat.around(x, judge.terms.frozen).select(rows, x.dim())
+    decisions = decide(
+        judge.model, x[rows], y[rows], within, proving.seconds, proving.method, kept_twin(judge),
+        attacked=True,
+    )  # fmt: skip
+    for place, decision in zip(places, decisions, strict=True):
+        bound[place] = decision.bound
+        if decision.status == "robust":
+            radius[place], by[place] = threat.eps, decision.by
+        elif decision.status == "broken":
+            by[place] = FOUND
+    share = (time.perf_counter() - began) / len(left)
+    return replace(
+        block, distance=radius, stage=by.astype(np.str_), bound=bound,
+        seconds=block.seconds + share,
+    )  # fmt: skip
 
 
 @undisturbed()

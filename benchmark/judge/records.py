@@ -42,7 +42,10 @@ class Block:
     rate         (n,), float64, in what share of its draws a randomised model misclassifies the
                  judged point; 0 or 1, as `broken`, for any other model, and 0 beyond the threat.
     trial        (n,), the same over other draws, by which the worst of several points is chosen.
-    stage        (n,), text, the stage of the attack that broke the sample, where it says so.
+    stage        (n,), text, the stage of the attack that broke the sample, where it says so; of a
+                 certificate, what proved the sample where bounds did, as `Decision.by` has it.
+    bound        (n,), float64, of a certificate by bounds: by how much the label leads at least;
+                 NaN elsewhere.
     """
 
     index: IntArray
@@ -58,8 +61,11 @@ class Block:
     rate: NDArray[np.float64] | None = None
     trial: NDArray[np.float64] | None = None
     stage: NDArray[np.str_] | None = None
+    bound: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        if self.bound is None:
+            object.__setattr__(self, "bound", np.full(len(self.index), np.nan))
         if self.stage is None:
             object.__setattr__(self, "stage", np.full(len(self.index), "", np.str_))
         for name in BY_DRAWS:
@@ -91,11 +97,11 @@ class Block:
 # The fields of a block that have one value for each sample: all but the points. The last two are
 # kept where they say more than `broken`.
 BY_DRAWS = ("rate", "trial")
-_LATER = (*BY_DRAWS, "stage")
+_LATER = (*BY_DRAWS, "stage", "bound")
 BY_SAMPLE = tuple(field.name for field in fields(Block) if field.name != "adversarial")
 # What kind of numbers numpy says that they are, where they are not integers.
 _KINDS = {"broken": "b", "outside": "b", "stage": "U"} | dict.fromkeys(
-    ("distance", "seconds", *BY_DRAWS), "f"
+    ("distance", "seconds", "bound", *BY_DRAWS), "f"
 )
 
 
@@ -184,7 +190,7 @@ def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Bl
     left = np.zeros(int(samples.max(initial=-1)) + 1, dtype=bool)
     left[samples] = True
     for block in cell.blocks(images):
-        known = block.index < len(left)
+        known = (block.index >= 0) & (block.index < len(left))
         wanted = known.copy()
         wanted[known] = left[block.index[known]]
         left[block.index[known]] = False
@@ -197,7 +203,7 @@ def _decode(content: bytes, images: bool) -> Block | None:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
             # Records of earlier versions, which knew no randomised models, have no draws, and no
-            # stages.
+            # stages or bounds.
             names = [name for name in BY_SAMPLE if name in data or name not in _LATER]
             # Points are read even where they are not wanted: a block of which they are damaged must
             # be measured again.

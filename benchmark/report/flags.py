@@ -359,6 +359,15 @@ _FLAGS = (
         holds=lambda report: bool(len(report.contradictions)),
     ),
     Flag(
+        code="search-broke",
+        meaning="the search for a proof found misclassified points that no attack found: the "
+        "best-attack accuracy is too high by as many",
+        remedy="add --attack strong, with another --seed where it is there",
+        rule="branch and bound, or the solver, found a misclassified point within eps of a sample "
+        "that no attack broke",
+        holds=lambda report: "broken" in report.proven,
+    ),
+    Flag(
         code="chance",
         meaning="is right on clean images no more often than a guess, or than one answer to all",
         remedy="check labels, normalisation",

@@ -1,5 +1,6 @@
 """What was measured on one model: its records, and the accuracies that they make."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from benchmark.judge.records import Block, Cell, IntArray, blocks_of
 from benchmark.report.accuracy import Accuracy, Examples, LeftOut, robust_shares
 from benchmark.report.radii import Radii
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
-from benchmark.spec.run_spec import Mode
+from benchmark.spec.run_spec import Mode, Proofs
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,8 +297,8 @@ class Measurements:
 
     @property
     def certified(self) -> float:
-        """Certified accuracy: the share classified correctly, which the model's own certificate
-        proves not to change within eps; NaN where it has none or that failed."""
+        """Certified accuracy: the share classified correctly, which the model's own certificate, or
+        bounds, prove not to change within eps; NaN where there are neither, or they failed."""
         accuracy = self.accuracy(CERTIFIED)
         return accuracy.value if accuracy else float("nan")
 
@@ -308,6 +309,22 @@ class Measurements:
             return None
         right = self.robust_to(NATURAL)
         return None if right is None else self.radii.proves(eps) & right
+
+    @property
+    def proofs(self) -> Proofs | None:
+        """How bounds were to prove what the model does not certify itself; None: not at all."""
+        note = self.cells[CERTIFIED].note if CERTIFIED in self.cells else {}
+        found = note.get("identity", {}).get("proofs")
+        if found is None:
+            return None
+        return Proofs(method=found["method"], seconds=found.get("seconds", 0))
+
+    @property
+    def proven(self) -> dict[str, int]:
+        """How many samples each method proved, as `Radii.by` names them, and of how many the search
+        for a proof found that they are broken, though no attack had."""
+        counted = Counter([] if self.radii is None else self.radii.by.tolist())
+        return {by: count for by, count in sorted(counted.items()) if by}
 
     @property
     def contradictions(self) -> IntArray:

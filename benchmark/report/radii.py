@@ -20,10 +20,14 @@ class Radii:
 
     radius  (n,) the distance within which the predicted class does not change, in the run's norm.
     right   (n,) whether the predicted class is the label.
+    by      (n,) text, what proved the radius where that is not the model's own certificate:
+            "crown", "alpha-crown", "branching" or "solver"; "broken" where the search for a proof
+            found a misclassified point.
     """
 
     radius: NDArray[np.float64]
     right: NDArray[np.bool_]
+    by: NDArray[np.str_]
 
     @classmethod
     def of(cls, blocks: Iterable[Block], total: int) -> "Radii":
@@ -34,11 +38,13 @@ class Radii:
         if not np.array_equal(np.sort(index), np.arange(total)):
             raise ValueError(f"incomplete: {len(index)} of {total} samples are recorded")
         radius, right = np.empty(total), np.empty(total, dtype=bool)
+        by = np.full(total, "", dtype="U16")
         for block in blocks:
             radius[block.index], right[block.index] = block.distance, ~block.broken
+            by[block.index] = block.stage
         if not bool((radius >= 0).all()):
             raise ValueError("radii that are negative or NaN are recorded")
-        return cls(radius, right)
+        return cls(radius, right, by)
 
     def proves(self, eps: float) -> NDArray[np.bool_]:
         """Which samples (n,) are proven to be classified as their label everywhere within eps."""

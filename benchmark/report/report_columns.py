@@ -69,11 +69,12 @@ def _certified_column(norm: Norm) -> Column[Measurements]:
         "run": Shown(
             CERTIFIED,
             "certified: if it is classified correctly and the defense's own certificate proves "
-            f"that nothing within {_WITHIN[norm]} changes that.",
+            f"that nothing within {_WITHIN[norm]} changes that, or bounds that nothing within the "
+            "threat does.",
             optional=True,
         ),
         "json": Shown(CERTIFIED),
-        "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
+        "board": Shown(CERTIFIED, "certified: proven by the defense itself, or by bounds."),
     }
     return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
 

@@ -19,7 +19,7 @@ from benchmark.report.report_columns import (
     report_columns,
     run_columns,
 )
-from benchmark.spec.components import BEST
+from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import RunSpec
 
 JSON = "table.json"
@@ -87,6 +87,7 @@ def _remarks(reports: Sequence[Measurements]) -> list[str]:
         for label, message in report.errors.items()
     ]
     remarks += contradictions(reports)
+    remarks += _proven(reports)
     remarks += _left_out(reports)
     remarks += [
         f"{report.called}: {code}: {meaning}"
@@ -108,6 +109,32 @@ def contradictions(reports: Sequence[Measurements]) -> list[str]:
                 f"within the radius certified for them: {named}"
                 f"{', ...' if len(samples) > _NAMED else ''}"
             )
+    return told
+
+
+_BY = {
+    "crown": "by linear bounds",
+    "alpha-crown": "by optimised ones",
+    "branching": "by branch and bound",
+    "solver": "by the solver, up to its tolerance of 1e-6",
+}
+
+
+def _proven(reports: Sequence[Measurements]) -> list[str]:
+    """A line for each report on which bounds proved something, or failed to: what did, and of how
+    many images it is not known whether anything breaks them."""
+    told = []
+    for report in reports:
+        robust = report.robust_to(BEST if report.measured else NATURAL)
+        if report.proofs is None or robust is None or report.radii is None:
+            continue
+        counts = [f"{report.proven[by]} {how}" for by, how in _BY.items() if by in report.proven]
+        open_ = int((robust & ~report.radii.proves(report.threat.eps)).sum())
+        told.append(
+            f"{report.called}: certified by {report.proofs} beyond its own certificate: "
+            f"{', '.join(counts) or 'none'}; {open_} of {report.total} are neither certified nor "
+            "broken by an attack"
+        )
     return told
 
 

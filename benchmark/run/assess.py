@@ -24,7 +24,7 @@ from benchmark.executors import IN_PROCESS, Executor, Held, WorkerLostError, in_
 from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
 from benchmark.executors.resources import whole_gpu
-from benchmark.judge.evaluator import Samples, attack_block, certify_block, judge_block
+from benchmark.judge.evaluator import Proving, Samples, attack_block, certify_block, judge_block
 from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.records import Block, Cell, IntArray
 from benchmark.judge.steadiness import UnsteadyError
@@ -38,11 +38,20 @@ from benchmark.keys import (
 )
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
-from benchmark.run.looking import Seen, answer, check, check_answer, look, peer_of, treated
+from benchmark.run.looking import (
+    Seen,
+    answer,
+    check,
+    check_answer,
+    look,
+    peer_of,
+    treated,
+    unprovable,
+)
 from benchmark.run.measuring import Advance, measured
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from benchmark.spec.lineup import Entry, Lineup, runs_under
-from benchmark.spec.run_spec import Mode
+from benchmark.spec.run_spec import Mode, Proofs
 from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
@@ -50,6 +59,9 @@ Notify = Callable[[Report, str], None]
 
 # At how many images workers must give the same logits as this process.
 _COMPARED = 4
+
+# How many samples are proven at once: few, so that an interruption loses little.
+_PROVEN = 16
 
 # The passes that an attack spends on an image, roughly, where it does not say how many it can.
 USUAL_PASSES = 150
@@ -68,6 +80,7 @@ class Settings:
     progress: bool = False
     under: str = ""  # what tables call the threat, in a run under several
     executor: Executor = IN_PROCESS
+    certify: Proofs | None = None
 
     @property
     def seed(self) -> int:
@@ -176,9 +189,10 @@ class _Assessment:
         report.noted = {*report.noted, *misleading}
         self.notify(report, NATURAL)
 
-        # What the model certifies of itself.
-        if self.seen.certifies:
-            await self.certify()
+        # What the model certifies of itself, unless more is to be proven once attacks are done.
+        proofs = settings.certify if await self._is_provable() else None
+        if self.seen.certifies and proofs is None:
+            await self.certify(None)
             self.notify(report, CERTIFIED)
 
         if self.seen.hidden:
@@ -202,7 +216,22 @@ class _Assessment:
             label = next(labels)
             entered[label].set()
             self.notify(report, label)
+        if proofs is not None:
+            await self.certify(proofs)
+            self.notify(report, CERTIFIED)
         return report
+
+    async def _is_provable(self) -> bool:
+        """Whether bounds are asked for, and can be had of the model; else a note says why not."""
+        settings = self.settings
+        if settings.certify is None:
+            return False
+        why = await self.executor.do(
+            unprovable, self.subject, settings.threat, self.samples.x[:1], share=self.seen.share
+        )
+        if why:
+            self.report.notes.append(f"{self.report.name}: nothing is proven by bounds: {why}")
+        return not why
 
     async def judge_clean(self) -> None:
         """Judge the clean images. Raises UserError where the model fails on some of them."""
@@ -217,16 +246,28 @@ class _Assessment:
         self._close(cell, self.identity)
         self.report.add(NATURAL, key, cell, None)
 
-    async def certify(self) -> None:
-        """Measure the radii that the model certifies. Where that fails, the report says why."""
-        identity = identify_certificate(self.identity, self.settings.threat)
+    async def certify(self, proofs: Proofs | None) -> None:
+        """Measure the radii that the model certifies, or bounds prove. Where that fails, the report
+        says why."""
+        proving, at_once, weight = None, None, FIRST
+        if proofs is not None:
+            robust = self.report.robust_to(BEST if self.report.measured else NATURAL)
+            assert robust is not None
+            proving = Proving(proofs.method, proofs.seconds, np.flatnonzero(~robust))
+            at_once = _PROVEN
+            weight = _PROVEN * proofs.seconds
+        told = None if proofs is None else proofs.identity()
+        identity = identify_certificate(self.identity, self.settings.threat, told)
         key, settings, total = key_of(identity), self.settings, len(self.samples)
         cell, error = self.cells(key), None
         title = f"{self.report.called} {CERTIFIED}"
         with self._bar(title, total, 0) as bar:
-            unit = partial(certify_block, self.subject, settings.threat)
+            unit = partial(certify_block, self.subject, settings.threat, proving)
             try:
-                await self._measured(unit, cell, advance=lambda count, *_: bar.count(count))
+                await self._measured(
+                    unit, cell, advance=lambda count, *_: bar.count(count), weight=weight,
+                    at_once=at_once,
+                )  # fmt: skip
             except WorkerLostError as failure:
                 error = one_line(failure)
             except (UserError, UnsteadyError):
@@ -332,11 +373,12 @@ class _Assessment:
         tell: Tell = silent,
         weight: float = FIRST,
         by_block: bool = False,
+        at_once: int | None = None,
     ) -> None:
         """Measure samples, all by default, and keep the records in a cell. `by_block` says that
-        they depend on which samples are in a block."""
+        they depend on which samples are in a block, and `at_once` how many are in one at most."""
         index = np.arange(len(self.samples)) if samples is None else samples
-        size = self.settings.block if by_block else self._at_once
+        size = self.settings.block if by_block else min(self._at_once, at_once or self._at_once)
         await measured(
             unit, self.samples, index, cell, size, self.executor, advance, tell,
             self.seen.is_divisible and not by_block, weight, self.seen.share,

@@ -93,8 +93,9 @@ def measure_natural(subject: Subject, samples: Samples, cell: Cell, block: int) 
 def measure_radii(
     subject: Subject, samples: Samples, threat: ThreatModel, cell: Cell, block: int
 ) -> None:
-    """Certify the clean images, `block` at a time, in this process: see `measured`."""
-    unit = partial(certify_block, IN_PROCESS.hold(subject), threat)
+    """What the model certifies of the clean images, `block` at a time, in this process: see
+    `measured`."""
+    unit = partial(certify_block, IN_PROCESS.hold(subject), threat, None)
     everything = np.arange(len(samples))
     IN_PROCESS.run(measured(unit, samples, everything, cell, block, IN_PROCESS))
 

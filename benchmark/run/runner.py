@@ -255,7 +255,7 @@ async def _rows(
     for name, terms in rows.items():
         settings = Settings(
             view.threat, view.mode, view.device, view.block, terms, shared.progress, under,
-            shared.executor,
+            shared.executor, view.certify,
         )  # fmt: skip
         try:
             report = await assessed(

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 
@@ -57,7 +57,9 @@ class Prover:
         """
         deadline = time.monotonic() + limit_s
         low, high = (
-            torch.tensor([_outward(side, sign) for side in sides], dtype=torch.float64)
+            torch.tensor([_outward(side, sign) for side in sides], dtype=torch.float64).view(
+                self._shape
+            )
             for sides, sign in (
                 ([interval.lower for interval in box.intervals], -1),
                 ([interval.upper for interval in box.intervals], 1),
@@ -65,15 +67,15 @@ class Prover:
         )
 
         def breaks(shares: Tensor) -> bool:
-            points = torch.lerp(low, high, shares.flatten(1)).view(-1, *box.low.shape)
+            points = torch.lerp(low, high, shares[:, 0]).view(-1, *box.low.shape)
             return any(
                 confirm(point.to(box.low.dtype).clamp(box.low, box.high)) for point in points
             )
 
         if start is not None and confirm(start):
             return "broken"
-        graph = read_graph(_Ways(self._network, low, high, self._shape, case), (len(low),))
-        shares = torch.full((1, 1, len(low)), 0.5, dtype=torch.float64)
+        graph = read_graph(_Ways(self._network, low, high, case), self._shape)
+        shares = torch.full((1, 1, *self._shape), 0.5, dtype=torch.float64)
         ball = Ball(shares, 0.5, "linf", torch.zeros_like(shares), torch.ones_like(shares))
         with torch.no_grad():
             units = bound_units(graph, ball)
@@ -104,23 +106,20 @@ class _Flat(nn.Module):
 
 
 class _Ways(nn.Module):
-    """From shares (n, inputs) of the way through a box to how far each way to violate a property
+    """From shares (n, *shape) of the way through a box to how far each way to violate a property
     holds (n, ways): the least that any of its rows is below its bound."""
 
     low: Tensor
     width: Tensor
 
-    def __init__(
-        self, network: nn.Module, low: Tensor, high: Tensor, shape: Sequence[int], case: Case
-    ) -> None:
+    def __init__(self, network: nn.Module, low: Tensor, high: Tensor, case: Case) -> None:
         super().__init__()
-        self.network, self.shape, self.case = _Flat(network), tuple(shape), case
+        self.network, self.case = _Flat(network), case
         self.register_buffer("low", low)
         self.register_buffer("width", high - low)
 
     def forward(self, shares: Tensor) -> Tensor:
-        points = (self.low + self.width * shares).view(-1, *self.shape)
-        outputs = self.network(points)
+        outputs = self.network(self.low + self.width * shares)
         ways = [
             reduce(torch.minimum, (_slack(row, outputs) for row in way)) for way in self.case.ways
         ]

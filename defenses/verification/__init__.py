@@ -2,10 +2,18 @@
 
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened
-from defenses.verification.deciding import Decision, Method, Status, decide
+from defenses.verification.deciding import (
+    BOUNDS_VERSION,
+    Decision,
+    Method,
+    Status,
+    decide,
+    network_of,
+)
 from defenses.verification.reading import Program, read_graph
 
 __all__ = [
+    "BOUNDS_VERSION",
     "Ball",
     "Decision",
     "Method",
@@ -15,6 +23,7 @@ __all__ = [
     "decide",
     "lower_bounds",
     "margins",
+    "network_of",
     "read_graph",
     "sharpened",
 ]

@@ -30,8 +30,10 @@ class Ball:
         if threat.norm not in ("linf", "l2"):
             raise ValueError(f"bounds are for linf and l2, not {threat.norm}")
         eps = threat.eps
-        low = (x - eps).clamp_min(torch.as_tensor(threat.lower, dtype=x.dtype, device=x.device))
-        high = (x + eps).clamp_max(torch.as_tensor(threat.upper, dtype=x.dtype, device=x.device))
+        sides = [torch.as_tensor(side).to(x) for side in (threat.lower, threat.upper)]
+        # Nodes have a dimension of one image after that of images, where there are bounds of each.
+        lower, upper = (side[:, None] if side.dim() == x.dim() - 1 else side for side in sides)
+        low, high = (x - eps).maximum(lower), (x + eps).minimum(upper)
         return cls(x, eps, threat.norm, low, high)
 
     def __getitem__(self, rows: Tensor | slice) -> "Ball":

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,21 @@ from attacks.objectives import decided
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened
 from defenses.verification.branching import Search
+from defenses.verification.graph import Graph, Shape
 from defenses.verification.lines import Units
 from defenses.verification.milp import MixedProgram, is_small
 from defenses.verification.reading import read_graph
+
+# Raised when other images are proven to be robust by the same method in the same time.
+BOUNDS_VERSION = 1
 
 Status = Literal["robust", "broken", "undecided"]
 
 # How: by linear bounds alone, or by these, branch and bound, and the solver where it may help.
 Method = Literal["crown", "branch"]
+
+# What was read of models in float64, by the shape of images.
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[Shape, Graph]] = WeakKeyDictionary()
 
 # How many images are bounded at once.
 _BLOCK = 16
@@ -60,9 +68,14 @@ def decide(
     threat: ThreatModel,
     seconds: float = 10.0,
     method: Method = "branch",
+    twin: nn.Module | None = None,
+    attacked: bool = False,
 ) -> Iterator[Decision]:
     """Decide images x (n, *shape) with labels y (n,), in their order, each within so many seconds
     beside the attack and the linear bounds.
+
+    twin      the model in float64, where it cannot be had by conversion of a copy.
+    attacked  says that attacks broke none of the images, so that none is tried.
 
     "robust" holds for the network as real numbers, whatever rounding does in these computations
     (`bounds`); where only the solver shows it, up to its tolerance of 1e-6. "broken" does not rest
@@ -77,35 +90,57 @@ def decide(
     if not torch.equal(x, threat.clamp(x)):
         raise ValueError(f"images lie out of the box [{threat.lower}, {threat.upper}]")
     Ball.around(x[:1], threat)
-    return _Decider(model, x.detach(), y, threat, method).decide(seconds)
+    own = copy.deepcopy(model).eval().requires_grad_(False)
+    models = own, copy.deepcopy(own).double() if twin is None else twin
+    graph = network_of(models[1], tuple(x.shape[1:]))
+    return _Decider(models, graph, x.detach(), y, threat, method, attacked).decide(seconds)
+
+
+def network_of(model: nn.Module, shape: Shape) -> Graph:
+    """The graph of a model in float64, for images of `shape`, read once. Raises ValueError, in one
+    line, where bounds cannot be had of it."""
+    known = _GRAPHS.get(model, {})
+    if shape not in known:
+        if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+            raise ValueError("it has weights that are not finite")
+        graph = read_graph(model, shape)
+        if graph.shape_of(len(graph.nodes))[1] < 2:
+            raise ValueError("it gives one number for an image, not two or more logits")
+        _GRAPHS[model] = known | {shape: graph}
+    return _GRAPHS[model][shape]
 
 
 class _Decider:
     """The model in two precisions, its own and float64, and as a graph."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: Method
+        self,
+        models: tuple[nn.Module, nn.Module],
+        graph: Graph,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        method: Method,
+        attacked: bool,
     ) -> None:
+        self.models, self.graph = models, graph
         self.x, self.y, self.threat, self.method = x, y, threat, method
-        own = copy.deepcopy(model).eval().requires_grad_(False)
-        if not all(bool(weights.isfinite().all()) for weights in own.parameters()):
-            raise ValueError("it has weights that are not finite")
-        self.models = own, copy.deepcopy(own).double()
-        self.graph = read_graph(self.models[1], tuple(x.shape[1:]))
-        if self.graph.nodes[-1].shape[1] < 2:
-            raise ValueError("it gives one number for an image, not two or more logits")
+        self.attacked = attacked
 
     def decide(self, seconds: float) -> Iterator[Decision]:
-        for rows in torch.arange(len(self.x)).split(_BLOCK):
-            yield from self._block(self.x[rows], self.y[rows], seconds)
+        for rows in torch.arange(len(self.x), device=self.x.device).split(_BLOCK):
+            threat = self.threat.select(rows, self.x.dim())
+            yield from self._block(self.x[rows], self.y[rows], threat, seconds)
 
-    def _block(self, x: Tensor, y: Tensor, seconds: float) -> Iterator[Decision]:
+    def _block(
+        self, x: Tensor, y: Tensor, threat: ThreatModel, seconds: float
+    ) -> Iterator[Decision]:
         """Decide some images: first those that an attack breaks, then those that bounds prove."""
         start = time.monotonic()
-        points = self._attacked(x, y)
+        points = [None] * len(x) if self.attacked else self._attack(x, y, threat)
         images = x.double()[:, None]
         with torch.no_grad():
-            units = bound_units(self.graph, Ball.around(images, self.threat))
+            units = bound_units(self.graph, Ball.around(images, threat))
         classes = self.graph.nodes[-1].shape[1]
         rows = margins(y, classes, torch.float64)
         bounds = lower_bounds(units, len(self.graph.nodes), rows).detach()
@@ -120,15 +155,16 @@ class _Decider:
                 yield Decision("undecided", "", least, None, share)
             else:
                 start = time.monotonic()
-                found = _Found(self, x[i : i + 1], y[i : i + 1])
+                of_image = threat.select(torch.tensor([i], device=x.device), x.dim())
+                found = _Found(self, x[i : i + 1], y[i : i + 1], of_image)
                 status, by = proved(units[i : i + 1], rows[i], bounds[i], start + seconds, found)
                 took = share + time.monotonic() - start
                 yield Decision(status, by, least, found.point, took)
 
-    def _attacked(self, x: Tensor, y: Tensor) -> list[Tensor | None]:
+    def _attack(self, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Tensor | None]:
         """A point that breaks each image, or None."""
-        points = Strong()(Problem(self.models[0], x, y, self.threat)) if self.threat.eps else x
-        both = torch.stack([self.threat.enforce(points.detach(), x), x])
+        points = Strong()(Problem(self.models[0], x, y, threat)) if threat.eps else x
+        both = torch.stack([threat.enforce(points.detach(), x), x])
         broken = torch.stack([self.breaks(some, y) for some in both])
         return [
             both[int(hits.nonzero()[0]), i].clone() if hits.any() else None
@@ -146,15 +182,15 @@ class _Decider:
 class _Found:
     """Looks among points for one that breaks an image x (1, *shape), and keeps it."""
 
-    def __init__(self, decider: _Decider, x: Tensor, y: Tensor) -> None:
-        self._decider, self._x, self._y = decider, x, y
+    def __init__(self, decider: _Decider, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+        self._decider, self._x, self._y, self._threat = decider, x, y, threat
         self.point: Tensor | None = None
 
     def __call__(self, points: Tensor) -> bool:
         """Whether any of some points (m, 1, *shape), put into the ball and the box, is
         misclassified."""
         x = self._x.expand(len(points), *self._x.shape[1:])
-        near = self._decider.threat.enforce(points[:, 0].to(x.dtype), x)
+        near = self._threat.enforce(points[:, 0].to(x.dtype), x)
         broken = self._decider.breaks(near, self._y.expand(len(near)))
         if bool(broken.any()):
             self.point = near[broken][0].clone()
@@ -201,7 +237,9 @@ def _solved(
     low, high = units.ball.low[0], units.ball.high[0]
     status: Status = "robust"
     for row in left:
-        excluded, variables = program.solve(-rows[row, 0].numpy(), deadline - time.monotonic())
+        excluded, variables = program.solve(
+            -rows[row, 0].cpu().numpy(), deadline - time.monotonic()
+        )
         if variables is not None:
             share = torch.from_numpy(variables[: low.numel()]).view_as(low)
             if breaks((low + share * (high - low))[None]):

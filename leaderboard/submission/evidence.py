@@ -191,6 +191,10 @@ def _joined(blocks: Sequence[Block]) -> Block:
     return Block(**joined, adversarial=adversarial)
 
 
+# What proves a sample, in order: see `Radii.by`.
+_PROVEN_BY = np.array(["", "alpha-crown", "branching", "broken", "crown", "solver"])
+
+
 def _packed(
     label: str, block: Block, subject: Subject, samples: Samples, threat: ThreatModel
 ) -> dict[str, NDArray[Any]]:
@@ -199,6 +203,11 @@ def _packed(
     predicted = block.predicted
     if label == CERTIFIED:
         arrays["radius"] = block.distance
+        assert block.stage is not None
+        assert block.bound is not None
+        if (block.stage != "").any():
+            arrays["by"] = np.searchsorted(_PROVEN_BY, block.stage).astype(np.int8)
+            arrays["bound"] = block.bound
     elif label == NATURAL:
         arrays["label"] = block.label.astype(np.int16)
         # A class that is wrong in one precision alone is due to rounding, and not an error.
@@ -274,8 +283,12 @@ def _cell(
     broken = predicted != labels
     distance = np.where(broken, 0.0, np.nan)
     points = np.empty((0, *samples.x.shape[1:]), np.float32)
+    stage, bound = np.full(len(index), "", dtype="U16"), np.full(len(index), np.nan)
     if label == CERTIFIED:
         distance = arrays[f"{at}radius"].astype(np.float64)
+        if f"{at}by" in arrays:
+            stage = _PROVEN_BY[arrays[f"{at}by"]]
+            bound = arrays[f"{at}bound"].astype(np.float64)
     elif label == NATURAL:
         labels = arrays[f"{at}label"].astype(np.int64)
     else:
@@ -289,7 +302,7 @@ def _cell(
             decoded = _Coded.of(arrays, at).decode(x, threat)
             distance[broken] = threat.distance(decoded, x).numpy()
             points = decoded.numpy()
-    columns = (labels, predicted, forwards, backwards, broken, distance)
+    columns = (labels, predicted, forwards, backwards, broken, distance, stage, bound)
     lengths = {len(column) for column in columns}
     if lengths != {len(index)} or min(forwards.min(), backwards.min()) < 0:
         raise UserError(f"the evidence is damaged: {label} has not one record for each sample")
@@ -305,6 +318,7 @@ def _cell(
             Block(
                 index[rows], labels[rows], predicted[rows], broken[rows], distance[rows],
                 forwards[rows], backwards[rows], zeros.astype(bool), zeros, adversarial,
+                stage=stage[rows], bound=bound[rows],
             )
         )  # fmt: skip
     return cell

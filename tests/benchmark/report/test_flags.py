@@ -16,7 +16,7 @@ from attacks import PGD, ThreatModel
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
 from benchmark.executors.executor import IN_PROCESS, silent
-from benchmark.judge import evaluator, examination, outputs, probes, records, subject
+from benchmark.judge import evaluator, examination, probes, records, subject
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.examination import examine
 from benchmark.judge.probes import PROBED, probe
@@ -25,6 +25,7 @@ from benchmark.report.flags import FLAGS
 from benchmark.report.report import Report
 from benchmark.spec.components import NATURAL
 from benchmark.spec.run_spec import Mode
+from benchmark.studies import outputs
 from defenses import AdversarialTraining, Vanilla, initialise, train
 from tests.benchmark.conftest import Cli
 from tests.benchmark.small import Linear, Returning, Wrapped, evaluate_small
@@ -345,7 +346,7 @@ def test_the_codes_that_looks_at_a_model_raise_are_those_of_flags() -> None:
     """A code that is misspelt where it is raised would be that of no flag."""
     raised = {
         (code, f"{module.__name__}.{function.name}")
-        for module in (evaluator, examination, outputs, probes, records, subject)
+        for module in (evaluator, examination, probes, records, subject, outputs)
         for function in ast.parse(inspect.getsource(module)).body
         if isinstance(function, ast.FunctionDef | ast.ClassDef)
         for code in _codes(function)

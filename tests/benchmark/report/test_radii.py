@@ -226,7 +226,7 @@ def test_rows_with_and_without_certificates() -> None:
 def test_radii_are_computed_block_by_block_in_float64(precision: str) -> None:
     model = Proven()
     report = _report(model, precision=precision, block=3)
-    assert model.seen == [(3, torch.float64), (3, torch.float64), (1, torch.float64)]
+    assert model.seen == [(3, torch.float64), (2, torch.float64), (2, torch.float64)]
     whole = _report(Proven(), precision=precision)
     assert whole.radii is not None
     assert report.radii is not None

@@ -52,7 +52,7 @@ def test_the_table_says_what_the_records_do(cli: Cli, folder: Path, tmp_path: Pa
 
 
 def test_without_time_the_accuracy_is_an_interval(cli: Cli, folder: Path) -> None:
-    words = ("certify", folder, "--eps", "0.3", "--samples", 30)
+    words = ("certify", folder, "--eps", "0.2", "--samples", 40)
     ended = cli(*words, "--seconds", 0)
     assert ended.status == 0
     assert re.search(r"\| \[\d+\.\d, \d+\.\d\] *\|", ended.out)
