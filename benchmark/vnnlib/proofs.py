@@ -15,7 +15,7 @@ from benchmark.vnnlib.properties import Case, Row
 from defenses.foreign.onnx_graphs.onnx_file import OnnxFile
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds
-from defenses.verification.deciding import Status, proved
+from defenses.verification.deciding import Network, Status, proved
 from defenses.verification.reading import read_graph
 
 Confirm = Callable[[Tensor], bool]
@@ -74,7 +74,7 @@ class Prover:
 
         if start is not None and confirm(start):
             return "broken"
-        graph = read_graph(_Ways(self._network, low, high, case), self._shape)
+        graph, rough = Network.of(_Ways(self._network, low, high, case), self._shape)
         shares = torch.full((1, 1, *self._shape), 0.5, dtype=torch.float64)
         ball = Ball(shares, 0.5, "linf", torch.zeros_like(shares), torch.ones_like(shares))
         with torch.no_grad():
@@ -84,7 +84,7 @@ class Prover:
             bounds = lower_bounds(units, len(graph.nodes), rows[None])[0]
         if bool((bounds > 0).all()):
             return "robust"
-        return proved(units, rows, bounds, deadline, breaks)[0]
+        return proved(units, rough, rows, bounds, deadline, breaks)[0]
 
 
 def _outward(value: Fraction, sign: int) -> float:

@@ -112,9 +112,9 @@ class LPRobust(Recipe):
             if self.projections:
                 units = estimated_units(graph, ball, self.projections)
             else:
-                units = bound_units(graph, ball, choice="parallel")
+                units = bound_units(graph, ball, choice="parallel", proven=False)
             return lower_bounds(units, last, rows)
-        units = bound_units(graph, ball, refined=False)
+        units = bound_units(graph, ball, refined=False, proven=False)
         share = 1 - min(1.0, batch.progress / self.ramp) if self.ramp else 0.0
         leads = (1 - share) * interval_bounds(units, rows)
         return leads + share * lower_bounds(units, last, rows) if share else leads

@@ -48,12 +48,11 @@ def estimated_units(graph: Graph, ball: Ball, count: int) -> Units:
     """
     exact = interval_is_exact(graph, ball)
     low, high = {0: ball.low}, {0: ball.high}
-    sizes: dict[int, Tensor] = {}
     found: dict[int, Lines] = {}
     spreads = {0: _of_images(ball, count)}
     for number, node in enumerate(graph.nodes, 1):
         if isinstance(node, Affine):
-            low[number], high[number], sizes[number] = interval(node, low, high)
+            low[number], high[number], _ = interval(node, low, high, proven=False)
             spreads[number] = _moved(node, [spreads[i] for i in node.inputs])
             continue
         if node.kind != "rectifier":
@@ -73,7 +72,7 @@ def estimated_units(graph: Graph, ball: Ball, count: int) -> Units:
         away = {origin: slope * drawn for origin, drawn in spread.away.items()}
         away[number] = _drawn("linf", half, count)
         spreads[number] = _Spread(line.upper * spread.centre + half, away)
-    return Units(graph, ball, low, high, sizes, found)
+    return Units(graph, ball, low, high, {}, found)
 
 
 def _of_images(ball: Ball, count: int) -> _Spread:

@@ -7,8 +7,9 @@ what rounding may amount to is added up beside them (see `_Rows.slack`).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ from defenses.verification.patches import Patches, windows_before
 # How many numbers the rows of bounds may have that are propagated at once.
 _NUMBERS = 2**24
 
+# The rate of the slopes for the inputs of rectifiers.
+_UNIT_RATE = 0.25
+
+# By how much rates shrink at each step.
+_DECAY = 0.95
+
 # Operations of which a chain of two makes intervals looser than the map that they are together.
 _MIXING = {
     "linear", "conv1d", "conv2d", "conv3d", "convolution", "matmul", "mm", "bmm", "addmm",
@@ -39,12 +46,19 @@ _MIXING = {
 }  # fmt: skip
 
 
-def bound_units(graph: Graph, ball: Ball, choice: Choice = "area", refined: bool = True) -> Units:
+def bound_units(
+    graph: Graph,
+    ball: Ball,
+    choice: Choice = "area",
+    refined: bool = True,
+    proven: bool = True,
+) -> Units:
     """Bound every node of a network over the balls around images.
 
     Intervals come first (Gowal et al. 2018). Where `refined`, the inputs of rectifiers that these
     leave unstable, and of other functions, are bounded again by linear bounds (Zhang et al. 2018,
-    CROWN, section 3; Wong and Kolter 2018, section 3.3), and both hold.
+    CROWN, section 3; Wong and Kolter 2018, section 3.3), and both hold. Unless `proven`, as for
+    training, nothing is added for rounding.
     """
     low, high = {0: ball.low}, {0: ball.high}
     sizes: dict[int, Tensor] = {}
@@ -53,7 +67,9 @@ def bound_units(graph: Graph, ball: Ball, choice: Choice = "area", refined: bool
     exact = interval_is_exact(graph, ball)
     for number, node in enumerate(graph.nodes, 1):
         if isinstance(node, Affine):
-            low[number], high[number], sizes[number] = interval(node, low, high)
+            low[number], high[number], size = interval(node, low, high, proven)
+            if proven:
+                sizes[number] = size
             continue
         (before,) = node.inputs
         if refined and before not in exact:
@@ -91,12 +107,14 @@ def _most(node: Unary, low: Tensor, high: Tensor) -> Tensor:
 
 
 def interval(
-    node: Affine, low: Mapping[int, Tensor], high: Mapping[int, Tensor]
+    node: Affine, low: Mapping[int, Tensor], high: Mapping[int, Tensor], proven: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The least and the most that a node gives, and what the terms of it may add up to."""
     middle = [(low[i] + high[i]) / 2 for i in node.inputs]
     radii = [(high[i] - low[i]) / 2 for i in node.inputs]
     centre, radius = node.forward(middle), node.radius(radii)
+    if not proven:
+        return centre - radius, centre + radius, radius
     sizes = [torch.maximum(low[i].abs(), high[i].abs()) for i in node.inputs]
     size = node.radius(sizes) + node.offset.abs()
     count = sum(math.prod(shape) for shape in node.input_shapes)
@@ -117,30 +135,23 @@ def _refined(units: Units, node: Unary, before: int) -> tuple[Tensor, Tensor]:
         return low, high
     # For each image its own entries, and others as far as it has fewer.
     places = flat.to(torch.int8).topk(most, 1).indices
-    least, largest = low.flatten(1), high.flatten(1)
     windows = windows_before(units.graph, before)
     patches = None if windows is None else Patches(units, before, windows)
     widest = _widest(units.graph) if patches is None else patches.widest
     for part in places.split(max(1, _NUMBERS // (2 * len(low) * widest)), 1):
-        first, second = _bounds_of(units, before, part) if patches is None else patches.bound(part)
-        least = least.scatter(1, part, torch.maximum(first, least.gather(1, part)))
-        largest = largest.scatter(1, part, torch.minimum(second, largest.gather(1, part)))
-    # Rounding may leave them the other way round.
-    least, largest = torch.minimum(least, largest), torch.maximum(least, largest)
-    return least.view_as(low), largest.view_as(high)
+        both = _bounds_of(units, before, part) if patches is None else patches.bound(part)
+        low, high = _narrowed(low, high, part, both)
+    return low, high
 
 
-def _bounds_of(units: Units, number: int, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds (n, m) of the entries of each image that `places` (n, m) number within
-    a flattened node."""
-    low = units.low[number]
-    rows = torch.nn.functional.one_hot(places, low[0].numel()).to(low.dtype)
-    rows = rows.view(*places.shape, *low.shape[1:])
-    if units.are_parallel:
-        (first, second), _ = _Rows(units, {}, None, BOTH).bound(number, rows)
-    else:
-        first, second = lower_bounds(units, number, torch.cat([rows, -rows], 1)).chunk(2, 1)
-    return first, -second
+def _bounds_of(units: Units, number: int, places: Tensor) -> Tensor:
+    """Lower bounds (n, 2 m) of the entries of a node that places (n, m) number, and of their
+    opposites."""
+    rows = _rows_of(units, number, places)
+    if not units.are_parallel:
+        return lower_bounds(units, number, rows)
+    both, _ = _Rows(units, {}, None, BOTH).bound(number, rows[:, : places.shape[1]])
+    return torch.cat(both, 1)
 
 
 def _widest(graph: Graph) -> int:
@@ -227,7 +238,7 @@ class _Rows:
         edges = [units.ball.least(sign * arrived) for sign in self.signs]
         return [one + more for one, more in zip(total, edges, strict=True)], arrived
 
-    def _slack(self, number: int, rows: Tensor) -> Tensor:
+    def _slack(self, number: int, rows: Tensor) -> Tensor | float:
         """What rounding may amount to where rows (n, s, *shape) pass an affine node, (n, s).
 
         Jᵀ times a row is a sum of at most as many terms as the node has outputs, whose computed
@@ -235,6 +246,8 @@ class _Rows:
         (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1). Times what
         the inputs can be, and summed over them, that is at most the row times `sizes`.
         """
+        if number not in self.units.sizes:
+            return 0.0
         size = self.units.sizes[number][:, None]
         return rounding(rows, rows[0, 0].numel()) * (rows.detach().abs() * size).flatten(2).sum(2)
 
@@ -260,44 +273,148 @@ def margins(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (label - torch.nn.functional.one_hot(others, classes)).to(dtype)[:, :, None]
 
 
+class Group(NamedTuple):
+    """Numbers that bounds (n, s) depend on, by node, (n, s, *shape), and the rate at which they are
+    changed. `within` returns those of a node as near as they may be."""
+
+    values: Mapping[int, Tensor]
+    rate: float
+    within: Callable[[int, Tensor], Tensor]
+
+
+def climb(
+    bound: Callable[[], Tensor], groups: Sequence[Group], steps: int, is_over: Callable[[], bool]
+) -> Tensor:
+    """Change numbers so that bounds (n, s) grow, in gradient steps, until all are above 0 or
+    `is_over` says so. The numbers are left as they gave each its best, which is returned."""
+    every = [value.requires_grad_() for group in groups for value in group.values.values()]
+    options = [{"params": list(group.values.values()), "lr": group.rate} for group in groups]
+    optimizer = torch.optim.Adam(options)
+    best, kept = torch.tensor(-torch.inf), [value.detach().clone() for value in every]
+    for step in range(steps):
+        with torch.enable_grad():
+            now = bound()
+        with torch.no_grad():
+            better = now > best
+            best = torch.where(better, now, best)
+            for old, value in zip(kept, every, strict=True):
+                chosen = better.view(*better.shape, *[1] * (value.dim() - better.dim()))
+                old.copy_(torch.where(chosen, value, old))
+        if step == steps - 1 or is_over() or bool((best > 0).all()):
+            break
+        optimizer.zero_grad()
+        (-now.sum()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for group, settings in zip(groups, optimizer.param_groups, strict=True):
+                settings["lr"] *= _DECAY
+                for number, value in group.values.items():
+                    value.copy_(group.within(number, value))
+    for old, value in zip(kept, every, strict=True):
+        value.requires_grad_(False).copy_(old)
+    return best.detach()
+
+
 def sharpened(
     units: Units,
     rows: Tensor,
+    rough: Graph,
     steps: int = 20,
     rate: float = 0.25,
-    done: Callable[[Tensor], bool] = lambda bound: False,
-) -> Tensor:
+    is_over: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, dict[int, Tensor]]:
     """Lower bounds (n, s) of rows (n, s, 1, classes) times the logits, by lower slopes that are
     chosen for each of them, in gradient steps (Xu et al. 2021, alpha-CROWN, section 3.1).
 
-    They are no lower than those of the lines as they are. `done` says when they are good enough.
+    rough    the same network in the precision that steps are taken in. Bounds are proven in that of
+             `units`, and no lower than those of the lines as they are.
+    is_over  ends the steps.
+
+    Returns the slopes too, (n, s, *shape) by node, roughly; none where no steps were taken.
     """
-    last = len(units.graph.nodes)
-    best = lower_bounds(units, last, rows)
+    return _sharpened(units, len(units.graph.nodes), rows, rough, steps, rate, is_over)
+
+
+def _sharpened(
+    units: Units,
+    start: int,
+    rows: Tensor,
+    rough: Graph,
+    steps: int,
+    rate: float,
+    is_over: Callable[[], bool],
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """As `sharpened`, of rows (n, s, *shape) times what a node gives."""
+    best = lower_bounds(units, start, rows).detach()
+    near = units.roughly(rough)
     slopes = {
         number: line.lower[:, None].expand(-1, rows.shape[1], *line.lower.shape[1:]).clone()
-        for number, line in units.lines.items()
-        if bool(line.unstable.any())
+        for number, line in near.lines.items()
+        if number < start and bool(line.unstable.any())
     }
-    if not slopes or done(best):
-        return best
-    for slope in slopes.values():
-        slope.requires_grad_()
-    optimizer = torch.optim.Adam(slopes.values(), lr=rate)
-    for step in range(steps):
-        with torch.enable_grad():
-            bound = lower_bounds(units, last, rows, slopes)
-        best = torch.maximum(best, bound.detach())
-        if step == steps - 1 or done(best):
-            break
-        optimizer.zero_grad()
-        (-bound.sum()).backward()
-        optimizer.step()
-        optimizer.param_groups[0]["lr"] *= 0.95
-        with torch.no_grad():
-            for number, slope in slopes.items():
-                slope.copy_(slope.clamp(min=0).clamp(max=1).maximum(_floor(units.lines[number])))
-    return best
+    if not slopes or is_over() or bool((best > 0).all()):
+        return best, {}
+    near_rows, least = rows.to(near.ball.x), {n: _floor(near.lines[n]) for n in slopes}
+
+    def within(number: int, slope: Tensor) -> Tensor:
+        return slope.clamp(max=1).maximum(least[number])
+
+    groups = [Group(slopes, rate, within)]
+    climb(lambda: lower_bounds(near, start, near_rows, slopes), groups, steps, is_over)
+    exact = {number: slope.to(rows.dtype) for number, slope in slopes.items()}
+    return torch.maximum(best, lower_bounds(units, start, rows, exact)), slopes
+
+
+def tightened(
+    units: Units, rough: Graph, steps: int, is_over: Callable[[], bool] = lambda: False
+) -> Units:
+    """What is known once the inputs of unstable rectifiers were bounded again, one after another,
+    by slopes that are chosen for each (Xu et al. 2021, alpha-CROWN, section 3.1).
+
+    rough, is_over  as for `sharpened`. Takes `steps` for each rectifier node.
+    """
+    low, high, found = dict(units.low), dict(units.high), dict(units.lines)
+    exact = interval_is_exact(units.graph, units.ball)
+    for number, node in enumerate(units.graph.nodes, 1):
+        if isinstance(node, Affine):
+            least, most, _ = interval(node, low, high)
+            low[number] = torch.maximum(low[number], least)
+            high[number] = torch.minimum(high[number], most)
+            continue
+        (before,) = node.inputs
+        loose = found[number].unstable.flatten(1)
+        count = int(loose.sum(1).amax())
+        if count and before not in exact and not is_over():
+            known = replace(units, low=low, high=high, lines=found)
+            places = loose.to(torch.int8).topk(count, 1).indices
+            rows = _rows_of(known, before, places)
+            both, _ = _sharpened(known, before, rows, rough, steps, _UNIT_RATE, is_over)
+            low[before], high[before] = _narrowed(low[before], high[before], places, both)
+        found[number] = lines(node, low[before], high[before])
+        low[number] = node.forward([_least(node, low[before], high[before])])
+        high[number] = node.forward([_most(node, low[before], high[before])])
+    return replace(units, low=low, high=high, lines=found)
+
+
+def _rows_of(units: Units, number: int, places: Tensor) -> Tensor:
+    """Rows (n, 2 m, *shape) for the entries of a node that places (n, m) number, and for these with
+    the opposite sign."""
+    low = units.low[number]
+    rows = torch.nn.functional.one_hot(places, low[0].numel()).to(low.dtype)
+    rows = rows.view(*places.shape, *low.shape[1:])
+    return torch.cat([rows, -rows], 1)
+
+
+def _narrowed(low: Tensor, high: Tensor, places: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds (n, *shape), where those of the entries at places (n, m) are replaced as far as lower
+    bounds (n, 2 m) of them and of their opposites are better."""
+    first, second = both.chunk(2, 1)
+    least, most = low.flatten(1), high.flatten(1)
+    least = least.scatter(1, places, torch.maximum(first, least.gather(1, places)))
+    most = most.scatter(1, places, torch.minimum(-second, most.gather(1, places)))
+    # Rounding may leave them the other way round.
+    least, most = torch.minimum(least, most), torch.maximum(least, most)
+    return least.view_as(low), most.view_as(high)
 
 
 def _floor(line: Lines) -> Tensor:

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from defenses.verification.bounds import lower_bounds, lowest_corner
-from defenses.verification.graph import Unary
+from defenses.verification.bounds import Group, climb, lower_bounds, lowest_corner
+from defenses.verification.graph import Graph, Unary
 from defenses.verification.lines import Units, lines
 
 # How many parts of the ball are bounded at once; their steps, and the rates of the slopes and of
 # the multipliers of the cuts.
-_TOGETHER, _STEPS = 32, 16
+_TOGETHER, _STEPS = 32, 4
 _SLOPE_RATE, _CUT_RATE = 0.1, 0.05
 
 # How many rectifiers are tried, of those that promise most, before one is cut.
-_TRIED = 4
+_TRIED = 2
 
 Numbers = Mapping[int, Tensor]
 
@@ -28,7 +28,7 @@ Numbers = Mapping[int, Tensor]
 class _Part:
     """A part of the ball, on which some rectifiers are known to be on one side.
 
-    bound   of the row, on this part: at least that of the part that it was cut from.
+    bound   of the row, on this part, roughly; it is above 0 nowhere.
     order   of parts with equal bounds.
     row     whose least value is asked for.
     sides   by node, (*shape): 1 where the input is at least 0, -1 where it is at most 0, else 0.
@@ -49,10 +49,16 @@ class Search:
 
     units   what is known over the whole ball.
     bounds  (s,), lower bounds of the rows that are known.
+    rough   the same network in the precision that bounds are searched in. Those that count are
+            computed in that of `units`.
+    slopes  (1, s, *shape) by node, where to begin; those of the lines where there are none.
     """
 
-    def __init__(self, units: Units, rows: Tensor, bounds: Tensor) -> None:
+    def __init__(
+        self, units: Units, rows: Tensor, bounds: Tensor, rough: Graph, slopes: Numbers
+    ) -> None:
         self.units, self.rows = units, rows
+        self._near = units.roughly(rough)
         self.last = len(units.graph.nodes)
         self.nodes = [number for number, line in units.lines.items() if line.unstable.any()]
         self._made = 0
@@ -60,7 +66,9 @@ class Search:
         self.parts = 0
         for row, bound in enumerate(bounds.tolist()):
             if not bound > 0:
-                self._push(bound, row, self._zeros(), self._first_slopes(), self._zeros(True))
+                first = {n: slope[0, row] for n, slope in slopes.items()}
+                first = {n: first.get(n, self._near.lines[n].lower[0]) for n in self.nodes}
+                self._push(bound, row, self._zeros(), first, self._zeros(True))
 
     @property
     def bound(self) -> float:
@@ -105,11 +113,8 @@ class Search:
         heapq.heappush(self._left, _Part(bound, self._made, row, sides, slopes, multipliers))
 
     def _zeros(self, as_numbers: bool = False) -> dict[int, Tensor]:
-        dtype = self.rows.dtype if as_numbers else torch.int8
+        dtype = self._near.ball.x.dtype if as_numbers else torch.int8
         return {n: torch.zeros_like(self.units.lines[n].low[0], dtype=dtype) for n in self.nodes}
-
-    def _first_slopes(self) -> dict[int, Tensor]:
-        return {n: self.units.lines[n].lower[0] for n in self.nodes}
 
     def _cut(self, part: _Part, cut: tuple[int, int], side: int) -> _Part:
         node, place = cut
@@ -119,19 +124,19 @@ class Search:
         self._made += 1
         return replace(part, order=self._made, sides=sides)
 
-    def _within(self, parts: Sequence[_Part]) -> tuple[Units, dict[int, Tensor]]:
-        """What is known over parts of the ball, and the sides (n, *shape) by node."""
-        sides = {n: torch.stack([part.sides[n] for part in parts]) for n in self.nodes}
-        copies = self.units[torch.zeros(len(parts), dtype=torch.long, device=self.rows.device)]
+    def _within(self, units: Units, sides: Numbers) -> Units:
+        """What is known over parts of the ball, given the sides (n, *shape) by node."""
+        count = len(next(iter(sides.values())))
+        copies = units[torch.zeros(count, dtype=torch.long, device=self.rows.device)]
         found = dict(copies.lines)
         for n, side in sides.items():
             line = found[n]
             low = torch.where(side > 0, line.low.clamp_min(0), line.low)
             high = torch.where(side < 0, line.high.clamp_max(0), line.high)
-            node = self.units.graph.nodes[n - 1]
+            node = units.graph.nodes[n - 1]
             assert isinstance(node, Unary)
             found[n] = lines(node, low, high)
-        return replace(copies, lines=found), sides
+        return replace(copies, lines=found)
 
     def _rows(self, parts: Sequence[_Part]) -> Tensor:
         return self.rows[[part.row for part in parts]][:, None]
@@ -142,70 +147,49 @@ class Search:
         """Bound parts, and keep those that may hold a point where the row is not above 0. Returns
         whether `breaks` found one."""
         self.parts += len(parts)
-        units, sides = self._within(parts)
-        rows = self._rows(parts)
-        slopes = {n: torch.stack([part.slopes[n] for part in parts])[:, None] for n in self.nodes}
-        cuts = {n: torch.stack([part.multipliers[n] for part in parts]) for n in self.nodes}
-        best = torch.tensor([part.bound for part in parts], dtype=rows.dtype, device=rows.device)
-        for value in (*slopes.values(), *cuts.values()):
-            value.requires_grad_()
+        stack = _Stack.of(parts, self.nodes)
+        near, rows = self._within(self._near, stack.sides), self._rows(parts)
+        near_rows = rows.to(near.ball.x)
+
+        def keep_slope(_: int, slope: Tensor) -> Tensor:
+            return slope.clamp(0, 1)
+
+        def keep_cut(n: int, cut: Tensor) -> Tensor:
+            return torch.where(stack.sides[n][:, None] != 0, cut.clamp_min(0), 0.0)
+
         groups = [
-            {"params": list(slopes.values()), "lr": _SLOPE_RATE},
-            {"params": list(cuts.values()), "lr": _CUT_RATE},
-        ]
-        optimizer = torch.optim.Adam(groups)
-        for step in range(_STEPS):
-            with torch.enable_grad():
-                bound = self._lower(units, rows, slopes, cuts, sides)[:, 0]
-            best = torch.maximum(best, bound.detach())
-            if bool((best > 0).all()) or time.monotonic() >= deadline or step == _STEPS - 1:
-                break
-            optimizer.zero_grad()
-            (-bound.sum()).backward()
-            optimizer.step()
+            Group(stack.slopes, _SLOPE_RATE, keep_slope), Group(stack.cuts, _CUT_RATE, keep_cut)
+        ]  # fmt: skip
+        found = climb(
+            lambda: stack.lower(near, self.last, near_rows), groups, _STEPS,
+            lambda: time.monotonic() >= deadline,
+        )  # fmt: skip
+        best = found[:, 0].to(rows.dtype)
+        # What seems to be proven is proven, or not, in full precision.
+        places = (best > 0).nonzero()[:, 0]
+        if len(places):
+            some = stack[places]
             with torch.no_grad():
-                for slope in slopes.values():
-                    slope.clamp_(0, 1)
-                for n, cut in cuts.items():
-                    cut.copy_(torch.where(sides[n] != 0, cut.clamp_min(0), 0.0))
-            for group in optimizer.param_groups:
-                group["lr"] *= 0.95
-        left = [i for i, bound_ in enumerate(best.tolist()) if not bound_ > 0]
+                best[places] = some.lower(
+                    self._within(self.units, some.sides), self.last, rows[places]
+                )[:, 0]
+        left = [i for i, bound in enumerate(best.tolist()) if not bound > 0]
         for i in left:
             part = parts[i]
-            self._push(
-                float(best[i]), part.row, part.sides,
-                {n: slopes[n][i, 0].detach() for n in self.nodes},
-                {n: cuts[n][i].detach() for n in self.nodes},
-            )  # fmt: skip
+            slopes, cuts = ({n: v[i, 0] for n, v in d.items()} for d in (stack.slopes, stack.cuts))
+            self._push(float(best[i]), part.row, part.sides, slopes, cuts)
         if not left:
             return False
         with torch.no_grad():
-            _, points = lowest_corner(units[torch.tensor(left)], rows[left])
-        return breaks(points)
-
-    def _lower(
-        self, units: Units, rows: Tensor, slopes: Numbers, cuts: Numbers, sides: Numbers
-    ) -> Tensor:
-        """Lower bounds (n, 1), by multipliers of the cuts that are at least 0: on a side z >= 0,
-        f is at least the least of f - m z."""
-
-        def meet(number: int, here: Tensor) -> Tensor:
-            if number not in cuts:
-                return here
-            return here - (cuts[number] * sides[number])[:, None]
-
-        return lower_bounds(units, self.last, rows, slopes, meet)
+            _, points = lowest_corner(near[torch.tensor(left)], near_rows[left])
+        return breaks(points.to(rows.dtype))
 
     @torch.no_grad()
     def _cuts(self, parts: Sequence[_Part]) -> list[tuple[int, int]] | None:
         """The rectifier (node, place) to cut each part at: of those whose lines cost most, the one
         that leaves the better of its worse sides (De Palma et al. 2021, filtered smart branching).
         None where a part has none left."""
-        units, sides = self._within(parts)
-        slopes = {n: torch.stack([part.slopes[n] for part in parts])[:, None] for n in self.nodes}
-        cuts = {n: torch.stack([part.multipliers[n] for part in parts]) for n in self.nodes}
-        costs = self._costs(units, self._rows(parts), slopes, cuts, sides)
+        costs = self._costs(parts)
         offsets, every = {}, []
         start = 0
         for n in self.nodes:
@@ -239,31 +223,72 @@ class Search:
 
     def _quick(self, parts: Sequence[_Part]) -> Tensor:
         """Bounds (n,) of parts by the slopes and multipliers that they were made with."""
-        units, sides = self._within(parts)
-        slopes = {n: torch.stack([part.slopes[n] for part in parts])[:, None] for n in self.nodes}
-        cuts = {n: torch.stack([part.multipliers[n] for part in parts]) for n in self.nodes}
-        return self._lower(units, self._rows(parts), slopes, cuts, sides)[:, 0]
+        stack = _Stack.of(parts, self.nodes)
+        near = self._within(self._near, stack.sides)
+        return stack.lower(near, self.last, self._rows(parts).to(near.ball.x))[:, 0]
 
-    def _costs(
-        self, units: Units, rows: Tensor, slopes: Numbers, cuts: Numbers, sides: Numbers
-    ) -> dict[int, Tensor]:
+    def _costs(self, parts: Sequence[_Part]) -> dict[int, Tensor]:
         """How much the lines of each rectifier that may be cut may cost, (n, entries), by node; -1
         for those that may not."""
         costs: dict[int, Tensor] = {}
+        stack = _Stack.of(parts, self.nodes)
+        near = self._within(self._near, stack.sides)
 
-        def meet(number: int, here: Tensor) -> Tensor:
-            if number not in cuts:
-                return here
-            line, rows = units.lines[number], here[:, 0]
+        def notice(number: int, here: Tensor) -> None:
+            line, rows = near.lines[number], here[:, 0]
             # The area between the lines, as far as rows make use of it.
             used = torch.where(rows < 0, -rows / line.upper.clamp_min(1e-12), 0.0) * line.above
             lost = torch.where(rows > 0, rows, 0.0) * torch.minimum(-line.low, line.high)
             cost = torch.where(line.unstable, used + 1e-3 * lost.clamp_min(0), -1.0)
             costs[number] = cost.flatten(1)
-            return here - (cuts[number] * sides[number])[:, None]
 
-        lower_bounds(units, self.last, rows, slopes, meet)
+        stack.lower(near, self.last, self._rows(parts).to(near.ball.x), notice)
         return costs
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """What several parts were given, together: by node, sides (n, *shape), slopes and multipliers
+    of the cuts (n, 1, *shape)."""
+
+    sides: dict[int, Tensor]
+    slopes: dict[int, Tensor]
+    cuts: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, parts: Sequence[_Part], nodes: Sequence[int]) -> "_Stack":
+        return cls(
+            {n: torch.stack([part.sides[n] for part in parts]) for n in nodes},
+            {n: torch.stack([part.slopes[n] for part in parts])[:, None] for n in nodes},
+            {n: torch.stack([part.multipliers[n] for part in parts])[:, None] for n in nodes},
+        )
+
+    def __getitem__(self, rows: Tensor) -> "_Stack":
+        """What some of the parts were given."""
+        kinds = (self.sides, self.slopes, self.cuts)
+        return _Stack(*({n: values[rows] for n, values in kind.items()} for kind in kinds))
+
+    def lower(
+        self,
+        units: Units,
+        last: int,
+        rows: Tensor,
+        notice: Callable[[int, Tensor], None] = lambda number, here: None,
+    ) -> Tensor:
+        """Lower bounds (n, 1) of rows (n, 1, 1, classes), by multipliers of the cuts that are at
+        least 0: on a side z >= 0, f is at least the least of f - m z.
+
+        notice  is given nodes that may be cut, and the rows at their inputs without multipliers.
+        """
+        slopes = {n: slope.to(rows.dtype) for n, slope in self.slopes.items()}
+
+        def meet(number: int, here: Tensor) -> Tensor:
+            if number not in self.cuts:
+                return here
+            notice(number, here)
+            return here - (self.cuts[number] * self.sides[number][:, None]).to(here.dtype)
+
+        return lower_bounds(units, last, rows, slopes, meet)
 
 
 def _named(place: int, offsets: Mapping[int, int], nodes: Sequence[int]) -> tuple[int, int]:

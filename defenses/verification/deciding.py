@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +18,7 @@ from defenses.verification.branching import Search
 from defenses.verification.graph import Graph, Shape
 from defenses.verification.lines import Units
 from defenses.verification.milp import MixedProgram, is_small
-from defenses.verification.reading import read_graph
+from defenses.verification.reading import Program
 
 # Raised when other images are proven to be robust by the same method in the same time.
 BOUNDS_VERSION = 1
@@ -29,7 +29,7 @@ Status = Literal["robust", "broken", "undecided"]
 Method = Literal["crown", "branch"]
 
 # What was read of models in float64, by the shape of images.
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[Shape, Graph]] = WeakKeyDictionary()
+_NETWORKS: WeakKeyDictionary[nn.Module, dict[Shape, "Network"]] = WeakKeyDictionary()
 
 # How many images are bounded at once.
 _BLOCK = 16
@@ -83,7 +83,7 @@ def decide(
     more than rounding (`attacks.objectives.decided`).
 
     Raises ValueError, in one line, for another norm than linf and l2, images out of the box, a
-    negative time, and a network that `read_graph` cannot read.
+    negative time, and a network that cannot be read.
     """
     if not seconds >= 0:
         raise ValueError(f"the time for an image must be at least 0 seconds, not {seconds}")
@@ -92,22 +92,36 @@ def decide(
     Ball.around(x[:1], threat)
     own = copy.deepcopy(model).eval().requires_grad_(False)
     models = own, copy.deepcopy(own).double() if twin is None else twin
-    graph = network_of(models[1], tuple(x.shape[1:]))
-    return _Decider(models, graph, x.detach(), y, threat, method, attacked).decide(seconds)
+    network = network_of(models[1], tuple(x.shape[1:]))
+    return _Decider(models, network, x.detach(), y, threat, method, attacked).decide(seconds)
 
 
-def network_of(model: nn.Module, shape: Shape) -> Graph:
-    """The graph of a model in float64, for images of `shape`, read once. Raises ValueError, in one
-    line, where bounds cannot be had of it."""
-    known = _GRAPHS.get(model, {})
+class Network(NamedTuple):
+    """A network as bounds are propagated through it: in float64, in which they are proven, and in
+    float32, in which slopes and branches are looked for."""
+
+    exact: Graph
+    rough: Graph
+
+    @classmethod
+    def of(cls, model: nn.Module, shape: Shape) -> "Network":
+        """That of a module in float64. Raises ValueError, in one line, where it cannot be read."""
+        program = Program(model, shape)
+        return cls(program.graph(), program.graph(dtype=torch.float32))
+
+
+def network_of(model: nn.Module, shape: Shape) -> Network:
+    """The network of a model in float64, for images of `shape`, read once. Raises ValueError, in
+    one line, where no bounds can be had of it."""
+    known = _NETWORKS.get(model, {})
     if shape not in known:
         if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
             raise ValueError("it has weights that are not finite")
-        graph = read_graph(model, shape)
-        if graph.shape_of(len(graph.nodes))[1] < 2:
+        network = Network.of(model, shape)
+        if network.exact.shape_of(len(network.exact.nodes))[1] < 2:
             raise ValueError("it gives one number for an image, not two or more logits")
-        _GRAPHS[model] = known | {shape: graph}
-    return _GRAPHS[model][shape]
+        _NETWORKS[model] = known | {shape: network}
+    return _NETWORKS[model][shape]
 
 
 class _Decider:
@@ -116,14 +130,14 @@ class _Decider:
     def __init__(
         self,
         models: tuple[nn.Module, nn.Module],
-        graph: Graph,
+        network: Network,
         x: Tensor,
         y: Tensor,
         threat: ThreatModel,
         method: Method,
         attacked: bool,
     ) -> None:
-        self.models, self.graph = models, graph
+        self.models, self.graph, self.rough = models, *network
         self.x, self.y, self.threat, self.method = x, y, threat, method
         self.attacked = attacked
 
@@ -157,7 +171,9 @@ class _Decider:
                 start = time.monotonic()
                 of_image = threat.select(torch.tensor([i], device=x.device), x.dim())
                 found = _Found(self, x[i : i + 1], y[i : i + 1], of_image)
-                status, by = proved(units[i : i + 1], rows[i], bounds[i], start + seconds, found)
+                status, by = proved(
+                    units[i : i + 1], self.rough, rows[i], bounds[i], start + seconds, found
+                )
                 took = share + time.monotonic() - start
                 yield Decision(status, by, least, found.point, took)
 
@@ -201,11 +217,12 @@ Breaks = Callable[[Tensor], bool]
 
 
 def proved(
-    units: Units, rows: Tensor, bounds: Tensor, deadline: float, breaks: Breaks
+    units: Units, rough: Graph, rows: Tensor, bounds: Tensor, deadline: float, breaks: Breaks
 ) -> tuple[Status, str]:
     """Whether rows (s, 1, outputs) times the outputs of a network are above 0 over the ball around
     one image, and what showed it; where `breaks` finds that a point is a counterexample, "broken".
 
+    rough     the same network in the precision that proofs are looked for in.
     bounds    (s,), lower bounds of the rows that are known.
     deadline  of the monotonic clock.
     breaks    is given points (m, *shape) of the ball.
@@ -216,12 +233,12 @@ def proved(
 
     if is_over():
         return "undecided", ""
-    sharp = sharpened(units, rows[None], done=lambda least: bool((least > 0).all()) or is_over())[0]
+    (sharp,), slopes = sharpened(units, rows[None], rough, is_over=is_over)
     sharp = torch.maximum(sharp, bounds)
     if bool((sharp > 0).all()):
         return "robust", "alpha-crown"
     solvable = units.ball.norm == "linf" and is_small(units.graph)
-    search = Search(units, rows, sharp)
+    search = Search(units, rows, sharp, rough, slopes)
     seconds = deadline - time.monotonic()
     proven = search.run(seconds * (_SEARCH if solvable else 1), breaks)
     if proven is not None:

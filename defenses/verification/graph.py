@@ -110,6 +110,11 @@ class Graph:
     shape: Shape
     nodes: tuple[Node, ...]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its weights."""
+        return next(node.like.dtype for node in self.nodes if isinstance(node, Affine))
+
     def shape_of(self, number: int) -> Shape:
         """The shape of a node."""
         return self.nodes[number - 1].shape if number else self.shape

@@ -47,7 +47,8 @@ class Units:
 
     graph, ball  that it is known of.
     low, high    of every node, by number: (n, *shape).
-    sizes        of every affine node, by number: what the terms of its outputs may add up to.
+    sizes        of every affine node, by number: what the terms of its outputs may add up to; of
+                 none where bounds are no proofs, so that rounding does not matter.
     lines        of every function of one number, by its node.
     """
 
@@ -62,6 +63,23 @@ class Units:
     def are_parallel(self) -> bool:
         """Whether both lines of every function have one slope."""
         return all(line.lower is line.upper for line in self.lines.values())
+
+    def roughly(self, graph: Graph) -> "Units":
+        """What is known, in the precision of a graph of the same network. Bounds from it are no
+        proofs."""
+
+        def near(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {number: value.to(dtype) for number, value in values.items()}
+
+        dtype, ball = graph.dtype, self.ball
+        ball = Ball(ball.x.to(dtype), ball.eps, ball.norm, ball.low.to(dtype), ball.high.to(dtype))
+        rough = {}
+        for number, line in self.lines.items():
+            rough[number] = replace(
+                line, low=line.low.to(dtype), high=line.high.to(dtype), lower=line.lower.to(dtype),
+                below=line.below.to(dtype), upper=line.upper.to(dtype), above=line.above.to(dtype),
+            )  # fmt: skip
+        return Units(graph, ball, near(self.low), near(self.high), {}, rough)
 
     def __getitem__(self, rows: Tensor | slice) -> "Units":
         """What is known for some of the images."""

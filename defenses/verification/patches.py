@@ -107,19 +107,18 @@ class Patches:
         # How many numbers the rows of a unit have at most.
         self.widest = max(shape[1] * size for shape, size in zip(shapes, sizes, strict=True))
 
-    def bound(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds (n, m) of the units of each image that `places` (n, m) number
-        within the flattened map."""
+    def bound(self, places: Tensor) -> Tensor:
+        """Lower bounds (n, 2 m) of the units of each image that `places` (n, m) number within the
+        flattened map, and of their opposites."""
         _, channels, height, width = self.known.graph.shape_of(self.start)
         channel, position = places // (height * width), places % (height * width)
         walk = _Walk(self, position)
         one = torch.nn.functional.one_hot(channel, channels).to(self.known.ball.x.dtype)
         if self.known.are_parallel:
-            first, second = walk.run(one[:, None, ..., None, None], BOTH)
+            both = walk.run(one[:, None, ..., None, None], BOTH)
         else:
-            (both,) = walk.run(torch.stack([one, -one], 1)[..., None, None], ONE)
-            first, second = both.chunk(2, 1)
-        return first[:, 0], -second[:, 0]
+            both = walk.run(torch.stack([one, -one], 1)[..., None, None], ONE)
+        return torch.cat(both, 1).flatten(1)
 
 
 class _Walk:
@@ -145,8 +144,11 @@ class _Walk:
                 parts = [here]
             else:
                 offset = _sum(here * self._of(node.offset[None], number))
-                sizes = self._of(known.sizes[number], number)
-                slack = rounding(here, here[0, 0, 0].numel()) * _sum(here.detach().abs() * sizes)
+                slack: Tensor | float = 0.0
+                if number in known.sizes:
+                    sizes = self._of(known.sizes[number], number)
+                    terms = here[0, 0, 0].numel()
+                    slack = rounding(here, terms) * _sum(here.detach().abs() * sizes)
                 added = [sign * offset - slack for sign in signs]
                 parts = self._before(node, number, here)
             total = [one + more for one, more in zip(total, added, strict=True)]

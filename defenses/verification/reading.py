@@ -42,9 +42,10 @@ class Program:
                 raise ValueError(f"what it computes cannot be traced: {one_line(error)}") from error
         self._image = image
 
-    def graph(self, weights: nn.Module | None = None) -> Graph:
+    def graph(self, weights: nn.Module | None = None, dtype: torch.dtype | None = None) -> Graph:
         """The graph, with the parameters and buffers of the module that was read, as they were
-        then, or of another of its kind, as they are and with their gradients.
+        then, or of another of its kind, as they are and with their gradients; in another precision
+        than the module's where `dtype` names one.
 
         Raises ValueError, in one line, for an operation that bounds cannot pass.
         """
@@ -57,12 +58,15 @@ class Program:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
-        reader = _Reader(self._image)
+        image = self._image if dtype is None else self._image.to(dtype)
+        held = {name: _in(image, value) for name, value in held.items()}
+        reader = _Reader(image)
         for node in self._exported.graph.nodes:
             if node.op == "placeholder":
                 reader.known[node] = held[names[node.name]] if node.name in names else _Value(0)
             elif node.op == "get_attr":
-                reader.known[node] = operator.attrgetter(node.target)(self._exported.graph_module)
+                held_here = operator.attrgetter(node.target)(self._exported.graph_module)
+                reader.known[node] = _in(image, held_here)
             elif node.op == "call_function":
                 reader.read(node)
             else:
@@ -401,6 +405,12 @@ def _sliding(name: str, *args: Any) -> Sliding | None:
 
 # What the arguments of a convolution are where they are not given.
 _CONV2D = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+
+
+def _in(image: Tensor, value: Any) -> Any:
+    """A value in the precision of an image, if it is a tensor of real numbers."""
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(image.dtype) if is_real else value
 
 
 def _same(value: Any) -> Any:
