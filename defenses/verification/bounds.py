@@ -347,10 +347,11 @@ def _sharpened(
     """As `sharpened`, of rows (n, s, *shape) times what a node gives."""
     best = lower_bounds(units, start, rows).detach()
     near = units.roughly(rough)
+    reached = reached_from(units.graph, start)
     slopes = {
         number: line.lower[:, None].expand(-1, rows.shape[1], *line.lower.shape[1:]).clone()
         for number, line in near.lines.items()
-        if number < start and bool(line.unstable.any())
+        if number in reached and bool(line.unstable.any())
     }
     if not slopes or is_over() or bool((best > 0).all()):
         return best, {}
@@ -363,6 +364,15 @@ def _sharpened(
     climb(lambda: lower_bounds(near, start, near_rows, slopes), groups, steps, is_over)
     exact = {number: slope.to(rows.dtype) for number, slope in slopes.items()}
     return torch.maximum(best, lower_bounds(units, start, rows, exact)), slopes
+
+
+def reached_from(graph: Graph, start: int) -> set[int]:
+    """The nodes that a node depends on, itself included."""
+    reached = {start}
+    for number in range(start, 0, -1):
+        if number in reached:
+            reached |= set(graph.nodes[number - 1].inputs)
+    return reached
 
 
 def tightened(

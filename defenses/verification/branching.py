@@ -15,7 +15,7 @@ from defenses.verification.lines import Units, lines
 
 # How many parts of the ball are bounded at once; their steps, and the rates of the slopes and of
 # the multipliers of the cuts.
-_TOGETHER, _STEPS = 32, 4
+_TOGETHER, _STEPS = 64, 3
 _SLOPE_RATE, _CUT_RATE = 0.1, 0.05
 
 # How many rectifiers are tried, of those that promise most, before one is cut.
@@ -57,7 +57,7 @@ class Search:
     def __init__(
         self, units: Units, rows: Tensor, bounds: Tensor, rough: Graph, slopes: Numbers
     ) -> None:
-        self.units, self.rows = units, rows
+        self.units, self.rows, self._rough = units, rows, rough
         self._near = units.roughly(rough)
         self.last = len(units.graph.nodes)
         self.nodes = [number for number, line in units.lines.items() if line.unstable.any()]
@@ -75,14 +75,18 @@ class Search:
         """The least that a row can be, as far as is known."""
         return self._left[0].bound if self._left else float("inf")
 
+    def narrow(self, units: Units) -> None:
+        """Go on with more that is known over the whole ball."""
+        self.units, self._near = units, units.roughly(self._rough)
+
     def left(self) -> list[int]:
         """The rows that are not shown to be above 0."""
         return sorted({part.row for part in self._left})
 
-    def run(self, seconds: float, breaks: Callable[[Tensor], bool]) -> bool | None:
-        """Search for so many seconds. Returns whether all rows are above 0, or None where time ran
-        out or nothing is left to cut; False where `breaks` says so of points (m, *shape)."""
-        deadline = time.monotonic() + seconds
+    def run(self, deadline: float, breaks: Callable[[Tensor], bool]) -> bool | None:
+        """Search until a time of the monotonic clock. Returns whether all rows are above 0, or None
+        where time ran out or nothing is left to cut; False where `breaks` says so of points
+        (m, *shape)."""
         while self._left:
             if time.monotonic() >= deadline or not self.nodes:
                 return None

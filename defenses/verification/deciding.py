@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks import Problem, Strong, ThreatModel
 from attacks.objectives import decided
 from defenses.verification.balls import Ball
-from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened
+from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened, tightened
 from defenses.verification.branching import Search
 from defenses.verification.graph import Graph, Shape
 from defenses.verification.lines import Units
@@ -34,9 +34,10 @@ _NETWORKS: WeakKeyDictionary[nn.Module, dict[Shape, "Network"]] = WeakKeyDiction
 # How many images are bounded at once.
 _BLOCK = 16
 
-# The share of the time for an image that the search has before the solver is asked, where the
-# network is small.
-_SEARCH = 0.5
+# Until what share of the time for an image is over there is a first search, hidden units are then
+# bounded again, in so many steps, and there is another search, if the solver may help after it.
+_FIRST, _BOUNDED, _SEARCH = 0.15, 0.45, 0.6
+_STEPS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,10 +238,14 @@ def proved(
     sharp = torch.maximum(sharp, bounds)
     if bool((sharp > 0).all()):
         return "robust", "alpha-crown"
-    solvable = units.ball.norm == "linf" and is_small(units.graph)
-    search = Search(units, rows, sharp, rough, slopes)
-    seconds = deadline - time.monotonic()
-    proven = search.run(seconds * (_SEARCH if solvable else 1), breaks)
+    search, now = Search(units, rows, sharp, rough, slopes), time.monotonic()
+    first, then, last = (now + share * (deadline - now) for share in (_FIRST, _BOUNDED, _SEARCH))
+    proven, solvable = search.run(first, breaks), False
+    if proven is None:
+        units = tightened(units, rough, _STEPS, lambda: time.monotonic() >= then)
+        search.narrow(units)
+        solvable = units.ball.norm == "linf" and is_small(units)
+        proven = search.run(last if solvable else deadline, breaks)
     if proven is not None:
         return ("robust" if proven else "broken"), "branching"
     return _solved(units, rows, search.left(), deadline, breaks) if solvable else ("undecided", "")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defenses.verification.graph import Affine, Graph, Unary
+from defenses.verification.graph import Affine, Unary
 from defenses.verification.lines import Units
 
 Array = NDArray[np.float64]
@@ -27,12 +27,16 @@ _FIRST = 1e9
 
 # How many unit vectors pass a node at once, and how many entries the matrices of a graph may have
 # that is still small enough for the solver.
-_BLOCK, _LARGEST = 256, 2**27
+_BLOCK, _LARGEST, _UNSTABLE = 256, 2**24, 300
 
 
-def is_small(graph: Graph) -> bool:
-    """Whether a network consists of what the solver knows, and is small enough for its matrices."""
+def is_small(units: Units) -> bool:
+    """Whether a network consists of what the solver knows, is small enough for its matrices, and
+    has few enough rectifiers that may go either way over the ball around one image."""
+    graph = units.graph
     if any(isinstance(node, Unary) and node.kind != "rectifier" for node in graph.nodes):
+        return False
+    if sum(int(line.unstable.sum()) for line in units.lines.values()) > _UNSTABLE:
         return False
     entries = (
         math.prod(node.shape) * sum(map(math.prod, node.input_shapes))

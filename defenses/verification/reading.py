@@ -121,16 +121,16 @@ class _Reader:
         target: Any = node.target
         leaves, tree = pytree.tree_flatten(args)
         dynamic = [place for place, leaf in enumerate(leaves) if isinstance(leaf, _Value | _Parts)]
+        name = _name(node)
+        if name in _CHECKS:
+            return
         if not dynamic:
             given, named = args
-            self.known[node] = target(*given, **named)
+            self.known[node] = _in(self.image, target(*given, **named))
             return
-        name = _name(node)
         if node.target is operator.getitem:
             (parts, place), _ = args
             self.known[node] = parts.part(place, tuple(node.meta["val"].shape))
-            return
-        if name in _CHECKS:
             return
         if name in OF_SHAPE and dynamic == [0]:
             (first, *given), named = args

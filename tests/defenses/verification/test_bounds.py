@@ -19,6 +19,7 @@ from defenses.verification.bounds import (
     lowest_corner,
     margins,
     sharpened,
+    tightened,
 )
 from defenses.verification.reading import Program, read_graph
 
@@ -152,10 +153,13 @@ def test_bounds_hold_everywhere_and_the_finer_ones_are_no_looser(name: str, norm
     last, rows = len(units.graph.nodes), margins(y, CLASSES, torch.float64)
     every = torch.eye(CLASSES, dtype=torch.float64).view(1, CLASSES, 1, CLASSES)
     rows = torch.cat([rows, every.expand(N, -1, -1, -1), -every.expand(N, -1, -1, -1)], 1)
+    rough = Program(network, SHAPE).graph(dtype=torch.float32)
+    tight = tightened(units, rough, 3)
     by = {
         "crown": lower_bounds(units, last, rows),
+        "tightened": lower_bounds(tight, last, rows),
         "parallel": lower_bounds(_known(network, norm, choice="parallel")[0], last, rows),
-        "alpha": sharpened(units, rows),
+        "alpha": sharpened(units, rows, rough)[0],
     }
     intervals = _known(network, norm, refined=False)[0]
     by["interval"] = torch.where(
@@ -177,6 +181,9 @@ def test_bounds_hold_everywhere_and_the_finer_ones_are_no_looser(name: str, norm
         exact = (rows[:, :, 0] * network(points[1].flatten(0, 1)).view(-1, N, 1, CLASSES)).sum(3)
         assert torch.allclose(exact.amin(0), by["crown"])
     # Inside, too, nothing leaves its bounds, which are within the intervals.
+    for number in units.low:
+        assert bool((tight.low[number] >= units.low[number]).all())
+        assert bool((tight.high[number] <= units.high[number]).all())
     values_inside = units.graph.forward(points[0][0][:, None])
     for number, value in enumerate(values_inside):
         assert bool((value >= units.low[number]).all()), number

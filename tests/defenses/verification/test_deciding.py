@@ -134,7 +134,8 @@ def test_a_solver_that_lies_or_fails_is_not_believed(monkeypatch: pytest.MonkeyP
     y = model(x).argmax(1)
     threat = ThreatModel("linf", 0.15)
     truth = _statuses(model, x, y, threat)
-    monkeypatch.setattr(deciding, "_SEARCH", 0.0)  # so that there is something for the solver
+    for share in ("_FIRST", "_SEARCH"):  # so that there is something for the solver
+        monkeypatch.setattr(deciding, share, 0.0)
     for status in (0, 1, 4):  # solved; out of time; failed
         found = lambda c, status=status, **_: OptimizeResult(status=status, x=np.zeros(len(c)))  # noqa: E731
         monkeypatch.setattr("scipy.optimize.milp", found)
