@@ -60,6 +60,7 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "gnb": {},
     "hybrid": {"threshold": 0.2},
     "ensemble": SMALL | {"members": 2, "steps": 2},
+    "lp-robust": SMALL,
     "vanilla": SMALL | {"dropout": 0.2, "hold_out": 6},
 }
 ADVERSARIAL = SMALL | {"steps": 2}

@@ -88,6 +88,38 @@ def budgets(
 
 
 @study.command()
+def bracket(
+    folder: RunFolder,
+    eps: Annotated[str, typer.Option(help=_EPS)],
+    certify: Annotated[
+        str, typer.Option(help="crown, or branch/seconds=10 an image.")
+    ] = "branch/seconds=10",
+    attack: Annotated[
+        list[str], typer.Option(help="As for run; default: the attacks of the run.")
+    ] = [],  # noqa: B006
+    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    defense: Annotated[
+        list[str], typer.Option(help="A row of the run, by its label; default: all.")
+    ] = [],  # noqa: B006
+    samples: Samples = None,
+    device: RunDevice = None,
+    plugin: Plugins = [],  # noqa: B006
+    workers: Workers = None,
+    ray: RayAddress = None,
+    threads: Threads = None,
+    data_root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """What is proven of a run's models, and what attacks leave of them, for other budgets."""
+    from benchmark.studies import bracket
+    from benchmark.studies.budgets import How
+
+    with executor_of(workers, ray, threads) as executor:
+        how = How(samples, device, plugin, data_root, not quiet, speaker(quiet), executor)
+        _show(lambda: bracket.bracket(folder, eps, certify, how, attack, suite, defense), folder)
+
+
+@study.command()
 def transfer(
     folder: RunFolder,
     source: Annotated[str, typer.Option(help="The row that points are made on, by its label.")],

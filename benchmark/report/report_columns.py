@@ -18,18 +18,20 @@ from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
+# What captions add where bounds prove something too.
+_OR = {False: ("", ""), True: (", or bounds prove it of the threat", ", or by bounds")}
 _WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2"}
 
 
 def report_columns(
-    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = ()
+    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = (), by_bounds: bool = False
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
     measured  the labels that best-attack accuracy is over, for the caption.
     """
-    certified = _certified_column(norm)
+    certified = _certified_column(norm, by_bounds)
     return [
         Column(
             {"run": Shown("defense"), "json": Shown("defense"), "board": Shown("defense")},
@@ -64,17 +66,16 @@ def report_columns(
     ]  # fmt: skip
 
 
-def _certified_column(norm: Norm) -> Column[Measurements]:
+def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
     shown: dict[Table, Shown] = {
         "run": Shown(
             CERTIFIED,
             "certified: if it is classified correctly and the defense's own certificate proves "
-            f"that nothing within {_WITHIN[norm]} changes that, or bounds that nothing within the "
-            "threat does.",
+            f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
             optional=True,
         ),
         "json": Shown(CERTIFIED),
-        "board": Shown(CERTIFIED, "certified: proven by the defense itself, or by bounds."),
+        "board": Shown(CERTIFIED, f"certified: proven by the defense itself{_OR[by_bounds][1]}."),
     }
     return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
 
@@ -104,7 +105,10 @@ def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
-    columns = report_columns(reports[0].threat.norm, () if cascade else attacks, measured)
+    by_bounds = any(report.proofs is not None for report in reports)
+    columns = report_columns(
+        reports[0].threat.norm, () if cascade else attacks, measured, by_bounds
+    )
     return [
         column
         for column in shown_in("run", columns)

@@ -59,7 +59,7 @@ def budgets(
 
     Raises UserError, SavedModelError or TrainingError, each in one line, as the run itself does.
     """
-    values, models = _models(folder, how)
+    values, models = run_values(folder, how)
     if attacks or suite:
         values |= {"attacks": list(attacks), "suite": suite}
     return _sweep("budgets", folder, make_spec(values), models, defenses or models, eps, how)
@@ -75,7 +75,7 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
 
     Unstated there: the base. The command's default is that of the suite robin-paper.
     """
-    values, models = _models(folder, how)
+    values, models = run_values(folder, how)
     if source == target:
         raise UserError(f"source and target are both {source!r}: name two rows of the run")
     for label in (source, target):
@@ -102,7 +102,7 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
     return _sweep("transfer", folder, make_spec(values), models, [target], eps, how, remark)
 
 
-def _models(folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Path]]:
+def run_values(folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Path]]:
     """The values of a run's spec, changed as asked, and the folder of each row's model."""
     spec, manifest, _ = load_run(folder)
     changed = {
@@ -130,8 +130,28 @@ def _sweep(
     how: How,
     remark: str = "",
 ) -> Study:
-    """The attacks of a spec on the chosen models at each budget. The run at a budget lies in a
-    folder of its own, within one that has the study's name."""
+    """The attacks of a spec on the chosen models at each budget, as a study."""
+    texts = read_budgets(spec.norm, eps)
+    runs = runs_at(name, folder, spec, models, chosen, texts, how)
+    rows = [row for value, reports in runs.items() for row in _rows(value, reports)]
+    if not rows:
+        raise UserError("none of the attacks applies to these models: name others")
+    records = pd.DataFrame(rows)
+    caption = _caption(name, spec, list(runs.values())) + remark + _rising(records)
+    return Study(name, records, _table(records, texts), caption, _draw(records, spec.norm))
+
+
+def runs_at(
+    name: str,
+    folder: Path,
+    spec: RunSpec,
+    models: Mapping[str, Path],
+    chosen: Iterable[str],
+    texts: Mapping[float, str],
+    how: How,
+) -> dict[float, list[Report]]:
+    """The reports on the chosen models at each budget, of which `texts` are what the user wrote.
+    The run at a budget lies in a folder of its own, within one that has the study's name."""
     for label in chosen:
         _check_row(label, models)
     saved = {label: f"{SAVED}{home}" for label, home in models.items()}
@@ -144,19 +164,13 @@ def _sweep(
         ],
         "attacks": [_sourced(attack, elsewhere) for attack in spec.attacks],
     }
-    texts = read_budgets(spec.norm, eps)
     runs = {}
     for value, text in texts.items():
         at_budget = spec.model_copy(update=changed | {"eps": value})
         how.say(f"eps {text}")
         home = folder / name / f"eps-{value:g}"
         runs[value] = run(at_budget, home, how.root, how.progress, how.say, how.executor)
-    rows = [row for value, reports in runs.items() for row in _rows(value, reports)]
-    if not rows:
-        raise UserError("none of the attacks applies to these models: name others")
-    records = pd.DataFrame(rows)
-    caption = _caption(name, spec, list(runs.values())) + remark + _rising(records)
-    return Study(name, records, _table(records, texts), caption, _draw(records, spec.norm))
+    return runs
 
 
 def _sourced(attack: Component, elsewhere: Mapping[str, str]) -> Component:
