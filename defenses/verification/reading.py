@@ -30,7 +30,7 @@ class Program:
     def __init__(self, model: nn.Module, shape: Shape) -> None:
         tensors = (*model.parameters(), *model.buffers())
         reference = next(filter(Tensor.is_floating_point, tensors), torch.empty(0))
-        image = torch.zeros(1, *shape, dtype=reference.dtype, device=reference.device)
+        image = torch.zeros(1, *shape, dtype=reference.dtype)
         with _quiet():
             try:
                 # Of a copy: an export may leave in a module what it made of it.
@@ -40,7 +40,8 @@ class Program:
                 ).run_decompositions({})
             except Exception as error:
                 raise ValueError(f"what it computes cannot be traced: {one_line(error)}") from error
-        self._image = image
+        # It is traced on the CPU, and has its constants where the module has its weights.
+        self._image = image.to(reference.device)
 
     def graph(self, weights: nn.Module | None = None, dtype: torch.dtype | None = None) -> Graph:
         """The graph, with the parameters and buffers of the module that was read, as they were
@@ -408,9 +409,11 @@ _CONV2D = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
 
 
 def _in(image: Tensor, value: Any) -> Any:
-    """A value in the precision of an image, if it is a tensor of real numbers."""
-    is_real = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(image.dtype) if is_real else value
+    """A value on the device of an image and, if it is a tensor of real numbers, in its
+    precision."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(image) if value.is_floating_point() else value.to(image.device)
 
 
 def _same(value: Any) -> Any:
