@@ -32,8 +32,8 @@ class _Moved(nn.Module):
 
 
 def exportable(network: nn.Module, image: Tensor) -> nn.Module:
-    """A copy of a network on the CPU, for one image (1, *shape), where what a converter left of ONNX in it, if
-    anything, can be traced. It shares no tensor with the network."""
+    """A copy of a network, on the CPU, for one image (1, *shape), where what a converter left of
+    ONNX in it, if anything, can be traced. It shares no tensor with the network."""
     network = copy.deepcopy(network).cpu()
     graphs = [part for part in network.modules() if isinstance(part, fx.GraphModule)]
     for graph in graphs:
