@@ -27,10 +27,11 @@ from benchmark.judge.surroundings import undisturbed
 from benchmark.models.obtain import Training
 from benchmark.models.others import fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
+from benchmark.run.assess import PROVEN_AT_ONCE
 from benchmark.run.geometry import Geometry
 from benchmark.run.run_samples import samples_of
 from benchmark.run.runner import checked
-from benchmark.spec.components import NATURAL, SAVED
+from benchmark.spec.components import CERTIFIED, NATURAL, SAVED
 from benchmark.spec.lineup import Lineup
 from benchmark.spec.roster import Member
 from benchmark.spec.run_spec import RunSpec
@@ -256,4 +257,10 @@ def _parts(seen: Inspection, view: RunSpec, lineup: Lineup, place: str) -> list[
         after += [name for name in (f"{place}{other}" for other in entry.after) if name in known]
         passes = trial.forwards + trial.backwards
         parts.append(Part(f"{place}{label}", blocks, trial.seconds / blocks, passes, after))
+    if view.certify is not None and view.certify.method == "branch":
+        # All its time for each sample, which most do not need.
+        tasks = math.ceil(seen.samples / PROVEN_AT_ONCE)
+        each = seen.samples * view.certify.seconds / tasks
+        after = [part.label for part in parts]
+        parts.append(Part(f"{place}{CERTIFIED}, at most", tasks, each, 0, after))
     return parts

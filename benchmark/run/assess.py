@@ -61,7 +61,7 @@ Notify = Callable[[Report, str], None]
 _COMPARED = 4
 
 # How many samples are proven at once: few, so that an interruption loses little.
-_PROVEN = 16
+PROVEN_AT_ONCE = 16
 
 # The passes that an attack spends on an image, roughly, where it does not say how many it can.
 USUAL_PASSES = 150
@@ -254,8 +254,8 @@ class _Assessment:
             robust = self.report.robust_to(BEST if self.report.measured else NATURAL)
             assert robust is not None
             proving = Proving(proofs.method, proofs.seconds, np.flatnonzero(~robust))
-            at_once = _PROVEN
-            weight = _PROVEN * proofs.seconds
+            at_once = PROVEN_AT_ONCE
+            weight = PROVEN_AT_ONCE * proofs.seconds
         told = None if proofs is None else proofs.identity()
         identity = identify_certificate(self.identity, self.settings.threat, told)
         key, settings, total = key_of(identity), self.settings, len(self.samples)

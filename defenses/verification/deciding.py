@@ -1,6 +1,7 @@
 """Whether any perturbation breaks a network at an image: decided by attacks, bounds and search."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from attacks import Problem, Strong, ThreatModel
+from attacks import PGD, Attack, Problem, Strong, ThreatModel
 from attacks.objectives import decided
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened, tightened
@@ -31,8 +32,8 @@ Method = Literal["crown", "branch"]
 # What was read of models in float64, by the shape of images.
 _NETWORKS: WeakKeyDictionary[nn.Module, dict[Shape, "Network"]] = WeakKeyDictionary()
 
-# How many images are bounded at once.
-_BLOCK = 16
+# How many images are bounded at once, and the steps of an attack that are tried on them first.
+_BLOCK, _FEW = 16, 20
 
 # Until what share of the time for an image is over there is a first search, hidden units are then
 # bounded again, in so many steps, and there is another search, if the solver may help after it.
@@ -49,7 +50,8 @@ class Decision:
              it is so close to a tie that neither could be shown.
     by       what showed it: "attack", "crown", "alpha-crown", "branching" or "solver"; empty where
              it is undecided.
-    bound    by how much the label leads every other class at least, by linear bounds alone.
+    bound    by how much the label leads every other class at least, by linear bounds alone; NaN
+             where it was broken before there were any.
     point    (*shape), in the image's precision and exactly in the ball and the box; None unless
              broken.
     seconds  how long it took; of what is done for several images at once, its share.
@@ -150,43 +152,62 @@ class _Decider:
     def _block(
         self, x: Tensor, y: Tensor, threat: ThreatModel, seconds: float
     ) -> Iterator[Decision]:
-        """Decide some images: first those that an attack breaks, then those that bounds prove."""
-        start = time.monotonic()
-        points = [None] * len(x) if self.attacked else self._attack(x, y, threat)
-        images = x.double()[:, None]
-        with torch.no_grad():
-            units = bound_units(self.graph, Ball.around(images, threat))
-        classes = self.graph.nodes[-1].shape[1]
-        rows = margins(y, classes, torch.float64)
-        bounds = lower_bounds(units, len(self.graph.nodes), rows).detach()
-        share = (time.monotonic() - start) / len(x)
-        for i in range(len(x)):
-            least = float(bounds[i].min())
-            if points[i] is not None:
-                yield Decision("broken", "attack", least, points[i], share)
-            elif least > 0:
-                yield Decision("robust", "crown", least, None, share)
+        """Decide some images: first those that a few steps of an attack break, then those that
+        bounds prove, then those that `strong` breaks, then all others by a search."""
+        start, n = time.monotonic(), len(x)
+        points: dict[int, Tensor] = {}
+        if not self.attacked:
+            points = self._broken(PGD(steps=_FEW), x, y, threat, range(n))
+        left = [i for i in range(n) if i not in points]
+        units, rows, bounds = self._bounded(x[left], y[left], _of(threat, left, x))
+        least = dict(zip(left, bounds.amin(1).tolist(), strict=True))
+        if not self.attacked:
+            unproven = [i for i in left if not least[i] > 0]
+            points |= self._broken(Strong(), x, y, threat, unproven)
+        share = (time.monotonic() - start) / n
+        for i in range(n):
+            if i in points:
+                yield Decision("broken", "attack", least.get(i, math.nan), points[i], share)
+            elif least[i] > 0:
+                yield Decision("robust", "crown", least[i], None, share)
             elif self.method == "crown":
-                yield Decision("undecided", "", least, None, share)
+                yield Decision("undecided", "", least[i], None, share)
             else:
-                start = time.monotonic()
-                of_image = threat.select(torch.tensor([i], device=x.device), x.dim())
-                found = _Found(self, x[i : i + 1], y[i : i + 1], of_image)
+                start, place = time.monotonic(), left.index(i)
+                found = _Found(self, x[i : i + 1], y[i : i + 1], _of(threat, [i], x))
                 status, by = proved(
-                    units[i : i + 1], self.rough, rows[i], bounds[i], start + seconds, found
-                )
+                    units[place : place + 1], self.rough, rows[place], bounds[place],
+                    start + seconds, found,
+                )  # fmt: skip
                 took = share + time.monotonic() - start
-                yield Decision(status, by, least, found.point, took)
+                yield Decision(status, by, least[i], found.point, took)
 
-    def _attack(self, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Tensor | None]:
-        """A point that breaks each image, or None."""
-        points = Strong()(Problem(self.models[0], x, y, threat)) if threat.eps else x
-        both = torch.stack([threat.enforce(points.detach(), x), x])
-        broken = torch.stack([self.breaks(some, y) for some in both])
-        return [
-            both[int(hits.nonzero()[0]), i].clone() if hits.any() else None
-            for i, hits in enumerate(broken.unbind(1))
-        ]
+    @torch.no_grad()
+    def _bounded(self, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Units, Tensor, Tensor]:
+        """What is known over the balls around images, the rows by which labels lead, and lower
+        bounds of these (n, classes - 1)."""
+        units = bound_units(self.graph, Ball.around(x.double()[:, None], threat))
+        last = len(self.graph.nodes)
+        rows = margins(y, self.graph.shape_of(last)[1], torch.float64)
+        return units, rows, lower_bounds(units, last, rows)
+
+    def _broken(
+        self, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, places: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Points that break images at some places, by place, as far as an attack finds any or they
+        are misclassified as they are."""
+        some = list(places)
+        if not some:
+            return {}
+        clean, labels, within = x[some], y[some], _of(threat, some, x)
+        points = attack(Problem(self.models[0], clean, labels, within)) if threat.eps else clean
+        both = torch.stack([clean, within.enforce(points.detach(), clean)])
+        broken = torch.stack([self.breaks(points, labels) for points in both])
+        return {
+            place: both[int(hits.nonzero()[0]), i].clone()
+            for i, (place, hits) in enumerate(zip(some, broken.unbind(1), strict=True))
+            if hits.any()
+        }
 
     @torch.no_grad()
     def breaks(self, points: Tensor, y: Tensor) -> Tensor:
@@ -194,6 +215,11 @@ class _Decider:
         own, exact = self.models
         broken: Tensor = decided(own(points), y) & decided(exact(points.double()), y)
         return broken
+
+
+def _of(threat: ThreatModel, places: Sequence[int], x: Tensor) -> ThreatModel:
+    """The threat around those images x (n, *shape) that are at some places."""
+    return threat.select(torch.tensor(places, dtype=torch.long, device=x.device), x.dim())
 
 
 class _Found:

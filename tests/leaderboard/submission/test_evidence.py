@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from attacks.threat import Norm
-from benchmark import Report
+from benchmark import Report, evaluate
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.run.defense_replay import examine_twice
-from benchmark.spec.components import NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL
 from leaderboard.submission.evidence import pack, unpack
 
 N, SHAPE = 40, (1, 28, 28)
@@ -178,3 +178,27 @@ def test_a_clean_sample_that_one_precision_misclassifies_is_no_error() -> None:
 def test_what_is_no_archive_is_damaged(content: bytes) -> None:
     with pytest.raises(UserError, match="the evidence is damaged"):
         unpack(content, [NATURAL], _samples(), ThreatModel("l2", 1.0))
+
+
+def test_what_bounds_proved_is_kept() -> None:
+    x = torch.linspace(0.05, 0.95, 20).view(20, 1, 1, 1).expand(20, 1, 2, 2).contiguous()
+    samples = Samples(x, (x[:, 0, 0, 0] > 0.5).long(), np.arange(20))
+    threat = ThreatModel("linf", 0.1)
+
+    class Threshold(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mean = x.flatten(1).mean(1, keepdim=True) - 0.5
+            return torch.cat([-mean, mean], 1)
+
+    report = evaluate(
+        Threshold(), x, samples.y, norm="linf", eps=0.1, attacks=["pgd/steps=2"], certify="crown"
+    )
+    content = pack(report, examine_twice(Threshold(), x, "cpu", Terms()), samples)
+    cells = unpack(content, list(report.keys), samples, threat)
+    (kept,) = cells[CERTIFIED].blocks()
+    assert report.radii is not None
+    assert kept.distance.tolist() == report.radii.radius.tolist()
+    assert kept.stage is not None
+    assert kept.stage.tolist() == report.radii.by.tolist()
+    assert kept.bound is not None
+    assert 10 <= (kept.bound > 0).sum() == (kept.stage == "crown").sum() < 20
