@@ -77,9 +77,8 @@ def run(
         "plugins": [str(path) for path in plugin], "certify": certify,
     }  # fmt: skip
     if onnx or vnnlib or exact or limit is not None:
-        judge_properties(
-            onnx, [*vnnlib, *specs], exact, limit, out, flags | {"data_root": data_root}
-        )
+        every = flags | {"data_root": data_root}
+        judge_properties(onnx, [*vnnlib, *specs], exact, limit, out, every)
         return
     spec = run_options.single(specs)
     run_spec = _spec_of(spec, flags)

@@ -7,7 +7,7 @@ into the ball and the box, and the model is run on them again.
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -27,13 +27,14 @@ from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
 from benchmark.judge.surroundings import undisturbed
 from defenses.certificates import HasCertificate
-from defenses.verification import Method, decide
+from defenses.verification import Method, Readable, decide
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
 # recorded about it; `tests/test_versions.py` notices where that was forgotten.
 VERSION = 2
 
-_TWINS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+# What was read of models, which do not change while they are judged.
+_READ: WeakKeyDictionary[nn.Module, Readable] = WeakKeyDictionary()
 
 # What records of certificates say of samples that the search for a proof broke.
 FOUND = "broken"
@@ -168,11 +169,17 @@ def certify_block(
     return block
 
 
-def kept_twin(judge: Subject) -> nn.Module:
-    """The model in float64, the same each time, so that it is read once for all blocks."""
-    if judge.model not in _TWINS:
-        _TWINS[judge.model] = judge.twin()
-    return _TWINS[judge.model]
+def read_of(judge: Subject, shape: Sequence[int]) -> Readable:
+    """What bounds are of: the model in float64, read once for all blocks. Raises ValueError, in one
+    line, where there are none."""
+    if judge.is_random or judge.is_stateful:
+        raise ValueError("it does not give the same for an image each time")
+    if not judge.has_twin and judge.dtype != torch.float64:
+        raise ValueError("it cannot be run in float64 as the same function")
+    if judge.model not in _READ:
+        twin = judge.twin() if judge.has_twin else judge.model
+        _READ[judge.model] = Readable.of(twin, tuple(shape))
+    return _READ[judge.model]
 
 
 def _proven(
@@ -182,13 +189,15 @@ def _proven(
     began = time.perf_counter()
     left = ~block.broken & (block.distance < threat.eps) & ~np.isin(block.index, proving.broken)
     places = np.flatnonzero(left)
+    if not len(places):
+        return block
     rows = torch.from_numpy(places).to(x.device)
     radius, by = block.distance.copy(), np.full(len(left), "", dtype=object)
     bound = np.full(len(left), np.nan)
     within = threat.around(x, judge.terms.frozen).select(rows, x.dim())
     decisions = decide(
-        judge.model, x[rows], y[rows], within, proving.seconds, proving.method, kept_twin(judge),
-        attacked=True,
+        judge.model, x[rows], y[rows], within, proving.seconds, proving.method,
+        read_of(judge, x.shape[1:]), attacked=True, allowed=judge.terms.allowed,
     )  # fmt: skip
     for place, decision in zip(places, decisions, strict=True):
         bound[place] = decision.bound

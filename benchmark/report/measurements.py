@@ -317,13 +317,16 @@ class Measurements:
         found = note.get("identity", {}).get("proofs")
         if found is None:
             return None
-        return Proofs(method=found["method"], seconds=found.get("seconds", 0))
+        return Proofs(**{key: found[key] for key in ("method", "seconds") if key in found})
 
     @property
     def proven(self) -> dict[str, int]:
-        """How many samples each method proved, as `Radii.by` names them, and of how many the search
-        for a proof found that they are broken, though no attack had."""
-        counted = Counter([] if self.radii is None else self.radii.by.tolist())
+        """How many samples each method proved, as `Radii.by` names them, and how many of those that
+        no attack broke the search for a proof did."""
+        robust = self.robust_to(BEST if self.measured else NATURAL)
+        if self.radii is None or robust is None:
+            return {}
+        counted = Counter(self.radii.by[robust].tolist())
         return {by: count for by, count in sorted(counted.items()) if by}
 
     @property

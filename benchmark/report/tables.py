@@ -129,11 +129,12 @@ def _proven(reports: Sequence[Measurements]) -> list[str]:
         if report.proofs is None or robust is None or report.radii is None:
             continue
         counts = [f"{report.proven[by]} {how}" for by, how in _BY.items() if by in report.proven]
-        open_ = int((robust & ~report.radii.proves(report.threat.eps)).sum())
+        searched = report.proven.get("broken", 0)
+        open_ = int((robust & ~report.radii.proves(report.threat.eps)).sum()) - searched
         told.append(
-            f"{report.called}: certified by {report.proofs} beyond its own certificate: "
-            f"{', '.join(counts) or 'none'}; {open_} of {report.total} are neither certified nor "
-            "broken by an attack"
+            f"{report.called}: certified by {report.proofs}: {', '.join(counts) or 'none'}; "
+            f"{open_} of {report.total} are neither certified nor broken"
+            + (f", and {searched} are broken by the search alone" if searched else "")
         )
     return told
 

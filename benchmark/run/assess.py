@@ -255,7 +255,8 @@ class _Assessment:
             assert robust is not None
             proving = Proving(proofs.method, proofs.seconds, np.flatnonzero(~robust))
             at_once = PROVEN_AT_ONCE
-            weight = PROVEN_AT_ONCE * proofs.seconds
+            if proofs.method == "branch":
+                weight = PROVEN_AT_ONCE * proofs.seconds
         told = None if proofs is None else proofs.identity()
         identity = identify_certificate(self.identity, self.settings.threat, told)
         key, settings, total = key_of(identity), self.settings, len(self.samples)

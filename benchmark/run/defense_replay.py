@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from attacks import ThreatModel
 from attacks.messages import described
 from benchmark.environment import Device, resolve_device
-from benchmark.judge.evaluator import Samples, kept_twin
+from benchmark.judge.evaluator import Samples, read_of
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.records import Block, BoolArray, IntArray, MemoryCell
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity, identify_threat, key_of
 from benchmark.models.trained import Trained
-from benchmark.report.radii import ROUNDING
+from benchmark.report.radii import ROUNDING, Radii
 from benchmark.report.report import Report
 from benchmark.run.draws_replay import replay_draws
 from benchmark.run.measuring import measure_natural, measure_radii
 from benchmark.spec.components import CERTIFIED, NATURAL
 from defenses.certificates import HasCertificate
-from defenses.verification import decide
+from defenses.verification import Ball, decide
 
 # The relative difference that a distance, a sum in float64, may have on another machine.
 _ROUNDING = 1e-9
@@ -260,8 +260,14 @@ def _replay_radii(
     except Exception as error:
         replayed.certify(key, computed, f"fails now: {described(error)}")
         return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
-    cheap, taken = recorded.by == "crown", np.isin(recorded.by, ["alpha-crown", *_SEARCHED])
-    proven = _proven_again(subject, samples, report, np.flatnonzero(cheap))
+    cheap, taken = recorded.by == "crown", np.isin(recorded.by, _TAKEN)
+    try:
+        if cheap.any() or taken.any():
+            _check_proofs(subject, samples, report, recorded, cheap | taken)
+        proven = _proven_again(subject, samples, report, np.flatnonzero(cheap))
+    except ValueError as error:
+        replayed.certify(key, computed, f"fails now: {described(error)}")
+        return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
     for radii in computed.blocks():
         radius, right = recorded.radius[radii.index], recorded.right[radii.index]
         again = np.where(proven[radii.index], report.threat.eps, radii.distance)
@@ -280,7 +286,22 @@ def _replay_radii(
 
 
 # What is not proven again: it would take as long as it took.
-_SEARCHED = ("branching", "solver")
+_TAKEN = ("alpha-crown", "branching", "solver")
+
+
+def _check_proofs(
+    subject: Subject, samples: Samples, report: Report, recorded: Radii, by_bounds: BoolArray
+) -> None:
+    """Raises ValueError where the records cannot be of proofs by bounds: none were asked for, the
+    model has none, or they are of another radius than eps."""
+    if report.proofs is None:
+        raise ValueError("records are of proofs, which the run did not ask for")
+    read_of(subject, samples.x.shape[1:])
+    Ball.around(samples.x[:1].double(), report.threat)
+    if report.proofs.method == "crown" and np.isin(recorded.by, _TAKEN).any():
+        raise ValueError("records are of a search, which the run did not ask for")
+    if not (recorded.radius[by_bounds] == report.threat.eps).all():
+        raise ValueError("records are of proofs of another radius than eps")
 
 
 def _proven_again(
@@ -288,12 +309,15 @@ def _proven_again(
 ) -> BoolArray:
     """Which samples (n,) linear bounds prove, of those at some places (k,)."""
     proven = np.zeros(len(samples), dtype=bool)
-    if not len(places) or not subject.has_twin:
+    if not len(places):
         return proven
     rows = torch.from_numpy(places)
     x, y = samples.x[rows].to(subject.device, subject.dtype), samples.y[rows].to(subject.device)
     within = report.threat.around(x, subject.terms.frozen)
-    decisions = decide(subject.model, x, y, within, 0, "crown", kept_twin(subject), attacked=True)
+    decisions = decide(
+        subject.model, x, y, within, 0, "crown", read_of(subject, x.shape[1:]), attacked=True,
+        allowed=subject.terms.allowed,
+    )  # fmt: skip
     proven[places] = [decision.status == "robust" for decision in decisions]
     return proven
 
@@ -323,6 +347,7 @@ def _is_of(report: Report, label: str, made_with: Identity, weights: str) -> boo
         and identity.get("defense", {}).get("weights") == weights
         and (
             identity.get("certificate") == report.threat.norm
+            and ("proofs" not in identity or threat == identify_threat(report.threat))
             if label == CERTIFIED
             else label == NATURAL or threat == identify_threat(report.threat)
         )

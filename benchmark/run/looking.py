@@ -19,7 +19,7 @@ from benchmark.errors import UserError
 from benchmark.executors import Held
 from benchmark.executors.executor import Tell
 from benchmark.executors.resources import share_of_gpu, usable_memory
-from benchmark.judge.evaluator import kept_twin
+from benchmark.judge.evaluator import read_of
 from benchmark.judge.examination import check_model, examine
 from benchmark.judge.footprint import footprint_of
 from benchmark.judge.reading import Called, Calling, Reading, as_called
@@ -29,7 +29,6 @@ from benchmark.judge.subject import LOOKED_AT, Subject, Terms
 from benchmark.judge.surroundings import undisturbed
 from benchmark.spec.lineup import Entry
 from defenses.certificates import HasCertificate
-from defenses.verification import network_of
 
 # How far logits may be off that other hardware rounds otherwise, as a part of the largest.
 _ROUNDED = 1e-4
@@ -184,15 +183,10 @@ def suited(model: nn.Module, entry: Entry) -> Entry:
 def unprovable(subject: Held[Subject], threat: ThreatModel, x: Tensor, tell: Tell) -> str:
     """Why no bounds can be had of a model at images like x (1, *shape); empty where they can."""
     del tell
-    judge = subject.get()
     if threat.norm not in ("linf", "l2"):
         return f"bounds are for linf and l2, not {threat.norm}"
-    if judge.is_random or judge.is_stateful:
-        return "it does not give the same for an image each time"
-    if not judge.has_twin:
-        return "it cannot be run in float64 as the same function"
     try:
-        network_of(kept_twin(judge), tuple(x.shape[1:]))
+        read_of(subject.get(), x.shape[1:])
     except ValueError as error:
         return one_line(error)
     return ""

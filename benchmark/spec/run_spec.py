@@ -124,6 +124,12 @@ class Proofs(BaseModel):
         component = Component.model_validate(value)
         return {"method": component.name} | component.options
 
+    @model_validator(mode="after")
+    def _check(self) -> "Proofs":
+        if self.method == "crown" and "seconds" in self.model_fields_set:
+            raise ValueError("seconds are of branch: linear bounds take what they take")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What determines which proofs are found; there is no time limit to linear bounds."""
         limit = {"seconds": self.seconds} if self.method == "branch" else {}

@@ -16,7 +16,7 @@ from defenses.foreign.onnx_graphs.onnx_file import OnnxFile
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds
 from defenses.verification.deciding import Network, Status, proved
-from defenses.verification.reading import read_graph
+from defenses.verification.tracing import read_graph
 
 Confirm = Callable[[Tensor], bool]
 

@@ -16,7 +16,7 @@ from defenses.recipes.projections import estimated_units
 from defenses.recipes.recipe import Recipe
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, interval_bounds, lower_bounds, margins
-from defenses.verification.reading import Program
+from defenses.verification.tracing import Program
 
 Bounds = Literal["dual", "crown-ibp"]
 

@@ -6,11 +6,11 @@ from defenses.verification.deciding import (
     BOUNDS_VERSION,
     Decision,
     Method,
+    Readable,
     Status,
     decide,
-    network_of,
 )
-from defenses.verification.reading import Program, read_graph
+from defenses.verification.tracing import Program, read_graph
 
 __all__ = [
     "BOUNDS_VERSION",
@@ -18,12 +18,12 @@ __all__ = [
     "Decision",
     "Method",
     "Program",
+    "Readable",
     "Status",
     "bound_units",
     "decide",
     "lower_bounds",
     "margins",
-    "network_of",
     "read_graph",
     "sharpened",
 ]

@@ -154,6 +154,11 @@ def _bounds_of(units: Units, number: int, places: Tensor) -> Tensor:
     return torch.cat(both, 1)
 
 
+def _entries(graph: Graph) -> int:
+    """How many numbers the functions of one number in a network are given."""
+    return 1 + sum(math.prod(node.shape) for node in graph.nodes if isinstance(node, Unary))
+
+
 def _widest(graph: Graph) -> int:
     return max(math.prod(node.shape) for node in graph.nodes)
 
@@ -256,7 +261,9 @@ class _Rows:
         line = self.units.lines[number]
         lower, upper = line.lower[:, None], line.upper[:, None]
         if number in self.slopes:
-            lower = torch.where(line.unstable[:, None], self.slopes[number], lower)
+            # No lower line is flatter than the function's own side, whatever was chosen or rounded.
+            chosen = self.slopes[number].clamp(max=1).maximum(_floor(line))
+            lower = torch.where(line.unstable[:, None], chosen, lower)
         elif line.lower is line.upper:
             upper = lower
         kept = lower, upper, line.below[:, None], line.above[:, None]
@@ -355,12 +362,8 @@ def _sharpened(
     }
     if not slopes or is_over() or bool((best > 0).all()):
         return best, {}
-    near_rows, least = rows.to(near.ball.x), {n: _floor(near.lines[n]) for n in slopes}
-
-    def within(number: int, slope: Tensor) -> Tensor:
-        return slope.clamp(max=1).maximum(least[number])
-
-    groups = [Group(slopes, rate, within)]
+    near_rows = rows.to(near.ball.x)
+    groups = [Group(slopes, rate, lambda _, slope: slope.clamp(0, 1))]
     climb(lambda: lower_bounds(near, start, near_rows, slopes), groups, steps, is_over)
     exact = {number: slope.to(rows.dtype) for number, slope in slopes.items()}
     return torch.maximum(best, lower_bounds(units, start, rows, exact)), slopes
@@ -397,9 +400,14 @@ def tightened(
         if count and before not in exact and not is_over():
             known = replace(units, low=low, high=high, lines=found)
             places = loose.to(torch.int8).topk(count, 1).indices
-            rows = _rows_of(known, before, places)
-            both, _ = _sharpened(known, before, rows, rough, steps, _UNIT_RATE, is_over)
-            low[before], high[before] = _narrowed(low[before], high[before], places, both)
+            # Each row has slopes of its own, whose steps take some times the memory.
+            most = max(1, _NUMBERS // (16 * len(loose) * _entries(units.graph)))
+            for part in places.split(most, 1):
+                if is_over():
+                    break
+                rows = _rows_of(known, before, part)
+                both, _ = _sharpened(known, before, rows, rough, steps, _UNIT_RATE, is_over)
+                low[before], high[before] = _narrowed(low[before], high[before], part, both)
         found[number] = lines(node, low[before], high[before])
         low[number] = node.forward([_least(node, low[before], high[before])])
         high[number] = node.forward([_most(node, low[before], high[before])])

@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Attack, Problem, Strong, ThreatModel
 from attacks.objectives import decided
+from attacks.problem import NoGradientError, NotApplicableError
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened, tightened
 from defenses.verification.branching import Search
 from defenses.verification.graph import Graph, Shape
 from defenses.verification.lines import Units
 from defenses.verification.milp import MixedProgram, is_small
-from defenses.verification.reading import Program
+from defenses.verification.tracing import Program
 
 # Raised when other images are proven to be robust by the same method in the same time.
 BOUNDS_VERSION = 1
@@ -29,8 +29,8 @@ Status = Literal["robust", "broken", "undecided"]
 # How: by linear bounds alone, or by these, branch and bound, and the solver where it may help.
 Method = Literal["crown", "branch"]
 
-# What was read of models in float64, by the shape of images.
-_NETWORKS: WeakKeyDictionary[nn.Module, dict[Shape, "Network"]] = WeakKeyDictionary()
+# How far the graph and the model may differ by rounding.
+_TOLERANCE = 1e-6
 
 # How many images are bounded at once, and the steps of an attack that are tried on them first.
 _BLOCK, _FEW = 16, 20
@@ -71,19 +71,24 @@ def decide(
     threat: ThreatModel,
     seconds: float = 10.0,
     method: Method = "branch",
-    twin: nn.Module | None = None,
+    read: "Readable | None" = None,
     attacked: bool = False,
+    allowed: int | None = None,
 ) -> Iterator[Decision]:
     """Decide images x (n, *shape) with labels y (n,), in their order, each within so many seconds
     beside the attack and the linear bounds.
 
-    twin      the model in float64, where it cannot be had by conversion of a copy.
+    read      the model in float64, and what was read of it; by default a copy is read.
     attacked  says that attacks broke none of the images, so that none is tried.
+    allowed   the class that a perturbed image may have beside its label, if there is one.
 
     "robust" holds for the network as real numbers, whatever rounding does in these computations
     (`bounds`); where only the solver shows it, up to its tolerance of 1e-6. "broken" does not rest
     on bounds: the model itself misclassifies the point, in its own precision and in float64, by
     more than rounding (`attacks.objectives.decided`).
+
+    A few steps of PGD come first, then linear bounds, then `strong` for what these leave, and then
+    the search.
 
     Raises ValueError, in one line, for another norm than linf and l2, images out of the box, a
     negative time, and a network that cannot be read.
@@ -93,10 +98,12 @@ def decide(
     if not torch.equal(x, threat.clamp(x)):
         raise ValueError(f"images lie out of the box [{threat.lower}, {threat.upper}]")
     Ball.around(x[:1], threat)
+    if not len(x):
+        return iter(())
     own = copy.deepcopy(model).eval().requires_grad_(False)
-    models = own, copy.deepcopy(own).double() if twin is None else twin
-    network = network_of(models[1], tuple(x.shape[1:]))
-    return _Decider(models, network, x.detach(), y, threat, method, attacked).decide(seconds)
+    read = read or Readable.of(copy.deepcopy(own).double(), tuple(x.shape[1:]))
+    decider = _Decider(own, read, x.detach(), y, threat, method, attacked, allowed)
+    return decider.decide(seconds)
 
 
 class Network(NamedTuple):
@@ -110,21 +117,27 @@ class Network(NamedTuple):
     def of(cls, model: nn.Module, shape: Shape) -> "Network":
         """That of a module in float64. Raises ValueError, in one line, where it cannot be read."""
         program = Program(model, shape)
-        return cls(program.graph(), program.graph(dtype=torch.float32))
+        exact = program.graph(dtype=torch.float64)
+        exact.check()
+        return cls(exact, program.graph(dtype=torch.float32))
 
 
-def network_of(model: nn.Module, shape: Shape) -> Network:
-    """The network of a model in float64, for images of `shape`, read once. Raises ValueError, in
-    one line, where no bounds can be had of it."""
-    known = _NETWORKS.get(model, {})
-    if shape not in known:
-        if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+class Readable(NamedTuple):
+    """A model in float64, and the network that it is."""
+
+    twin: nn.Module
+    network: Network
+
+    @classmethod
+    def of(cls, twin: nn.Module, shape: Shape) -> "Readable":
+        """That of a model in float64, for images of `shape`. Raises ValueError, in one line, where
+        no bounds can be had of it."""
+        if not all(bool(weights.isfinite().all()) for weights in twin.parameters()):
             raise ValueError("it has weights that are not finite")
-        network = Network.of(model, shape)
+        network = Network.of(twin, shape)
         if network.exact.shape_of(len(network.exact.nodes))[1] < 2:
             raise ValueError("it gives one number for an image, not two or more logits")
-        _NETWORKS[model] = known | {shape: network}
-    return _NETWORKS[model][shape]
+        return cls(twin, network)
 
 
 class _Decider:
@@ -132,17 +145,19 @@ class _Decider:
 
     def __init__(
         self,
-        models: tuple[nn.Module, nn.Module],
-        network: Network,
+        model: nn.Module,
+        read: Readable,
         x: Tensor,
         y: Tensor,
         threat: ThreatModel,
         method: Method,
         attacked: bool,
+        allowed: int | None,
     ) -> None:
-        self.models, self.graph, self.rough = models, *network
+        self.models = model, read.twin
+        self.graph, self.rough = read.network
         self.x, self.y, self.threat, self.method = x, y, threat, method
-        self.attacked = attacked
+        self.attacked, self.allowed = attacked, allowed
 
     def decide(self, seconds: float) -> Iterator[Decision]:
         for rows in torch.arange(len(self.x), device=self.x.device).split(_BLOCK):
@@ -159,8 +174,10 @@ class _Decider:
         if not self.attacked:
             points = self._broken(PGD(steps=_FEW), x, y, threat, range(n))
         left = [i for i in range(n) if i not in points]
-        units, rows, bounds = self._bounded(x[left], y[left], _of(threat, left, x))
-        least = dict(zip(left, bounds.amin(1).tolist(), strict=True))
+        least: dict[int, float] = {}
+        if left:
+            units, rows, bounds = self._bounded(x[left], y[left], _of(threat, left, x))
+            least = dict(zip(left, bounds.amin(1).tolist(), strict=True))
         if not self.attacked:
             unproven = [i for i in left if not least[i] > 0]
             points |= self._broken(Strong(), x, y, threat, unproven)
@@ -175,9 +192,10 @@ class _Decider:
             else:
                 start, place = time.monotonic(), left.index(i)
                 found = _Found(self, x[i : i + 1], y[i : i + 1], _of(threat, [i], x))
+                asked = bounds[place] < math.inf
                 status, by = proved(
-                    units[place : place + 1], self.rough, rows[place], bounds[place],
-                    start + seconds, found,
+                    units[place : place + 1], self.rough, rows[place][asked],
+                    bounds[place][asked], start + seconds, found,
                 )  # fmt: skip
                 took = share + time.monotonic() - start
                 yield Decision(status, by, least[i], found.point, took)
@@ -185,11 +203,24 @@ class _Decider:
     @torch.no_grad()
     def _bounded(self, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Units, Tensor, Tensor]:
         """What is known over the balls around images, the rows by which labels lead, and lower
-        bounds of these (n, classes - 1)."""
-        units = bound_units(self.graph, Ball.around(x.double()[:, None], threat))
+        bounds of these (n, classes - 1): infinite, where labels need not lead."""
+        ball = Ball.around(x.double()[:, None], threat)
+        self._compare(ball)
+        units = bound_units(self.graph, ball)
         last = len(self.graph.nodes)
         rows = margins(y, self.graph.shape_of(last)[1], torch.float64)
-        return units, rows, lower_bounds(units, last, rows)
+        bounds = lower_bounds(units, last, rows)
+        if self.allowed is not None:
+            bounds[rows[:, :, 0, self.allowed] < 0] = math.inf
+        return units, rows, bounds
+
+    def _compare(self, ball: Ball) -> None:
+        """Raises ValueError where the graph is not the function that the model computes, at the
+        images and at others of their balls' boxes."""
+        points = torch.cat([ball.x, torch.lerp(ball.low, ball.high, torch.rand_like(ball.x))])
+        found, expected = self.graph.forward(points)[-1][:, 0], self.models[1](points[:, 0])
+        if not bool((found - expected).abs().max() <= _TOLERANCE * (1 + expected.abs().max())):
+            raise ValueError("it was not read as the function that it computes")
 
     def _broken(
         self, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, places: Sequence[int]
@@ -200,7 +231,11 @@ class _Decider:
         if not some:
             return {}
         clean, labels, within = x[some], y[some], _of(threat, some, x)
-        points = attack(Problem(self.models[0], clean, labels, within)) if threat.eps else clean
+        try:
+            problem = Problem(self.models[0], clean, labels, within, allowed=self.allowed)
+            points = attack(problem)
+        except (NoGradientError, NotApplicableError):
+            points = clean
         both = torch.stack([clean, within.enforce(points.detach(), clean)])
         broken = torch.stack([self.breaks(points, labels) for points in both])
         return {
@@ -212,8 +247,12 @@ class _Decider:
     @torch.no_grad()
     def breaks(self, points: Tensor, y: Tensor) -> Tensor:
         """Which points (n, *shape) are misclassified in both precisions, by more than rounding."""
-        own, exact = self.models
-        broken: Tensor = decided(own(points), y) & decided(exact(points.double()), y)
+        broken = torch.ones_like(y, dtype=torch.bool)
+        for model in self.models:
+            logits = model(points.to(self.x.dtype if model is self.models[0] else torch.float64))
+            broken &= decided(logits, y)
+            if self.allowed is not None:
+                broken &= logits.argmax(1) != self.allowed
         return broken
 
 
@@ -289,7 +328,7 @@ def _solved(
             -rows[row, 0].cpu().numpy(), deadline - time.monotonic()
         )
         if variables is not None:
-            share = torch.from_numpy(variables[: low.numel()]).view_as(low)
+            share = torch.from_numpy(variables[: low.numel()]).view_as(low).to(low)
             if breaks((low + share * (high - low))[None]):
                 return "broken", "solver"
         if not excluded:

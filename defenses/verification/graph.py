@@ -15,6 +15,9 @@ from torch.func import vjp, vmap
 
 Shape = tuple[int, ...]
 
+# How far a trial may be off by rounding.
+_TOLERANCE = 1e-9
+
 # An operation on the tensors of one image.
 Apply = Callable[..., Tensor]
 
@@ -114,6 +117,26 @@ class Graph:
     def dtype(self) -> torch.dtype:
         """The precision of its weights."""
         return next(node.like.dtype for node in self.nodes if isinstance(node, Affine))
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, for a map that is not affine, as far as a trial tells:
+        what bounds say of it would be wrong."""
+        generator = torch.Generator().manual_seed(0)
+        for node in self.nodes:
+            if not isinstance(node, Affine):
+                continue
+            first, second = (
+                [
+                    torch.randn(shape, generator=generator, dtype=torch.float64).to(node.like)
+                    for shape in node.input_shapes
+                ]
+                for _ in range(2)
+            )
+            both = [a + 2 * b for a, b in zip(first, second, strict=True)]
+            left = node.apply(*both) - node.offset
+            right = node.apply(*first) + 2 * node.apply(*second) - 3 * node.offset
+            if not bool((left - right).abs().max() <= _TOLERANCE * (1 + right.abs().max())):
+                raise ValueError(f"its operation {node.name} is not supported: it is not affine")
 
     def shape_of(self, number: int) -> Shape:
         """The shape of a node."""

@@ -261,6 +261,15 @@ def unpack(
         raise UserError(f"the evidence is damaged: {one_line(error)}") from error
 
 
+def _proofs(
+    arrays: Mapping[str, NDArray[Any]], at: str, n: int
+) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """What proved each of n samples, and by how much the label leads."""
+    if f"{at}by" not in arrays:
+        return np.full(n, "", dtype="U16"), np.full(n, np.nan)
+    return _PROVEN_BY[arrays[f"{at}by"]], arrays[f"{at}bound"].astype(np.float64)
+
+
 def _cell(
     label: str,
     at: str,
@@ -283,12 +292,9 @@ def _cell(
     broken = predicted != labels
     distance = np.where(broken, 0.0, np.nan)
     points = np.empty((0, *samples.x.shape[1:]), np.float32)
-    stage, bound = np.full(len(index), "", dtype="U16"), np.full(len(index), np.nan)
+    stage, bound = _proofs(arrays, at, len(index))
     if label == CERTIFIED:
         distance = arrays[f"{at}radius"].astype(np.float64)
-        if f"{at}by" in arrays:
-            stage = _PROVEN_BY[arrays[f"{at}by"]]
-            bound = arrays[f"{at}bound"].astype(np.float64)
     elif label == NATURAL:
         labels = arrays[f"{at}label"].astype(np.int64)
     else:

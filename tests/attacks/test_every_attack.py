@@ -198,7 +198,10 @@ def _check(text: str, problem: Problem) -> Tensor:
     threat, x = problem.threat, problem.x
     if attack.facts.family == "fixed-budget":
         precision = torch.float32 if _foreign(text) else x.dtype
-        rounding = 2 * torch.finfo(precision).eps * x[0].numel() ** 0.5
+        # Of all pixels together: their sum under L1, else the root of the sum of their squares.
+        rounding = (
+            2 * torch.finfo(precision).eps * x[0].numel() ** (1 if threat.norm == "l1" else 0.5)
+        )
         assert (threat.distance(points, x) <= threat.eps * (1 + 1e-5) + rounding).all()
     else:
         assert (_wrong(problem, points) | (points == x).flatten(1).all(1)).all()

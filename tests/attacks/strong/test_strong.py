@@ -18,7 +18,7 @@ from attacks.wrappers.targeted import Targeted
 from benchmark import evaluate
 from benchmark.data.sets import load_dataset
 from defenses import AdversarialTraining, Recipe, Vanilla, initialise, train
-from defenses.verification.milp import exact
+from defenses.verification import decide
 from tests.attacks.linear import Linear, mid_grey
 
 RECIPES: dict[str, Recipe] = {
@@ -57,7 +57,7 @@ def _left(attack: Strong | Targeted, problem: Problem) -> Tensor:
 def _agrees(name: str, eps: float, count: int, limit_s: float) -> None:
     model, threat = _trained(name), ThreatModel("linf", eps)
     x, y = _correct(model, count)
-    truth = [result.status for result in exact(model, x, y, threat, limit_s)]
+    truth = [result.status for result in decide(model, x, y, threat, limit_s)]
     left = _left(Strong(), Problem(model, x, y, threat))
     assert "undecided" not in truth
     robust = torch.tensor([status == "robust" for status in truth])

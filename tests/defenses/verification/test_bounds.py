@@ -21,7 +21,7 @@ from defenses.verification.bounds import (
     sharpened,
     tightened,
 )
-from defenses.verification.reading import Program, read_graph
+from defenses.verification.tracing import Program, read_graph
 
 SHAPE, CLASSES, N, POINTS = (2, 6, 6), 4, 3, 6000
 

@@ -4,6 +4,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,8 @@ class Program:
         signature = self._exported.graph_signature
         held: dict[str, Any] = dict(self._exported.state_dict) | dict(self._exported.constants)
         if weights is not None:
-            held |= dict(weights.named_parameters()) | dict(weights.named_buffers())
+            held |= dict(weights.named_parameters(remove_duplicate=False))
+            held |= dict(weights.named_buffers(remove_duplicate=False))
         names = {
             **signature.inputs_to_parameters,
             **signature.inputs_to_buffers,
@@ -69,7 +71,14 @@ class Program:
                 held_here = operator.attrgetter(node.target)(self._exported.graph_module)
                 reader.known[node] = _in(image, held_here)
             elif node.op == "call_function":
-                reader.read(node)
+                try:
+                    reader.read(node)
+                except ValueError:
+                    raise
+                except Exception as error:  # operations are given what they may not expect
+                    raise ValueError(
+                        f"its operation {_name(node)} is not supported: {one_line(error)}"
+                    ) from error
             else:
                 return reader.finished(node)
         raise ValueError("it gives nothing")
@@ -85,8 +94,11 @@ def read_graph(model: nn.Module, shape: Shape) -> Graph:
     return Program(model, shape).graph()
 
 
-class _Value(int):
+@dataclass(frozen=True)
+class _Value:
     """The number of a node of the graph, where a constant might be."""
+
+    number: int
 
 
 class _Parts:
@@ -109,7 +121,7 @@ class _Reader:
         outputs = [self.known[leaf] for leaf in pytree.tree_leaves(node.args)]
         if len(outputs) != 1 or not isinstance(outputs[0], _Value):
             raise ValueError("it does not give one tensor that depends on the image")
-        if outputs[0] != len(self._nodes):
+        if outputs[0].number != len(self._nodes):
             self._affine([outputs[0]], self._shape(outputs[0]), lambda x: x.clone(), "clone")
         shape = self._shape(_Value(len(self._nodes)))
         if len(shape) != 2 or shape[0] != 1:
@@ -120,11 +132,18 @@ class _Reader:
         """Read an operation."""
         args = pytree.tree_map_only(fx.Node, self.known.__getitem__, (node.args, node.kwargs))
         target: Any = node.target
-        leaves, tree = pytree.tree_flatten(args)
-        dynamic = [place for place, leaf in enumerate(leaves) if isinstance(leaf, _Value | _Parts)]
+        dynamic = [
+            place
+            for place, leaf in enumerate(pytree.tree_leaves(args))
+            if isinstance(leaf, _Value | _Parts)
+        ]
         name = _name(node)
         if name in _CHECKS:
             return
+        is_random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+        # Dropout in eval mode does not.
+        if is_random and not (name in ("dropout", "feature_dropout") and args[0][2] is False):
+            raise ValueError(f"its operation {name} draws at random")
         if not dynamic:
             given, named = args
             self.known[node] = _in(self.image, target(*given, **named))
@@ -137,21 +156,31 @@ class _Reader:
             (first, *given), named = args
             self.known[node] = target(self.image.new_zeros(self._shape(first)), *given, **named)
             return
-        inputs = [leaves[place] for place in dynamic]
-        if name in _SPECIAL:
-            given, named = args
-            self.known[node] = _SPECIAL[name](self, node, *given, **named)
-            return
         given, named = args
         places = [
             place
             for place, value in enumerate((*given, *named.values()))
-            if any(isinstance(leaf, _Value) for leaf in pytree.tree_leaves(value))
+            if any(isinstance(leaf, _Value | _Parts) for leaf in pytree.tree_leaves(value))
         ]
-        if not is_affine(name, places):
+        if name in _SPECIAL:
+            if places != [0] and name not in _OF_TWO:
+                raise ValueError(f"its operation {name} is not supported of several values")
+            self.known[node] = _SPECIAL[name](self, node, *given, **named)
+            return
+        self._read_affine(node, args, places)
+
+    def _read_affine(self, node: fx.Node, args: Any, places: Sequence[int]) -> None:
+        """Read an operation that is affine in its arguments at some places, unless it is not."""
+        target: Any = node.target
+        leaves, tree = pytree.tree_flatten(args)
+        dynamic = [place for place, leaf in enumerate(leaves) if isinstance(leaf, _Value)]
+        inputs, (given, named), name = [leaves[place] for place in dynamic], args, _name(node)
+        if not is_affine(name, places) or (name == "einsum" and len(dynamic) > 1):
             raise ValueError(f"its operation {name} is not supported")
-        if name in ("_to_copy", "to") and not node.meta["val"].dtype.is_floating_point:
-            raise ValueError("it turns numbers into whole ones")
+        if named.get("rounding_mode") is not None:
+            raise ValueError(f"its operation {name} rounds")
+        if name in ("_to_copy", "to") and node.meta["val"].dtype not in _PRECISE:
+            raise ValueError(f"it rounds numbers to {str(node.meta['val'].dtype)[6:]}")
 
         def applied(change: Callable[[Any], Any], *values: Tensor) -> Any:
             full = [change(leaf) for leaf in leaves]
@@ -180,7 +209,8 @@ class _Reader:
             shape = tuple(value.shape)
             self.known[node] = self._affine(inputs, shape, plain, name, without_signs, sliding)
 
-    def _shape(self, number: _Value) -> Shape:
+    def _shape(self, value: _Value) -> Shape:
+        number = value.number
         return tuple(self._nodes[number - 1].shape if number else self.image.shape)
 
     def _affine(
@@ -193,16 +223,15 @@ class _Reader:
         sliding: Sliding | None = None,
     ) -> _Value:
         shapes = tuple(map(self._shape, inputs))
+        numbers = tuple(value.number for value in inputs)
+        without_signs = without_signs or apply
         self._nodes.append(
-            Affine(
-                tuple(map(int, inputs)), shapes, shape, apply, without_signs or apply, name,
-                self.image, sliding,
-            )
-        )  # fmt: skip
+            Affine(numbers, shapes, shape, apply, without_signs, name, self.image, sliding)
+        )
         return _Value(len(self._nodes))
 
-    def _unary(self, number: _Value, kind: str, name: str, slope: Any = 0.0) -> _Value:
-        self._nodes.append(Unary((int(number),), self._shape(number), kind, slope, name))
+    def _unary(self, value: _Value, kind: str, name: str, slope: Any = 0.0) -> _Value:
+        self._nodes.append(Unary((value.number,), self._shape(value), kind, slope, name))
         return _Value(len(self._nodes))
 
     def rectifier(self, node: fx.Node, x: _Value, slope: Any = 0.0, *_: Any) -> _Value:
@@ -220,9 +249,7 @@ class _Reader:
 
     def clamp(self, node: fx.Node, x: _Value, low: Any = None, high: Any = None) -> _Value:
         """low + relu(x - low) - relu(x - high), as far as there are bounds."""
-        shape, name = self._shape(x), _name(node)
-        if isinstance(low, _Value) or isinstance(high, _Value):
-            raise ValueError(f"its operation {name} has bounds that depend on the image")
+        shape, name = tuple(node.meta["val"].shape), _name(node)
         if low is not None:
             above = self._affine([x], shape, lambda v: v - low, name)
             x = self._unary(above, "rectifier", name)
@@ -302,7 +329,7 @@ class _Reader:
         while left > 1:
             x, left = self._round(x, left, count, name)
         result = self._affine([x], shape, lambda v: v.reshape(shape), name)
-        return _Parts(lambda place, _: result) if several else result
+        return _Parts(_first(result, name)) if several else result
 
     def _round(self, x: _Value, left: int, count: int, name: str) -> tuple[_Value, int]:
         """One round of a knockout among `left` groups of numbers, of `count` each."""
@@ -345,7 +372,7 @@ class _Reader:
         result = self._affine(
             [x], shape, lambda v: v * scale + shift, name, lambda v: v * scale.abs() + shift
         )
-        return _Parts(lambda place, _: result) if isinstance(several, list | tuple) else result
+        return _Parts(_first(result, name)) if isinstance(several, list | tuple) else result
 
     def batch_norm(
         self, node: fx.Node, x: _Value, weight: Any, bias: Any, mean: Any, variance: Any,
@@ -368,6 +395,12 @@ class _Reader:
     def root(self, node: fx.Node, x: _Value) -> _Value:
         return self._unary(x, "root", _name(node))
 
+
+# Of these, either argument may depend on the image, or both.
+_OF_TWO = {"maximum", "minimum"}
+
+# What real numbers may be rounded to: what is proven is of real numbers, and judged in these.
+_PRECISE = (torch.float32, torch.float64)
 
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "relu": _Reader.rectifier,
@@ -406,6 +439,17 @@ def _sliding(name: str, *args: Any) -> Sliding | None:
 
 # What the arguments of a convolution are where they are not given.
 _CONV2D = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+
+
+def _first(result: _Value, name: str) -> Callable[[int, Shape], _Value]:
+    """The first output of an operation, of which the others cannot be had."""
+
+    def part(place: int, _: Shape) -> _Value:
+        if place:
+            raise ValueError(f"it uses another output of {name} than the first")
+        return result
+
+    return part
 
 
 def _in(image: Tensor, value: Any) -> Any:
