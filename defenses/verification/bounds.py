@@ -401,8 +401,8 @@ def tightened(
             known = replace(units, low=low, high=high, lines=found)
             places = loose.to(torch.int8).topk(count, 1).indices
             # Each row has slopes of its own, whose steps take some times the memory.
-            most = max(1, _NUMBERS // (16 * len(loose) * _entries(units.graph)))
-            for part in places.split(most, 1):
+            at_once = max(1, _NUMBERS // (16 * len(loose) * _entries(units.graph)))
+            for part in places.split(at_once, 1):
                 if is_over():
                     break
                 rows = _rows_of(known, before, part)

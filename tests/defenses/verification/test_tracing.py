@@ -1,5 +1,6 @@
 """What cannot be bounded is refused in one line, and never read as something else."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -67,21 +68,16 @@ def test_what_is_not_affine_is_refused_in_one_line(name: str) -> None:
 
 
 def test_a_function_that_is_not_the_model_is_refused() -> None:
-    """What a tracing freezes: a number that the forward counts."""
+    """What a tracing freezes: a number that Python draws."""
 
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls = 0
-
+    class Drawing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            lead = x.flatten(1)[:, :1] + self.calls
+            lead = x.flatten(1)[:, :1] + random.random()
             return torch.cat([lead, -lead], 1)
 
     x, y = torch.full((2, *SHAPE), 0.5), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="not read as the function that it computes"):
-        list(decide(Counting(), x, y, ThreatModel("linf", 0.3), 0, attacked=True))
+        list(decide(Drawing(), x, y, ThreatModel("linf", 0.3), 0, attacked=True))
 
 
 def test_constants_of_a_model_without_weights_are_precise() -> None:
