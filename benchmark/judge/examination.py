@@ -30,6 +30,7 @@ from benchmark.judge.steadiness import (
     rounding,
     swallows,
     telling_of,
+    usual_size,
 )
 from benchmark.judge.subject import LOOKED_AT, UNDEFINED, USUAL, Subject, Terms, classes_of
 
@@ -87,8 +88,12 @@ def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:
     if is_random(subject.model, x):
         subject = subject.treated("random")
         return _alone(subject, x) if hears_others(subject.model, x, seed) else subject
-    telling = telling_of(call(subject.model, x))
-    subject = replace(subject, slack=rounding(subject.model, x), telling=telling)
+    logits = call(subject.model, x)
+    telling = telling_of(logits)
+    subject = replace(
+        subject, slack=rounding(subject.model, x), telling=telling,
+        usual=usual_size(logits, telling),
+    )  # fmt: skip
     if answers_otherwise(subject.model, x, subject.slack):
         raise UserError(
             "the model gives other logits where gradients are on (it may ask for grad mode or "
@@ -117,7 +122,8 @@ def _check_beginning(subject: Subject, first: nn.Module, model: nn.Module, x: Te
     given, since its figures would depend on them. `first` and `model` are fresh copies."""
     with torch.no_grad():
         together, alone = call(first, x)[:1], call(copied(model), x[:1])
-    if not subject.is_random and differ(together, alone, subject.slack, subject.telling):
+    told = subject.slack, subject.telling, subject.usual
+    if not subject.is_random and differ(together, alone, *told):
         raise UserError(
             "the model is set up by the first images that it is given, so that its outputs depend "
             "on them: call it on some images before it is evaluated"

@@ -202,10 +202,23 @@ def swallows(logits: Tensor) -> bool:
     return float(lost.double().mean()) > _LOST
 
 
-def differ(first: Tensor, second: Tensor, slack: float, telling: Tensor | None = None) -> bool:
-    """Whether logits of the same points differ by more than rounding can explain. `telling` is that
-    of the model's logits at clean images."""
-    return _apart(first, second, telling) > _LOOSER * slack
+def differ(
+    first: Tensor,
+    second: Tensor,
+    slack: float,
+    telling: Tensor | None = None,
+    usual: float = 0.0,
+) -> bool:
+    """Whether logits of the same points differ by more than rounding can explain. `telling` and
+    `usual` are those of the model's logits at clean images: where all points lie at a boundary,
+    all their logits may be near 0."""
+    return _apart(first, second, telling, usual) > _LOOSER * slack
+
+
+def usual_size(logits: Tensor, telling: Tensor) -> float:
+    """How large the largest of the telling logits (n, classes) is at half of the images."""
+    sizes = (logits.double().nan_to_num(0, 0, 0).abs() * telling).amax(1)
+    return float(sizes.median()) if len(sizes) else 0.0
 
 
 def telling_of(logits: Tensor) -> Tensor:
@@ -218,11 +231,13 @@ def telling_of(logits: Tensor) -> Tensor:
     return told if bool(told.any()) else torch.ones_like(told)
 
 
-def _apart(first: Tensor, second: Tensor, telling: Tensor | None = None) -> float:
+def _apart(
+    first: Tensor, second: Tensor, telling: Tensor | None = None, usual: float = 0.0
+) -> float:
     """The largest difference of finite logits (n, classes), as a part of the largest of its image
-    among those that are `telling` (classes,), by default all; or of half of the images where that
-    is larger, because at a boundary all logits may be near 0. It is infinite where only one of two
-    logits is finite, or their numbers differ."""
+    among those that are `telling` (classes,), by default all; or of half of the images, or `usual`,
+    where that is larger, because at a boundary all logits may be near 0. It is infinite where only
+    one of two logits is finite, or their numbers differ."""
     if first.shape != second.shape:
         return float("inf")
     finite = first.isfinite() & second.isfinite()
@@ -233,7 +248,7 @@ def _apart(first: Tensor, second: Tensor, telling: Tensor | None = None) -> floa
     size = first.abs().maximum(second.abs())
     counted = size if telling is None else size * telling
     largest = counted.amax(1, keepdim=True)
-    largest = largest.maximum(largest.median()) if len(largest) else largest
+    largest = largest.maximum(largest.median()).clamp_min(usual) if len(largest) else largest
     apart = (first - second).abs() / largest.maximum(size).clamp_min(1e-300)
     return float(apart.amax()) if apart.numel() else 0.0
 

@@ -111,6 +111,7 @@ class Subject:
     calling    how the copy is called.
     slack      how far logits may differ by rounding, as a part of the largest.
     telling    (classes,), bool, the logits among which that is; None: all.
+    usual      how large these are at clean images.
     has_twin   whether the model can be run in float64 as the same function: see `twin`.
     is_random  whether it is randomised: points are then judged by several draws.
     is_stateful  whether calls change it, so that each block is judged by a fresh copy.
@@ -128,6 +129,7 @@ class Subject:
     calling: Calling
     slack: float = 0.0
     telling: Tensor | None = None
+    usual: float = 0.0
     has_twin: bool = False
     is_random: bool = False
     is_stateful: bool = False
@@ -196,7 +198,7 @@ class Subject:
         # With a twin, half of them is enough to see whether the model is steady.
         part = max(IMAGES, len(points) // 2) if self.has_twin else len(points)
         again = self._in_other_company(model, points[-part:])
-        if differ(logits[-part:], again, self.slack, self.telling):
+        if differ(logits[-part:], again, self.slack, self.telling, self.usual):
             drawn = not same(logits, call(model, points))
             raise UnsteadyError("random" if drawn else "batch-dependent")
         predicted = classes_of(logits)
