@@ -115,6 +115,9 @@ def _ask(
             proven = False
             continue
         limit_s = max(0.0, deadline - time.monotonic())
+        if not limit_s and known is None:
+            proven = False
+            continue
         found: list[Counterexample] = []
 
         def confirm(

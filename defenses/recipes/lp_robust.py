@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from attacks.threat import Norm
+from defenses.networks.architectures import Shape
 from defenses.recipes.adversarial_examples import AdversarialExamples
 from defenses.recipes.batches import Batch, Epoch
 from defenses.recipes.projections import estimated_units
@@ -42,7 +43,8 @@ class LPRobust(Recipe):
                  (Wong et al. 2018, "Scaling provable adversarial defenses", section 3.2), which are
                  faster on wide networks and hold up to chance; 0: exactly.
 
-    Raises ValueError for hyperparameters out of range and, by `trains_against`, where neither the
+    Raises ValueError for hyperparameters out of range, for networks with batch norm, whose
+    statistics bounds do not learn, and, by `trains_against`, where neither the
     recipe nor the run says what to train against.
 
     Differs from the source: eps grows at each step, not at each epoch; perturbed images stay in the
@@ -78,6 +80,15 @@ class LPRobust(Recipe):
     @property
     def _examples(self) -> AdversarialExamples:
         return AdversarialExamples(norm=self.norm, eps=self.eps)
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        model = super().build(shape, classes)
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+            raise ValueError(
+                f"{self.arch} has batch norm, whose statistics bounds do not learn: use cnn2, "
+                "lenet5 or mlp"
+            )
+        return model
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel:
         return self._examples.trains_against(threat)

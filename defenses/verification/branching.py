@@ -180,7 +180,10 @@ class Search:
         left = [i for i, bound in enumerate(best.tolist()) if not bound > 0]
         for i in left:
             part = parts[i]
-            slopes, cuts = ({n: v[i, 0] for n, v in d.items()} for d in (stack.slopes, stack.cuts))
+            # Copies, since views would keep what belongs to all parts.
+            slopes, cuts = (
+                {n: v[i, 0].clone() for n, v in kind.items()} for kind in (stack.slopes, stack.cuts)
+            )
             self._push(float(best[i]), part.row, part.sides, slopes, cuts)
         if not left:
             return False

@@ -76,10 +76,6 @@ class Affine:
         """J_iᵀ of rows (m, *shape): (m, *shape_i) for each input."""
         return _pulled(self.apply, self._zeros, rows)
 
-    def backward_absolute(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """As `backward`, with |J_i|."""
-        return tuple(part.abs() for part in vmap(vjp(self.absolute, *self._zeros)[1])(rows))
-
 
 @dataclass(frozen=True, eq=False)
 class Unary:

@@ -201,6 +201,9 @@ def _packed(
     """The arrays to store for the records of one cell, by name."""
     arrays: dict[str, NDArray[Any]] = {"index": block.index.astype(np.int32)}
     predicted = block.predicted
+    if label in (NATURAL, CERTIFIED):
+        # A class that is wrong in one precision alone is due to rounding, and not an error.
+        predicted = np.where(block.broken, predicted, block.label)
     if label == CERTIFIED:
         arrays["radius"] = block.distance
         assert block.stage is not None
@@ -210,8 +213,6 @@ def _packed(
             arrays["bound"] = block.bound
     elif label == NATURAL:
         arrays["label"] = block.label.astype(np.int16)
-        # A class that is wrong in one precision alone is due to rounding, and not an error.
-        predicted = np.where(block.broken, predicted, block.label)
     else:
         arrays["forwards"] = block.forwards.astype(np.int32)
         arrays["backwards"] = block.backwards.astype(np.int32)

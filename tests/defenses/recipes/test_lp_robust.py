@@ -150,3 +150,8 @@ def test_a_network_that_bounds_cannot_pass_is_refused_in_one_line() -> None:
     x, y = _images(2)
     with pytest.raises(ValueError, match="its operation sin is not supported"):
         LPRobust(norm="linf", eps=0.1).loss(Sine(), _batch(x, y))
+
+
+def test_statistics_that_bounds_do_not_learn_are_refused() -> None:
+    with pytest.raises(ValueError, match="myrtle has batch norm, whose statistics bounds do not"):
+        LPRobust(arch="myrtle", widen=0.1, norm="linf", eps=0.1).build((1, 8, 8), 3)
