@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from benchmark.studies.study import Study
 
 _EPS = "Radii, separated by commas: 0.5,1.0 or 4/255,8/255."
+RunAttacks = Annotated[
+    list[str], typer.Option("--attack", help="As for run; default: the attacks of the run.")
+]
+RunSuite = Annotated[str | None, typer.Option(help="A named set of attacks.")]
+RunRows = Annotated[
+    list[str], typer.Option("--defense", help="A row of the run, by its label; default: all.")
+]
 
 Samples = Annotated[
     int | None, typer.Option(min=1, help="How many, chosen as in the run; default: as many.")
@@ -63,13 +70,9 @@ def dont_care(
 def budgets(
     folder: RunFolder,
     eps: Annotated[str, typer.Option(help=_EPS)],
-    attack: Annotated[
-        list[str], typer.Option(help="As for run; default: the attacks of the run.")
-    ] = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
-    defense: Annotated[
-        list[str], typer.Option(help="A row of the run, by its label; default: all.")
-    ] = [],  # noqa: B006
+    attack: RunAttacks = [],  # noqa: B006
+    suite: RunSuite = None,
+    defense: RunRows = [],  # noqa: B006
     samples: Samples = None,
     device: RunDevice = None,
     plugin: Plugins = [],  # noqa: B006
@@ -94,13 +97,9 @@ def bracket(
     certify: Annotated[
         str, typer.Option(help="crown, or branch/seconds=10 an image.")
     ] = "branch/seconds=10",
-    attack: Annotated[
-        list[str], typer.Option(help="As for run; default: the attacks of the run.")
-    ] = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
-    defense: Annotated[
-        list[str], typer.Option(help="A row of the run, by its label; default: all.")
-    ] = [],  # noqa: B006
+    attack: RunAttacks = [],  # noqa: B006
+    suite: RunSuite = None,
+    defense: RunRows = [],  # noqa: B006
     samples: Samples = None,
     device: RunDevice = None,
     plugin: Plugins = [],  # noqa: B006

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from benchmark.vnnlib.boxes import Box
 from benchmark.vnnlib.properties import Case, Row
 from defenses.foreign.onnx_graphs.onnx_file import OnnxFile
+from defenses.graphs.tracing import read_graph
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, lower_bounds
 from defenses.verification.deciding import Network, Status, proved
-from defenses.verification.tracing import read_graph
 
 Confirm = Callable[[Tensor], bool]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attacks import ThreatModel
 from attacks.threat import Norm
+from defenses.graphs.tracing import Program
 from defenses.networks.architectures import Shape
 from defenses.recipes.adversarial_examples import AdversarialExamples
 from defenses.recipes.batches import Batch, Epoch
@@ -17,7 +18,6 @@ from defenses.recipes.projections import estimated_units
 from defenses.recipes.recipe import Recipe
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import bound_units, interval_bounds, lower_bounds, margins
-from defenses.verification.tracing import Program
 
 Bounds = Literal["dual", "crown-ibp"]
 

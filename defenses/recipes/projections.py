@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defenses.graphs.graph import Affine, Graph
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import interval, interval_is_exact
-from defenses.verification.graph import Affine, Graph
 from defenses.verification.lines import Lines, Units, lines
 
 

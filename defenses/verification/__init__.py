@@ -1,7 +1,8 @@
 """What is proven of networks: bounds over a ball, and whether any point of it is misclassified."""
 
+from defenses.graphs import Program, read_graph
 from defenses.verification.balls import Ball
-from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened
+from defenses.verification.bounds import bound_units, lower_bounds, margins
 from defenses.verification.deciding import (
     BOUNDS_VERSION,
     Decision,
@@ -10,7 +11,7 @@ from defenses.verification.deciding import (
     Status,
     decide,
 )
-from defenses.verification.tracing import Program, read_graph
+from defenses.verification.slopes import sharpened, tightened
 
 __all__ = [
     "BOUNDS_VERSION",
@@ -26,4 +27,5 @@ __all__ = [
     "margins",
     "read_graph",
     "sharpened",
+    "tightened",
 ]

@@ -7,15 +7,14 @@ what rounding may amount to is added up beside them (see `_Rows.slack`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from defenses.graphs.graph import Affine, Graph, Unary
 from defenses.verification.balls import Ball
-from defenses.verification.graph import Affine, Graph, Unary
 from defenses.verification.lines import (
     BOTH,
     ONE,
@@ -31,13 +30,7 @@ from defenses.verification.lines import (
 from defenses.verification.patches import Patches, windows_before
 
 # How many numbers the rows of bounds may have that are propagated at once.
-_NUMBERS = 2**24
-
-# The rate of the slopes for the inputs of rectifiers.
-_UNIT_RATE = 0.25
-
-# By how much rates shrink at each step.
-_DECAY = 0.95
+NUMBERS = 2**24
 
 # Operations of which a chain of two makes intervals looser than the map that they are together.
 _MIXING = {
@@ -76,8 +69,8 @@ def bound_units(
             units = replace(units, lines=dict(found))
             low[before], high[before] = _refined(units, node, before)
         found[number] = lines(node, low[before], high[before], choice)
-        low[number] = node.forward([_least(node, low[before], high[before])])
-        high[number] = node.forward([_most(node, low[before], high[before])])
+        low[number] = node.forward([least_of(node, low[before], high[before])])
+        high[number] = node.forward([most_of(node, low[before], high[before])])
     return replace(units, lines=found)
 
 
@@ -96,12 +89,12 @@ def interval_is_exact(graph: Graph, ball: Ball) -> set[int]:
     return {number for number, maps in mixed.items() if maps <= 1}
 
 
-def _least(node: Unary, low: Tensor, high: Tensor) -> Tensor:
+def least_of(node: Unary, low: Tensor, high: Tensor) -> Tensor:
     """Where in an interval a function is least."""
     return torch.zeros_like(low).clamp(low, high) if node.kind == "square" else low
 
 
-def _most(node: Unary, low: Tensor, high: Tensor) -> Tensor:
+def most_of(node: Unary, low: Tensor, high: Tensor) -> Tensor:
     """Where in an interval a function is largest."""
     return torch.maximum(-low, high) if node.kind == "square" else high
 
@@ -138,25 +131,20 @@ def _refined(units: Units, node: Unary, before: int) -> tuple[Tensor, Tensor]:
     windows = windows_before(units.graph, before)
     patches = None if windows is None else Patches(units, before, windows)
     widest = _widest(units.graph) if patches is None else patches.widest
-    for part in places.split(max(1, _NUMBERS // (2 * len(low) * widest)), 1):
+    for part in places.split(max(1, NUMBERS // (2 * len(low) * widest)), 1):
         both = _bounds_of(units, before, part) if patches is None else patches.bound(part)
-        low, high = _narrowed(low, high, part, both)
+        low, high = narrowed(low, high, part, both)
     return low, high
 
 
 def _bounds_of(units: Units, number: int, places: Tensor) -> Tensor:
     """Lower bounds (n, 2 m) of the entries of a node that places (n, m) number, and of their
     opposites."""
-    rows = _rows_of(units, number, places)
+    rows = rows_of(units, number, places)
     if not units.are_parallel:
         return lower_bounds(units, number, rows)
     both, _ = _Rows(units, {}, None, BOTH).bound(number, rows[:, : places.shape[1]])
     return torch.cat(both, 1)
-
-
-def _entries(graph: Graph) -> int:
-    """How many numbers the functions of one number in a network are given."""
-    return 1 + sum(math.prod(node.shape) for node in graph.nodes if isinstance(node, Unary))
 
 
 def _widest(graph: Graph) -> int:
@@ -280,141 +268,7 @@ def margins(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (label - torch.nn.functional.one_hot(others, classes)).to(dtype)[:, :, None]
 
 
-class Group(NamedTuple):
-    """Numbers that bounds (n, s) depend on, by node, (n, s, *shape), and the rate at which they are
-    changed. `within` returns those of a node as near as they may be."""
-
-    values: Mapping[int, Tensor]
-    rate: float
-    within: Callable[[int, Tensor], Tensor]
-
-
-def climb(
-    bound: Callable[[], Tensor], groups: Sequence[Group], steps: int, is_over: Callable[[], bool]
-) -> Tensor:
-    """Change numbers so that bounds (n, s) grow, in gradient steps, until all are above 0 or
-    `is_over` says so. The numbers are left as they gave each its best, which is returned."""
-    every = [value.requires_grad_() for group in groups for value in group.values.values()]
-    options = [{"params": list(group.values.values()), "lr": group.rate} for group in groups]
-    optimizer = torch.optim.Adam(options)
-    best, kept = torch.tensor(-torch.inf), [value.detach().clone() for value in every]
-    for step in range(steps):
-        with torch.enable_grad():
-            now = bound()
-        with torch.no_grad():
-            better = now > best
-            best = torch.where(better, now, best)
-            for old, value in zip(kept, every, strict=True):
-                chosen = better.view(*better.shape, *[1] * (value.dim() - better.dim()))
-                old.copy_(torch.where(chosen, value, old))
-        if step == steps - 1 or is_over() or bool((best > 0).all()):
-            break
-        optimizer.zero_grad()
-        (-now.sum()).backward()
-        optimizer.step()
-        with torch.no_grad():
-            for group, settings in zip(groups, optimizer.param_groups, strict=True):
-                settings["lr"] *= _DECAY
-                for number, value in group.values.items():
-                    value.copy_(group.within(number, value))
-    for old, value in zip(kept, every, strict=True):
-        value.requires_grad_(False).copy_(old)
-    return best.detach()
-
-
-def sharpened(
-    units: Units,
-    rows: Tensor,
-    rough: Graph,
-    steps: int = 20,
-    rate: float = 0.25,
-    is_over: Callable[[], bool] = lambda: False,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Lower bounds (n, s) of rows (n, s, 1, classes) times the logits, by lower slopes that are
-    chosen for each of them, in gradient steps (Xu et al. 2021, alpha-CROWN, section 3.1).
-
-    rough    the same network in the precision that steps are taken in. Bounds are proven in that of
-             `units`, and no lower than those of the lines as they are.
-    is_over  ends the steps.
-
-    Returns the slopes too, (n, s, *shape) by node, roughly; none where no steps were taken.
-    """
-    return _sharpened(units, len(units.graph.nodes), rows, rough, steps, rate, is_over)
-
-
-def _sharpened(
-    units: Units,
-    start: int,
-    rows: Tensor,
-    rough: Graph,
-    steps: int,
-    rate: float,
-    is_over: Callable[[], bool],
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """As `sharpened`, of rows (n, s, *shape) times what a node gives."""
-    best = lower_bounds(units, start, rows).detach()
-    near = units.roughly(rough)
-    reached = reached_from(units.graph, start)
-    slopes = {
-        number: line.lower[:, None].expand(-1, rows.shape[1], *line.lower.shape[1:]).clone()
-        for number, line in near.lines.items()
-        if number in reached and bool(line.unstable.any())
-    }
-    if not slopes or is_over() or bool((best > 0).all()):
-        return best, {}
-    near_rows = rows.to(near.ball.x)
-    groups = [Group(slopes, rate, lambda _, slope: slope.clamp(0, 1))]
-    climb(lambda: lower_bounds(near, start, near_rows, slopes), groups, steps, is_over)
-    exact = {number: slope.to(rows.dtype) for number, slope in slopes.items()}
-    return torch.maximum(best, lower_bounds(units, start, rows, exact)), slopes
-
-
-def reached_from(graph: Graph, start: int) -> set[int]:
-    """The nodes that a node depends on, itself included."""
-    reached = {start}
-    for number in range(start, 0, -1):
-        if number in reached:
-            reached |= set(graph.nodes[number - 1].inputs)
-    return reached
-
-
-def tightened(
-    units: Units, rough: Graph, steps: int, is_over: Callable[[], bool] = lambda: False
-) -> Units:
-    """What is known once the inputs of unstable rectifiers were bounded again, one after another,
-    by slopes that are chosen for each (Xu et al. 2021, alpha-CROWN, section 3.1).
-
-    rough, is_over  as for `sharpened`. Takes `steps` for each rectifier node.
-    """
-    low, high, found = dict(units.low), dict(units.high), dict(units.lines)
-    exact = interval_is_exact(units.graph, units.ball)
-    for number, node in enumerate(units.graph.nodes, 1):
-        if isinstance(node, Affine):
-            least, most, _ = interval(node, low, high)
-            low[number] = torch.maximum(low[number], least)
-            high[number] = torch.minimum(high[number], most)
-            continue
-        (before,) = node.inputs
-        loose = found[number].unstable.flatten(1)
-        count = int(loose.sum(1).amax())
-        if count and before not in exact and not is_over():
-            known = replace(units, low=low, high=high, lines=found)
-            places = loose.to(torch.int8).topk(count, 1).indices
-            # Each row has slopes of its own, whose steps take some times the memory.
-            at_once = max(1, _NUMBERS // (16 * len(loose) * _entries(units.graph)))
-            for part in places.split(at_once, 1):
-                if is_over():
-                    break
-                rows = _rows_of(known, before, part)
-                both, _ = _sharpened(known, before, rows, rough, steps, _UNIT_RATE, is_over)
-                low[before], high[before] = _narrowed(low[before], high[before], part, both)
-        found[number] = lines(node, low[before], high[before])
-        low[number] = node.forward([_least(node, low[before], high[before])])
-        high[number] = node.forward([_most(node, low[before], high[before])])
-    return replace(units, low=low, high=high, lines=found)
-
-
-def _rows_of(units: Units, number: int, places: Tensor) -> Tensor:
+def rows_of(units: Units, number: int, places: Tensor) -> Tensor:
     """Rows (n, 2 m, *shape) for the entries of a node that places (n, m) number, and for these with
     the opposite sign."""
     low = units.low[number]
@@ -423,7 +277,7 @@ def _rows_of(units: Units, number: int, places: Tensor) -> Tensor:
     return torch.cat([rows, -rows], 1)
 
 
-def _narrowed(low: Tensor, high: Tensor, places: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+def narrowed(low: Tensor, high: Tensor, places: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
     """Bounds (n, *shape), where those of the entries at places (n, m) are replaced as far as lower
     bounds (n, 2 m) of them and of their opposites are better."""
     first, second = both.chunk(2, 1)

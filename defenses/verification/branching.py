@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from defenses.verification.bounds import Group, climb, lower_bounds, lowest_corner
-from defenses.verification.graph import Graph, Unary
+from defenses.graphs.graph import Graph, Unary
+from defenses.verification.bounds import lower_bounds, lowest_corner
 from defenses.verification.lines import Units, lines
+from defenses.verification.slopes import Group, climb
 
 # How many parts of the ball are bounded at once; their steps, and the rates of the slopes and of
 # the multipliers of the cuts.

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from attacks import PGD, Attack, Problem, Strong, ThreatModel
 from attacks.objectives import decided
 from attacks.problem import NoGradientError, NotApplicableError
+from defenses.graphs.graph import Graph, Shape
+from defenses.graphs.tracing import Program
 from defenses.verification.balls import Ball
-from defenses.verification.bounds import bound_units, lower_bounds, margins, sharpened, tightened
+from defenses.verification.bounds import bound_units, lower_bounds, margins
 from defenses.verification.branching import Search
-from defenses.verification.graph import Graph, Shape
 from defenses.verification.lines import Units
 from defenses.verification.milp import MixedProgram, is_small
-from defenses.verification.tracing import Program
+from defenses.verification.slopes import sharpened, tightened
 
 # Raised when other images are proven to be robust by the same method in the same time.
 BOUNDS_VERSION = 1

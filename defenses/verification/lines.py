@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from defenses.graphs.graph import Graph, Unary
 from defenses.verification.balls import Ball
-from defenses.verification.graph import Graph, Unary
 
 # How the lower line of a rectifier is chosen that may go either way: the one that leaves the
 # smaller area (CROWN, DeepPoly), or the one in parallel to the upper line, as in the dual of the

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defenses.verification.graph import Affine, Unary
+from defenses.graphs.graph import Affine, Unary
 from defenses.verification.lines import Units
 
 Array = NDArray[np.float64]

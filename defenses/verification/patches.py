@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from defenses.graphs.graph import Affine, Graph, Unary
 from defenses.verification.balls import Ball
-from defenses.verification.graph import Affine, Graph, Unary
 from defenses.verification.lines import BOTH, ONE, Signs, Through, Units, rounding, through
 
 # Operations that treat each entry by itself, where they keep the shape.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Problem, Strong, ThreatModel
+from defenses.graphs.tracing import Program, read_graph
 from defenses.nonexpansive.layers import Conv, Flatten, Linear, NormPool, TwoSided
 from defenses.verification.balls import Ball
 from defenses.verification.bounds import (
@@ -18,10 +19,8 @@ from defenses.verification.bounds import (
     lower_bounds,
     lowest_corner,
     margins,
-    sharpened,
-    tightened,
 )
-from defenses.verification.tracing import Program, read_graph
+from defenses.verification.slopes import sharpened, tightened
 
 SHAPE, CLASSES, N, POINTS = (2, 6, 6), 4, 3, 6000
 

@@ -132,11 +132,11 @@ def test_a_search_proves_nothing_that_a_point_breaks(kind: str) -> None:
             model[4].bias[0] -= least + 1e-3
             assert float((model(points)[:, 0] - model(points)[:, 1]).min()) < 0
         found: Decision
-        (found,) = decide(model, x, y, threat, 3, attacked=True)
+        (found,) = decide(model, x, y, threat, 0.5, attacked=True)
         assert found.status != "robust"
         with torch.no_grad():
             model[4].bias[0] += 0.3
-        (found,) = decide(model, x, y, threat, 3, attacked=True)
+        (found,) = decide(model, x, y, threat, 0.5, attacked=True)
         statuses.append(found.status)
     assert statuses.count("robust") > 15
 
