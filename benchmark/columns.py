@@ -17,10 +17,11 @@ NONE = "-"
 # What spreadsheets take for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-# The tables that show columns: the run's table with a row per defense; the details below it, a row
-# per attack; the numbers of those details, as DataFrame, table.csv and the details of table.json;
-# the rows of table.json; and the leaderboard's tables, in its README and on its page.
-Table = Literal["run", "details", "numbers", "json", "board"]
+# The tables that show columns: the run's table with a row per defense, and that of its page; the
+# details, a row per attack; the numbers of those details, as DataFrame, table.csv and the details
+# of table.json; the rows of table.json; and the leaderboard's tables, in its README and on its
+# page.
+Table = Literal["run", "page", "details", "numbers", "json", "board"]
 
 Row = TypeVar("Row", contravariant=True)
 
@@ -70,9 +71,9 @@ class Column(Generic[Row]):
             return NONE
         return value if isinstance(value, str) else self.text(value)
 
-    def only(self, table: Table) -> Self:
-        """The same column for one of its tables, so that each can have it elsewhere."""
-        return replace(self, shown={table: self.shown[table]})
+    def only(self, *tables: Table) -> Self:
+        """The same column for some of its tables, so that others can have it elsewhere."""
+        return replace(self, shown={table: self.shown[table] for table in tables})
 
 
 def shown_in(table: Table, columns: Iterable[Column[Row]]) -> list[Column[Row]]:

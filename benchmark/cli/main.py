@@ -137,12 +137,12 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 
 
 @app.command()
-def report(folder: RunFolder) -> None:
-    """Print a run's tables from its records, finished or not, and write them anew."""
+def report(folder: RunFolder, data_root: Root = None) -> None:
+    """Print a run's tables from its records, finished or not, and write them and its page anew."""
     from benchmark.run.run_folder import rewrite
     from benchmark.threats import run_tables
 
-    spec, reports = rewrite(folder)
+    spec, reports = rewrite(folder, data_root)
     typer.echo(run_tables.render(reports, spec))
 
 

@@ -358,13 +358,19 @@ class Measurements:
         draw misclassifies."""
         return {label: self.examples(label) for label in self.attacks}
 
-    def examples(self, label: str) -> Examples:
-        """The misclassified points of an attack, as they were judged."""
-        blocks = list(self.blocks(label))
-        if not blocks:
+    def examples(self, label: str, among: IntArray | None = None) -> Examples:
+        """The misclassified points of an attack, as they were judged; of the samples `among` (k,)
+        alone, where only these are asked for."""
+        indices: list[IntArray] = []
+        kept: list[NDArray[np.floating]] = []
+        for block in self.blocks(label):
+            index = block.index[block.found]
+            wanted = slice(None) if among is None else np.isin(index, among)
+            indices.append(index[wanted])
+            kept.append(block.adversarial[wanted])
+        if not kept:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        index = np.concatenate([block.index[block.found] for block in blocks])
-        points = np.concatenate([block.adversarial for block in blocks])
+        index, points = np.concatenate(indices), np.concatenate(kept)
         if self.scale is not None:  # the model was given their products, in its own precision
             double = self.precision == "float64"
             points = (points * self.scale).astype(np.float64 if double else np.float32)

@@ -34,12 +34,12 @@ def report_columns(
     certified = _certified_column(norm, by_bounds)
     return [
         Column(
-            {"run": Shown("defense"), "json": Shown("defense"), "board": Shown("defense")},
+            dict.fromkeys(("run", "page", "json", "board"), Shown("defense")),
             lambda report: report.name,
             left=True,
         ),
         Column(
-            {"run": Shown(NATURAL), "json": Shown("natural"), "board": Shown(NATURAL)},
+            dict.fromkeys(("run", "page", "json", "board"), Shown(NATURAL)),
             _accuracy(NATURAL), _share, _plain_share,
         ),
         certified.only("json"),
@@ -48,10 +48,10 @@ def report_columns(
         *map(_attack_column, attacks),
         certified.only("run"),
         _best_column(measured),
-        certified.only("board"),
+        certified.only("page", "board"),
         _json("interval", _interval),
         Column(
-            {"run": Shown("flags"), "json": Shown("flags"), "board": Shown("flags")},
+            dict.fromkeys(("run", "page", "json", "board"), Shown("flags")),
             lambda report: explain(report) or None,
             text=", ".join,
             data=lambda flags: flags or {},
@@ -67,13 +67,15 @@ def report_columns(
 
 
 def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
+    proven = Shown(
+        CERTIFIED,
+        "certified: if it is classified correctly and the defense's own certificate proves "
+        f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
+        optional=True,
+    )
     shown: dict[Table, Shown] = {
-        "run": Shown(
-            CERTIFIED,
-            "certified: if it is classified correctly and the defense's own certificate proves "
-            f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
-            optional=True,
-        ),
+        "run": proven,
+        "page": proven,
         "json": Shown(CERTIFIED),
         "board": Shown(CERTIFIED, f"certified: proven by the defense itself{_OR[by_bounds][1]}."),
     }
@@ -82,12 +84,17 @@ def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
 
 def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     """Best-attack accuracy with its interval, over the labels `measured`."""
+    over = f"worst case per sample over {', '.join(measured) or 'none yet'}"
     shown: dict[Table, Shown] = {
         "run": Shown(
             f"{BEST} [95% interval]",
-            "best-attack: if no attack breaks it (worst case per sample over "
-            f"{', '.join(measured) or 'none yet'}). Samples that are misclassified clean count as "
-            "broken in every column and are not attacked.",
+            f"best-attack: if no attack breaks it ({over}). Samples that are misclassified clean "
+            "count as broken in every column and are not attacked.",
+        ),
+        "page": Shown(
+            f"{BEST} [95%]",
+            f"best-attack: the share that is classified correctly and that no attack broke ({over})"
+            ", with its 95% interval. A better attack may lower it.",
         ),
         "json": Shown("best_attack"),
         "board": Shown(

@@ -22,11 +22,11 @@ from benchmark.report.report_columns import (
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import RunSpec
 
-JSON = "table.json"
+JSON, PAGE = "table.json", "report.html"
 _STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
 # What a run's folder holds of the run as it is: another run in the same folder removes it first.
 FILES = (
-    *("table.md", "table.csv", JSON, "curves.png"),
+    *("table.md", "table.csv", JSON, PAGE, "curves.png"),
     *(f"{study}.{ending}" for study in _STUDIES for ending in ("md", "csv", "png")),
 )
 
@@ -69,32 +69,30 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         "distances over the samples that were broken (those left out were not):",
         rows_markdown("details", shown_in("details", detail_columns()), attacks),
     ]
-    if remarks := _remarks(reports):
-        sections.append("\n".join(f"- {escaped(line)}" for line in remarks))
-    return "\n\n".join(sections) + "\n"
-
-
-def _remarks(reports: Sequence[Measurements]) -> list[str]:
-    """The lines below the tables: notes, what does not apply, errors, contradictions, flags."""
-    remarks = list(dict.fromkeys(note for report in reports for note in report.notes))
-    for report in reports:
-        for reason, labels in _by_reason(report.inapplicable).items():
-            does = "does" if len(labels) == 1 else "do"
-            remarks.append(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
-    remarks += [
-        f"{report.called}: {label} failed: {message}"
-        for report in reports
-        for label, message in report.errors.items()
-    ]
-    remarks += contradictions(reports)
-    remarks += _proven(reports)
-    remarks += _left_out(reports)
-    remarks += [
+    told = remarks(reports) + [
         f"{report.called}: {code}: {meaning}"
         for report in reports
         for code, meaning in explain(report).items()
     ]
-    return remarks
+    if told:
+        sections.append("\n".join(f"- {escaped(line)}" for line in told))
+    return "\n\n".join(sections) + "\n"
+
+
+def remarks(reports: Sequence[Measurements]) -> list[str]:
+    """The lines below tables, but for flags: notes, what does not apply, errors, contradictions,
+    what bounds proved, and attacks that were left out."""
+    told = list(dict.fromkeys(note for report in reports for note in report.notes))
+    for report in reports:
+        for reason, labels in _by_reason(report.inapplicable).items():
+            does = "does" if len(labels) == 1 else "do"
+            told.append(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
+    told += [
+        f"{report.called}: {label} failed: {message}"
+        for report in reports
+        for label, message in report.errors.items()
+    ]
+    return told + contradictions(reports) + _proven(reports) + _left_out(reports)
 
 
 def contradictions(reports: Sequence[Measurements]) -> list[str]:

@@ -7,20 +7,23 @@ from typing import Any
 
 from attacks import ThreatModel
 from benchmark.data.choice import Choice
+from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell
+from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
 from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
+from benchmark.run.run_samples import samples_of
 from benchmark.spec.components import CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.threats import run_tables
+from benchmark.threats.run_tables import THREATS
 
-# The files of a run under several threats that are about one of them lie here, by threat. The cells
-# of all lie together, as this says in the manifest of each.
-RUN, THREATS, CELLS = "run.json", "threats", "cells"
+# The cells of a run under several threats lie together, as this says in the manifest of each.
+RUN, CELLS = "run.json", "cells"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -77,22 +80,36 @@ def models_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
     return {row["defense"]: folder / row["model"] for row in rows}
 
 
-def rewrite(folder: Path) -> tuple[RunSpec, list[Report]]:
-    """Write the tables of a run anew, from its records. Returns its spec, and a report on each
-    defense under each threat. Raises as `load_run`."""
+def rewrite(folder: Path, root: Path | None = None) -> tuple[RunSpec, list[Report]]:
+    """Write the tables and the page of a run anew, from its records. Returns its spec, and a report
+    on each defense under each threat.
+
+    root  where data sets are looked for first; the page has no images where there is none. Code
+          that the run names is not run. Raises as `load_run`.
+    """
     with alone_in(folder):
         manifest = read_manifest(folder)
         if THREATS not in manifest:
             spec, manifest, reports = load_run(folder)
             spec = named(spec, manifest)
             tables.write(folder, reports, spec, {"run": manifest})
+            write_page(folder, reports, _shown(spec, manifest, root))
             return spec, reports
         spec, homes = under_each(folder, manifest)
-        parts = [rewrite(home) for home in homes.values() if (home / RUN).exists()]
+        parts = [rewrite(home, root) for home in homes.values() if (home / RUN).exists()]
         spec = spec.model_copy(update={"data": parts[0][0].data})
         reports = [report for _, of_threat in parts for report in of_threat]
         run_tables.write(folder, reports, spec, {"run": manifest})
         return spec, reports
+
+
+def _shown(spec: RunSpec, manifest: dict[str, Any], root: Path | None) -> Shown:
+    """What the page of a run is about, with its images where its data set is at hand."""
+    try:
+        dataset = load_dataset(spec.data, root)
+        return Shown(spec, manifest, samples_of(dataset, spec), dataset.labels)
+    except UserError:
+        return Shown(spec, manifest)
 
 
 def under_each(folder: Path, manifest: dict[str, Any]) -> tuple[RunSpec, dict[str, Path]]:

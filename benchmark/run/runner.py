@@ -9,11 +9,12 @@ defenses/NAME/   model.safetensors, card.json and log.csv of each trained defens
 plan.json        what it was to take, where that was asked
 cells/KEY/       per-sample records and adversarial examples, block by block
 table.*          the tables
+report.html      the tables, pictures and examples as a page
 curves.png       robust accuracy against eps
 
 Under several threats, the tables are over all of them, and run.json names them. What belongs to one
-of them lies in threats/NORM-EPS/, which is a folder of a run as well: run.json, table.* and
-curves.png.
+of them lies in threats/NORM-EPS/, which is a folder of a run as well: run.json, table.*,
+report.html and curves.png.
 """
 
 import asyncio
@@ -41,13 +42,14 @@ from benchmark.keys import Identity, identify_row
 from benchmark.models.obtain import obtained
 from benchmark.models.others import check_fit, check_sources, fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
+from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
 from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assessed
 from benchmark.run.geometry import Geometry
-from benchmark.run.run_folder import CELLS, RUN, THREATS, named
+from benchmark.run.run_folder import CELLS, RUN, named
 from benchmark.run.run_samples import (
     choice_of,
     identify_samples,
@@ -60,6 +62,7 @@ from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import Member, Roster, enrol
 from benchmark.spec.run_spec import RunSpec
 from benchmark.threats import run_tables
+from benchmark.threats.run_tables import THREATS
 from defenses.offers import rejection_of
 
 Say = Callable[[str], None]
@@ -234,7 +237,9 @@ async def _attack(
             async for of_row in in_order(begun):
                 reports += of_row
         find_left_out(reports, folder / CELLS, view.seed)
-        tables.write(home, reports, named(view, record.manifest), {"run": record.manifest})
+        full, manifest = named(view, record.manifest), record.manifest
+        tables.write(home, reports, full, {"run": manifest})
+        write_page(home, reports, Shown(full, manifest, shared.samples, shared.dataset.labels))
     return reports
 
 

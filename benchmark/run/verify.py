@@ -16,7 +16,6 @@ from benchmark.report.report import Report
 from benchmark.run.defense_replay import Verdict, replay
 from benchmark.run.run_folder import (
     RUN,
-    THREATS,
     load_run,
     named,
     read_manifest,
@@ -27,6 +26,7 @@ from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import MAY_REJECT, RunSpec
 from benchmark.threats import combined, run_tables
+from benchmark.threats.run_tables import THREATS
 from defenses.offers import rejection_of
 
 

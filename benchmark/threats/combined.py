@@ -160,7 +160,7 @@ def by_model(reports: Sequence[Measurements], spec: RunSpec) -> list[Combined]:
 
 def table(rows: Sequence[Combined], spec: RunSpec | None) -> str:
     """A table with a row for each model, as Markdown, with its caption."""
-    columns = _columns(rows)
+    columns = columns_over(rows)
     return f"{rows_markdown('run', columns, rows)}\n\n{escaped(caption(rows, spec))}\n"
 
 
@@ -176,7 +176,7 @@ def caption(rows: Sequence[Combined], spec: RunSpec | None) -> str:
     return (
         text
         + on_models([row.reports[0] for row in rows])
-        + " ".join(captions("run", _columns(rows)))
+        + " ".join(captions("run", columns_over(rows)))
     )
 
 
@@ -209,7 +209,7 @@ def numbers(rows: Sequence[Combined]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _columns(rows: Sequence[Combined]) -> list[Column[Combined]]:
+def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
     """The columns of the table, in order."""
     return [
         Column({"run": Shown("defense")}, lambda row: row.name, left=True),

@@ -11,6 +11,10 @@ from benchmark.report.captions import threat_name
 from benchmark.report.measurements import Measurements
 from benchmark.spec.run_spec import RunSpec
 from benchmark.threats.combined import by_model, caption, numbers, plain, table
+from benchmark.threats.threats_page import write_page
+
+# The files of a run under several threats that are about one of them lie here, by threat.
+THREATS = "threats"
 
 
 def render(reports: Sequence[Measurements], spec: RunSpec) -> str:
@@ -35,9 +39,10 @@ def texts(reports: Sequence[Measurements], spec: RunSpec) -> dict[str, str]:
 def write(
     folder: Path, reports: Sequence[Measurements], spec: RunSpec, extra: dict[str, Any]
 ) -> None:
-    """Write table.md, table.csv and table.json over several threats. Raises UserError where the
-    folder cannot be written."""
+    """Write table.md, table.csv, table.json and the page over several threats. Raises UserError
+    where the folder cannot be written."""
     rows = by_model(reports, spec)
     for name, text in texts(reports, spec).items():
         write_text(folder / name, text)
     write_json(folder / tables.JSON, {"caption": caption(rows, spec), "rows": plain(rows)} | extra)
+    write_page(folder, rows, spec, [f"{THREATS}/{view.place}" for view in spec.views])

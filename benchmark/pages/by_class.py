@@ -1,0 +1,73 @@
+"""What became of the samples of each class: accuracies, and what they were taken for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.report.measurements import Measurements
+from benchmark.spec.components import BEST, NATURAL
+
+
+@dataclass(frozen=True, eq=False)
+class ByClass:
+    """The samples of a report by their labels.
+
+    labels  (c,), the labels that samples have, sorted.
+    count   (c,), how many samples have each.
+    natural (c,), how many of these are classified correctly; best, how many of them no attack broke
+            either, all zero where nothing was attacked. Of a randomised model, in shares of draws.
+    taken   what samples that were broken were taken for, at the closest point that breaks them: by
+            (label, class), how many.
+    """
+
+    labels: NDArray[np.int64]
+    count: NDArray[np.int64]
+    natural: NDArray[np.float64]
+    best: NDArray[np.float64]
+    taken: dict[tuple[int, int], int]
+
+    @classmethod
+    def of(cls, report: Measurements) -> "ByClass":
+        """Those of a report."""
+        label = labels_of(report)
+        labels, place, count = np.unique(label, return_inverse=True, return_counts=True)
+
+        def summed(shares: NDArray[np.float64] | None) -> NDArray[np.float64]:
+            if shares is None:
+                return np.zeros(len(labels))
+            return np.bincount(place, shares, minlength=len(labels)).astype(np.float64)
+
+        natural, best = report.shares(NATURAL), report.shares(BEST)
+        return cls(labels, count, summed(natural), summed(best), _taken(report, label))
+
+    @property
+    def pairs(self) -> list[tuple[int, int, int]]:
+        """What was taken for what, the most frequent first: label, class, how many."""
+        pairs = [(label, other, count) for (label, other), count in self.taken.items()]
+        return sorted(pairs, key=lambda pair: (-pair[2], pair[:2]))
+
+
+def labels_of(report: Measurements) -> NDArray[np.int64]:
+    """The label (n,) of each sample of a report."""
+    clean = report.frames[NATURAL]
+    label = np.zeros(report.total, np.int64)
+    label[clean["index"]] = clean["label"]
+    return label
+
+
+def _taken(report: Measurements, label: NDArray[np.int64]) -> dict[tuple[int, int], int]:
+    closest = report.closest(report.measured, broken=True).label
+    taken: dict[tuple[int, int], int] = {}
+    for attack in report.measured:
+        frame = report.frames[attack].set_index("index")["predicted"]
+        for sample in np.flatnonzero(closest == attack):
+            pair = int(label[sample]), int(frame[sample])
+            taken[pair] = taken.get(pair, 0) + 1
+    return taken
+
+
+def class_names(labels: Sequence[str] | None, classes: Sequence[int]) -> list[str]:
+    """What pages call some classes: by the names that the data set has for them."""
+    return [labels[each] if labels and 0 <= each < len(labels) else str(each) for each in classes]
