@@ -9,29 +9,30 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from attacks.threat import Norm
 from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
 from benchmark.report.accuracy import Accuracy, work
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 
-# What captions add where bounds prove something too.
-_OR = {False: ("", ""), True: (", or bounds prove it of the threat", ", or by bounds")}
+# What proves: the defense's own certificate, bounds, or either.
+Proven = Literal["itself", "bounds", "either"]
 _WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2"}
 
 
 def report_columns(
-    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = (), by_bounds: bool = False
+    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = (), proven: Proven = "itself"
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
-    measured  the labels that best-attack accuracy is over, for the caption.
+    measured  the labels that best-attack accuracy is over, and what proves certified accuracy, for
+              the caption.
     """
-    certified = _certified_column(norm, by_bounds)
+    certified = _certified_column(norm, proven)
     return [
         Column(
             dict.fromkeys(("run", "page", "json", "board"), Shown("defense")),
@@ -66,25 +67,26 @@ def report_columns(
     ]  # fmt: skip
 
 
-def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
-    proven = Shown(
-        CERTIFIED,
-        "certified: if it is classified correctly and the defense's own certificate proves "
-        f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
-        optional=True,
-    )
+def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
+    own = f"the defense's own certificate proves that nothing within {_WITHIN[norm]} changes that"
+    told = {
+        "itself": own,
+        "bounds": "bounds prove that nothing within eps changes that",
+        "either": f"bounds prove that nothing within eps changes that, or {own}",
+    }
+    text = f"certified: if it is classified correctly and {told[proven]}."
     shown: dict[Table, Shown] = {
-        "run": proven,
-        "page": proven,
+        **dict.fromkeys(("run", "page"), Shown(CERTIFIED, text, optional=True)),
         "json": Shown(CERTIFIED),
-        "board": Shown(CERTIFIED, f"certified: proven by the defense itself{_OR[by_bounds][1]}."),
+        "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
     }
     return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
 
 
 def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     """Best-attack accuracy with its interval, over the labels `measured`."""
-    over = f"worst case per sample over {', '.join(measured) or 'none yet'}"
+    names = [name if name != SEARCH else "the search for proofs" for name in measured]
+    over = f"worst case per sample over {', '.join(names) or 'none yet'}"
     shown: dict[Table, Shown] = {
         "run": Shown(
             f"{BEST} [95% interval]",
@@ -106,15 +108,21 @@ def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     return Column(shown, _best, str, _plain_share, style="best")
 
 
+def proven_by(reports: Sequence[Measurements]) -> Proven:
+    """What proves the certified accuracy of some reports."""
+    if all(report.proofs is None for report in reports):
+        return "itself"
+    return "either" if any(CERTIFIED in report.keys for report in reports) else "bounds"
+
+
 def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     """The columns of a run's table. A cascade has none of single attacks, and columns that not
     every run has are left out where no report has a value there."""
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
-    by_bounds = any(report.proofs is not None for report in reports)
     columns = report_columns(
-        reports[0].threat.norm, () if cascade else attacks, measured, by_bounds
+        reports[0].threat.norm, () if cascade else attacks, measured, proven_by(reports)
     )
     return [
         column
@@ -137,8 +145,11 @@ def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurem
 def _accuracy(label: str) -> Callable[[Measurements], Accuracy | str | None]:
     """What a column holds: the accuracy under a label, or that the attack failed."""
 
+    labels = (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)
+
     def value(report: Measurements) -> Accuracy | str | None:
-        return report.accuracy(label) or ("error" if label in report.errors else None)
+        failed = any(name in report.errors for name in labels)
+        return report.accuracy(label) or ("error" if failed else None)
 
     return value
 
@@ -183,7 +194,9 @@ class Line:
         """What the attack did; empty for natural and certified, and where it does not apply."""
         if self.label == NATURAL or self.label not in self.report.frames:
             return {}
-        return work(self.report.frames[self.label])
+        done = work(self.report.frames[self.label])
+        # The search for proofs counts its time alone.
+        return done | dict.fromkeys(("forwards", "backwards")) if self.label == SEARCH else done
 
     @property
     def interval(self) -> tuple[float, float] | tuple[None, None]:
@@ -191,20 +204,28 @@ class Line:
 
     @property
     def seconds(self) -> float | None:
-        timed = self.label == CERTIFIED or bool(self.work)
-        return self.report.seconds[self.label] if timed else None
+        if self.label == CERTIFIED:
+            # Bounds that broke nothing have no line of their own.
+            silent = SEARCH in self.report.keys and SEARCH not in self.report.measured
+            parts = (CERTIFIED, *([SEARCH] if silent else []))
+            return sum(self.report.seconds.get(label, 0.0) for label in parts)
+        return self.report.seconds[self.label] if self.work else None
 
 
 def lines(reports: Sequence[Measurements]) -> list[Line]:
-    """The rows of the details: natural, each attack, certified where the defense offers a
-    certificate, and best-attack, of each report."""
+    """The rows of the details: natural, each attack and the search for proofs, certified where
+    something proves that, and best-attack, of each report."""
     return [
         Line(report, label)
         for report in reports
         for label in (
-            NATURAL, *report.attacks, *([CERTIFIED] if CERTIFIED in report.keys else []), BEST
+            NATURAL,
+            *report.attacks,
+            *([SEARCH] if SEARCH in report.measured else []),
+            *([CERTIFIED] if {CERTIFIED, SEARCH} & report.keys.keys() else []),
+            BEST,
         )
-    ]  # fmt: skip
+    ]
 
 
 def detail_columns() -> list[Column[Line]]:

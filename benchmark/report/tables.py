@@ -12,14 +12,14 @@ from benchmark.judge.records import write_json, write_text
 from benchmark.report.captions import caption
 from benchmark.report.curves import draw
 from benchmark.report.flags import explain
-from benchmark.report.measurements import Measurements
+from benchmark.report.measurements import Measurements, on_inapplicable
 from benchmark.report.report_columns import (
     detail_columns,
     lines,
     report_columns,
     run_columns,
 )
-from benchmark.spec.components import BEST, NATURAL
+from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
 
 JSON, PAGE = "table.json", "report.html"
@@ -61,7 +61,11 @@ def details(reports: Sequence[Measurements]) -> pd.DataFrame:
 def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """The tables of some reports as Markdown, with caption, details, notes, errors and flags."""
     # Attacks that do not apply have no work.
-    attacks = [line for line in lines(reports) if line.label in line.report.attacks and line.work]
+    attacks = [
+        line
+        for line in lines(reports)
+        if line.label in (*line.report.attacks, SEARCH) and line.work
+    ]
     sections = [
         rows_markdown("run", run_columns(reports), reports),
         escaped(caption(reports, spec)),
@@ -83,10 +87,11 @@ def remarks(reports: Sequence[Measurements]) -> list[str]:
     """The lines below tables, but for flags: notes, what does not apply, errors, contradictions,
     what bounds proved, and attacks that were left out."""
     told = list(dict.fromkeys(note for report in reports for note in report.notes))
-    for report in reports:
-        for reason, labels in _by_reason(report.inapplicable).items():
-            does = "does" if len(labels) == 1 else "do"
-            told.append(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
+    told += [
+        f"{report.called}: {on_inapplicable(labels, reason)}"
+        for report in reports
+        for reason, labels in _by_reason(report.inapplicable).items()
+    ]
     told += [
         f"{report.called}: {label} failed: {message}"
         for report in reports
@@ -124,15 +129,15 @@ def _proven(reports: Sequence[Measurements]) -> list[str]:
     told = []
     for report in reports:
         robust = report.robust_to(BEST if report.measured else NATURAL)
-        if report.proofs is None or robust is None or report.radii is None:
+        certified = report.certified_within(report.threat.eps)
+        if report.proved is None or robust is None or certified is None:
             continue
         counts = [f"{report.proven[by]} {how}" for by, how in _BY.items() if by in report.proven]
-        searched = report.proven.get("broken", 0)
-        open_ = int((robust & ~report.radii.proves(report.threat.eps)).sum()) - searched
+        left = int((robust & ~certified).sum())
         told.append(
             f"{report.called}: certified by {report.proofs}: {', '.join(counts) or 'none'}; "
-            f"{open_} of {report.total} are neither certified nor broken"
-            + (f", and {searched} are broken by the search alone" if searched else "")
+            f"{left} of {report.total} {'is' if left == 1 else 'are'} neither certified nor broken"
+            + (f", and the search alone broke {report.searched}" if report.searched else "")
         )
     return told
 

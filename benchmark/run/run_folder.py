@@ -1,7 +1,7 @@
 """What the folder of a run holds, read without any model; `runner` says what lies where in it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.folder_lock import alone_in
 from benchmark.judge.records import FolderCell
+from benchmark.keys import identify_search, key_of
 from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
 from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.run_samples import samples_of
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.threats import run_tables
 from benchmark.threats.run_tables import THREATS
@@ -33,6 +34,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(manifest, dict):
             raise ValueError("no mapping")
     except FileNotFoundError as error:
+        if (folder / CELLS).is_dir() or (folder / "defenses").is_dir():
+            raise UserError(
+                f"{folder} holds a run that was interrupted before all its models were there: run "
+                "the same command again"
+            ) from error
         raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
@@ -150,7 +156,21 @@ def _load_report(
         else:
             after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
             report.add(label, key, cell, error, after, inapplicable)
+    _add_begun(report, cells, manifest, by_label)
     return report
+
+
+def _add_begun(
+    report: Report, cells: Path, manifest: dict[str, Any], by_label: Mapping[str, FolderCell]
+) -> None:
+    """Enter what the folder has of a search for proofs that was interrupted."""
+    proofs = make_spec(manifest["spec"]).certify
+    if proofs is None or SEARCH in by_label or set(manifest["attacks"]) - by_label.keys():
+        return
+    key = key_of(identify_search(report.identity, report.threat, proofs))
+    cell = FolderCell(cells / key)
+    if any(True for _ in cell.blocks(images=False)):
+        report.add(SEARCH, key, cell, None, report.measured)
 
 
 def _check_clean(folder: Path, report: Report) -> None:
@@ -179,7 +199,8 @@ def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report
             lines.append(f"{label}: not measured")
             continue
         report = by_name[label]
-        for attack in (*attacks, *sorted(report.lacking - attacks.keys())):
+        searched = [SEARCH] if spec.certify else []
+        for attack in (*attacks, *searched, *sorted(report.lacking - {*attacks, *searched})):
             if attack in report.lacking:
                 lines.append(f"{label} {attack}: {report.errors[attack]}")
             elif attack not in report.keys:

@@ -142,4 +142,6 @@ def _caption(task: Task, rows: Sequence[Row], columns: Sequence[BoardColumn]) ->
     )
     if extra:
         text += f" Also run on some rows, and counted in best-attack: {', '.join(extra)}."
+    if bounded := [row.record.row for row in rows if row.report.proofs is not None]:
+        text += f" Certified by bounds, too: {', '.join(bounded)}."
     return text
