@@ -93,7 +93,8 @@ def remarks(reports: Sequence[Measurements]) -> list[str]:
         for reason, labels in _by_reason(report.inapplicable).items()
     ]
     told += [
-        f"{report.called}: {label} failed: {message}"
+        f"{report.called}: {names.get(label, label)} failed: {message}"
+        for names in [{SEARCH: "the search for proofs"}]
         for report in reports
         for label, message in report.errors.items()
     ]

@@ -201,10 +201,11 @@ def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report
         report = by_name[label]
         searched = [SEARCH] if spec.certify else []
         for attack in (*attacks, *searched, *sorted(report.lacking - {*attacks, *searched})):
+            column = CERTIFIED if attack == SEARCH else attack
             if attack in report.lacking:
-                lines.append(f"{label} {attack}: {report.errors[attack]}")
+                lines.append(f"{label} {column}: {report.errors[attack]}")
             elif attack not in report.keys:
-                lines.append(f"{label} {attack}: not finished, or not begun")
+                lines.append(f"{label} {column}: not finished, or not begun")
     return lines
 
 
