@@ -403,6 +403,8 @@ class Measurements:
         kept: list[NDArray[np.floating]] = []
         for block in self.blocks(label):
             index = block.index[block.found]
+            if len(block.adversarial) != len(index):  # `verify` says that they are lost
+                continue
             wanted = slice(None) if among is None else np.isin(index, among)
             indices.append(index[wanted])
             kept.append(block.adversarial[wanted])

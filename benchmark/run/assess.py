@@ -203,7 +203,7 @@ class _Assessment:
             self.notify(report, CERTIFIED)
         proofs = settings.certify
         if proofs is not None and (why := await self._unprovable()):
-            self._search_done(proofs, (), inapplicable=why)
+            self._search_done(proofs, self._cell_of(proofs), (), inapplicable=why)
             proofs = None
 
         if self.seen.hidden:
@@ -270,26 +270,28 @@ class _Assessment:
             prove_block, self.subject, self.settings.threat, proofs.method, proofs.seconds
         )
         weight = PROVEN_AT_ONCE * proofs.seconds if proofs.method == "branch" else FIRST
-        cell = self.cells(key_of(self._identity_of(proofs)))
+        cell = self._cell_of(proofs)
         error = await self._proven(unit, cell, places, PROVEN_AT_ONCE, weight)
-        self._search_done(proofs, after, error=error)
+        self._search_done(proofs, cell, after, error=error)
 
     def _identity_of(self, proofs: Proofs) -> Identity:
         return identify_search(self.identity, self.settings.threat, proofs)
 
+    def _cell_of(self, proofs: Proofs) -> Cell:
+        return self.cells(key_of(self._identity_of(proofs)))
+
     def _search_done(
         self,
         proofs: Proofs,
+        cell: Cell,
         after: Sequence[str],
         error: str | None = None,
         inapplicable: str | None = None,
     ) -> None:
         """Note what became of the search for proofs, and enter it in the report."""
         identity = self._identity_of(proofs)
-        key = key_of(identity)
-        cell = self.cells(key)
         self._close(cell, identity, error=error, inapplicable=inapplicable)
-        self.report.add(SEARCH, key, cell, error, after, inapplicable)
+        self.report.add(SEARCH, key_of(identity), cell, error, after, inapplicable)
         self.notify(self.report, SEARCH)
 
     async def _proven(

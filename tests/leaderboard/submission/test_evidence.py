@@ -15,7 +15,7 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.run.defense_replay import examine_twice
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import NATURAL, SEARCH
 from leaderboard.submission.evidence import pack, unpack
 
 N, SHAPE = 40, (1, 28, 28)
@@ -195,10 +195,11 @@ def test_what_bounds_proved_is_kept() -> None:
     )
     content = pack(report, examine_twice(Threshold(), x, "cpu", Terms()), samples)
     cells = unpack(content, list(report.keys), samples, threat)
-    (kept,) = cells[CERTIFIED].blocks()
-    assert report.radii is not None
-    assert kept.distance.tolist() == report.radii.radius.tolist()
+    (kept,) = cells[SEARCH].blocks()
+    assert report.proved is not None
+    assert kept.index.tolist() == report.survivors().tolist()
     assert kept.stage is not None
-    assert kept.stage.tolist() == report.radii.by.tolist()
+    assert kept.stage.tolist() == report.proved.by[kept.index].tolist()
     assert kept.bound is not None
+    assert kept.bound.tolist() == report.proved.bound[kept.index].tolist()
     assert 10 <= (kept.bound > 0).sum() == (kept.stage == "crown").sum() < 20
