@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import Block, FolderCell
 from benchmark.models.trained import load_saved
+from benchmark.spec.run_spec import make_spec
 from defenses.verification import Decision, decide
 from tests.benchmark.conftest import Cli
 
@@ -223,6 +225,53 @@ def _key_of_begun(run: Path) -> str:
     """The cell that was not closed."""
     (cell,) = [path for path in (run / "cells").iterdir() if not (path / "cell.json").exists()]
     return cell.name
+
+
+def test_a_bracket_measures_nothing_twice(
+    run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("study", "bracket", run, "--certify", "branch/seconds=5", "--quiet", "--eps")
+    with monkeypatch.context() as patch:
+        for unit in ("prove_block", "attack_block", "judge_block"):
+            patch.setattr(f"benchmark.run.assess.{unit}", lambda *given: 1 / 0)
+        ended = cli(*words, "0.05")
+    assert ended.status == 0, ended.err
+    row, (line,) = _row(run), pd.read_csv(run / "bracket.csv").to_dict("records")
+    assert (line["certified"], line["best-attack"]) == (row["certified"], row["best_attack"])
+    assert line["width"] == 0
+    assert "Certified: by linear bounds, and branch and bound within 5 s" in ended.out
+    assert cli("verify", run / "bracket" / "eps-0.05").status == 0
+    assert "a bracket needs proofs" in cli(*words[:4], "none", "--eps", "0.05").err
+    # Both ends are counts of 40, and so is what is between them.
+    assert cli(*words[:4], "crown", "--eps", "0.03,0.05,0.08").status == 0
+    widths = pd.read_csv(run / "bracket.csv")["width"]
+    assert (widths * 40 == (widths * 40).round()).all()
+    assert "0000000" not in (run / "bracket.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("branch/secnds=1", "unknown option 'secnds': did you mean 'seconds'?"),
+        ("crwn", "unknown method 'crwn': did you mean 'crown'?"),
+        (True, "True says no method: write crown, or branch/seconds=10"),
+        ("", "'' says no method: write crown, or branch/seconds=10"),
+        ("branch/seconds", "seconds has no value: write crown, or branch/seconds=10"),
+        ("crown/seconds=3", "seconds are of branch: linear bounds take what they take"),
+    ],
+)
+def test_mistakes_are_told_with_what_is_right(given: Any, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        make_spec({"eps": 0.1, "norm": "linf", "defenses": ["vanilla"], "certify": given})
+    assert str(refused.value) == f"the spec is not valid: certify: {says}"
+
+
+def test_what_bounds_are_not_for_is_refused_at_once(run: Path, cli: Cli) -> None:
+    values: dict[str, Any] = {"defenses": ["vanilla"], "certify": "crown"}
+    for threats in ({"norm": "l1", "eps": 1}, {"threats": ["l1:1", "l1:2"]}):
+        with pytest.raises(UserError, match="certify: bounds are for linf and l2, not l1"):
+            make_spec(values | threats)
+    assert make_spec(values | {"threats": ["l1:1", "l2:1"]}).certify
 
 
 def test_a_folder_without_all_models_says_so(cli: Cli, tmp_path: Path) -> None:
