@@ -34,7 +34,7 @@ def report_columns(
     certified = _certified_column(norm, by_bounds)
     return [
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown("defense")),
+            dict.fromkeys(("run", "page", "json", "board", "attacks"), Shown("defense")),
             lambda report: report.name,
             left=True,
         ),
@@ -126,7 +126,7 @@ def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
 
 def _attack_column(label: str) -> Column[Measurements]:
     """The column of one attack, which is headed by its label."""
-    return Column({"run": Shown(label), "board": Shown(label)}, _accuracy(label), _share)
+    return Column({"run": Shown(label), "attacks": Shown(label)}, _accuracy(label), _share)
 
 
 def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurements]:
