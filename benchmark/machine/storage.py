@@ -58,7 +58,8 @@ def _folder(name: str, folder: Path, is_needed: bool) -> Line:
         return Line(name, f"{folder}, cannot be written", remedy)
     free = shutil.disk_usage(_existing(folder)).free
     remedy = f"Make room on the disk of {folder}: a run may not fit." if free < _LITTLE else ""
-    return Line(name, f"{folder}, {in_bytes(free)} free", remedy)
+    new = "" if folder.exists() else ", not made yet"
+    return Line(name, f"{folder}{new}, {in_bytes(free)} free", remedy)
 
 
 def _existing(folder: Path) -> Path:

@@ -55,7 +55,7 @@ def test_one_folder_for_data_is_enough(tmp_path: Path) -> None:
     assert "set BESTATTACK_DATA" in cache.remedy
     assert not runs.remedy
     data, cache, _ = storage.storage(tmp_path / "data").lines
-    assert "free" in data.text
+    assert data.text.startswith(f"{tmp_path / 'data'}, not made yet, ")
     assert cache.text.endswith("cannot be written")
     assert not cache.remedy
     (tmp_path / "runs").touch()
