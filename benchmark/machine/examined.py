@@ -7,14 +7,15 @@ from pathlib import Path
 from benchmark.environment import resolve_device
 from benchmark.machine.checkup import Section
 from benchmark.machine.devices import devices
-from benchmark.machine.processors import found, processors
+from benchmark.machine.processors import allowed_cores, found, load, processors
 from benchmark.machine.software import PACKAGES, packages, software
 from benchmark.machine.speed import speed
 from benchmark.machine.storage import data_sets, storage
 from benchmark.machine.trials import try_imports
 
-# How long the packages may take to import together, in seconds. An idle machine needs about five.
-_SECONDS = 9.0
+# How long the packages may take to import together, in seconds. An idle machine needs about five;
+# a busy one has as many times more as processes wait for a core, up to that many.
+_SECONDS, _TIMES = 9.0, 5.0
 
 
 def sections(root: Path | None) -> Iterator[Section]:
@@ -24,7 +25,8 @@ def sections(root: Path | None) -> Iterator[Section]:
     """
     installed = [package.module for package in PACKAGES if package.version]
     with ThreadPoolExecutor(1) as beside:
-        trials = beside.submit(try_imports, installed, _SECONDS)
+        times = min(_TIMES, max(1.0, (load() or 0.0) / allowed_cores()))
+        trials = beside.submit(try_imports, installed, times * _SECONDS)
         yield software()
         yield devices()
         yield data_sets(root)

@@ -66,9 +66,14 @@ class Processors:
 def found() -> Processors:
     """What this process can compute with, measured now."""
     threads = torch.get_num_threads()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     seconds = convolution_seconds([1, threads]) if threads > 1 else ()
-    return Processors(os.cpu_count() or 1, allowed_cores(), threads, load, seconds)
+    return Processors(os.cpu_count() or 1, allowed_cores(), threads, load(), seconds)
+
+
+def load() -> float | None:
+    """How many processes have wanted a core in the last minute, on average; None where the system
+    does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def allowed_cores() -> float:
