@@ -79,9 +79,9 @@ def attempt(wheel: Path, folder: Path) -> None:
         return printed
 
     def expect(text: str, *words: str, status: int = 0) -> None:
-        """Run a command that is installed, and find a text in what it prints."""
+        """Run a command that is installed, and find a text in what it prints, however wrapped."""
         printed = call(home / "bin" / words[0], *words[1:], status=status)
-        if text not in printed:
+        if text not in " ".join(printed.split()):
             sys.exit(f"{' '.join(words)}: no {text!r} in\n{printed}")
 
     call(sys.executable, "-m", "venv", "--without-pip", home)

@@ -25,10 +25,10 @@ class Line:
 
     def __str__(self) -> str:
         mark = "!" if self.remedy else " "
-        # Paths and versions are not broken at their hyphens.
+        # Paths are not broken, also where they are longer than a line.
         return textwrap.fill(
             self.text, WIDTH, initial_indent=f"{mark} {self.name:<{_NAMES}}",
-            subsequent_indent=" " * (2 + _NAMES), break_on_hyphens=False,
+            subsequent_indent=" " * (2 + _NAMES), break_on_hyphens=False, break_long_words=False,
         )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def closing(sections: Sequence[Section]) -> str:
     items = (
         textwrap.fill(
             f"{number}. {line.name}: {line.remedy}", WIDTH, subsequent_indent="   ",
-            break_on_hyphens=False,
+            break_on_hyphens=False, break_long_words=False,
         )
         for number, line in enumerate(mended, 1)
     )  # fmt: skip

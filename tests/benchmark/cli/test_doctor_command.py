@@ -80,6 +80,12 @@ def test_every_remedy_is_told_once() -> None:
     assert str(sections[0]).splitlines()[1:] == ["! a               x", "  b               x"]
 
 
+def test_paths_are_not_broken() -> None:
+    path = "/a-long/path" * 12
+    assert path in str(Line("cache", f"{path}, 3 GB free"))
+    assert path in closing([Section("Data", [Line("cache", "full", f"Make room in {path}.")])])
+
+
 def test_the_version_is_told(cli: Cli) -> None:
     from bestattack import __version__
 
