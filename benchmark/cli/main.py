@@ -13,6 +13,8 @@ import typer
 from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.canaries_command import canaries
+from benchmark.cli.demo_command import demo
+from benchmark.cli.doctor_command import doctor
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
     Plugins,
@@ -43,6 +45,8 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 app.command()(canaries)
+app.command()(doctor)
+app.command(epilog=_STATUS)(demo)
 app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
 
@@ -62,6 +66,24 @@ class Kind(StrEnum):
     flags = "flags"
     foolbox = "foolbox"
     torchattacks = "torchattacks"
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from benchmark.environment import own_version
+
+        typer.echo(f"bestattack {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
 
 
 @app.command()
