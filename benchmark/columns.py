@@ -19,8 +19,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 # The tables that show columns: the run's table with a row per defense; the details below it, a row
 # per attack; the numbers of those details, as DataFrame, table.csv and the details of table.json;
-# the rows of table.json; and the leaderboard's tables, in its README and on its page.
-Table = Literal["run", "details", "numbers", "json", "board"]
+# the rows of table.json; the leaderboard's tables, in its README and on its page; and those of an
+# attribution, with a row per attack, per stage of an attack, and per order of attacks.
+Table = Literal["run", "details", "numbers", "json", "board", "attribution", "stages", "orders"]
 
 Row = TypeVar("Row", contravariant=True)
 

@@ -12,6 +12,7 @@ import typer
 
 from attacks.messages import one_line
 from attacks.threat import Norm
+from benchmark.cli.attribute_command import attribute
 from benchmark.cli.canaries_command import canaries
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
+app.command()(attribute)
 app.command()(canaries)
 app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
