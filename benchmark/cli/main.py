@@ -12,6 +12,7 @@ import typer
 
 from attacks.messages import one_line
 from attacks.threat import Norm
+from benchmark.cli.attribute_command import attribute
 from benchmark.cli.canaries_command import canaries
 from benchmark.cli.demo_command import demo
 from benchmark.cli.doctor_command import doctor
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
+app.command()(attribute)
 app.command()(canaries)
 app.command()(doctor)
 app.command(epilog=_STATUS)(demo)

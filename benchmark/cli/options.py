@@ -23,6 +23,9 @@ Plugins = Annotated[
     list[Path], typer.Option("--plugin", help="Python file with ATTACKS, DEFENSES or DATASETS.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+RunSuite = Annotated[
+    str | None, typer.Option(help="A named set of attacks, or learned:RUN, as a cascade.")
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Work in so many processes, on Ray, at once.")

@@ -12,6 +12,7 @@ from benchmark.cli.options import (
     Quiet,
     RayAddress,
     Root,
+    RunSuite,
     Threads,
     Workers,
     executor_of,
@@ -43,7 +44,7 @@ def run(
     bounded: run_options.Bounded = None,
     defense: run_options.Defenses = [],  # noqa: B006
     attack: run_options.Attacks = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    suite: RunSuite = None,
     certify: run_options.Certify = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
@@ -156,7 +157,8 @@ def _refuse_failures(reports: list["Report"]) -> None:
 
 def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     """The spec of a run from a file, if there is one, and from flags, which override the file."""
-    from benchmark.spec.run_spec import make_spec, read_values
+    from benchmark.analysis.learned_order import spec_of
+    from benchmark.spec.run_spec import read_values
 
     values: dict[str, Any] = read_values(path) if path else {}
     if path and isinstance(values.get("plugins"), list):
@@ -169,4 +171,4 @@ def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     given = {key: value for key, value in flags.items() if value not in (None, [])}
     if "threats" in given:
         values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
-    return make_spec(values | given)
+    return spec_of(values | given)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.analysis.learned_order import spec_of
 from benchmark.columns import NONE, percent
 from benchmark.report.captions import NORMS, images, on_settings
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
-from benchmark.spec.run_spec import RunSpec, make_spec, read_budgets
+from benchmark.spec.run_spec import RunSpec, read_budgets
 from benchmark.studies.budgets import How, run_values, runs_at
 from benchmark.studies.study import Study, axes, flagged
 
@@ -41,7 +42,7 @@ def bracket(
     values |= {"certify": certify}
     if attacks or suite:
         values |= {"attacks": list(attacks), "suite": suite}
-    spec = make_spec(values)
+    spec = spec_of(values)
     texts = read_budgets(spec.norm, eps)
     runs = runs_at("bracket", folder, spec, models, defenses or models, texts, how)
     records = pd.DataFrame([_row(value, report) for value, told in runs.items() for report in told])

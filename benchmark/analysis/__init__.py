@@ -1,0 +1,1 @@
+"""What is made of whole runs once they are measured."""
