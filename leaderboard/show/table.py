@@ -8,17 +8,13 @@ from numpy.typing import NDArray
 
 from benchmark.columns import captions, percent
 from benchmark.report.captions import threat_name
-from benchmark.report.paired import Paired
+from benchmark.report.paired import LEVEL, Paired
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST
 from leaderboard.show.board_columns import BoardColumn, Entry, board_columns
 from leaderboard.submission.record import Record
 from leaderboard.submission.submission import Row
 from leaderboard.tasks import Claim, Task
-
-# Two rows differ where the chance of as uneven a split of the samples that only one of them
-# withstands is below this.
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
