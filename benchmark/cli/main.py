@@ -13,6 +13,7 @@ import typer
 from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.canaries_command import canaries
+from benchmark.cli.compare_command import compare
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
     Plugins,
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 app.command()(canaries)
+app.command()(compare)
 app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
 
