@@ -1,1 +1,1 @@
-"""What is made of whole runs once they are measured."""
+"""Analyses of reports: what they say beside their own tables, and of one another."""

@@ -16,6 +16,7 @@ from benchmark.cli.attribute_command import attribute
 from benchmark.cli.canaries_command import canaries
 from benchmark.cli.demo_command import demo
 from benchmark.cli.doctor_command import doctor
+from benchmark.cli.compare_command import compare
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
     Plugins,
@@ -49,6 +50,7 @@ app.command()(attribute)
 app.command()(canaries)
 app.command()(doctor)
 app.command(epilog=_STATUS)(demo)
+app.command()(compare)
 app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
 

@@ -163,27 +163,33 @@ def _check_clean(folder: Path, report: Report) -> None:
         )
 
 
-def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
-    """A line for each defense and each attack of which a run has not all records."""
+def unfinished(
+    spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]
+) -> dict[str, list[str]]:
+    """What a run has not all records of: by the name of a row, a line for each attack, or one that
+    the defense is not measured."""
     by_name = {report.name: report for report in reports}
     # Earlier versions did not note the attacks: all that any row has.
     attacks = dict.fromkeys(
         manifest.get("attacks") or [label for report in reports for label in report.attacks]
     )
-    lines = []
+    lines: dict[str, list[str]] = {}
     expected = dict.fromkeys(component.label for component in spec.defenses)
     # A model that may reject images has two rows.
     rejecting = [row["defense"] for row in manifest["rows"] if row.get("may_reject") is False]
     for label in (*expected, *map(may_reject_name, rejecting)):
         if label not in by_name:
-            lines.append(f"{label}: not measured")
+            lines[label] = [f"{label}: not measured"]
             continue
         report = by_name[label]
         for attack in (*attacks, *sorted(report.lacking - attacks.keys())):
             if attack in report.lacking:
-                lines.append(f"{label} {attack}: {report.errors[attack]}")
+                line = f"{label} {attack}: {report.errors[attack]}"
             elif attack not in report.keys:
-                lines.append(f"{label} {attack}: not finished, or not begun")
+                line = f"{label} {attack}: not finished, or not begun"
+            else:
+                continue
+            lines.setdefault(label, []).append(line)
     return lines
 
 

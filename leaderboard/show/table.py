@@ -10,7 +10,7 @@ from benchmark.columns import captions, percent
 from benchmark.pages.figures import Figure, trade_off
 from benchmark.report.captions import threat_name
 from benchmark.report.flags import explain
-from benchmark.report.paired import Paired
+from benchmark.report.paired import LEVEL, Paired
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST
 from leaderboard.show.board_columns import (
@@ -23,10 +23,6 @@ from leaderboard.show.board_columns import (
 from leaderboard.submission.record import Record
 from leaderboard.submission.submission import Row
 from leaderboard.tasks import Claim, Task
-
-# Two rows differ where the chance of as uneven a split of the samples that only one of them
-# withstands is below this.
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
