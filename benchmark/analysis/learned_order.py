@@ -7,11 +7,12 @@ from benchmark.errors import UserError
 from benchmark.report.breaks import soonest
 from benchmark.report.captions import threat_name
 from benchmark.report.report import Report
-from benchmark.run.run_folder import RUN, THREATS, load_run, read_manifest, under_each
+from benchmark.run.run_folder import RUN, load_run, read_manifest, under_each
 from benchmark.spec.learned_suite import LEARNED, LearnedSuite
 from benchmark.spec.lineup import attacks_of
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.spec.source_names import without_places
+from benchmark.threats.run_tables import THREATS
 
 
 def learn(folder: Path) -> LearnedSuite:

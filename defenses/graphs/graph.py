@@ -131,7 +131,7 @@ class Graph:
             both = [a + 2 * b for a, b in zip(first, second, strict=True)]
             left = node.apply(*both) - node.offset
             right = node.apply(*first) + 2 * node.apply(*second) - 3 * node.offset
-            # Rounding of a large offset, such as one that masks a class, is of its own output alone.
+            # Rounding of a large offset, as one that masks a class, is of its own output alone.
             rounded = 64 * torch.finfo(right.dtype).eps * node.offset.abs()
             allowed = _TOLERANCE * (1 + right.abs().max()) + rounded
             if not bool(((left - right).abs() <= allowed).all()):

@@ -65,8 +65,8 @@ class Ball:
         """What rounding may amount to in sums (n, s) of w times numbers of some size, in the
         precision of proofs; nothing is added in others.
 
-        The dual's value has parts beside such sums: the multiplier is at most |w| / (2 eps), so that
-        they are at most eps |w|.
+        The dual's value has parts beside such sums, which are at most eps |w|: the multiplier is at
+        most |w| / (2 eps).
         """
         if w.dtype != torch.float64:
             return w.new_zeros(w.shape[:2])

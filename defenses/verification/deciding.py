@@ -231,7 +231,8 @@ class _Decider:
         differ = (found - expected).abs() > _TOLERANCE * (1 + largest_of)
         if bool((differ & are_numbers).any() | (found.isfinite() & ~are_numbers).any()):
             raise ValueError("it was not read as the function that it computes")
-        return are_numbers.all(1).view(-1, len(ball.x)).all(0)
+        gives: Tensor = are_numbers.all(1).view(-1, len(ball.x)).all(0)
+        return gives
 
     def _broken(
         self, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, places: Sequence[int]
