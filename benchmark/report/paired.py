@@ -6,6 +6,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+# Two rows differ where the chance of as uneven a split of the samples that only one of them
+# withstands is below this.
+LEVEL = 0.05
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -32,3 +36,10 @@ class Paired:
         if not total:
             return 1.0
         return float(binomtest(self.first, total, alternative=alternative).pvalue)
+
+
+def better(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
+    """Whether the first row is better than the second by McNemar's exact test (McNemar 1947), at
+    level LEVEL, given their verdicts (n,) on the same samples."""
+    paired = Paired.of(first, second)
+    return paired.first > paired.second and paired.chance() < LEVEL

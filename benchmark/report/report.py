@@ -52,4 +52,13 @@ class Report(Measurements):
 
     def to_markdown(self) -> str:
         """The report as a Markdown table with its caption and flags."""
-        return tables.render([self, *([self.rejecting] if self.rejecting else [])], spec=None)
+        return tables.render(self._rows, spec=None)
+
+    def to_latex(self) -> str:
+        r"""The report as a table in LaTeX with its caption and flags; it needs
+        \usepackage{booktabs}."""
+        return tables.latex(self._rows, spec=None)
+
+    @property
+    def _rows(self) -> list["Report"]:
+        return [self, *([self.rejecting] if self.rejecting else [])]
