@@ -1,6 +1,7 @@
 """Whether the rows of a run are as robust as is asked for: a verdict for scripts and CI."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,4 +116,5 @@ class Thresholds:
                 suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
-        return f"{text}\n"
+        # XML knows no other control characters, such as those that colour what libraries raise.
+        return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "?", text) + "\n"

@@ -58,6 +58,16 @@ def test_a_row_with_a_failed_attack_never_passes() -> None:
     assert _short(alone, "0") == "it has no best-attack accuracy"
 
 
+def test_junit_says_why_an_attack_failed(tmp_path: Path) -> None:
+    def fail(problem):  # type: ignore[no-untyped-def]
+        raise RuntimeError("\x1b[31m<broken> & more")
+
+    report = evaluate_small(attacks=[Returning(fail)], name="mine")
+    Thresholds.of(None, tmp_path / "junit.xml").check([report])  # no threshold, no refusal
+    (error,) = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("error")
+    assert "?[31m<broken> & more" in error.get("message", "")
+
+
 @pytest.mark.parametrize("text", ["", "x", "-1", "101", "nan", "best=5", "natural=", "natural=1=2"])
 def test_thresholds_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^fail-under: .*"):
