@@ -42,7 +42,7 @@ PACKAGES = ("attacks", "defenses", "benchmark", "leaderboard")
 # The mark of an example that is a plugin, with what it is run with.
 PLUGIN = "plugin: "
 # Files of the reader's that commands name.
-READERS_OWN = {"spec.yaml", "mine.yaml", "my-study.yaml", "about.yaml"}
+READERS_OWN = {"spec.yaml", "mine.yaml", "robustness.yaml", "my-study.yaml", "about.yaml"}
 
 _FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
@@ -190,7 +190,12 @@ def _check_names(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fence", _fences("yaml"), ids=str)
 def test_specs_are_valid(fence: Fence) -> None:
     values = yaml.safe_load(fence.text)
-    if "over" in values:
+    if "steps" in values:  # a workflow
+        for step in values["steps"]:
+            program, *words = shlex.split(step.get("run", "make"))
+            if program == "bestattack":
+                _check_names(_parsed(words))
+    elif "over" in values:
         for spec in make_sweep(values).points().values():
             check_point(spec, None)
     elif "reported" in values:

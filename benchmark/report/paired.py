@@ -138,3 +138,10 @@ def _lower(first: int, second: int, total: int, z: float) -> float:
         else:
             high = d
     return high
+
+
+def better(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
+    """Whether the first row is better than the second by McNemar's exact test (McNemar 1947), at
+    level LEVEL, given their verdicts (n,) on the same samples."""
+    paired = Paired.of(first, second)
+    return paired.first > paired.second and paired.chance() < LEVEL

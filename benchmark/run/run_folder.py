@@ -193,6 +193,17 @@ def unfinished(
     return lines
 
 
+def unfinished_in(folder: Path) -> list[str]:
+    """The same of the run in a folder, which may be under several threats. Raises as `load_run`."""
+    manifest = read_manifest(folder)
+    homes = under_each(folder, manifest)[1] if THREATS in manifest else {"": folder}
+    missing = []
+    for threat, home in homes.items():
+        lines = unfinished(*load_run(home)) if (home / RUN).exists() else ["not begun"]
+        missing += [f"{threat}: {line}" if threat else line for line in lines]
+    return missing
+
+
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
     """The spec with the full name of its data set, which a user may have written differently."""
     return spec.model_copy(update={"data": manifest["data"]["name"]})

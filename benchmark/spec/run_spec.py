@@ -131,10 +131,15 @@ class Proofs(BaseModel):
             raise ValueError("seconds are of branch: linear bounds take what they take")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """What determines which proofs are found; there is no time limit to linear bounds."""
+    @model_serializer
+    def _dump(self) -> dict[str, Any]:
+        """The values that it is made of again; there is no time limit to linear bounds."""
         limit = {"seconds": self.seconds} if self.method == "branch" else {}
-        return {"method": self.method, **limit, "version": BOUNDS_VERSION}
+        return {"method": self.method, **limit}
+
+    def identity(self) -> dict[str, Any]:
+        """What determines which proofs are found."""
+        return {**self.model_dump(), "version": BOUNDS_VERSION}
 
     def __str__(self) -> str:
         if self.method == "crown":

@@ -10,7 +10,7 @@ from benchmark.columns import captions, percent
 from benchmark.pages.figures import Figure, trade_off
 from benchmark.report.captions import threat_name
 from benchmark.report.flags import explain
-from benchmark.report.paired import LEVEL, Paired
+from benchmark.report.paired import LEVEL, better
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST
 from leaderboard.show.board_columns import (
@@ -120,15 +120,8 @@ def robust(report: Report, label: str = BEST) -> NDArray[np.bool_]:
 
 def ranked(verdicts: Sequence[NDArray[np.bool_]]) -> list[int]:
     """The rank of each row, given its verdicts (n,) on the same samples: 1 more than there are rows
-    that are better by McNemar's exact test, at level LEVEL."""
+    that are better by McNemar's exact test."""
     return [1 + sum(better(rival, verdict) for rival in verdicts) for verdict in verdicts]
-
-
-def better(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
-    """Whether the first row is better than the second by McNemar's exact test (McNemar 1947), at
-    level LEVEL, given their verdicts (n,) on the same samples."""
-    paired = Paired.of(first, second)
-    return paired.first > paired.second and paired.chance() < LEVEL
 
 
 def _tested(claim: Claim, rows: Mapping[str, Row]) -> str:

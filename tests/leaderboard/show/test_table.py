@@ -5,9 +5,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from benchmark.report.paired import better
 from leaderboard.board import check
 from leaderboard.show.pictures import closest_example, curve, shown
-from leaderboard.show.table import better, make_table, ranked, robust
+from leaderboard.show.table import make_table, ranked, robust
 from leaderboard.submission.submission import open_row
 from tests.leaderboard.conftest import Small
 
