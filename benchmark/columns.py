@@ -17,11 +17,17 @@ NONE = "-"
 # What spreadsheets take for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-# The tables that show columns: the run's table with a row per defense, and that of its page; the
-# details, a row per attack; the numbers of those details, as DataFrame, table.csv and the details
-# of table.json; the rows of table.json; and the leaderboard's tables, in its README and on its
-# page.
-Table = Literal["run", "page", "details", "numbers", "json", "board"]
+# The tables that show columns: the run's table with a row per defense, that of its page, and that
+# in LaTeX; the details, a row per attack; the numbers of those details, as DataFrame, table.csv and
+# the details of table.json; the accuracies among them, in a model card; the rows of table.json; the
+# leaderboard's tables, in its README and on its page: the narrow one, that of all attacks, and that
+# of what papers report; and those of an attribution, with a row per attack, per stage of an attack,
+# and per order of attacks.
+Table = Literal[
+    "run", "page", "latex", "details", "numbers", "card", "json",
+    "board", "attacks", "papers",
+    "attribution", "stages", "orders",
+]  # fmt: skip
 
 Row = TypeVar("Row", contravariant=True)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attacks.threat import Norm
-from benchmark.cli.options import Plugins, Quiet, Root, speaker
+from benchmark.cli.options import Plugins, Quiet, Root, RunSuite, speaker
 from benchmark.environment import Device
 from benchmark.judge.subject import Precision
 
@@ -25,7 +25,7 @@ def inspect(
     eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")],
     norm: Annotated[Norm, typer.Option(help="l2, linf or l1.", case_sensitive=False)] = "l2",
     attack: Annotated[list[str], typer.Option(help="An attack with options; repeat it.")] = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    suite: RunSuite = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="How many images a run will have. [default: all]")
     ] = None,

@@ -13,23 +13,32 @@ import typer
 from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.canaries_command import canaries
+from benchmark.cli.demo_command import demo
+from benchmark.cli.doctor_command import doctor
+from benchmark.cli.finished.attribute_command import attribute
+from benchmark.cli.finished.compare_command import compare
+from benchmark.cli.finished.export_command import export
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
+    FailUnder,
+    Junit,
     Plugins,
     Quiet,
     Root,
     RunFolder,
     say,
+    thresholds_of,
     warn_of_contradictions,
 )
 from benchmark.cli.run_command import run
 from benchmark.cli.studies_commands import study
 from benchmark.environment import Device
-from benchmark.errors import FailedError, UserError
+from benchmark.errors import BelowError, FailedError, UserError
 
 _STATUS = (
     "Exit status: 0 if all is well, 1 for an error that you can mend, 2 for a mistyped command, 3 "
-    "if an attack or a certificate of a run failed, 130 if interrupted."
+    "if an attack or a certificate of a run failed, 4 if a row is below --fail-under, 130 if "
+    "interrupted."
 )
 
 app = typer.Typer(
@@ -42,7 +51,12 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
+app.command()(attribute)
+app.add_typer(export, name="export")
 app.command()(canaries)
+app.command()(doctor)
+app.command(epilog=_STATUS)(demo)
+app.command()(compare)
 app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
 
@@ -62,6 +76,24 @@ class Kind(StrEnum):
     flags = "flags"
     foolbox = "foolbox"
     torchattacks = "torchattacks"
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from benchmark.environment import own_version
+
+        typer.echo(f"bestattack {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
 
 
 @app.command()
@@ -136,14 +168,22 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
         typer.echo(f"\n{describe_sources()}\n\n{describe_variants()}")
 
 
-@app.command()
-def report(folder: RunFolder, data_root: Root = None) -> None:
+@app.command(epilog=_STATUS)
+def report(
+    folder: RunFolder,
+    fail_under: FailUnder = None,
+    junit: Junit = None,
+    data_root: Root = None,
+) -> None:
     """Print a run's tables from its records, finished or not, and write them and its page anew."""
-    from benchmark.run.run_folder import rewrite
+    from benchmark.run.run_folder import rewrite, unfinished_in
     from benchmark.threats import run_tables
 
+    thresholds = thresholds_of(fail_under, junit)
     spec, reports = rewrite(folder, data_root)
     typer.echo(run_tables.render(reports, spec))
+    if thresholds:
+        thresholds.check(reports, unfinished_in(folder))
 
 
 @app.command()
@@ -225,7 +265,8 @@ def certify(
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 1.
 
-    After a run in which something failed there is such a line too, and the status is 3.
+    After a run in which something failed there is such a line too, and the status is 3; where a
+    row falls short of what was asked for, it is 4.
     """
     from defenses import SavedModelError, TrainingError
 
@@ -240,6 +281,8 @@ def main() -> None:
         _fail(str(error), 1)
     except FailedError as error:
         _fail(str(error), 3)
+    except BelowError as error:
+        _fail(str(error), 4)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):

@@ -8,14 +8,18 @@ import typer
 
 from benchmark.cli import run_options
 from benchmark.cli.options import (
+    FailUnder,
+    Junit,
     Plugins,
     Quiet,
     RayAddress,
     Root,
+    RunSuite,
     Threads,
     Workers,
     executor_of,
     speaker,
+    thresholds_of,
     warn_of_contradictions,
 )
 from benchmark.cli.vnnlib_command import judge_properties
@@ -26,6 +30,7 @@ from benchmark.spec.run_spec import Choose, Mode, Part
 
 if TYPE_CHECKING:
     from benchmark.executors import Executor
+    from benchmark.export.thresholds import Thresholds
     from benchmark.report.report import Report
     from benchmark.spec.run_spec import RunSpec
 
@@ -43,7 +48,7 @@ def run(
     bounded: run_options.Bounded = None,
     defense: run_options.Defenses = [],  # noqa: B006
     attack: run_options.Attacks = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    suite: RunSuite = None,
     certify: run_options.Certify = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
@@ -59,6 +64,8 @@ def run(
     limit: run_options.Limit = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+    fail_under: FailUnder = None,
+    junit: Junit = None,
     workers: Workers = None,
     ray: RayAddress = None,
     threads: Threads = None,
@@ -77,25 +84,35 @@ def run(
         "plugins": [str(path) for path in plugin], "certify": certify,
     }  # fmt: skip
     if onnx or vnnlib or exact or limit is not None:
-        every = flags | {"data_root": data_root}
+        every = flags | {"data_root": data_root, "fail_under": fail_under, "junit": junit}
         judge_properties(onnx, [*vnnlib, *specs], exact, limit, out, every)
         return
-    spec = run_options.single(specs)
-    run_spec = _spec_of(spec, flags)
-    folder = _folder_of(spec, run_spec, out)
-    if plan and ray:
-        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
+    thresholds = thresholds_of(fail_under, junit)
+    run_spec, folder = _asked(specs, flags, out)
     if plan:
+        _check_plan(ray, thresholds)
         _show_plan(run_spec, folder, data_root, workers, threads, quiet)
         return
     with executor_of(workers, ray, threads) as executor:
-        _carry_out(run_spec, folder, data_root, quiet, executor)
+        _carry_out(run_spec, folder, data_root, quiet, executor, thresholds)
+
+
+def _asked(specs: list[Path], flags: dict[str, Any], out: Path | None) -> tuple["RunSpec", Path]:
+    """The spec of a run and its folder, as they were asked for. Raises UserError."""
+    path = run_options.single(specs)
+    spec = _spec_of(path, flags)
+    return spec, _folder_of(path, spec, out)
 
 
 def _carry_out(
-    spec: "RunSpec", folder: Path, root: Path | None, quiet: bool, executor: "Executor"
+    spec: "RunSpec",
+    folder: Path,
+    root: Path | None,
+    quiet: bool,
+    executor: "Executor",
+    thresholds: "Thresholds",
 ) -> None:
-    """Carry out a spec in a folder, and print what came of it."""
+    """Carry out a spec in a folder, print what came of it, and hold it against thresholds."""
     from benchmark.direct.plan_of_run import compared
     from benchmark.run import runner
     from benchmark.threats import run_tables
@@ -107,7 +124,18 @@ def _carry_out(
     typer.echo(f"Records, tables and models: {folder}")
     if line := compared(folder, time.monotonic() - began):
         typer.echo(line)
-    _refuse_failures(reports)
+    try:
+        thresholds.check(reports)
+    finally:  # a failure can be mended, and says more than what it left to be measured
+        _refuse_failures(reports)
+
+
+def _check_plan(ray: str | None, thresholds: "Thresholds") -> None:
+    """Raises UserError for options that do not go with --plan."""
+    if ray:
+        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
+    if thresholds:
+        raise UserError("--plan measures nothing: leave out --fail-under and --junit")
 
 
 def _show_plan(
@@ -156,7 +184,8 @@ def _refuse_failures(reports: list["Report"]) -> None:
 
 def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     """The spec of a run from a file, if there is one, and from flags, which override the file."""
-    from benchmark.spec.run_spec import make_spec, read_values
+    from benchmark.analysis.learned_order import spec_of
+    from benchmark.spec.run_spec import read_values
 
     values: dict[str, Any] = read_values(path) if path else {}
     if path and isinstance(values.get("plugins"), list):
@@ -169,4 +198,4 @@ def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     given = {key: value for key, value in flags.items() if value not in (None, [])}
     if "threats" in given:
         values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
-    return make_spec(values | given)
+    return spec_of(values | given)

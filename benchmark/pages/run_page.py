@@ -1,7 +1,7 @@
 """The report of a run as one page of HTML, which needs no other file and makes no request."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import write_text
 from benchmark.pages.by_class import ByClass, class_names
 from benchmark.pages.figures import figures
-from benchmark.pages.gallery import gallery
+from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.rendering import rendered
 from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
 from benchmark.report.flags import explain
@@ -35,12 +35,21 @@ class Shown:
     spec      what was asked for.
     manifest  what run.json holds.
     samples   the images, and `names` of the classes; None where the data set is not at hand.
+    title     what the page is called, and `about`, a line below that; else what was asked for.
+    links     where a reader may go from there, by text.
+    library   where plotly.js lies, seen from the page; "" has it in the page.
+    examples  how many adversarial examples it shows at most.
     """
 
     spec: RunSpec
     manifest: dict[str, Any]
     samples: Samples | None = None
     names: Sequence[str] | None = None
+    title: str = ""
+    about: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    library: str = ""
+    examples: int = MOST
 
 
 def write_page(folder: Path, reports: Sequence[Measurements], shown: Shown) -> None:
@@ -52,10 +61,15 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
     """The page on some reports under one threat."""
     spec, first = shown.spec, reports[0]
     columns = _columns(reports)
-    pictures = gallery(reports, shown.samples, shown.names) if shown.samples else None
+    pictures = (
+        gallery(reports, shown.samples, shown.names, shown.examples) if shown.samples else None
+    )
     return rendered(
         "run.html.j2",
-        title=f"{spec.data}, {threat_name(first.threat)}",
+        title=shown.title or f"{spec.data}, {threat_name(first.threat)}",
+        note=shown.about,
+        links=shown.links,
+        library=shown.library,
         about=f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
         + on_settings(spec, first),
         caption=on_models(reports)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from attacks import ThreatModel
-from benchmark.columns import captions
+from benchmark.columns import Column, captions
 from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
@@ -44,6 +44,31 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         + "A sample counts as robust if it is classified correctly and the attack of the column "
         f"does not break it; {' '.join(captions('run', run_columns(reports)))}"
         + on_order(reports, "column")
+    )
+
+
+def exported_caption(
+    reports: Sequence[Measurements],
+    spec: RunSpec | None,
+    columns: Sequence[Column[Measurements]],
+    place: str = "column",
+) -> str:
+    """What the numbers of a run's table are over that is exported, with these columns in LaTeX;
+    `place` is where an attack has its accuracy."""
+    first, headings = reports[0], {column.heading("latex") for column in columns}
+    has_attacks = any(not headings.isdisjoint(report.attacks) for report in reports)
+    return (
+        f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
+        + (on_settings(spec, first) if spec else "")
+        + on_models(reports)
+        + (
+            f"{place.capitalize()}s of attacks: the share that is classified correctly and that "
+            "this attack does not break; "
+            if has_attacks
+            else ""
+        )
+        + " ".join(captions("latex", columns))
+        + (on_order(reports, place) if has_attacks or first.mode == "cascade" else "")
     )
 
 

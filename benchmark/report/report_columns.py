@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from attacks.threat import Norm
 from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
+from benchmark.latex import Tex
 from benchmark.report.accuracy import Accuracy, work
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
@@ -24,35 +25,44 @@ _WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2
 
 
 def report_columns(
-    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = (), proven: Proven = "itself"
+    norm: Norm,
+    attacks: Iterable[str],
+    measured: Iterable[str] = (),
+    proven: Proven = "itself",
+    bold: Measurements | None = None,
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
     measured  the labels that best-attack accuracy is over, and what proves certified accuracy, for
               the caption.
+    bold      the row whose best-attack accuracy is bold in LaTeX.
     """
     certified = _certified_column(norm, proven)
     return [
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown("defense")),
+            dict.fromkeys(("run", "page", "latex", "json", "board", "attacks"), Shown("defense")),
             lambda report: report.name,
             left=True,
         ),
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown(NATURAL)),
+            dict.fromkeys(("run", "page", "latex", "json", "board"), Shown(NATURAL)),
             _accuracy(NATURAL), _share, _plain_share,
         ),
         certified.only("json"),
         _json("contradictions", lambda report: report.contradictions.tolist()),
         _json("per_attack", _per_attack),
         *map(_attack_column, attacks),
-        certified.only("run"),
+        certified.only("run", "latex"),
         _best_column(measured),
+        _best_in_latex(measured, bold),
         certified.only("page", "board"),
         _json("interval", _interval),
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown("flags")),
+            {
+                **dict.fromkeys(("run", "page", "json", "board"), Shown("flags")),
+                "latex": Shown("flags", optional=True),
+            },
             lambda report: explain(report) or None,
             text=", ".join,
             data=lambda flags: flags or {},
@@ -77,6 +87,11 @@ def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
     text = f"certified: if it is classified correctly and {told[proven]}."
     shown: dict[Table, Shown] = {
         **dict.fromkeys(("run", "page"), Shown(CERTIFIED, text, optional=True)),
+        "latex": Shown(
+            CERTIFIED,
+            f"certified: the share that is classified correctly and for which {told[proven]}.",
+            optional=True,
+        ),
         "json": Shown(CERTIFIED),
         "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
     }
@@ -85,8 +100,7 @@ def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
 
 def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     """Best-attack accuracy with its interval, over the labels `measured`."""
-    names = [name if name != SEARCH else "the search for proofs" for name in measured]
-    over = f"worst case per sample over {', '.join(names) or 'none yet'}"
+    over = f"worst case per sample over {_names(measured)}"
     shown: dict[Table, Shown] = {
         "run": Shown(
             f"{BEST} [95% interval]",
@@ -108,6 +122,12 @@ def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     return Column(shown, _best, str, _plain_share, style="best")
 
 
+def _names(measured: Iterable[str]) -> str:
+    """What captions call what best-attack accuracy is over."""
+    names = [name if name != SEARCH else "the search for proofs" for name in measured]
+    return ", ".join(names) or "none yet"
+
+
 def proven_by(reports: Sequence[Measurements]) -> Proven:
     """What proves the certified accuracy of some reports."""
     if all(report.proofs is None for report in reports):
@@ -115,26 +135,58 @@ def proven_by(reports: Sequence[Measurements]) -> Proven:
     return "either" if any(CERTIFIED in report.keys for report in reports) else "bounds"
 
 
-def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
+def _best_in_latex(measured: Iterable[str], bold: Measurements | None) -> Column[Measurements]:
+    """The same in LaTeX, where the interval is small and one accuracy may be bold."""
+    caption = (
+        "best-attack: the share that is classified correctly and that no attack breaks (worst case "
+        f"per sample over {_names(measured)}), with its 95% interval. Samples "
+        "that are misclassified clean count as broken everywhere and are not attacked."
+    )
+    if bold is not None:
+        caption += (
+            " Bold: higher than that of every other row by McNemar's exact test at 5%, and no flag "
+            "is raised."
+        )
+
+    def value(report: Measurements) -> str | None:
+        accuracy = report.accuracy(BEST)
+        if accuracy is None:
+            return "error" if report.failed else None
+        share, interval = str(accuracy).split(" ", 1)
+        share = rf"\textbf{{{share}}}" if report is bold else share
+        return Tex(rf"{share} {{\scriptsize {interval}}}")
+
+    return Column({"latex": Shown(BEST, caption)}, value)
+
+
+def run_columns(
+    reports: Sequence[Measurements],
+    table: Table = "run",
+    with_attacks: bool = True,
+    bold: Measurements | None = None,
+) -> list[Column[Measurements]]:
     """The columns of a run's table. A cascade has none of single attacks, and columns that not
-    every run has are left out where no report has a value there."""
+    every run has are left out where no report has a value there; so are those of attacks unless
+    `with_attacks`. `bold` is as in `report_columns`."""
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
     columns = report_columns(
-        reports[0].threat.norm, () if cascade else attacks, measured, proven_by(reports)
-    )
+        reports[0].threat.norm, attacks if with_attacks and not cascade else (), measured,
+        proven_by(reports), bold,
+    )  # fmt: skip
     return [
         column
-        for column in shown_in("run", columns)
-        if not column.shown["run"].optional
+        for column in shown_in(table, columns)
+        if not column.shown[table].optional
         or any(column.value(report) is not None for report in reports)
     ]
 
 
 def _attack_column(label: str) -> Column[Measurements]:
     """The column of one attack, which is headed by its label."""
-    return Column({"run": Shown(label), "board": Shown(label)}, _accuracy(label), _share)
+    shown: dict[Table, Shown] = dict.fromkeys(("run", "latex", "attacks"), Shown(label))
+    return Column(shown, _accuracy(label), _share)
 
 
 def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurements]:
@@ -233,16 +285,20 @@ def detail_columns() -> list[Column[Line]]:
     left_out = _done("unbroken, left out of distance", 0, "left out")
     return [
         Column(
-            {"details": Shown("defense"), "numbers": Shown("defense")},
+            dict.fromkeys(("details", "numbers", "card"), Shown("defense")),
             lambda line: line.report.name,
             left=True,
         ),
         Column(
-            {"details": Shown("attack"), "numbers": Shown("attack")},
+            {
+                **dict.fromkeys(("details", "numbers"), Shown("attack")),
+                "card": Shown("accuracy"),
+            },
             lambda line: line.label,
             left=True,
         ),
         Column({"details": Shown("robust % [95% interval]")}, lambda line: line.accuracy),
+        Column({"card": Shown("% [95% interval]")}, _accuracy_or_reason),
         _number("accuracy", lambda line: _plain_share(line.accuracy)),
         _number("low", lambda line: line.interval[0]),
         _number("high", lambda line: line.interval[1]),
@@ -262,6 +318,13 @@ def detail_columns() -> list[Column[Line]]:
         _number("error", lambda line: line.report.errors.get(line.label)),
         _number("does not apply", lambda line: line.report.inapplicable.get(line.label)),
     ]
+
+
+def _accuracy_or_reason(line: Line) -> Accuracy | str | None:
+    """The accuracy under a label, or why there is none."""
+    if line.accuracy is None and line.label in line.report.inapplicable:
+        return "does not apply"
+    return line.accuracy or ("error" if line.label in line.report.errors else None)
 
 
 def _number(heading: str, value: Callable[[Line], Any]) -> Column[Line]:

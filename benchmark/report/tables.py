@@ -1,6 +1,7 @@
 """How reports are printed and written: terminal, Markdown, CSV and JSON."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import pandas as pd
 
 from benchmark.columns import escaped, frame_csv, percent, rows_markdown, shown_in
 from benchmark.judge.records import write_json, write_text
-from benchmark.report.captions import caption
+from benchmark.latex import escaped as escaped_in_latex
+from benchmark.latex import floating, tabular
+from benchmark.report.captions import caption, exported_caption
 from benchmark.report.curves import draw
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements, on_inapplicable
+from benchmark.report.paired import better
 from benchmark.report.report_columns import (
     detail_columns,
     lines,
@@ -21,6 +25,7 @@ from benchmark.report.report_columns import (
 )
 from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
+from benchmark.spec.source_names import without_places
 
 JSON, PAGE = "table.json", "report.html"
 _STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
@@ -73,14 +78,51 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         "distances over the samples that were broken (those left out were not):",
         rows_markdown("details", shown_in("details", detail_columns()), attacks),
     ]
-    told = remarks(reports) + [
+    if told := remarks(reports) + flag_lines(reports):
+        sections.append("\n".join(f"- {escaped(line)}" for line in told))
+    return "\n\n".join(sections) + "\n"
+
+
+def latex(reports: Sequence[Measurements], spec: RunSpec | None, with_attacks: bool = True) -> str:
+    """The run's table in LaTeX, as a float with its caption and the lines below it. It needs the
+    package booktabs. Single attacks have columns if `with_attacks`."""
+    columns = run_columns(reports, "latex", with_attacks, _surely_best(reports))
+    first = reports[0]
+    of = f"{without_places(spec.data)}-{spec.place}" if spec else first.name
+    label = "tab:" + re.sub(r"[^A-Za-z0-9.-]+", "-", of)
+    text = escaped_in_latex(exported_caption(reports, spec, columns))
+    told = remarks(reports) + flag_lines(reports)
+    return floating(tabular("latex", columns, reports), text, label, told)
+
+
+def _surely_best(reports: Sequence[Measurements]) -> Measurements | None:
+    """The row whose best-attack accuracy is higher than that of every other row by more than
+    chance, and that has no flag; None where there is none.
+
+    What attacks missed on others would only make its lead larger. Rows in which rejecting an image
+    is not wrong are not compared with others.
+    """
+    if len({report.allowed for report in reports}) > 1:
+        return None
+    verdicts = [report.robust_to(BEST) for report in reports]
+    for report, verdict in zip(reports, verdicts, strict=True):
+        others = [other for other in verdicts if other is not verdict]
+        if (
+            verdict is not None
+            and others
+            and all(other is not None and better(verdict, other) for other in others)
+        ):
+            return None if explain(report) else report
+    return None
+
+
+def flag_lines(reports: Sequence[Measurements]) -> list[str]:
+    """A line for each flag of each report, which says what it means and what to do."""
+    return [
         f"{report.called}: {code}: {meaning}"
         for report in reports
         for code, meaning in explain(report).items()
     ]
-    if told:
-        sections.append("\n".join(f"- {escaped(line)}" for line in told))
-    return "\n\n".join(sections) + "\n"
 
 
 def remarks(reports: Sequence[Measurements]) -> list[str]:

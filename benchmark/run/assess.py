@@ -167,7 +167,7 @@ class _Assessment:
     ) -> None:
         self.model, self.subject, self.seen = model, subject, seen
         self.samples, self.settings, self.cells, self.notify = samples, settings, cells, notify
-        self.peers, self.executor = peers, settings.executor
+        self.peers, self.executor, self.in_order = peers, settings.executor, lineup.in_order
         self._known: dict[str, Held[nn.Module]] = {}
         self._looking = asyncio.Lock()
         self.report = Report(
@@ -214,7 +214,8 @@ class _Assessment:
             )
 
         # The attacks. They enter the report in order, each as soon as those before it have.
-        ordered = _ordered(self.seen.entries, settings.mode)
+        by_cost = settings.mode == "cascade" and not self.in_order
+        ordered = _ordered(self.seen.entries, by_cost)
         entered = {label: asyncio.Event() for label, _ in ordered}
         begun = []
         for place, (label, entry) in enumerate(ordered):
@@ -451,13 +452,13 @@ def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dic
     }
 
 
-def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:
+def _ordered(entries: dict[str, Entry], by_cost: bool) -> list[tuple[str, Entry]]:
     """The attacks in the order in which they are carried out.
 
-    That is the order of the lineup. In a cascade the cheapest attack comes first, and attacks of
-    unknown cost come last.
+    That is the order of the lineup. `by_cost`, as in a cascade whose order was not learned, the
+    cheapest attack comes first, and attacks of unknown cost come last.
     """
-    if mode == "table":
+    if not by_cost:
         return list(entries.items())
 
     def cost(item: tuple[str, Entry]) -> float:

@@ -183,30 +183,47 @@ def _check_clean(folder: Path, report: Report) -> None:
         )
 
 
-def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
-    """A line for each defense and each attack of which a run has not all records."""
+def unfinished(
+    spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]
+) -> dict[str, list[str]]:
+    """What a run has not all records of: by the name of a row, a line for each attack, or one that
+    the defense is not measured."""
     by_name = {report.name: report for report in reports}
     # Earlier versions did not note the attacks: all that any row has.
     attacks = dict.fromkeys(
         manifest.get("attacks") or [label for report in reports for label in report.attacks]
     )
-    lines = []
+    lines: dict[str, list[str]] = {}
     expected = dict.fromkeys(component.label for component in spec.defenses)
     # A model that may reject images has two rows.
     rejecting = [row["defense"] for row in manifest["rows"] if row.get("may_reject") is False]
     for label in (*expected, *map(may_reject_name, rejecting)):
         if label not in by_name:
-            lines.append(f"{label}: not measured")
+            lines[label] = [f"{label}: not measured"]
             continue
         report = by_name[label]
         searched = [SEARCH] if spec.certify else []
         for attack in (*attacks, *searched, *sorted(report.lacking - {*attacks, *searched})):
             column = CERTIFIED if attack == SEARCH else attack
             if attack in report.lacking:
-                lines.append(f"{label} {column}: {report.errors[attack]}")
+                line = f"{label} {column}: {report.errors[attack]}"
             elif attack not in report.keys:
-                lines.append(f"{label} {column}: not finished, or not begun")
+                line = f"{label} {column}: not finished, or not begun"
+            else:
+                continue
+            lines.setdefault(label, []).append(line)
     return lines
+
+
+def unfinished_in(folder: Path) -> list[str]:
+    """The same of the run in a folder, which may be under several threats. Raises as `load_run`."""
+    manifest = read_manifest(folder)
+    homes = under_each(folder, manifest)[1] if THREATS in manifest else {"": folder}
+    missing = []
+    for threat, home in homes.items():
+        lines = unfinished(*load_run(home)) if (home / RUN).exists() else ["not begun"]
+        missing += [f"{threat}: {line}" if threat else line for line in lines]
+    return missing
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:

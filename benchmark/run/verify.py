@@ -78,7 +78,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]
-    missing = unfinished(spec, manifest, recorded)
+    missing = [line for of_row in unfinished(spec, manifest, recorded).values() for line in of_row]
     _compare(folder, tables.plain(reports), _NUMBERS, problems, missing)
     # Versions before there was a choice of samples raised other flags.
     if "choice" in manifest:

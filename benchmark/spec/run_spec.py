@@ -28,6 +28,7 @@ from benchmark.environment import Device, check_device
 from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
+from benchmark.spec.learned_suite import LearnedSuite
 from benchmark.spec.proof_setting import PROVABLE, Proofs, not_provable, unless_none
 from benchmark.spec.source_names import with_absolute_paths
 from benchmark.spec.suites import DEFAULT_SUITE
@@ -120,11 +121,13 @@ class RunSpec(BaseModel):
     bounded    whether perturbed images must stay in [0, 1]. In training, they always must.
     defenses   the models to train, or saved ones.
     attacks    the attacks on each of them, besides those of the suite.
-    suite      the name of a set of attacks; "strong" where neither it nor attacks are given.
+    suite      the name of a set of attacks, or one that was learned from a run; "strong" where
+               neither it nor attacks are given.
     certify    how bounds prove what no attack breaks and the defense does not certify itself, as
                `Proofs` has it; by default, or where it is "none", they do not.
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
-               carries out each attack only on what cheaper ones left.
+               carries out each attack only on what cheaper ones left; those of a learned suite, for
+               which it is the default, come in the order that was learned.
     seed       of training, of all noise of attacks, and of the choice of samples.
     device     as torch names it, such as "cuda:1". "auto" takes CUDA where there is a CUDA device.
     precision  of the models while they are attacked: "model" leaves them as they are.
@@ -148,7 +151,7 @@ class RunSpec(BaseModel):
     bounded: bool = True
     defenses: Annotated[list[Component], Field(min_length=1)]
     attacks: list[Component] = []
-    suite: str | None = None
+    suite: str | LearnedSuite | None = None
     certify: Annotated[Proofs | None, BeforeValidator(unless_none)] = None
     mode: Mode = "table"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -165,12 +168,32 @@ class RunSpec(BaseModel):
     def _make_paths_absolute(cls, components: list[Component]) -> list[Component]:
         return [component.absolute() for component in components]
 
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _read_suite(cls, suite: Any) -> Any:
+        """A suite that was learned, where the spec holds one, or the name of one."""
+        if suite is None or isinstance(suite, str | LearnedSuite):
+            return suite
+        try:
+            return LearnedSuite.model_validate(suite)
+        except ValidationError as error:
+            wrong = first_line(error, LearnedSuite.model_fields)
+            raise ValueError(f"neither the name of a suite nor a learned one: {wrong}") from None
+
     @model_validator(mode="before")
     @classmethod
     def _choose_suite(cls, values: Any) -> Any:
         """The default suite, where neither attacks nor a suite are named."""
         if isinstance(values, dict) and not values.get("attacks") and not values.get("suite"):
             return values | {"suite": DEFAULT_SUITE}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cascade_what_was_learned(cls, values: Any) -> Any:
+        """The mode where a suite was learned, which is an order, and none is named."""
+        if isinstance(values, dict) and isinstance(values.get("suite"), dict | LearnedSuite):
+            return {"mode": "cascade"} | values
         return values
 
     @model_validator(mode="before")

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.analysis.learned_order import spec_of
 from benchmark.columns import NONE, percent
 from benchmark.errors import UserError
 from benchmark.report.captions import NORMS, images, on_settings
 from benchmark.report.report import Report
 from benchmark.report.report_columns import proven_by
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
-from benchmark.spec.run_spec import RunSpec, make_spec, read_budgets
+from benchmark.spec.run_spec import RunSpec, read_budgets
 from benchmark.studies.budgets import How, run_values, runs_at
 from benchmark.studies.study import Study, axes, flagged
 
@@ -43,7 +44,7 @@ def bracket(
     values |= {"certify": certify}
     if attacks or suite:
         values |= {"attacks": list(attacks), "suite": suite}
-    spec = make_spec(values)
+    spec = spec_of(values)
     if spec.certify is None:
         raise UserError("a bracket needs proofs: give --certify crown, or branch/seconds=10")
     texts = read_budgets(spec.norm, eps)

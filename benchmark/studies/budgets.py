@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from attacks import HasArms, ThreatModel
+from benchmark.analysis.learned_order import spec_of
 from benchmark.columns import NONE, percent
 from benchmark.environment import Device
 from benchmark.errors import UserError, did_you_mean
@@ -66,7 +67,7 @@ def budgets(
     values, models = run_values(folder, how)
     if attacks or suite:
         values |= {"attacks": list(attacks), "suite": suite}
-    return _sweep("budgets", folder, make_spec(values), models, defenses or models, eps, how)
+    return _sweep("budgets", folder, spec_of(values), models, defenses or models, eps, how)
 
 
 def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: How) -> Study:

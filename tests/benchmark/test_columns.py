@@ -4,7 +4,6 @@ import io
 import math
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -22,7 +21,6 @@ from benchmark.columns import (
     percent,
     shown_in,
 )
-from benchmark.report.paired import Paired
 from benchmark.report.report_columns import detail_columns, report_columns
 
 COLUMN: Column[dict[str, object]] = Column(
@@ -68,16 +66,6 @@ def test_no_table_has_two_columns_of_one_name() -> None:
     headings += [[c.heading(table) for c in shown_in(table, details)] for table in OF_ATTACKS]
     for names in headings:
         assert len(set(names)) == len(names) > 4
-
-
-def test_chance_is_that_of_a_fair_coin() -> None:
-    first, second = np.array([1, 1, 1, 0, 1], bool), np.array([1, 0, 0, 0, 0], bool)
-    paired = Paired.of(first, second)
-    assert (paired.first, paired.second) == (3, 0)
-    assert paired.chance("greater") == pytest.approx(1 / 8)
-    assert paired.chance() == pytest.approx(1 / 4)
-    assert Paired(0, 3).chance("greater") == pytest.approx(1)
-    assert Paired.of(first, first).chance() == 1
 
 
 HOSTILE = "a|b\n<script>&`c`\\"

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from benchmark.analysis.learned_order import spec_of
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec.components import (
     BEST,
@@ -158,7 +159,7 @@ class SweepSpec(BaseModel):
                 values[key] = value
             else:
                 defenses = [_with_option(defense, key, value) for defense in defenses]
-        return make_spec(values | {"defenses": defenses})
+        return spec_of(values | {"defenses": defenses})
 
 
 def _with_option(defense: Component, key: str, value: Value) -> Component:

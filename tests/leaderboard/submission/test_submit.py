@@ -53,6 +53,20 @@ def test_a_run_makes_submissions(small: Small, cli: Cli, tmp_path: Path) -> None
         assert path.read_bytes() == (tmp_path / "out" / "digits" / "nbr" / path.name).read_bytes()
 
 
+def test_tasks_are_installed_and_rows_are_not(
+    small: Small, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ended = cli("leaderboard", "submit", small.run)
+    assert "is of no task: mnist-l2 wants" in ended.err
+    for words in (["verify"], ["build"], ["migrate"]):
+        assert "start in a clone of bestattack's repository" in cli("leaderboard", *words).err
+    # A board that is here comes first.
+    Path("leaderboard").symlink_to(small.board)
+    assert cli("leaderboard", "submit", small.run, "--row", "NBR").status == 0
+
+
 def test_a_row_without_a_proper_name_is_refused_and_nothing_left(
     small: Small, cli: Cli, tmp_path: Path
 ) -> None:
