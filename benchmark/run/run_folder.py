@@ -215,13 +215,19 @@ def unfinished(
     return lines
 
 
+def missing_of(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
+    """The lines of `unfinished`, of all rows."""
+    by_row = unfinished(spec, manifest, reports)
+    return [line for lines in by_row.values() for line in lines]
+
+
 def unfinished_in(folder: Path) -> list[str]:
     """The same of the run in a folder, which may be under several threats. Raises as `load_run`."""
     manifest = read_manifest(folder)
     homes = under_each(folder, manifest)[1] if THREATS in manifest else {"": folder}
     missing = []
     for threat, home in homes.items():
-        lines = unfinished(*load_run(home)) if (home / RUN).exists() else ["not begun"]
+        lines = missing_of(*load_run(home)) if (home / RUN).exists() else ["not begun"]
         missing += [f"{threat}: {line}" if threat else line for line in lines]
     return missing
 
