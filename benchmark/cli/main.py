@@ -12,11 +12,11 @@ import typer
 
 from attacks.messages import one_line
 from attacks.threat import Norm
-from benchmark.cli.finished.attribute_command import attribute
 from benchmark.cli.canaries_command import canaries
-from benchmark.cli.finished.compare_command import compare
 from benchmark.cli.demo_command import demo
 from benchmark.cli.doctor_command import doctor
+from benchmark.cli.finished.attribute_command import attribute
+from benchmark.cli.finished.compare_command import compare
 from benchmark.cli.finished.export_command import export
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (

@@ -10,7 +10,7 @@ from benchmark.columns import captions, percent
 from benchmark.pages.figures import Figure, trade_off
 from benchmark.report.captions import threat_name
 from benchmark.report.flags import explain
-from benchmark.report.paired import LEVEL, better
+from benchmark.report.paired import better
 from benchmark.report.report import Report
 from benchmark.spec.components import BEST
 from leaderboard.show.board_columns import (
