@@ -22,6 +22,7 @@ from benchmark.cli.options import (
     say,
     warn_of_contradictions,
 )
+from benchmark.cli.results_printed import Wide, missing, next_command, print_sentences, print_tables
 from benchmark.cli.run_command import run
 from benchmark.cli.studies_commands import study
 from benchmark.environment import Device
@@ -137,20 +138,29 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 
 
 @app.command()
-def report(folder: RunFolder) -> None:
-    """Print a run's tables from its records, finished or not, and write them anew."""
-    from benchmark.run.run_folder import rewrite
-    from benchmark.threats import run_tables
+def report(folder: RunFolder, wide: Wide = False) -> None:
+    """Print a run's tables from its records, finished or not, and write them anew.
 
-    spec, reports = rewrite(folder)
-    typer.echo(run_tables.render(reports, spec))
+    While another process works in the folder, they are printed alone.
+    """
+    from benchmark.run.run_folder import rewrite
+
+    run = rewrite(folder)
+    print_tables(run.reports, run.spec, wide)
+    typer.echo()
+    print_sentences(*missing(run.missing, wide), run.in_use)
+    shown: Literal["report", "wide report"] = "wide report" if wide else "report"
+    typer.echo(
+        next_command(shown, folder, run.reports, run.spec, bool(run.missing), bool(run.in_use))
+    )
 
 
 @app.command()
-def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
+def verify(
+    folder: RunFolder, device: Device = "auto", data_root: Root = None, wide: Wide = False
+) -> None:
     """Replay every stored adversarial example and recompute the table from what holds."""
     from benchmark.run.verify import verify as replay
-    from benchmark.threats import run_tables
 
     replayed = replay(folder, data_root, device)
     for verdict in replayed.verdicts:
@@ -158,7 +168,9 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             f"{verdict.defense} {verdict.attack}: "
             f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
-    typer.echo("\n" + run_tables.render(replayed.reports, replayed.spec))
+    typer.echo()
+    print_tables(replayed.reports, replayed.spec, wide)
+    typer.echo()
     warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(
@@ -172,6 +184,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             + ": run the same command again"
         )
     typer.echo(f"The table of {folder} holds.")
+    typer.echo(next_command("verify", folder, replayed.reports, replayed.spec))
 
 
 @app.command()

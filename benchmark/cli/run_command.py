@@ -18,6 +18,7 @@ from benchmark.cli.options import (
     speaker,
     warn_of_contradictions,
 )
+from benchmark.cli.results_printed import Wide, next_command, print_sentences, print_tables
 from benchmark.cli.vnnlib_command import judge_properties
 from benchmark.environment import Device
 from benchmark.errors import FailedError, UserError
@@ -64,6 +65,7 @@ def run(
     threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Train defenses, attack them, print the best-attack table. Running again resumes.
 
@@ -89,24 +91,30 @@ def run(
         _show_plan(run_spec, folder, data_root, workers, threads, quiet)
         return
     with executor_of(workers, ray, threads) as executor:
-        _carry_out(run_spec, folder, data_root, quiet, executor)
+        _carry_out(run_spec, folder, data_root, quiet, wide, executor)
 
 
 def _carry_out(
-    spec: "RunSpec", folder: Path, root: Path | None, quiet: bool, executor: "Executor"
+    spec: "RunSpec",
+    folder: Path,
+    root: Path | None,
+    quiet: bool,
+    wide: bool,
+    executor: "Executor",
 ) -> None:
     """Carry out a spec in a folder, and print what came of it."""
     from benchmark.direct.plan_of_run import compared
+    from benchmark.report.curves import undrawn
     from benchmark.run import runner
-    from benchmark.threats import run_tables
 
     began = time.monotonic()
     reports = runner.run(spec, folder, root, not quiet, speaker(quiet), executor)
-    typer.echo("\n" + run_tables.render(reports, spec))
+    typer.echo()
+    print_tables(reports, spec, wide)
     warn_of_contradictions(reports, err=True)
-    typer.echo(f"Records, tables and models: {folder}")
-    if line := compared(folder, time.monotonic() - began):
-        typer.echo(line)
+    typer.echo(f"\nRecords, tables and models: {folder}")
+    print_sentences(undrawn(reports), compared(folder, time.monotonic() - began))
+    typer.echo(next_command("run", folder, reports, spec))
     _refuse_failures(reports)
 
 

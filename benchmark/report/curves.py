@@ -49,6 +49,18 @@ def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
     write(target, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
+def undrawn(reports: Sequence[Measurements]) -> str:
+    """Why `draw` draws nothing for some reports, and what would give a curve, in a line; empty
+    where it draws one."""
+    if any(r.minimal_distances() is not None or r.radii is not None for r in reports):
+        return ""
+    if all(report.draws for report in reports):
+        return "No curve is drawn: a randomised model has no boundary to be distant from."
+    if reports[0].threat.norm == "l1":
+        return "No curve is drawn: no attack minimised the distance, as none does under L1."
+    return "No curve is drawn: no attack minimised the distance; add the attack cw/minimize."
+
+
 def _certified(report: Measurements) -> NDArray[np.float64] | None:
     """Up to which eps each sample (n,) is certified; 0 where it is not classified correctly."""
     correct = report.certified_within(0.0)

@@ -5,6 +5,8 @@ import pandas as pd
 from benchmark.report import tables
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
+from benchmark.spec.components import NATURAL
+from benchmark.terminal import text
 
 
 class Report(Measurements):
@@ -52,4 +54,15 @@ class Report(Measurements):
 
     def to_markdown(self) -> str:
         """The report as a Markdown table with its caption and flags."""
-        return tables.render([self, *([self.rejecting] if self.rejecting else [])], spec=None)
+        return tables.render(self._rows, spec=None)
+
+    def __str__(self) -> str:
+        return text(tables.page(self._rows, spec=None))
+
+    def __repr__(self) -> str:
+        """In a shell, the report as `print` shows it, once its clean images are judged."""
+        return str(self) if NATURAL in self.frames else super().__repr__()
+
+    @property
+    def _rows(self) -> "list[Report]":
+        return [self, *([self.rejecting] if self.rejecting else [])]

@@ -14,32 +14,41 @@ from typing import Any
 from attacks.threat import Norm
 from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
 from benchmark.report.accuracy import Accuracy, work
-from benchmark.report.flags import explain
+from benchmark.report.flags import CHANCE, explain
 from benchmark.report.measurements import Measurements
+from benchmark.report.paired import Paired
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
 # What captions add where bounds prove something too.
 _OR = {False: ("", ""), True: (", or bounds prove it of the threat", ", or by bounds")}
+# The tables with a row per defense, and how the flags stand on a terminal.
+_MAIN: tuple[Table, ...] = ("run", "terminal", "json", "board")
+_FLAGS = Shown("flags", optional=True, warns=True)
 _WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2"}
 
 
 def report_columns(
-    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = (), by_bounds: bool = False
+    norm: Norm,
+    attacks: Iterable[str],
+    measured: Iterable[str] = (),
+    by_bounds: bool = False,
+    clear: Measurements | None = None,
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
     measured  the labels that best-attack accuracy is over, for the caption.
+    clear     the report whose best-attack accuracy is marked as clearly the highest.
     """
     certified = _certified_column(norm, by_bounds)
     return [
         Column(
-            {"run": Shown("defense"), "json": Shown("defense"), "board": Shown("defense")},
+            dict.fromkeys(_MAIN, Shown("defense")),
             lambda report: report.name,
             left=True,
         ),
         Column(
-            {"run": Shown(NATURAL), "json": Shown("natural"), "board": Shown(NATURAL)},
+            dict.fromkeys(_MAIN, Shown(NATURAL)),
             _accuracy(NATURAL), _share, _plain_share,
         ),
         certified.only("json"),
@@ -48,10 +57,13 @@ def report_columns(
         *map(_attack_column, attacks),
         certified.only("run"),
         _best_column(measured),
+        _standing_column(measured, clear),
+        certified.only("terminal"),
+        _UNFINISHED,
         certified.only("board"),
         _json("interval", _interval),
         Column(
-            {"run": Shown("flags"), "json": Shown("flags"), "board": Shown("flags")},
+            {**dict.fromkeys(_MAIN, Shown("flags")), "terminal": _FLAGS},
             lambda report: explain(report) or None,
             text=", ".join,
             data=lambda flags: flags or {},
@@ -72,6 +84,12 @@ def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
             CERTIFIED,
             "certified: if it is classified correctly and the defense's own certificate proves "
             f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
+            optional=True,
+        ),
+        "terminal": Shown(
+            CERTIFIED,
+            "certified: classified correctly, and proven by the defense's own certificate that "
+            f"nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][1]}.",
             optional=True,
         ),
         "json": Shown(CERTIFIED),
@@ -99,6 +117,75 @@ def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     return Column(shown, _best, str, _plain_share, style="best")
 
 
+def _standing_column(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
+    """Best-attack accuracy as a terminal shows it: of a run that is not finished it is no more than
+    a bound, and the highest is marked where it is so beyond chance."""
+    caption = (
+        f"best-attack: classified correctly, and broken by none of {', '.join(measured)}."
+        if measured
+        else "best-attack: no attack is done yet."
+    )
+    if clear is not None:
+        caption += " * The highest, beyond chance (McNemar's exact test against each other row)."
+
+    def value(report: Measurements) -> _Standing | str | None:
+        best = _best(report)
+        if not isinstance(best, Accuracy):
+            return best
+        return _Standing(best, bool(report.unfinished), report is clear)
+
+    return Column({"terminal": Shown(f"{BEST} [95%]", caption)}, value)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A best-attack accuracy, whether it may still fall, and whether it is marked as highest."""
+
+    best: Accuracy
+    may_fall: bool
+    is_clear: bool
+
+    def __str__(self) -> str:
+        if self.may_fall:
+            return f"at most {percent(self.best.value)}"
+        return f"{self.best}{' *' if self.is_clear else ''}"
+
+
+# What a run in progress has still to do on a defense.
+_UNFINISHED = Column[Measurements](
+    {"terminal": Shown("not finished", optional=True)},
+    lambda report: report.unfinished or None,
+    text=", ".join,
+    left=True,
+)
+
+
+def clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
+    """The report whose best-attack accuracy is the highest beyond chance, by McNemar's exact test
+    against every other, by Bonferroni at CHANCE for all of them together. None where there is none,
+    or its own is not to be trusted: where it has a flag, is not finished, or is of a randomised
+    model, whose samples count by shares of draws."""
+    verdicts = [report.robust_to(BEST) for report in reports]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if len(known) < max(2, len(reports)):
+        return None
+    place = max(range(len(reports)), key=lambda row: int(known[row].sum()))
+    best = reports[place]
+    if explain(best) or any(report.unfinished or report.draws for report in reports):
+        return None
+    others = known[:place] + known[place + 1 :]
+    chances = [Paired.of(known[place], other).chance() for other in others]
+    return best if max(chances) * len(others) < CHANCE else None
+
+
+def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
+    """The columns of a run's table on a terminal, without those that no report has a value in."""
+    measured = dict.fromkeys(label for report in reports for label in report.measured)
+    by_bounds = any(report.proofs is not None for report in reports)
+    columns = report_columns(reports[0].threat.norm, (), measured, by_bounds, clearly_best(reports))
+    return _with_values("terminal", columns, reports)
+
+
 def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     """The columns of a run's table. A cascade has none of single attacks, and columns that not
     every run has are left out where no report has a value there."""
@@ -109,10 +196,17 @@ def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     columns = report_columns(
         reports[0].threat.norm, () if cascade else attacks, measured, by_bounds
     )
+    return _with_values("run", columns, reports)
+
+
+def _with_values(
+    table: Table, columns: Iterable[Column[Measurements]], reports: Sequence[Measurements]
+) -> list[Column[Measurements]]:
+    """The columns that a table shows, without those that may be left out and have no value."""
     return [
         column
-        for column in shown_in("run", columns)
-        if not column.shown["run"].optional
+        for column in shown_in(table, columns)
+        if not column.shown[table].optional
         or any(column.value(report) is not None for report in reports)
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,20 @@ import pandas as pd
 
 from benchmark.columns import escaped, frame_csv, percent, rows_markdown, shown_in
 from benchmark.judge.records import write_json, write_text
-from benchmark.report.captions import caption
+from benchmark.report.captions import caption, short_caption
 from benchmark.report.curves import draw
-from benchmark.report.flags import explain
+from benchmark.report.flags import FLAGS, explain
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import (
     detail_columns,
     lines,
     report_columns,
     run_columns,
+    terminal_columns,
 )
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import RunSpec
+from benchmark.terminal import Page, Words, grid_of
 
 JSON = "table.json"
 _STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
@@ -69,46 +72,80 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         "distances over the samples that were broken (those left out were not):",
         rows_markdown("details", shown_in("details", detail_columns()), attacks),
     ]
-    if remarks := _remarks(reports):
-        sections.append("\n".join(f"- {escaped(line)}" for line in remarks))
-    return "\n\n".join(sections) + "\n"
-
-
-def _remarks(reports: Sequence[Measurements]) -> list[str]:
-    """The lines below the tables: notes, what does not apply, errors, contradictions, flags."""
-    remarks = list(dict.fromkeys(note for report in reports for note in report.notes))
-    for report in reports:
-        for reason, labels in _by_reason(report.inapplicable).items():
-            does = "does" if len(labels) == 1 else "do"
-            remarks.append(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
-    remarks += [
-        f"{report.called}: {label} failed: {message}"
-        for report in reports
-        for label, message in report.errors.items()
-    ]
-    remarks += contradictions(reports)
-    remarks += _proven(reports)
-    remarks += _left_out(reports)
-    remarks += [
+    remarks = [str(words) for words in _remarks(reports)] + [
         f"{report.called}: {code}: {meaning}"
         for report in reports
         for code, meaning in explain(report).items()
     ]
-    return remarks
+    if remarks:
+        sections.append("\n".join(f"- {escaped(line)}" for line in remarks))
+    return "\n\n".join(sections) + "\n"
+
+
+def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
+    """The table of some reports for a terminal, with what has to be known of it. Attacks and their
+    work are folded, and each flag stands in words once."""
+    sections: Page = [
+        grid_of(terminal_columns(reports), reports),
+        [Words(short_caption(reports, spec))],
+        [replace(words, list=True) for words in _remarks(reports)],
+        _raised(reports),
+    ]
+    return [section for section in sections if section]
+
+
+def _raised(reports: Sequence[Measurements]) -> list[Words]:
+    """The flags of some reports: each with the rows that have it, and with its remedy."""
+    rows: dict[str, list[str]] = {}
+    for report in reports:
+        for code in explain(report):
+            rows.setdefault(code, []).append(report.name)
+    told = []
+    for code, names in rows.items():
+        about = "a flag of another version"
+        if code in FLAGS:
+            remedy = FLAGS[code].remedy
+            about = f"{FLAGS[code].meaning}. {remedy[0].upper()}{remedy[1:]}."
+        told.append(Words(about, f"{code} ({', '.join(names)})", "warning", list=True))
+    return told
+
+
+def _remarks(reports: Sequence[Measurements]) -> list[Words]:
+    """What stands below the tables, but for flags: notes, what does not apply, errors,
+    contradictions."""
+    remarks = [Words(note) for note in dict.fromkeys(note for r in reports for note in r.notes)]
+    for report in reports:
+        for reason, labels in _by_reason(report.inapplicable).items():
+            does = "does" if len(labels) == 1 else "do"
+            remarks.append(
+                Words(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
+            )
+    remarks += [
+        Words(message, f"{report.called}: {label} failed", "wrong")
+        for report in reports
+        for label, message in report.errors.items()
+    ]
+    remarks += _contradicted(reports)
+    return remarks + [Words(line) for line in (*_proven(reports), *_left_out(reports))]
 
 
 def contradictions(reports: Sequence[Measurements]) -> list[str]:
     """A line for each report of which a certificate is contradicted: by how many samples, which."""
+    return [str(words) for words in _contradicted(reports)]
+
+
+def _contradicted(reports: Sequence[Measurements]) -> list[Words]:
     told = []
     for report in reports:
         samples = report.contradictions
         if len(samples):
             named = ", ".join(map(str, samples[:_NAMED]))
-            told.append(
-                f"{report.called}: attacks misclassify {len(samples)} of {report.total} samples "
+            about = (
+                f"attacks misclassify {len(samples)} of {report.total} samples "
                 f"within the radius certified for them: {named}"
                 f"{', ...' if len(samples) > _NAMED else ''}"
             )
+            told.append(Words(about, report.called, "wrong"))
     return told
 
 
