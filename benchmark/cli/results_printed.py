@@ -94,5 +94,9 @@ def _asks_for_strong(reports: Sequence["Report"]) -> bool:
 
 
 def _has_strong(report: "Report") -> bool:
-    attacks = [report.cells[label].note["identity"]["attack"] for label in report.measured]
-    return any(it["name"] == _REMEDY and not it["options"].get("quick") for it in attacks)
+    notes = [report.cells[label].note.get("identity", {}) for label in report.measured]
+    attacks = [note.get("attack", {}) for note in notes]
+    return any(
+        attack.get("name") == _REMEDY and not attack.get("options", {}).get("quick")
+        for attack in attacks
+    )

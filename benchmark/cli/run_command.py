@@ -113,7 +113,7 @@ def _carry_out(
     print_tables(reports, spec, wide)
     warn_of_contradictions(reports, err=True)
     typer.echo(f"\nRecords, tables and models: {folder}")
-    print_sentences(undrawn(reports), compared(folder, time.monotonic() - began))
+    print_sentences(*undrawn(reports), compared(folder, time.monotonic() - began))
     typer.echo(next_command("run", folder, reports, spec))
     _refuse_failures(reports)
 

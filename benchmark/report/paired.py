@@ -1,5 +1,6 @@
 """Two verdicts on the same samples, compared by McNemar's exact test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,3 +33,21 @@ class Paired:
         if not total:
             return 1.0
         return float(binomtest(self.first, total, alternative=alternative).pvalue)
+
+
+def clearly_highest(verdicts: Sequence[NDArray[np.bool_]], chance: float) -> int | None:
+    """Which of several verdicts (n,) on the same samples counts the most of them, beyond chance: by
+    McNemar's two-sided test against each other one, where the probabilities of all together are
+    below `chance` (Bonferroni). None where none does, or there is only one.
+
+    >>> counts = np.arange(20)
+    >>> clearly_highest([counts < 5, counts < 18, counts < 4], 0.05)
+    1
+    >>> clearly_highest([counts < 16, counts < 18, counts < 4], 0.05)
+    """
+    if len(verdicts) < 2:
+        return None
+    best = max(range(len(verdicts)), key=lambda place: int(verdicts[place].sum()))
+    others = [verdict for place, verdict in enumerate(verdicts) if place != best]
+    chances = [Paired.of(verdicts[best], other).chance() for other in others]
+    return best if max(chances) * len(others) < chance else None

@@ -16,7 +16,7 @@ from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
 from benchmark.report.accuracy import Accuracy, work
 from benchmark.report.flags import CHANCE, explain
 from benchmark.report.measurements import Measurements
-from benchmark.report.paired import Paired
+from benchmark.report.paired import clearly_highest
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
 # What captions add where bounds prove something too.
@@ -123,10 +123,10 @@ def _standing_column(measured: Iterable[str], clear: Measurements | None) -> Col
     caption = (
         f"best-attack: classified correctly, and broken by none of {', '.join(measured)}."
         if measured
-        else "best-attack: no attack is done yet."
+        else "best-attack: no attack counts yet."
     )
     if clear is not None:
-        caption += " * The highest, beyond chance (McNemar's exact test against each other row)."
+        caption += " *: the highest, beyond chance (McNemar's exact test against each other row)."
 
     def value(report: Measurements) -> _Standing | str | None:
         best = _best(report)
@@ -148,41 +148,37 @@ class _Standing:
     def __str__(self) -> str:
         if self.may_fall:
             return f"at most {percent(self.best.value)}"
-        return f"{self.best}{' *' if self.is_clear else ''}"
+        return f"{'* ' if self.is_clear else ''}{self.best}"
 
 
 # What a run in progress has still to do on a defense.
 _UNFINISHED = Column[Measurements](
     {"terminal": Shown("not finished", optional=True)},
     lambda report: report.unfinished or None,
-    text=", ".join,
+    text="; ".join,
     left=True,
 )
 
 
-def clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
-    """The report whose best-attack accuracy is the highest beyond chance, by McNemar's exact test
-    against every other, by Bonferroni at CHANCE for all of them together. None where there is none,
-    or its own is not to be trusted: where it has a flag, is not finished, or is of a randomised
+def _clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
+    """The report whose best-attack accuracy is the highest beyond chance. None where none is, and
+    where that means nothing: the best one has a flag, or any is not finished or of a randomised
     model, whose samples count by shares of draws."""
     verdicts = [report.robust_to(BEST) for report in reports]
     known = [verdict for verdict in verdicts if verdict is not None]
-    if len(known) < max(2, len(reports)):
+    if len(known) < len(reports) or any(report.unfinished or report.draws for report in reports):
         return None
-    place = max(range(len(reports)), key=lambda row: int(known[row].sum()))
-    best = reports[place]
-    if explain(best) or any(report.unfinished or report.draws for report in reports):
-        return None
-    others = known[:place] + known[place + 1 :]
-    chances = [Paired.of(known[place], other).chance() for other in others]
-    return best if max(chances) * len(others) < CHANCE else None
+    place = clearly_highest(known, CHANCE)
+    return None if place is None or explain(reports[place]) else reports[place]
 
 
 def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     """The columns of a run's table on a terminal, without those that no report has a value in."""
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     by_bounds = any(report.proofs is not None for report in reports)
-    columns = report_columns(reports[0].threat.norm, (), measured, by_bounds, clearly_best(reports))
+    columns = report_columns(
+        reports[0].threat.norm, (), measured, by_bounds, _clearly_best(reports)
+    )
     return _with_values("terminal", columns, reports)
 
 

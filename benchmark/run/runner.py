@@ -172,7 +172,7 @@ async def _train(shared: _Shared, member: Member) -> None:
     spec, models, label = shared.spec, shared.models, member.label
     # It may be made of others, which stand above it.
     await models.wait_for(member.made_of.values())
-    shared.say(f"{label}: getting the model, which is trained unless it was before")
+    shared.say(f"{label}: getting the model, trained unless it was before")
     if member.recipe is not None and member.recipe.hint:
         shared.say(f"{label}: {member.recipe.hint}")
     try:

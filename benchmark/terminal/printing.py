@@ -155,7 +155,14 @@ def folded(text: str, width: int) -> list[str]:
 
 def _pieces(text: str, width: int) -> Iterator[str]:
     """The parts of a text that a line may end behind, none wider than so many cells."""
-    from rich.cells import chop_cells
+    from rich.cells import cell_len
 
     for piece in _PIECE.findall(text):
-        yield from chop_cells(piece, width) if piece else ()
+        part = ""
+        for mark in piece:
+            if cell_len(part + mark) > width:
+                yield part
+                part = ""
+            part += mark
+        if part:
+            yield part

@@ -70,9 +70,7 @@ class AdversarialTraining(TrainsOnExamples):
             return ""
         epochs = range(1, self.epochs + 1)
         share = sum(self.examples.proportion(t / self.epochs) for t in epochs) / self.epochs
-        return (
-            f"its warm-up makes {share:.0%} of {self.epochs} epochs adversarial (warm_up=no: all)"
-        )
+        return f"the warm-up makes {share:.0%} of {self.epochs} epochs adversarial, warm_up=no all"
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel:
         return self.examples.trains_against(threat)

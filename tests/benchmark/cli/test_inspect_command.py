@@ -24,7 +24,8 @@ def test_a_model_of_any_source_is_looked_at(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CODE)
     ended = cli(*WORDS, f"external/python={tmp_path}/mine.py:net/mean=0/std=1", "--samples", 50)
     assert ended.status == 0
-    lines = dict(line.split(": ", 1) for line in ended.out.splitlines())
+    assert max(map(len, ended.out.splitlines())) <= 80
+    lines = dict(line.split(": ", 1) for line in ended.out.splitlines() if line[0] != " ")
     assert "1,510 parameters" in lines["model"]
     assert lines["smoothed"].strip() == "relu x 1"
     assert "images" in lines["natural"]

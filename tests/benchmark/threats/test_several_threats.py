@@ -19,7 +19,7 @@ from benchmark.run import load_run
 from benchmark.spec.run_spec import RunSpec, make_spec
 from tests.benchmark.conftest import Cli, refused
 
-L2, LINF = "L2 eps 0.5", "L-infinity eps 0.0313725"
+L2, LINF = "L2 eps 0.5", "L-infinity eps 8/255"
 PLACES = ("l2-0.5", "linf-0.0313725")
 SETTING: tuple[object, ...] = (
     *("--quiet", "--samples", 40, "--block", 20, "--defense", "vanilla/epochs=1"),
