@@ -85,10 +85,8 @@ def run(
     spec = run_options.single(specs)
     run_spec = _spec_of(spec, flags)
     folder = _folder_of(spec, run_spec, out)
-    if plan and ray:
-        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
     if plan:
-        _show_plan(run_spec, folder, data_root, workers, threads, quiet)
+        _show_plan(run_spec, folder, data_root, workers, ray, threads, quiet)
         return
     with executor_of(workers, ray, threads) as executor:
         _carry_out(run_spec, folder, data_root, quiet, wide, executor)
@@ -123,14 +121,17 @@ def _show_plan(
     folder: Path,
     root: Path | None,
     workers: int | None,
+    ray: str | None,
     threads: int | None,
     quiet: bool,
 ) -> None:
-    """Print what a run will take."""
+    """Print what a run will take. Raises UserError where it is to be carried out on a cluster."""
     from benchmark.direct.plan_of_run import plan
     from benchmark.executors.choice_of_executor import with_threads
     from benchmark.folder_lock import alone_in
 
+    if ray:
+        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
     with with_threads(threads, workers), alone_in(folder, make=True):
         planned = plan(spec, folder, root, workers or 1, speaker(quiet))
         planned.keep(folder)
