@@ -57,7 +57,7 @@ class Report(Measurements):
         return tables.render(self._rows, spec=None)
 
     def __str__(self) -> str:
-        return text(tables.page(self._rows, spec=None))
+        return text(tables.page(self._rows, spec=None)).rstrip()
 
     def __repr__(self) -> str:
         """In a shell, the report as `print` shows it, once its clean images are judged."""

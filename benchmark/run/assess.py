@@ -110,8 +110,7 @@ async def assessed(
     about    what identifies the model and the data; it becomes part of each key.
     classes  how many logits the model must give; any number if None.
     notify   is called with the report and a label as soon as the clean images, the certificate or
-             an attack are done, and all that stand before it in the lineup; began, as soon as it is
-             under way.
+             an attack are done, and all before it in the lineup; began, once it is under way.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
     attack that finds that it does not apply to the model counts for nothing. If the model turns out

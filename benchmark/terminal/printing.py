@@ -124,12 +124,16 @@ def _widths(grid: Grid, width: int) -> list[int]:
 
     columns = zip(*([plain(cell) for cell, _ in row] for row in grid.rows), strict=True)
     widths = [max(map(cell_len, column)) for column in columns]
-    for place, heading in enumerate(grid.headings):
-        # A heading may be broken between its words.
-        widths[place] = max(widths[place], *map(cell_len, plain(heading).split()), 1)
+    if grid.headings:
+        whole = [max(n, cell_len(plain(h))) for n, h in zip(widths, grid.headings, strict=True)]
+        if sum(whole) + _GAP * (len(whole) - 1) <= width:
+            return whole
+        # Headings are broken between their words.
+        words = [max(map(cell_len, plain(h).split())) for h in grid.headings]
+        widths = [max(pair) for pair in zip(widths, words, strict=True)]
     left = width - _GAP * (len(widths) - 1)
-    left -= sum(size for size, words in zip(widths, grid.left, strict=True) if not words)
-    places = sorted((p for p, words in enumerate(grid.left) if words), key=widths.__getitem__)
+    left -= sum(size for size, is_left in zip(widths, grid.left, strict=True) if not is_left)
+    places = sorted((p for p, is_left in enumerate(grid.left) if is_left), key=widths.__getitem__)
     for before, place in enumerate(places):
         widths[place] = min(widths[place], max(_LEAST, left // (len(places) - before)))
         left -= widths[place]
