@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from attacks import ThreatModel
 from benchmark.data.choice import Choice
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.folder_lock import alone_in
+from benchmark.folder_lock import InUseError, alone_in
 from benchmark.judge.records import FolderCell
 from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
@@ -80,27 +82,63 @@ def models_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
     return {row["defense"]: folder / row["model"] for row in rows}
 
 
-def rewrite(folder: Path, root: Path | None = None) -> tuple[RunSpec, list[Report]]:
-    """Write the tables and the page of a run anew, from its records. Returns its spec, and a report
-    on each defense under each threat.
+@dataclass(frozen=True)
+class Recorded:
+    """What the folder of a run tells of it.
+
+    spec     its spec.
+    reports  a report on each defense that is begun, under each threat.
+    missing  a line for each defense and each attack that lacks records.
+    in_use   which process works in the folder; empty where none does.
+    """
+
+    spec: RunSpec
+    reports: list[Report]
+    missing: list[str]
+    in_use: str = ""
+
+
+def rewrite(folder: Path, root: Path | None = None) -> Recorded:
+    """Read a run from its records, finished or not, and write its tables and its page anew, unless
+    another process works in its folder.
 
     root  where data sets are looked for first; the page has no images where there is none. Code
           that the run names is not run. Raises as `load_run`.
     """
-    with alone_in(folder):
-        manifest = read_manifest(folder)
-        if THREATS not in manifest:
-            spec, manifest, reports = load_run(folder)
-            spec = named(spec, manifest)
+    try:
+        with alone_in(folder):
+            return _recorded(folder, root)
+    except InUseError as error:
+        if not (folder / RUN).exists():
+            raise
+        return replace(_recorded(folder, None, write=False), in_use=f"{error}.")
+
+
+def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
+    """What a run's folder tells of it, whose tables are written anew if `write`."""
+    manifest = read_manifest(folder)
+    if THREATS not in manifest:
+        spec, manifest, reports = load_run(folder)
+        missing = [line for lines in unfinished(spec, manifest, reports).values() for line in lines]
+        spec = named(spec, manifest)
+        if write:
             tables.write(folder, reports, spec, {"run": manifest})
             write_page(folder, reports, _shown(spec, manifest, root))
-            return spec, reports
-        spec, homes = under_each(folder, manifest)
-        parts = [rewrite(home, root) for home in homes.values() if (home / RUN).exists()]
-        spec = spec.model_copy(update={"data": parts[0][0].data})
-        reports = [report for _, of_threat in parts for report in of_threat]
+        return Recorded(spec, reports, missing)
+    spec, homes = under_each(folder, manifest)
+    parts, missing = [], []
+    for threat, home in homes.items():
+        if not (home / RUN).exists():
+            missing.append(f"{threat}: not measured")
+            continue
+        with alone_in(home) if write else nullcontext():
+            parts.append(_recorded(home, root, write))
+        missing += [f"{threat}: {line}" for line in parts[-1].missing]
+    spec = spec.model_copy(update={"data": parts[0].spec.data})
+    reports = [report for part in parts for report in part.reports]
+    if write:
         run_tables.write(folder, reports, spec, {"run": manifest})
-        return spec, reports
+    return Recorded(spec, reports, missing)
 
 
 def _shown(spec: RunSpec, manifest: dict[str, Any], root: Path | None) -> Shown:
@@ -150,6 +188,11 @@ def _load_report(
         else:
             after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
             report.add(label, key, cell, error, after, inapplicable)
+    for label, begun in row.get("begun", {}).items():
+        if label not in by_label:
+            report.begin(label, begun["key"], FolderCell(cells / begun["key"]), begun["after"])
+    known = report.keys.keys() | report.begun.keys()
+    report.awaited = [label for label in manifest.get("attacks", ()) if label not in known]
     return report
 
 
@@ -185,23 +228,14 @@ def unfinished(
         for attack in (*attacks, *sorted(report.lacking - attacks.keys())):
             if attack in report.lacking:
                 line = f"{label} {attack}: {report.errors[attack]}"
+            elif attack in report.begun:
+                line = f"{label} {attack}: {report.begun[attack]}"
             elif attack not in report.keys:
                 line = f"{label} {attack}: not finished, or not begun"
             else:
                 continue
             lines.setdefault(label, []).append(line)
     return lines
-
-
-def unfinished_in(folder: Path) -> list[str]:
-    """The same of the run in a folder, which may be under several threats. Raises as `load_run`."""
-    manifest = read_manifest(folder)
-    homes = under_each(folder, manifest)[1] if THREATS in manifest else {"": folder}
-    missing = []
-    for threat, home in homes.items():
-        lines = unfinished(*load_run(home)) if (home / RUN).exists() else ["not begun"]
-        missing += [f"{threat}: {line}" if threat else line for line in lines]
-    return missing
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:
