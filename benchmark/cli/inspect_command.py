@@ -42,6 +42,7 @@ def inspect(
     from benchmark.direct.request import read_request
     from benchmark.models.named_model import named_model
     from benchmark.spec.registry import load_plugins
+    from benchmark.terminal import printed
 
     load_plugins(plugin)
     dataset = load_dataset(data, data_root)
@@ -53,7 +54,8 @@ def inspect(
     )  # fmt: skip
     geometry = dataclasses.replace(request.geometry, frozen=dataset.frozen)
     request = dataclasses.replace(request, geometry=geometry)
-    typer.echo(str(inspected(model, request, total, dataset.classes, speaker(quiet))))
+    seen = inspected(model, request, total, dataset.classes, speaker(quiet))
+    typer.echo(printed(seen.page()), nl=False)
 
 
 def _spread(split: "Split", most: int) -> "Split":

@@ -18,6 +18,13 @@ from benchmark.cli.doctor_command import doctor
 from benchmark.cli.finished.attribute_command import attribute
 from benchmark.cli.finished.compare_command import compare
 from benchmark.cli.finished.export_command import export
+from benchmark.cli.finished.results_printed import (
+    Wide,
+    missing,
+    next_command,
+    print_sentences,
+    print_tables,
+)
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
     FailUnder,
@@ -171,26 +178,36 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 @app.command(epilog=_STATUS)
 def report(
     folder: RunFolder,
+    wide: Wide = False,
     fail_under: FailUnder = None,
     junit: Junit = None,
     data_root: Root = None,
 ) -> None:
-    """Print a run's tables from its records, finished or not, and write them and its page anew."""
-    from benchmark.run.run_folder import rewrite, unfinished_in
-    from benchmark.threats import run_tables
+    """Print a run's tables from its records, finished or not, and write them and its page anew.
+
+    While another process works in the folder, they are printed alone.
+    """
+    from benchmark.run.run_folder import rewrite
 
     thresholds = thresholds_of(fail_under, junit)
-    spec, reports = rewrite(folder, data_root)
-    typer.echo(run_tables.render(reports, spec))
+    run = rewrite(folder, data_root)
+    print_tables(run.reports, run.spec, wide)
+    typer.echo()
+    print_sentences(*missing(run.missing, wide), run.in_use)
+    shown: Literal["report", "wide report"] = "wide report" if wide else "report"
+    typer.echo(
+        next_command(shown, folder, run.reports, run.spec, bool(run.missing), bool(run.in_use))
+    )
     if thresholds:
-        thresholds.check(reports, unfinished_in(folder))
+        thresholds.check(run.reports, run.missing)
 
 
 @app.command()
-def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
+def verify(
+    folder: RunFolder, device: Device = "auto", data_root: Root = None, wide: Wide = False
+) -> None:
     """Replay every stored adversarial example and recompute the table from what holds."""
     from benchmark.run.verify import verify as replay
-    from benchmark.threats import run_tables
 
     replayed = replay(folder, data_root, device)
     for verdict in replayed.verdicts:
@@ -198,7 +215,9 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             f"{verdict.defense} {verdict.attack}: "
             f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
-    typer.echo("\n" + run_tables.render(replayed.reports, replayed.spec))
+    typer.echo()
+    print_tables(replayed.reports, replayed.spec, wide)
+    typer.echo()
     warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(
@@ -212,6 +231,7 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             + ": run the same command again"
         )
     typer.echo(f"The table of {folder} holds.")
+    typer.echo(next_command("verify", folder, replayed.reports, replayed.spec))
 
 
 @app.command()

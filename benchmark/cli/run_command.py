@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmark.cli import run_options
+from benchmark.cli.finished.results_printed import Wide, next_command, print_sentences, print_tables
 from benchmark.cli.options import (
     FailUnder,
     Junit,
@@ -71,6 +72,7 @@ def run(
     threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Train defenses, attack them, print the best-attack table. Running again resumes.
 
@@ -94,7 +96,7 @@ def run(
         _show_plan(run_spec, folder, data_root, workers, threads, quiet)
         return
     with executor_of(workers, ray, threads) as executor:
-        _carry_out(run_spec, folder, data_root, quiet, executor, thresholds)
+        _carry_out(run_spec, folder, data_root, quiet, wide, executor, thresholds)
 
 
 def _asked(specs: list[Path], flags: dict[str, Any], out: Path | None) -> tuple["RunSpec", Path]:
@@ -109,21 +111,23 @@ def _carry_out(
     folder: Path,
     root: Path | None,
     quiet: bool,
+    wide: bool,
     executor: "Executor",
     thresholds: "Thresholds",
 ) -> None:
     """Carry out a spec in a folder, print what came of it, and hold it against thresholds."""
     from benchmark.direct.plan_of_run import compared
+    from benchmark.report.curves import undrawn
     from benchmark.run import runner
-    from benchmark.threats import run_tables
 
     began = time.monotonic()
     reports = runner.run(spec, folder, root, not quiet, speaker(quiet), executor)
-    typer.echo("\n" + run_tables.render(reports, spec))
+    typer.echo()
+    print_tables(reports, spec, wide)
     warn_of_contradictions(reports, err=True)
-    typer.echo(f"Records, tables and models: {folder}")
-    if line := compared(folder, time.monotonic() - began):
-        typer.echo(line)
+    typer.echo(f"\nRecords, tables and models: {folder}")
+    print_sentences(*undrawn(reports), compared(folder, time.monotonic() - began))
+    typer.echo(next_command("run", folder, reports, spec))
     try:
         thresholds.check(reports)
     finally:  # a failure can be mended, and says more than what it left to be measured

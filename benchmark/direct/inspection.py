@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmark.direct.pass_cost import Cost
 from benchmark.judge.footprint import Footprint
 from benchmark.report.flags import FLAGS
+from benchmark.terminal import Grid, Page, Tone, text
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,15 @@ class Inspection:
         return self.samples * self.judged * self.cost.forward + sum(tried) if tried else math.nan
 
     def __str__(self) -> str:
-        lines = self._lines()
-        width = max(len(title) for title, _ in lines) + 2
-        return "\n".join(f"{title + ':':{width}}{line}" for title, line in lines)
+        return text(self.page()).rstrip()
+
+    def page(self) -> Page:
+        """All of it for a terminal."""
+        rows: list[list[tuple[str, Tone]]] = [
+            [(f"{title}:", "warning" if title in self.flags else ""), (line, "")]
+            for title, line in self._lines()
+        ]
+        return [Grid((), rows, (True, True))]
 
     def _lines(self) -> list[tuple[str, str]]:
         cost = self.cost

@@ -219,10 +219,11 @@ def _range(report: Measurements) -> float:
 _FLAGS = (
     Flag(
         code="train-mode",
-        meaning="was handed over in training mode; it was evaluated in eval mode",
-        remedy="call its eval() before you hand it over",
-        joint=None,
-        rule="the attribute `training` of the model, or of a module in it, is true",
+        meaning="is in eval mode, but for parts that are in training mode; all of it was evaluated "
+        "in eval mode",
+        remedy="call its eval(), or write a part that acts in eval mode too, if it is to act",
+        rule="the attribute `training` of a module in the model is true, and that of the model is "
+        "not",
         seen_by=examine,
     ),
     Flag(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from attacks import ThreatModel
 from benchmark.data.choice import Choice
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
-from benchmark.report.accuracy import Accuracy, Examples, LeftOut, robust_shares
+from benchmark.report.accuracy import Accuracy, Begun, Examples, LeftOut, robust_shares
 from benchmark.report.radii import Proved, Radii
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.proof_setting import Proofs
@@ -56,6 +56,10 @@ class Measurements:
     choice   how a run chose the samples; None where that is not known.
     left_out  attacks that a run's folder holds besides, and that broke more; None if none does.
     under    what tables call the threat, in a run under several; else empty.
+    kept     how many samples under a label were measured before this process worked on it.
+    begun    what is under way, or was when a run ended before its end: attacks or the certificate,
+             by label.
+    awaited  the attacks of such a run that are not begun.
     """
 
     def __init__(
@@ -91,6 +95,9 @@ class Measurements:
         self.outside: dict[str, int] = {}
         self.scale: NDArray[np.float64] | None = None
         self.under = ""
+        self.kept: Counter[str] = Counter()
+        self.begun: dict[str, Begun] = {}
+        self.awaited: list[str] = []
 
     @property
     def called(self) -> str:
@@ -113,6 +120,7 @@ class Measurements:
         series.
         """
         expected = self.expected(label, after)
+        self.begun.pop(label, None)
         self.cells[label] = cell
         self.keys[label] = key
         self.places[label] = expected
@@ -169,6 +177,11 @@ class Measurements:
             return f"incomplete: the records of all {len(expected)} samples are missing"
         return f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
 
+    def begin(self, label: str, key: str, cell: Cell, after: Sequence[str] = ()) -> None:
+        """Note that an attack, or the certificate, is under way: `add` or `certify` ends that."""
+        places = np.arange(self.total) if label == CERTIFIED else self.expected(label, after)
+        self.begun[label] = Begun(key, cell, places, tuple(after))
+
     def blocks(self, label: str, images: bool = True) -> Iterator[Block]:
         """The records under a label, of the samples that count there alone: the cell may hold more,
         of runs on other numbers of samples."""
@@ -176,6 +189,7 @@ class Measurements:
 
     def certify(self, key: str, cell: Cell, error: str | None) -> None:
         """Take in the cell of the model's own certificate; one that failed certifies nothing."""
+        self.begun.pop(CERTIFIED, None)
         self.cells[CERTIFIED] = cell
         self.keys[CERTIFIED] = key
         self.places[CERTIFIED] = np.arange(self.total)
@@ -442,22 +456,34 @@ class Measurements:
         # All attacks: in cascades and series, those that minimise are not given what others broke.
         return self.closest([NATURAL, *self.measured]).distance
 
+    @property
+    def unfinished(self) -> list[str]:
+        """What is under way, with how far it is, and what is not begun."""
+        begun = [
+            f"{label} {begun if label != CERTIFIED else 'under way'}"
+            for label, begun in self.begun.items()
+        ]
+        return begun + [f"{label} not begun" for label in self.awaited]
+
     def summary(self, label: str) -> str:
-        """What was measured under one label, in a line."""
-        if label == NATURAL:
-            return f"natural accuracy {self.natural:.2%}"
+        """What was measured under one label, in a line, which tells what was measured before."""
         if label in self.errors:
             return f"{label} failed: {self.errors[label]}"
-        if label == CERTIFIED:
-            return f"certified accuracy {self.certified:.2%}"
         if label in self.inapplicable:
             return on_inapplicable([label], self.inapplicable[label])
-        if label == SEARCH:
+        total, kept, seconds = len(self.places[label]), self.kept[label], ""
+        if label in (NATURAL, CERTIFIED):
+            share = self.natural if label == NATURAL else self.certified
+            told = f"{label} accuracy {share:.2%}"
+        elif label == SEARCH:
             broke = f"; the search broke {self.searched}" if self.searched else ""
-            return f"certified accuracy {self.certified:.2%}{broke}"
-        frame = self.frames[label]
-        seconds = f"{self.seconds[label]:.1f} s"
-        return f"{label} broke {int(frame['broken'].sum())} of {len(frame)} in {seconds}"
+            told = f"{CERTIFIED} accuracy {self.certified:.2%}{broke}"
+        else:
+            told = f"{label} broke {int(self.frames[label]['broken'].sum())} of {total}"
+            seconds = f" in {self.seconds[label]:.1f} s"
+        if kept and kept == total:
+            return f"kept: {told}, measured before"
+        return f"{told}{seconds}" + (f" ({kept} of {total} measured before)" if kept else "")
 
 
 def on_inapplicable(labels: Sequence[str], reason: str) -> str:

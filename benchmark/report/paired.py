@@ -1,6 +1,7 @@
 """Two models on the same samples: by how much they differ, and whether chance alone would do it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -145,3 +146,21 @@ def better(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
     level LEVEL, given their verdicts (n,) on the same samples."""
     paired = Paired.of(first, second)
     return paired.first > paired.second and paired.chance() < LEVEL
+
+
+def clearly_highest(verdicts: Sequence[NDArray[np.bool_]], chance: float) -> int | None:
+    """Which of several verdicts (n,) on the same samples counts the most of them, beyond chance: by
+    McNemar's two-sided test against each other one, where the probabilities of all together are
+    below `chance` (Bonferroni). None where none does, or there is only one.
+
+    >>> counts = np.arange(20)
+    >>> clearly_highest([counts < 5, counts < 18, counts < 4], 0.05)
+    1
+    >>> clearly_highest([counts < 16, counts < 18, counts < 4], 0.05)
+    """
+    if len(verdicts) < 2:
+        return None
+    best = max(range(len(verdicts)), key=lambda place: int(verdicts[place].sum()))
+    others = [verdict for place, verdict in enumerate(verdicts) if place != best]
+    chances = [Paired.of(verdicts[best], other).chance() for other in others]
+    return best if max(chances) * len(others) < chance else None

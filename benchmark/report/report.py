@@ -6,6 +6,8 @@ from benchmark.report import tables
 from benchmark.report.breaks.attribution import Attribution, attribution
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
+from benchmark.spec.components import NATURAL
+from benchmark.terminal import text
 
 
 class Report(Measurements):
@@ -64,6 +66,13 @@ class Report(Measurements):
         """Which attack broke what first, what each was worth, and which order of them would have
         broken the same soonest: see `Attribution`. Raises UserError where no attack counts."""
         return attribution(self)
+
+    def __str__(self) -> str:
+        return text(tables.page(self._rows, spec=None)).rstrip()
+
+    def __repr__(self) -> str:
+        """In a shell, the report as `print` shows it, once its clean images are judged."""
+        return str(self) if NATURAL in self.frames else super().__repr__()
 
     @property
     def _rows(self) -> list["Report"]:

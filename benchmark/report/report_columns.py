@@ -15,12 +15,16 @@ from attacks.threat import Norm
 from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
 from benchmark.latex import Tex
 from benchmark.report.accuracy import Accuracy, work
-from benchmark.report.flags import explain
+from benchmark.report.flags import CHANCE, explain
 from benchmark.report.measurements import Measurements
+from benchmark.report.paired import clearly_highest
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 
 # What proves: the defense's own certificate, bounds, or either.
 Proven = Literal["itself", "bounds", "either"]
+# The tables with a row per defense, and how the flags stand on a terminal.
+_MAIN: tuple[Table, ...] = ("run", "terminal", "page", "latex", "json", "board")
+_FLAGS = Shown("flags", optional=True, warns=True)
 _WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2"}
 
 
@@ -29,24 +33,24 @@ def report_columns(
     attacks: Iterable[str],
     measured: Iterable[str] = (),
     proven: Proven = "itself",
-    bold: Measurements | None = None,
+    clear: Measurements | None = None,
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
     measured  the labels that best-attack accuracy is over, and what proves certified accuracy, for
               the caption.
-    bold      the row whose best-attack accuracy is bold in LaTeX.
+    clear     the report whose best-attack accuracy is marked as clearly the highest.
     """
     certified = _certified_column(norm, proven)
     return [
         Column(
-            dict.fromkeys(("run", "page", "latex", "json", "board", "attacks"), Shown("defense")),
+            dict.fromkeys((*_MAIN, "attacks"), Shown("defense")),
             lambda report: report.name,
             left=True,
         ),
         Column(
-            dict.fromkeys(("run", "page", "latex", "json", "board"), Shown(NATURAL)),
+            dict.fromkeys(_MAIN, Shown(NATURAL)),
             _accuracy(NATURAL), _share, _plain_share,
         ),
         certified.only("json"),
@@ -55,12 +59,15 @@ def report_columns(
         *map(_attack_column, attacks),
         certified.only("run", "latex"),
         _best_column(measured),
-        _best_in_latex(measured, bold),
-        certified.only("page", "board"),
+        _best_in_latex(measured, clear),
+        _standing_column(measured, clear),
+        certified.only("terminal", "page", "board"),
+        _UNFINISHED,
         _json("interval", _interval),
         Column(
             {
-                **dict.fromkeys(("run", "page", "json", "board"), Shown("flags")),
+                **dict.fromkeys(_MAIN, Shown("flags")),
+                "terminal": _FLAGS,
                 "latex": Shown("flags", optional=True),
             },
             lambda report: explain(report) or None,
@@ -90,6 +97,11 @@ def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
         "latex": Shown(
             CERTIFIED,
             f"certified: the share that is classified correctly and for which {told[proven]}.",
+            optional=True,
+        ),
+        "terminal": Shown(
+            CERTIFIED,
+            f"certified: classified correctly, and {told[proven]}.",
             optional=True,
         ),
         "json": Shown(CERTIFIED),
@@ -135,17 +147,17 @@ def proven_by(reports: Sequence[Measurements]) -> Proven:
     return "either" if any(CERTIFIED in report.keys for report in reports) else "bounds"
 
 
-def _best_in_latex(measured: Iterable[str], bold: Measurements | None) -> Column[Measurements]:
+def _best_in_latex(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
     """The same in LaTeX, where the interval is small and one accuracy may be bold."""
     caption = (
         "best-attack: the share that is classified correctly and that no attack breaks (worst case "
         f"per sample over {_names(measured)}), with its 95% interval. Samples "
         "that are misclassified clean count as broken everywhere and are not attacked."
     )
-    if bold is not None:
+    if clear is not None:
         caption += (
-            " Bold: higher than that of every other row by McNemar's exact test at 5%, and no flag "
-            "is raised."
+            " Bold: the highest, beyond chance (McNemar's exact test against each other row, at "
+            "5% for all together), and without a flag."
         )
 
     def value(report: Measurements) -> str | None:
@@ -153,28 +165,98 @@ def _best_in_latex(measured: Iterable[str], bold: Measurements | None) -> Column
         if accuracy is None:
             return "error" if report.failed else None
         share, interval = str(accuracy).split(" ", 1)
-        share = rf"\textbf{{{share}}}" if report is bold else share
+        share = rf"\textbf{{{share}}}" if report is clear else share
         return Tex(rf"{share} {{\scriptsize {interval}}}")
 
     return Column({"latex": Shown(BEST, caption)}, value)
 
 
+def _standing_column(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
+    """Best-attack accuracy as a terminal shows it: of a run that is not finished it is no more than
+    a bound, and the highest is marked where it is so beyond chance."""
+    caption = (
+        f"best-attack: classified correctly, and broken by none of {_names(measured)}."
+        if measured
+        else "best-attack: no attack counts yet."
+    )
+    if clear is not None:
+        caption += " *: the highest, beyond chance (McNemar's exact test against each other row)."
+
+    def value(report: Measurements) -> _Standing | str | None:
+        best = _best(report)
+        if not isinstance(best, Accuracy):
+            return best
+        return _Standing(best, bool(report.unfinished), report is clear)
+
+    return Column({"terminal": Shown(f"{BEST} [95%]", caption)}, value)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A best-attack accuracy, whether it may still fall, and whether it is marked as highest."""
+
+    best: Accuracy
+    may_fall: bool
+    is_clear: bool
+
+    def __str__(self) -> str:
+        if self.may_fall:
+            return f"at most {percent(self.best.value)}"
+        return f"{'* ' if self.is_clear else ''}{self.best}"
+
+
+# What a run in progress has still to do on a defense.
+_UNFINISHED = Column[Measurements](
+    {"terminal": Shown("not finished", optional=True)},
+    lambda report: report.unfinished or None,
+    text="; ".join,
+    left=True,
+)
+
+
+def _clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
+    """The report whose best-attack accuracy is the highest beyond chance. None where none is, and
+    where that means nothing: the best one has a flag, any is not finished or of a randomised model,
+    whose samples count by shares of draws, or in some rows rejecting an image is not wrong."""
+    verdicts = [report.robust_to(BEST) for report in reports]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if len(known) < len(reports) or any(report.unfinished or report.draws for report in reports):
+        return None
+    if len({report.allowed for report in reports}) > 1:
+        return None
+    place = clearly_highest(known, CHANCE)
+    return None if place is None or explain(reports[place]) else reports[place]
+
+
+def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
+    """The columns of a run's table on a terminal, without those that no report has a value in."""
+    measured = dict.fromkeys(label for report in reports for label in report.measured)
+    columns = report_columns(
+        reports[0].threat.norm, (), measured, proven_by(reports), _clearly_best(reports)
+    )
+    return _with_values("terminal", columns, reports)
+
+
 def run_columns(
-    reports: Sequence[Measurements],
-    table: Table = "run",
-    with_attacks: bool = True,
-    bold: Measurements | None = None,
+    reports: Sequence[Measurements], table: Table = "run", with_attacks: bool = True
 ) -> list[Column[Measurements]]:
     """The columns of a run's table. A cascade has none of single attacks, and columns that not
     every run has are left out where no report has a value there; so are those of attacks unless
-    `with_attacks`. `bold` is as in `report_columns`."""
+    `with_attacks`."""
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
     columns = report_columns(
         reports[0].threat.norm, attacks if with_attacks and not cascade else (), measured,
-        proven_by(reports), bold,
+        proven_by(reports), _clearly_best(reports) if table == "latex" else None,
     )  # fmt: skip
+    return _with_values(table, columns, reports)
+
+
+def _with_values(
+    table: Table, columns: Iterable[Column[Measurements]], reports: Sequence[Measurements]
+) -> list[Column[Measurements]]:
+    """The columns that a table shows, without those that may be left out and have no value."""
     return [
         column
         for column in shown_in(table, columns)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,21 @@ from benchmark.columns import escaped, frame_csv, percent, rows_markdown, shown_
 from benchmark.judge.records import write_json, write_text
 from benchmark.latex import escaped as escaped_in_latex
 from benchmark.latex import floating, tabular
-from benchmark.report.captions import caption, exported_caption
+from benchmark.report.captions import caption, exported_caption, short_caption
 from benchmark.report.curves import draw
-from benchmark.report.flags import explain
+from benchmark.report.flags import FLAGS, explain
 from benchmark.report.measurements import Measurements, on_inapplicable
-from benchmark.report.paired import better
 from benchmark.report.report_columns import (
     detail_columns,
     lines,
     report_columns,
     run_columns,
+    terminal_columns,
 )
 from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
 from benchmark.spec.source_names import without_places
+from benchmark.terminal import Page, Words, grid_of
 
 JSON, PAGE = "table.json", "report.html"
 _STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
@@ -78,42 +80,33 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         "distances over the samples that were broken (those left out were not):",
         rows_markdown("details", shown_in("details", detail_columns()), attacks),
     ]
-    if told := remarks(reports) + flag_lines(reports):
+    if told := [*remarks(reports), *flag_lines(reports)]:
         sections.append("\n".join(f"- {escaped(line)}" for line in told))
     return "\n\n".join(sections) + "\n"
+
+
+def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
+    """The table of some reports for a terminal, with what has to be known of it. Attacks and their
+    work are folded, and each flag stands in words once."""
+    sections: Page = [
+        grid_of(terminal_columns(reports), reports),
+        [Words(short_caption(reports, spec))],
+        [replace(words, list=True) for words in _remarks(reports)],
+        _raised(reports),
+    ]
+    return [section for section in sections if section]
 
 
 def latex(reports: Sequence[Measurements], spec: RunSpec | None, with_attacks: bool = True) -> str:
     """The run's table in LaTeX, as a float with its caption and the lines below it. It needs the
     package booktabs. Single attacks have columns if `with_attacks`."""
-    columns = run_columns(reports, "latex", with_attacks, _surely_best(reports))
+    columns = run_columns(reports, "latex", with_attacks)
     first = reports[0]
     of = f"{without_places(spec.data)}-{spec.place}" if spec else first.name
     label = "tab:" + re.sub(r"[^A-Za-z0-9.-]+", "-", of)
     text = escaped_in_latex(exported_caption(reports, spec, columns))
-    told = remarks(reports) + flag_lines(reports)
+    told = [*remarks(reports), *flag_lines(reports)]
     return floating(tabular("latex", columns, reports), text, label, told)
-
-
-def _surely_best(reports: Sequence[Measurements]) -> Measurements | None:
-    """The row whose best-attack accuracy is higher than that of every other row by more than
-    chance, and that has no flag; None where there is none.
-
-    What attacks missed on others would only make its lead larger. Rows in which rejecting an image
-    is not wrong are not compared with others.
-    """
-    if len({report.allowed for report in reports}) > 1:
-        return None
-    verdicts = [report.robust_to(BEST) for report in reports]
-    for report, verdict in zip(reports, verdicts, strict=True):
-        others = [other for other in verdicts if other is not verdict]
-        if (
-            verdict is not None
-            and others
-            and all(other is not None and better(verdict, other) for other in others)
-        ):
-            return None if explain(report) else report
-    return None
 
 
 def flag_lines(reports: Sequence[Measurements]) -> list[str]:
@@ -128,33 +121,61 @@ def flag_lines(reports: Sequence[Measurements]) -> list[str]:
 def remarks(reports: Sequence[Measurements]) -> list[str]:
     """The lines below tables, but for flags: notes, what does not apply, errors, contradictions,
     what bounds proved, and attacks that were left out."""
-    told = list(dict.fromkeys(note for report in reports for note in report.notes))
-    told += [
-        f"{report.called}: {on_inapplicable(labels, reason)}"
+    return [str(words) for words in _remarks(reports)]
+
+
+def _raised(reports: Sequence[Measurements]) -> list[Words]:
+    """The flags of some reports: each with the rows that have it, and with its remedy."""
+    rows: dict[str, list[str]] = {}
+    for report in reports:
+        for code in explain(report):
+            rows.setdefault(code, []).append(report.name)
+    told = []
+    for code, names in rows.items():
+        about = "a flag of another version"
+        if code in FLAGS:
+            remedy = FLAGS[code].remedy
+            about = f"{FLAGS[code].meaning}. {remedy[0].upper()}{remedy[1:]}."
+        told.append(Words(about, f"{code} ({', '.join(names)})", "warning", list=True))
+    return told
+
+
+def _remarks(reports: Sequence[Measurements]) -> list[Words]:
+    """What stands below the tables, but for flags: notes, what does not apply, errors,
+    contradictions."""
+    remarks = [Words(note) for note in dict.fromkeys(note for r in reports for note in r.notes)]
+    remarks += [
+        Words(f"{report.called}: {on_inapplicable(labels, reason)}")
         for report in reports
         for reason, labels in _by_reason(report.inapplicable).items()
     ]
-    told += [
-        f"{report.called}: {names.get(label, label)} failed: {message}"
-        for names in [{SEARCH: "the search for proofs"}]
+    called = {SEARCH: "the search for proofs"}
+    remarks += [
+        Words(message, f"{report.called}: {called.get(label, label)} failed", "wrong")
         for report in reports
         for label, message in report.errors.items()
     ]
-    return told + contradictions(reports) + _proven(reports) + _left_out(reports)
+    remarks += _contradicted(reports)
+    return remarks + [Words(line) for line in (*_proven(reports), *_left_out(reports))]
 
 
 def contradictions(reports: Sequence[Measurements]) -> list[str]:
     """A line for each report of which a certificate is contradicted: by how many samples, which."""
+    return [str(words) for words in _contradicted(reports)]
+
+
+def _contradicted(reports: Sequence[Measurements]) -> list[Words]:
     told = []
     for report in reports:
         samples = report.contradictions
         if len(samples):
             named = ", ".join(map(str, samples[:_NAMED]))
-            told.append(
-                f"{report.called}: attacks misclassify {len(samples)} of {report.total} samples "
+            about = (
+                f"attacks misclassify {len(samples)} of {report.total} samples "
                 f"within the radius certified for them: {named}"
                 f"{', ...' if len(samples) > _NAMED else ''}"
             )
+            told.append(Words(about, report.called, "wrong"))
     return told
 
 

@@ -31,6 +31,7 @@ from benchmark.judge.evaluator import (
     judge_block,
     prove_block,
 )
+from benchmark.judge.examination import note_on_mode
 from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.records import Block, Cell, IntArray
 from benchmark.judge.steadiness import UnsteadyError
@@ -106,6 +107,7 @@ async def assessed(
     about: Identity,
     classes: int | None = None,
     notify: Notify = lambda report, label: None,
+    began: Notify = lambda report, label: None,
 ) -> Report:
     """Attack a model on samples with every attack of a lineup, and report the outcomes.
 
@@ -116,7 +118,7 @@ async def assessed(
     about    what identifies the model and the data; it becomes part of each key.
     classes  how many logits the model must give; any number if None.
     notify   is called with the report and a label as soon as the clean images, the certificate or
-             an attack are done, and all that stand before it in the lineup.
+             an attack are done, and all before it in the lineup; began, once it is under way.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
     attack that finds that it does not apply to the model counts for nothing. If the model turns out
@@ -137,7 +139,18 @@ async def assessed(
             executor.beside, share=whole,
         )  # fmt: skip
         assessment = _Assessment(
-            name, model, subject, seen, samples, settings, cells, about, lineup, peers, notify
+            name,
+            model,
+            subject,
+            seen,
+            samples,
+            settings,
+            cells,
+            about,
+            lineup,
+            peers,
+            notify,
+            began,
         )
         try:
             return await assessment.report_of_all()
@@ -164,9 +177,11 @@ class _Assessment:
         lineup: Lineup,
         peers: Mapping[str, Trained],
         notify: Notify,
+        began: Notify,
     ) -> None:
         self.model, self.subject, self.seen = model, subject, seen
-        self.samples, self.settings, self.cells, self.notify = samples, settings, cells, notify
+        self.samples, self.settings, self.cells = samples, settings, cells
+        self.notify, self.began = notify, began
         self.peers, self.executor, self.in_order = peers, settings.executor, lineup.in_order
         self._known: dict[str, Held[nn.Module]] = {}
         self._looking = asyncio.Lock()
@@ -175,8 +190,9 @@ class _Assessment:
             seen.logits,
         )  # fmt: skip
         self.report.under = settings.under
-        if note := note_of(model):
-            self.report.notes.append(f"{name}: {note}")
+        for note in (note_of(model), note_on_mode(model)):
+            if note:
+                self.report.notes.append(f"{name}: {note}")
         # What a randomised model draws, or one that calls change gives, depends on the images that
         # are forwarded together.
         of_block = {} if seen.is_divisible else {"block": settings.block}
@@ -244,7 +260,7 @@ class _Assessment:
         key = key_of(self.identity)
         cell = self.cells(key)
         try:
-            await self._measured(partial(judge_block, self.subject), cell)
+            await self._measured(partial(judge_block, self.subject), NATURAL, cell)
         except (UserError, UnsteadyError):
             raise
         except Exception as error:
@@ -257,8 +273,10 @@ class _Assessment:
         identity = identify_certificate(self.identity, self.settings.threat)
         key = key_of(identity)
         cell, everything = self.cells(key), np.arange(len(self.samples))
+        self.report.begin(CERTIFIED, key, cell)
+        self.began(self.report, CERTIFIED)
         unit = partial(certify_block, self.subject, self.settings.threat)
-        error = await self._proven(unit, cell, everything)
+        error = await self._proven(unit, CERTIFIED, cell, everything)
         self._close(cell, identity, error=error)
         self.report.certify(key, cell, error)
 
@@ -272,7 +290,9 @@ class _Assessment:
         )
         weight = PROVEN_AT_ONCE * proofs.seconds if proofs.method == "branch" else FIRST
         cell = self._cell_of(proofs)
-        error = await self._proven(unit, cell, places, PROVEN_AT_ONCE, weight)
+        self.report.begin(SEARCH, key_of(self._identity_of(proofs)), cell, after)
+        self.began(self.report, SEARCH)
+        error = await self._proven(unit, SEARCH, cell, places, PROVEN_AT_ONCE, weight)
         self._search_done(proofs, cell, after, error=error)
 
     def _identity_of(self, proofs: Proofs) -> Identity:
@@ -298,6 +318,7 @@ class _Assessment:
     async def _proven(
         self,
         unit: Callable[..., Block],
+        label: str,
         cell: Cell,
         places: IntArray,
         at_once: int | None = None,
@@ -308,7 +329,7 @@ class _Assessment:
         with self._bar(f"{self.report.called} {CERTIFIED}", len(places), 0) as bar:
             try:
                 await self._measured(
-                    unit, cell, places, lambda count, *_: bar.count(count), weight=weight,
+                    unit, label, cell, places, lambda count, *_: bar.count(count), weight=weight,
                     at_once=at_once,
                 )  # fmt: skip
             except WorkerLostError as failure:
@@ -335,6 +356,8 @@ class _Assessment:
         )  # fmt: skip
         key = key_of(identity)
         cell = self.cells(key)
+        self.report.begin(label, key, cell, entry.after)
+        self.began(self.report, label)
         error, inapplicable = await self._attack(label, attack, samples, used, cell)
         facts = {"error": error, "inapplicable": inapplicable}
         self._close(cell, identity, **facts, **traits(attack, self.model, used))
@@ -369,7 +392,7 @@ class _Assessment:
                 # Calls within a block are shown where one block is worked on at a time.
                 tick = bar.tick if self.executor.width == 1 else silent
                 await self._measured(
-                    unit, cell, samples, bar.advance, tick, weight, attack.facts.by_block
+                    unit, label, cell, samples, bar.advance, tick, weight, attack.facts.by_block
                 )
             except WorkerLostError as error:
                 return one_line(error), None
@@ -409,6 +432,7 @@ class _Assessment:
     async def _measured(
         self,
         unit: Callable[..., Block],
+        label: str,
         cell: Cell,
         samples: IntArray | None = None,
         advance: Advance = lambda samples, broken, kept=False: None,
@@ -417,12 +441,19 @@ class _Assessment:
         by_block: bool = False,
         at_once: int | None = None,
     ) -> None:
-        """Measure samples, all by default, and keep the records in a cell. `by_block` says that
-        they depend on which samples are in a block, and `at_once` how many are in one at most."""
+        """Measure samples, all by default, under a label, and keep the records in a cell.
+        `by_block` says that they depend on which samples are in a block, and `at_once` how many are
+        in one at most."""
+        self.report.kept[label] = 0
+
+        def count(samples: int, broken: int, kept: bool = False) -> None:
+            self.report.kept[label] += samples if kept else 0
+            advance(samples, broken, kept)
+
         index = np.arange(len(self.samples)) if samples is None else samples
         size = self.settings.block if by_block else min(self._at_once, at_once or self._at_once)
         await measured(
-            unit, self.samples, index, cell, size, self.executor, advance, tell,
+            unit, self.samples, index, cell, size, self.executor, count, tell,
             self.seen.is_divisible and not by_block, weight, self.seen.share,
         )  # fmt: skip
 

@@ -1,7 +1,9 @@
 """What the folder of a run holds, read without any model; `runner` says what lies where in it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,8 @@ from attacks import ThreatModel
 from benchmark.data.choice import Choice
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.folder_lock import alone_in
+from benchmark.folder_lock import InUseError, alone_in
 from benchmark.judge.records import FolderCell
-from benchmark.keys import identify_search, key_of
 from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
 from benchmark.report.captions import may_reject_name, threat_name
@@ -86,27 +87,63 @@ def models_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
     return {row["defense"]: folder / row["model"] for row in rows}
 
 
-def rewrite(folder: Path, root: Path | None = None) -> tuple[RunSpec, list[Report]]:
-    """Write the tables and the page of a run anew, from its records. Returns its spec, and a report
-    on each defense under each threat.
+@dataclass(frozen=True)
+class Recorded:
+    """What the folder of a run tells of it.
+
+    spec     its spec.
+    reports  a report on each defense that is begun, under each threat.
+    missing  a line for each defense and each attack that lacks records.
+    in_use   which process works in the folder; empty where none does.
+    """
+
+    spec: RunSpec
+    reports: list[Report]
+    missing: list[str]
+    in_use: str = ""
+
+
+def rewrite(folder: Path, root: Path | None = None) -> Recorded:
+    """Read a run from its records, finished or not, and write its tables and its page anew, unless
+    another process works in its folder.
 
     root  where data sets are looked for first; the page has no images where there is none. Code
           that the run names is not run. Raises as `load_run`.
     """
-    with alone_in(folder):
-        manifest = read_manifest(folder)
-        if THREATS not in manifest:
-            spec, manifest, reports = load_run(folder)
-            spec = named(spec, manifest)
+    try:
+        with alone_in(folder):
+            return _recorded(folder, root)
+    except InUseError as error:
+        if not (folder / RUN).exists():
+            raise
+        return replace(_recorded(folder, None, write=False), in_use=f"{error}.")
+
+
+def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
+    """What a run's folder tells of it, whose tables are written anew if `write`."""
+    manifest = read_manifest(folder)
+    if THREATS not in manifest:
+        spec, manifest, reports = load_run(folder)
+        missing = missing_of(spec, manifest, reports)
+        spec = named(spec, manifest)
+        if write:
             tables.write(folder, reports, spec, {"run": manifest})
             write_page(folder, reports, _shown(spec, manifest, root))
-            return spec, reports
-        spec, homes = under_each(folder, manifest)
-        parts = [rewrite(home, root) for home in homes.values() if (home / RUN).exists()]
-        spec = spec.model_copy(update={"data": parts[0][0].data})
-        reports = [report for _, of_threat in parts for report in of_threat]
+        return Recorded(spec, reports, missing)
+    spec, homes = under_each(folder, manifest)
+    parts, missing = [], []
+    for threat, home in homes.items():
+        if not (home / RUN).exists():
+            missing.append(f"{threat}: not measured")
+            continue
+        with alone_in(home) if write else nullcontext():
+            parts.append(_recorded(home, root, write))
+        missing += [f"{threat}: {line}" for line in parts[-1].missing]
+    spec = spec.model_copy(update={"data": parts[0].spec.data})
+    reports = [report for part in parts for report in part.reports]
+    if write:
         run_tables.write(folder, reports, spec, {"run": manifest})
-        return spec, reports
+    return Recorded(spec, reports, missing)
 
 
 def _shown(spec: RunSpec, manifest: dict[str, Any], root: Path | None) -> Shown:
@@ -156,21 +193,13 @@ def _load_report(
         else:
             after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
             report.add(label, key, cell, error, after, inapplicable)
-    _add_begun(report, cells, manifest, by_label)
+    for label, begun in row.get("begun", {}).items():
+        if label not in by_label:
+            report.begin(label, begun["key"], FolderCell(cells / begun["key"]), begun["after"])
+    known = report.keys.keys() | report.begun.keys()
+    asked = [*manifest.get("attacks", ()), *([SEARCH] if manifest["spec"].get("certify") else [])]
+    report.awaited = [label for label in asked if label not in known]
     return report
-
-
-def _add_begun(
-    report: Report, cells: Path, manifest: dict[str, Any], by_label: Mapping[str, FolderCell]
-) -> None:
-    """Enter what the folder has of a search for proofs that was interrupted."""
-    proofs = make_spec(manifest["spec"]).certify
-    if proofs is None or SEARCH in by_label or set(manifest["attacks"]) - by_label.keys():
-        return
-    key = key_of(identify_search(report.identity, report.threat, proofs))
-    cell = FolderCell(cells / key)
-    if any(True for _ in cell.blocks(images=False)):
-        report.add(SEARCH, key, cell, None, report.measured)
 
 
 def _check_clean(folder: Path, report: Report) -> None:
@@ -207,6 +236,8 @@ def unfinished(
             column = CERTIFIED if attack == SEARCH else attack
             if attack in report.lacking:
                 line = f"{label} {column}: {report.errors[attack]}"
+            elif attack in report.begun:
+                line = f"{label} {column}: {report.begun[attack]}"
             elif attack not in report.keys:
                 line = f"{label} {column}: not finished, or not begun"
             else:
@@ -219,17 +250,6 @@ def missing_of(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report
     """The lines of `unfinished`, of all rows."""
     by_row = unfinished(spec, manifest, reports)
     return [line for lines in by_row.values() for line in lines]
-
-
-def unfinished_in(folder: Path) -> list[str]:
-    """The same of the run in a folder, which may be under several threats. Raises as `load_run`."""
-    manifest = read_manifest(folder)
-    homes = under_each(folder, manifest)[1] if THREATS in manifest else {"": folder}
-    missing = []
-    for threat, home in homes.items():
-        lines = missing_of(*load_run(home)) if (home / RUN).exists() else ["not begun"]
-        missing += [f"{threat}: {line}" if threat else line for line in lines]
-    return missing
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:

@@ -75,6 +75,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         )  # fmt: skip
         row_replayed.report.choice, row_replayed.report.under = report.choice, report.under
         row_replayed.report.left_out = report.left_out
+        row_replayed.report.begun, row_replayed.report.awaited = report.begun, report.awaited
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]

@@ -24,6 +24,7 @@ from pydantic import (
 
 from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
+from benchmark.columns import eps_text
 from benchmark.environment import Device, check_device
 from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
@@ -217,9 +218,9 @@ class RunSpec(BaseModel):
         """Refuse threats that occur twice, as far as tables can tell. One alone is as norm and eps
         are, and leaves no trace."""
         names = [f"{threat.norm}:{threat.eps:g}" for threat in threats]
-        for name in names:
+        for name, threat in zip(names, threats, strict=True):
             if names.count(name) > 1:
-                raise ValueError(f"{name} is named twice")
+                raise ValueError(f"{threat.norm}:{eps_text(threat.eps)} is named twice")
         return threats if len(threats) > 1 else []
 
     @model_serializer(mode="wrap")
@@ -244,6 +245,14 @@ class RunSpec(BaseModel):
                 if labels.count(label) > 1:
                     raise ValueError(f"{kind} {label!r} is named twice")
         return self
+
+    def written(self) -> dict[str, Any]:
+        """The values as a user would write them, a radius that is a fraction as such."""
+        plain = self.model_dump(mode="json")
+        for holder in (plain, *plain.get("threats", [])):
+            if "eps" in holder and "/" in (text := eps_text(holder["eps"])):
+                holder["eps"] = text
+        return plain
 
     @property
     def views(self) -> list["RunSpec"]:

@@ -10,7 +10,15 @@ from benchmark.report import tables
 from benchmark.report.captions import threat_name
 from benchmark.report.measurements import Measurements
 from benchmark.spec.run_spec import RunSpec
-from benchmark.threats.combined import by_model, caption, numbers, plain, table
+from benchmark.terminal import Grid, Page, Words
+from benchmark.threats.combined import (
+    by_model,
+    caption,
+    numbers,
+    page_over_all,
+    plain,
+    table,
+)
 from benchmark.threats.threats_page import write_page
 
 # The files of a run under several threats that are about one of them lie here, by threat.
@@ -28,6 +36,20 @@ def render(reports: Sequence[Measurements], spec: RunSpec) -> str:
         text = tables.render(under, view) if under else "Nothing is measured yet.\n"
         sections.append(f"## {name}\n\n{text}")
     return "\n".join([*sections, f"## All threats\n\n{table(by_model(reports, spec), spec)}"])
+
+
+def page(reports: Sequence[Measurements], spec: RunSpec) -> Page:
+    """The tables of a run for a terminal: under several threats, that of each, and one over all."""
+    if not spec.threats:
+        return tables.page(reports, spec)
+    sections: list[Grid | Sequence[Words]] = []
+    for view in spec.views:
+        name = threat_name(view.threat)
+        under = [report for report in reports if report.under == name]
+        sections.append([Words("", name, "title")])
+        sections += tables.page(under, view) if under else [[Words("Nothing is measured yet.")]]
+    rows = by_model(reports, spec)
+    return [*sections, [Words("", "All threats", "title")], *page_over_all(rows, spec)]
 
 
 def texts(reports: Sequence[Measurements], spec: RunSpec) -> dict[str, str]:

@@ -71,7 +71,7 @@ def test_a_plan_is_told_and_compared(cli: Cli, tmp_path: Path) -> None:
     assert "Not trained yet: vanilla/epochs=1." in ended.out
     assert not (tmp_path / "run" / "cells").exists()
     ended = cli("run", *words, *out)
-    assert "planned:" in ended.out.splitlines()[-1]
+    assert "planned:" in ended.out.splitlines()[-2]
     ended = cli("run", *words, *out, "--plan")
     assert "training" not in ended.out
     assert "Not trained" not in ended.out
