@@ -8,6 +8,7 @@ from benchmark.report.breaks import soonest
 from benchmark.report.captions import threat_name
 from benchmark.report.report import Report
 from benchmark.run.run_folder import RUN, load_run, read_manifest, under_each
+from benchmark.spec.components import SEARCH
 from benchmark.spec.learned_suite import LEARNED, LearnedSuite
 from benchmark.spec.lineup import attacks_of
 from benchmark.spec.run_spec import RunSpec, make_spec
@@ -23,7 +24,7 @@ def learn(folder: Path) -> LearnedSuite:
     run, or one in which no attack is finished.
     """
     spec, reports = reports_of(folder)
-    if not any(report.measured for report in reports):
+    if not any({*report.measured} - {SEARCH} for report in reports):
         raise UserError(f"{folder} holds no finished attack: nothing can be learned from it")
     attacks = attacks_of(spec)
     order = soonest(reports)

@@ -1,7 +1,6 @@
 """`bestattack inspect`: what the harness sees of a model, before anyone waits for a run."""
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +14,7 @@ from benchmark.judge.subject import Precision
 _LEAST = 64
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from benchmark.data.dataset import Dataset, Split
+    from benchmark.data.dataset import Split
 
 
 def inspect(
@@ -43,13 +40,14 @@ def inspect(
     from benchmark.data.sets import load_dataset
     from benchmark.direct.inspect_model import inspected
     from benchmark.direct.request import read_request
+    from benchmark.models.named_model import named_model
     from benchmark.spec.registry import load_plugins
     from benchmark.terminal import printed
 
     load_plugins(plugin)
     dataset = load_dataset(data, data_root)
     total = len(dataset.first("test", samples).y)
-    model = _model(defense, data, dataset)
+    model = named_model(defense, dataset, "inspect")
     request = read_request(
         model, _spread(dataset.test, max(block, _LEAST)), None, norm, eps, attack, suite,
         {"block": block, "device": device, "precision": precision, "name": defense},
@@ -66,29 +64,3 @@ def _spread(split: "Split", most: int) -> "Split":
 
     total = len(split.y)
     return split.only(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
-
-
-def _model(written: str, data: str, dataset: "Dataset") -> "nn.Module":
-    """The model that a component names. Raises UserError where it is none that exists."""
-    import defenses
-    from benchmark.errors import UserError
-    from benchmark.models.trained import load_saved, naming
-    from benchmark.spec.components import SAVED, read_component
-    from benchmark.spec.roster import configured
-
-    if Path(written).is_dir():
-        written = SAVED + written
-    component = read_component(written, "the defense").absolute()
-    member = configured(component)
-    if member.folder is not None:
-        return load_saved(member.folder).model
-    recipe = member.recipe
-    assert recipe is not None
-    if recipe.epochs or member.made_of:
-        raise UserError(
-            f"{component.label} is trained first: bestattack train {data} {written} --out FOLDER, "
-            "and then inspect FOLDER"
-        )
-    with naming(component):
-        recipe.check_weights()
-        return defenses.initialise(recipe, dataset.shape, dataset.classes, 0, {})

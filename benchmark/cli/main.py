@@ -236,7 +236,9 @@ def verify(
 
 @app.command()
 def certify(
-    folder: Annotated[Path, typer.Argument(help="A model's folder, as `train` fills it.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder that `train` filled, or external/python=net.py:Net.")
+    ],
     eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 0.1 or 8/255.")],
     method: Annotated[
         Literal["crown", "branch"],
@@ -245,9 +247,14 @@ def certify(
     data: Annotated[
         str | None, typer.Option(help="Data set; default: what the model was made for.")
     ] = None,
-    norm: Annotated[Norm, typer.Option(help="linf or l2.", case_sensitive=False)] = "linf",
+    norm: Annotated[
+        Norm | None,
+        typer.Option(help="linf or l2; default: what it was trained for.", case_sensitive=False),
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first test images.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For an image, of branching.")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="For an image, of branching. [default: 10]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A CSV file for the result per image.")] = None,
     plugin: Plugins = [],  # noqa: B006
     data_root: Root = None,
@@ -257,13 +264,16 @@ def certify(
 
     Ordinary networks of linear, convolutional and pooling layers, ReLU and its like.
     """
-    from benchmark.run.certify import certify_model
+    from benchmark.run.certify import certify_model, check_out
+    from benchmark.spec.proof_setting import Proofs, read_proofs
     from benchmark.spec.registry import load_plugins
-    from benchmark.spec.run_spec import make_threat
 
     load_plugins(plugin)
-    threat = make_threat(norm, eps)
-    certified = certify_model(folder, data, threat, samples, method, seconds, data_root, not quiet)
+    given = {} if seconds is None else {"seconds": seconds}
+    proofs = read_proofs({"method": method, **given}, norm or "linf") or Proofs()
+    if out is not None:
+        check_out(out)
+    certified = certify_model(model, data, norm, eps, samples, proofs, data_root, not quiet)
     typer.echo(certified.table())
     if out is not None:
         certified.write(out)

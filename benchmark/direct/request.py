@@ -30,7 +30,8 @@ from benchmark.run.geometry import Geometry, read_geometry
 from benchmark.spec.components import read_component
 from benchmark.spec.learned_suite import LearnedSuite
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
-from benchmark.spec.run_spec import Mode, read_proofs
+from benchmark.spec.proof_setting import read_proofs
+from benchmark.spec.run_spec import Mode
 from benchmark.spec.suites import DEFAULT_SUITE
 from defenses.offers import rejection_of
 
@@ -67,8 +68,8 @@ class Options(TypedDict, total=False):
     draws       how many fresh draws of a randomised model judge each point; 50 by default.
     expectation  how many draws of it attacks take the mean of in each step; 10 by default.
     certify     how bounds prove what no attack breaks: "crown", by linear bounds, or
-                "branch/seconds=10", by branch and bound within so many seconds an image; None (the
-                default): not at all.
+                "branch/seconds=10", by branch and bound within so many seconds an image; None or
+                "none" (the default): not at all.
     """
 
     mode: Mode
@@ -145,6 +146,7 @@ def read_request(
     with undisturbed():
         given = _samples(x, y, chosen)
         geometry = read_geometry(norm, eps, chosen.bounds, tuple(given.x.shape[1:]))
+        chosen.certify = read_proofs(chosen.certify, geometry.threat.norm)
         samples, about = geometry.measured(given), _about(given)
     known = {name: Trained(module, {}) for name, module in peers.items()}
     lineup = _lineup(attacks, learned, geometry, known)
@@ -189,8 +191,6 @@ def _chosen(options: Options) -> Any:
     workers = chosen.workers
     if workers is not None and (type(workers) is not int or workers < 1):
         raise UserError(f"workers must be an integer of at least 1, not {workers!r}")
-    if chosen.certify is not None:
-        chosen.certify = read_proofs(chosen.certify)
     if chosen.peers is not None and not isinstance(chosen.peers, Mapping):
         raise UserError("peers must be a mapping of names to models")
     reject = chosen.reject

@@ -18,7 +18,7 @@ _KNOWN = (NATURAL, BEST, CERTIFIED)
 
 # The flags that say that best-attack, or what is certified, is known to be too high.
 _VOID = {
-    BEST: ("attack-error", "left-out", "search-broke"),
+    BEST: ("attack-error", "left-out"),
     CERTIFIED: ("contradiction",),
 }
 

@@ -18,9 +18,9 @@ from benchmark.pages.rendering import rendered
 from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import detail_columns, lines, report_columns
+from benchmark.report.report_columns import detail_columns, lines, proven_by, report_columns
 from benchmark.report.tables import PAGE, remarks
-from benchmark.spec.components import CERTIFIED
+from benchmark.spec.components import CERTIFIED, SEARCH
 from benchmark.spec.run_spec import RunSpec
 
 # Of more classes than this, those with the least best-attack accuracy are shown; and so many of
@@ -96,8 +96,7 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
 
 def _columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     measured = dict.fromkeys(label for report in reports for label in report.measured)
-    by_bounds = any(report.proofs is not None for report in reports)
-    columns = report_columns(reports[0].threat.norm, (), measured, by_bounds)
+    columns = report_columns(reports[0].threat.norm, (), measured, proven_by(reports))
     return [
         column
         for column in shown_in("page", columns)
@@ -117,7 +116,8 @@ def _attack_columns() -> list[Column[Any]]:
 
 def _row(report: Measurements, columns: Sequence[Column[Measurements]]) -> dict[str, Any]:
     """A row of the table: its cells by heading, its flags, and the lines on its attacks."""
-    attacks = [line for line in lines([report]) if line.label in (*report.attacks, CERTIFIED)]
+    told = (*report.attacks, SEARCH, CERTIFIED)
+    attacks = [line for line in lines([report]) if line.label in told]
     return {
         "name": report.name,
         "cells": {column.heading("page"): column.cell(report) for column in columns},

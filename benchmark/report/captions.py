@@ -7,6 +7,7 @@ from benchmark.columns import Column, captions, eps_text
 from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns, terminal_columns
+from benchmark.spec.components import SEARCH
 from benchmark.spec.run_spec import MAY_REJECT, RunSpec
 from benchmark.spec.source_names import noun_of, without_places
 
@@ -162,7 +163,7 @@ def _series(reports: Sequence[Measurements]) -> list[tuple[str, ...]]:
         label: before
         for report in reports
         for label, before in report.after.items()
-        if label in report.measured
+        if label in report.measured and label != SEARCH
     }
     followed = {label for before in after.values() for label in before}
     return [(*before, label) for label, before in after.items() if label not in followed]

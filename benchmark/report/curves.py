@@ -72,9 +72,9 @@ def _reason(reports: Sequence[Measurements]) -> str:
 def _certified(report: Measurements) -> NDArray[np.float64] | None:
     """Up to which eps each sample (n,) is certified; 0 where it is not classified correctly."""
     correct = report.certified_within(0.0)
-    if correct is None or report.radii is None:
+    if correct is None or report.certificate is None:
         return None
-    return np.where(correct, report.radii.radius, 0.0)
+    return np.where(correct, report.certificate.radius, 0.0)
 
 
 def _steps(lasts: NDArray[np.float64], end: float) -> tuple[NDArray[np.float64], ...]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from attacks.threat import Norm
 from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
@@ -18,10 +18,10 @@ from benchmark.report.accuracy import Accuracy, work
 from benchmark.report.flags import CHANCE, explain
 from benchmark.report.measurements import Measurements
 from benchmark.report.paired import clearly_highest
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 
-# What captions add where bounds prove something too.
-_OR = {False: ("", ""), True: (", or bounds prove it of the threat", ", or by bounds")}
+# What proves: the defense's own certificate, bounds, or either.
+Proven = Literal["itself", "bounds", "either"]
 # The tables with a row per defense, and how the flags stand on a terminal.
 _MAIN: tuple[Table, ...] = ("run", "terminal", "page", "latex", "json", "board")
 _FLAGS = Shown("flags", optional=True, warns=True)
@@ -32,16 +32,17 @@ def report_columns(
     norm: Norm,
     attacks: Iterable[str],
     measured: Iterable[str] = (),
-    by_bounds: bool = False,
+    proven: Proven = "itself",
     clear: Measurements | None = None,
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
-    measured  the labels that best-attack accuracy is over, for the caption.
+    measured  the labels that best-attack accuracy is over, and what proves certified accuracy, for
+              the caption.
     clear     the report whose best-attack accuracy is marked as clearly the highest.
     """
-    certified = _certified_column(norm, by_bounds)
+    certified = _certified_column(norm, proven)
     return [
         Column(
             dict.fromkeys((*_MAIN, "attacks"), Shown("defense")),
@@ -83,38 +84,35 @@ def report_columns(
     ]  # fmt: skip
 
 
-def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
-    proven = Shown(
-        CERTIFIED,
-        "certified: if it is classified correctly and the defense's own certificate proves "
-        f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
-        optional=True,
-    )
+def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
+    own = f"the defense's own certificate proves that nothing within {_WITHIN[norm]} changes that"
+    told = {
+        "itself": own,
+        "bounds": "bounds prove that nothing within eps changes that",
+        "either": f"bounds prove that nothing within eps changes that, or {own}",
+    }
+    text = f"certified: if it is classified correctly and {told[proven]}."
     shown: dict[Table, Shown] = {
-        "run": proven,
-        "page": proven,
+        **dict.fromkeys(("run", "page"), Shown(CERTIFIED, text, optional=True)),
         "latex": Shown(
             CERTIFIED,
-            "certified: the share that is classified correctly and of which the defense's own "
-            f"certificate proves that nothing within {_WITHIN[norm]} changes that"
-            f"{_OR[by_bounds][0]}.",
+            f"certified: the share that is classified correctly and for which {told[proven]}.",
             optional=True,
         ),
         "terminal": Shown(
             CERTIFIED,
-            "certified: classified correctly, and proven by the defense's own certificate that "
-            f"nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][1]}.",
+            f"certified: classified correctly, and {told[proven]}.",
             optional=True,
         ),
         "json": Shown(CERTIFIED),
-        "board": Shown(CERTIFIED, f"certified: proven by the defense itself{_OR[by_bounds][1]}."),
+        "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
     }
     return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
 
 
 def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     """Best-attack accuracy with its interval, over the labels `measured`."""
-    over = f"worst case per sample over {', '.join(measured) or 'none yet'}"
+    over = f"worst case per sample over {_names(measured)}"
     shown: dict[Table, Shown] = {
         "run": Shown(
             f"{BEST} [95% interval]",
@@ -136,11 +134,24 @@ def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     return Column(shown, _best, str, _plain_share, style="best")
 
 
+def _names(measured: Iterable[str]) -> str:
+    """What captions call what best-attack accuracy is over."""
+    names = [name if name != SEARCH else "the search for proofs" for name in measured]
+    return ", ".join(names) or "none yet"
+
+
+def proven_by(reports: Sequence[Measurements]) -> Proven:
+    """What proves the certified accuracy of some reports."""
+    if all(report.proofs is None for report in reports):
+        return "itself"
+    return "either" if any(CERTIFIED in report.keys for report in reports) else "bounds"
+
+
 def _best_in_latex(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
     """The same in LaTeX, where the interval is small and one accuracy may be bold."""
     caption = (
         "best-attack: the share that is classified correctly and that no attack breaks (worst case "
-        f"per sample over {', '.join(measured) or 'none yet'}), with its 95% interval. Samples "
+        f"per sample over {_names(measured)}), with its 95% interval. Samples "
         "that are misclassified clean count as broken everywhere and are not attacked."
     )
     if clear is not None:
@@ -164,7 +175,7 @@ def _standing_column(measured: Iterable[str], clear: Measurements | None) -> Col
     """Best-attack accuracy as a terminal shows it: of a run that is not finished it is no more than
     a bound, and the highest is marked where it is so beyond chance."""
     caption = (
-        f"best-attack: classified correctly, and broken by none of {', '.join(measured)}."
+        f"best-attack: classified correctly, and broken by none of {_names(measured)}."
         if measured
         else "best-attack: no attack counts yet."
     )
@@ -220,9 +231,8 @@ def _clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
 def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     """The columns of a run's table on a terminal, without those that no report has a value in."""
     measured = dict.fromkeys(label for report in reports for label in report.measured)
-    by_bounds = any(report.proofs is not None for report in reports)
     columns = report_columns(
-        reports[0].threat.norm, (), measured, by_bounds, _clearly_best(reports)
+        reports[0].threat.norm, (), measured, proven_by(reports), _clearly_best(reports)
     )
     return _with_values("terminal", columns, reports)
 
@@ -236,10 +246,9 @@ def run_columns(
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
-    by_bounds = any(report.proofs is not None for report in reports)
     columns = report_columns(
         reports[0].threat.norm, attacks if with_attacks and not cascade else (), measured,
-        by_bounds, _clearly_best(reports) if table == "latex" else None,
+        proven_by(reports), _clearly_best(reports) if table == "latex" else None,
     )  # fmt: skip
     return _with_values(table, columns, reports)
 
@@ -270,8 +279,11 @@ def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurem
 def _accuracy(label: str) -> Callable[[Measurements], Accuracy | str | None]:
     """What a column holds: the accuracy under a label, or that the attack failed."""
 
+    labels = (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)
+
     def value(report: Measurements) -> Accuracy | str | None:
-        return report.accuracy(label) or ("error" if label in report.errors else None)
+        failed = any(name in report.errors for name in labels)
+        return report.accuracy(label) or ("error" if failed else None)
 
     return value
 
@@ -316,7 +328,9 @@ class Line:
         """What the attack did; empty for natural and certified, and where it does not apply."""
         if self.label == NATURAL or self.label not in self.report.frames:
             return {}
-        return work(self.report.frames[self.label])
+        done = work(self.report.frames[self.label])
+        # The search for proofs counts its time alone.
+        return done | dict.fromkeys(("forwards", "backwards")) if self.label == SEARCH else done
 
     @property
     def interval(self) -> tuple[float, float] | tuple[None, None]:
@@ -324,20 +338,28 @@ class Line:
 
     @property
     def seconds(self) -> float | None:
-        timed = self.label == CERTIFIED or bool(self.work)
-        return self.report.seconds[self.label] if timed else None
+        if self.label == CERTIFIED:
+            # Bounds that broke nothing have no line of their own.
+            silent = SEARCH in self.report.keys and SEARCH not in self.report.measured
+            parts = (CERTIFIED, *([SEARCH] if silent else []))
+            return sum(self.report.seconds.get(label, 0.0) for label in parts)
+        return self.report.seconds[self.label] if self.work else None
 
 
 def lines(reports: Sequence[Measurements]) -> list[Line]:
-    """The rows of the details: natural, each attack, certified where the defense offers a
-    certificate, and best-attack, of each report."""
+    """The rows of the details: natural, each attack and the search for proofs, certified where
+    something proves that, and best-attack, of each report."""
     return [
         Line(report, label)
         for report in reports
         for label in (
-            NATURAL, *report.attacks, *([CERTIFIED] if CERTIFIED in report.keys else []), BEST
+            NATURAL,
+            *report.attacks,
+            *([SEARCH] if SEARCH in report.measured else []),
+            *([CERTIFIED] if {CERTIFIED, SEARCH} & report.keys.keys() else []),
+            BEST,
         )
-    ]  # fmt: skip
+    ]
 
 
 def detail_columns() -> list[Column[Line]]:

@@ -16,7 +16,7 @@ from benchmark.latex import floating, tabular
 from benchmark.report.captions import caption, exported_caption, short_caption
 from benchmark.report.curves import draw
 from benchmark.report.flags import FLAGS, explain
-from benchmark.report.measurements import Measurements
+from benchmark.report.measurements import Measurements, on_inapplicable
 from benchmark.report.report_columns import (
     detail_columns,
     lines,
@@ -24,7 +24,7 @@ from benchmark.report.report_columns import (
     run_columns,
     terminal_columns,
 )
-from benchmark.spec.components import BEST, NATURAL
+from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
 from benchmark.spec.source_names import without_places
 from benchmark.terminal import Page, Words, grid_of
@@ -68,7 +68,11 @@ def details(reports: Sequence[Measurements]) -> pd.DataFrame:
 def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """The tables of some reports as Markdown, with caption, details, notes, errors and flags."""
     # Attacks that do not apply have no work.
-    attacks = [line for line in lines(reports) if line.label in line.report.attacks and line.work]
+    attacks = [
+        line
+        for line in lines(reports)
+        if line.label in (*line.report.attacks, SEARCH) and line.work
+    ]
     sections = [
         rows_markdown("run", run_columns(reports), reports),
         escaped(caption(reports, spec)),
@@ -142,12 +146,10 @@ def _remarks(reports: Sequence[Measurements]) -> list[Words]:
     remarks = [Words(note) for note in dict.fromkeys(note for r in reports for note in r.notes)]
     for report in reports:
         for reason, labels in _by_reason(report.inapplicable).items():
-            does = "does" if len(labels) == 1 else "do"
-            remarks.append(
-                Words(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
-            )
+            remarks.append(Words(f"{report.called}: {on_inapplicable(labels, reason)}"))
+    names = {SEARCH: "the search for proofs"}
     remarks += [
-        Words(message, f"{report.called}: {label} failed", "wrong")
+        Words(message, f"{report.called}: {names.get(label, label)} failed", "wrong")
         for report in reports
         for label, message in report.errors.items()
     ]
@@ -189,15 +191,15 @@ def _proven(reports: Sequence[Measurements]) -> list[str]:
     told = []
     for report in reports:
         robust = report.robust_to(BEST if report.measured else NATURAL)
-        if report.proofs is None or robust is None or report.radii is None:
+        certified = report.certified_within(report.threat.eps)
+        if report.proved is None or robust is None or certified is None:
             continue
         counts = [f"{report.proven[by]} {how}" for by, how in _BY.items() if by in report.proven]
-        searched = report.proven.get("broken", 0)
-        open_ = int((robust & ~report.radii.proves(report.threat.eps)).sum()) - searched
+        left = int((robust & ~certified).sum())
         told.append(
             f"{report.called}: certified by {report.proofs}: {', '.join(counts) or 'none'}; "
-            f"{open_} of {report.total} are neither certified nor broken"
-            + (f", and {searched} are broken by the search alone" if searched else "")
+            f"{left} of {report.total} {'is' if left == 1 else 'are'} neither certified nor broken"
+            + (f", and the search alone broke {report.searched}" if report.searched else "")
         )
     return told
 

@@ -24,7 +24,13 @@ from benchmark.executors import IN_PROCESS, Executor, Held, WorkerLostError, in_
 from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
 from benchmark.executors.resources import whole_gpu
-from benchmark.judge.evaluator import Proving, Samples, attack_block, certify_block, judge_block
+from benchmark.judge.evaluator import (
+    Samples,
+    attack_block,
+    certify_block,
+    judge_block,
+    prove_block,
+)
 from benchmark.judge.examination import note_on_mode
 from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.records import Block, Cell, IntArray
@@ -35,6 +41,7 @@ from benchmark.keys import (
     identify_attacked,
     identify_certificate,
     identify_natural,
+    identify_search,
     key_of,
 )
 from benchmark.models.trained import Trained
@@ -50,9 +57,10 @@ from benchmark.run.looking import (
     unprovable,
 )
 from benchmark.run.measuring import Advance, measured
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.lineup import Entry, Lineup, runs_under
-from benchmark.spec.run_spec import Mode, Proofs
+from benchmark.spec.proof_setting import Proofs
+from benchmark.spec.run_spec import Mode
 from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
@@ -205,11 +213,14 @@ class _Assessment:
         report.noted = {*report.noted, *misleading}
         self.notify(report, NATURAL)
 
-        # What the model certifies of itself, unless more is to be proven once attacks are done.
-        proofs = settings.certify if await self._is_provable() else None
-        if self.seen.certifies and proofs is None:
-            await self.certify(None)
+        # What the model certifies of itself, and whether more can be proven, once attacks are done.
+        if self.seen.certifies:
+            await self.certify()
             self.notify(report, CERTIFIED)
+        proofs = settings.certify
+        if proofs is not None and (why := await self._unprovable()):
+            self._search_done(proofs, self._cell_of(proofs), (), inapplicable=why)
+            proofs = None
 
         if self.seen.hidden:
             report.notes.append(
@@ -234,21 +245,15 @@ class _Assessment:
             entered[label].set()
             self.notify(report, label)
         if proofs is not None:
-            await self.certify(proofs)
-            self.notify(report, CERTIFIED)
+            await self.prove(proofs)
         return report
 
-    async def _is_provable(self) -> bool:
-        """Whether bounds are asked for, and can be had of the model; else a note says why not."""
-        settings = self.settings
-        if settings.certify is None:
-            return False
-        why = await self.executor.do(
-            unprovable, self.subject, settings.threat, self.samples.x[:1], share=self.seen.share
-        )
-        if why:
-            self.report.notes.append(f"{self.report.name}: nothing is proven by bounds: {why}")
-        return not why
+    async def _unprovable(self) -> str:
+        """Why no bounds can be had of the model; empty where they can."""
+        return await self.executor.do(
+            unprovable, self.subject, self.settings.threat, self.samples.x[:1],
+            share=self.seen.share,
+        )  # fmt: skip
 
     async def judge_clean(self) -> None:
         """Judge the clean images. Raises UserError where the model fails on some of them."""
@@ -263,39 +268,77 @@ class _Assessment:
         self._close(cell, self.identity)
         self.report.add(NATURAL, key, cell, None)
 
-    async def certify(self, proofs: Proofs | None) -> None:
-        """Measure the radii that the model certifies, or bounds prove. Where that fails, the report
-        says why."""
-        proving, at_once, weight = None, None, FIRST
-        if proofs is not None:
-            robust = self.report.robust_to(BEST if self.report.measured else NATURAL)
-            assert robust is not None
-            proving = Proving(proofs.method, proofs.seconds, np.flatnonzero(~robust))
-            at_once = PROVEN_AT_ONCE
-            if proofs.method == "branch":
-                weight = PROVEN_AT_ONCE * proofs.seconds
-        told = None if proofs is None else proofs.identity()
-        identity = identify_certificate(self.identity, self.settings.threat, told)
-        key, settings, total = key_of(identity), self.settings, len(self.samples)
-        cell, error = self.cells(key), None
+    async def certify(self) -> None:
+        """Measure the radii that the model certifies. Where that fails, the report says why."""
+        identity = identify_certificate(self.identity, self.settings.threat)
+        key = key_of(identity)
+        cell, everything = self.cells(key), np.arange(len(self.samples))
         self.report.begin(CERTIFIED, key, cell)
         self.began(self.report, CERTIFIED)
-        title = f"{self.report.called} {CERTIFIED}"
-        with self._bar(title, total, 0) as bar:
-            unit = partial(certify_block, self.subject, settings.threat, proving)
+        unit = partial(certify_block, self.subject, self.settings.threat)
+        error = await self._proven(CERTIFIED, unit, cell, everything)
+        self._close(cell, identity, error=error)
+        self.report.certify(key, cell, error)
+
+    async def prove(self, proofs: Proofs) -> None:
+        """Let bounds prove, or their search break, what attacks left and the model does not certify
+        itself. Where that fails, the report says why."""
+        after = tuple(self.report.measured)
+        places = self.report.expected(SEARCH, after)
+        unit = partial(
+            prove_block, self.subject, self.settings.threat, proofs.method, proofs.seconds
+        )
+        weight = PROVEN_AT_ONCE * proofs.seconds if proofs.method == "branch" else FIRST
+        cell = self._cell_of(proofs)
+        self.report.begin(SEARCH, key_of(self._identity_of(proofs)), cell, after)
+        self.began(self.report, SEARCH)
+        error = await self._proven(SEARCH, unit, cell, places, PROVEN_AT_ONCE, weight)
+        self._search_done(proofs, cell, after, error=error)
+
+    def _identity_of(self, proofs: Proofs) -> Identity:
+        return identify_search(self.identity, self.settings.threat, proofs)
+
+    def _cell_of(self, proofs: Proofs) -> Cell:
+        return self.cells(key_of(self._identity_of(proofs)))
+
+    def _search_done(
+        self,
+        proofs: Proofs,
+        cell: Cell,
+        after: Sequence[str],
+        error: str | None = None,
+        inapplicable: str | None = None,
+    ) -> None:
+        """Note what became of the search for proofs, and enter it in the report."""
+        identity = self._identity_of(proofs)
+        self._close(cell, identity, error=error, inapplicable=inapplicable)
+        self.report.add(SEARCH, key_of(identity), cell, error, after, inapplicable)
+        self.notify(self.report, SEARCH)
+
+    async def _proven(
+        self,
+        label: str,
+        unit: Callable[..., Block],
+        cell: Cell,
+        places: IntArray,
+        at_once: int | None = None,
+        weight: float = FIRST,
+    ) -> str | None:
+        """Keep what a unit proves of the samples at some places. Returns why it failed, in a line,
+        unless it did not."""
+        with self._bar(f"{self.report.called} {CERTIFIED}", len(places), 0) as bar:
             try:
                 await self._measured(
-                    unit, CERTIFIED, cell, advance=lambda count, *_: bar.count(count),
-                    weight=weight, at_once=at_once,
+                    unit, label, cell, places, lambda count, *_: bar.count(count), weight=weight,
+                    at_once=at_once,
                 )  # fmt: skip
             except WorkerLostError as failure:
-                error = one_line(failure)
+                return one_line(failure)
             except (UserError, UnsteadyError):
                 raise
             except Exception as failure:
-                error = described(failure)
-        self._close(cell, identity, error=error)
-        self.report.certify(key, cell, error)
+                return described(failure)
+        return None
 
     async def attack(
         self, label: str, entry: Entry, before: Sequence[asyncio.Event]

@@ -19,7 +19,7 @@ from benchmark.report.captions import may_reject_name, threat_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.run_samples import samples_of
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.threats import run_tables
 from benchmark.threats.run_tables import THREATS
@@ -35,6 +35,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(manifest, dict):
             raise ValueError("no mapping")
     except FileNotFoundError as error:
+        if (folder / CELLS).is_dir() or (folder / "defenses").is_dir():
+            raise UserError(
+                f"{folder} holds a run that was interrupted before all its models were there: run "
+                "the same command again"
+            ) from error
         raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
@@ -119,7 +124,7 @@ def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
     manifest = read_manifest(folder)
     if THREATS not in manifest:
         spec, manifest, reports = load_run(folder)
-        missing = [line for lines in unfinished(spec, manifest, reports).values() for line in lines]
+        missing = missing_of(spec, manifest, reports)
         spec = named(spec, manifest)
         if write:
             tables.write(folder, reports, spec, {"run": manifest})
@@ -225,17 +230,25 @@ def unfinished(
             lines[label] = [f"{label}: not measured"]
             continue
         report = by_name[label]
-        for attack in (*attacks, *sorted(report.lacking - attacks.keys())):
+        searched = [SEARCH] if spec.certify else []
+        for attack in (*attacks, *searched, *sorted(report.lacking - {*attacks, *searched})):
+            column = CERTIFIED if attack == SEARCH else attack
             if attack in report.lacking:
-                line = f"{label} {attack}: {report.errors[attack]}"
+                line = f"{label} {column}: {report.errors[attack]}"
             elif attack in report.begun:
-                line = f"{label} {attack}: {report.begun[attack]}"
+                line = f"{label} {column}: {report.begun[attack]}"
             elif attack not in report.keys:
-                line = f"{label} {attack}: not finished, or not begun"
+                line = f"{label} {column}: not finished, or not begun"
             else:
                 continue
             lines.setdefault(label, []).append(line)
     return lines
+
+
+def missing_of(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
+    """The lines of `unfinished`, of all rows."""
+    by_row = unfinished(spec, manifest, reports)
+    return [line for lines in by_row.values() for line in lines]
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:

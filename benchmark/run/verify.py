@@ -17,10 +17,10 @@ from benchmark.run.defense_replay import Verdict, replay
 from benchmark.run.run_folder import (
     RUN,
     load_run,
+    missing_of,
     named,
     read_manifest,
     under_each,
-    unfinished,
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
@@ -79,7 +79,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]
-    missing = [line for of_row in unfinished(spec, manifest, recorded).values() for line in of_row]
+    missing = missing_of(spec, manifest, recorded)
     _compare(folder, tables.plain(reports), _NUMBERS, problems, missing)
     # Versions before there was a choice of samples raised other flags.
     if "choice" in manifest:

@@ -30,9 +30,9 @@ from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
 from benchmark.spec.learned_suite import LearnedSuite
+from benchmark.spec.proof_setting import PROVABLE, Proofs, not_provable, unless_none
 from benchmark.spec.source_names import with_absolute_paths
 from benchmark.spec.suites import DEFAULT_SUITE
-from defenses.verification import BOUNDS_VERSION, Method
 
 Mode = Literal["table", "cascade"]
 # The splits of a data set.
@@ -102,52 +102,6 @@ class Threat(BaseModel):
         return value
 
 
-class Proofs(BaseModel):
-    """How bounds are to prove that no perturbation breaks a sample: "METHOD/seconds=S", or a
-    mapping with `method` and `seconds` in it.
-
-    method   "crown", by linear bounds alone, or "branch", by branch and bound after them.
-    seconds  that an image may take beside linear bounds, roughly.
-
-    >>> Proofs.model_validate("branch/seconds=30")
-    Proofs(method='branch', seconds=30.0)
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Method = "branch"
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        component = Component.model_validate(value)
-        return {"method": component.name} | component.options
-
-    @model_validator(mode="after")
-    def _check(self) -> "Proofs":
-        if self.method == "crown" and "seconds" in self.model_fields_set:
-            raise ValueError("seconds are of branch: linear bounds take what they take")
-        return self
-
-    @model_serializer
-    def _dump(self) -> dict[str, Any]:
-        """The values that it is made of again; there is no time limit to linear bounds."""
-        limit = {"seconds": self.seconds} if self.method == "branch" else {}
-        return {"method": self.method, **limit}
-
-    def identity(self) -> dict[str, Any]:
-        """What determines which proofs are found."""
-        return {**self.model_dump(), "version": BOUNDS_VERSION}
-
-    def __str__(self) -> str:
-        if self.method == "crown":
-            return "linear bounds (CROWN)"
-        return f"linear bounds, and branch and bound within {self.seconds:g} s an image"
-
-
 class RunSpec(BaseModel):
     """All that determines a run's numbers, validated.
 
@@ -171,7 +125,7 @@ class RunSpec(BaseModel):
     suite      the name of a set of attacks, or one that was learned from a run; "strong" where
                neither it nor attacks are given.
     certify    how bounds prove what no attack breaks and the defense does not certify itself, as
-               `Proofs` has it; by default, they do not.
+               `Proofs` has it; by default, or where it is "none", they do not.
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
                carries out each attack only on what cheaper ones left; those of a learned suite, for
                which it is the default, come in the order that was learned.
@@ -199,7 +153,7 @@ class RunSpec(BaseModel):
     defenses: Annotated[list[Component], Field(min_length=1)]
     attacks: list[Component] = []
     suite: str | LearnedSuite | None = None
-    certify: Proofs | None = None
+    certify: Annotated[Proofs | None, BeforeValidator(unless_none)] = None
     mode: Mode = "table"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Annotated[Device, AfterValidator(check_device)] = "auto"
@@ -278,7 +232,10 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
-        """Refuse labels that occur twice, or are kept for the rows of models that may reject."""
+        """Refuse labels that occur twice, or are kept for the rows of models that may reject, and
+        proofs under norms that they are not for."""
+        if self.certify and not any(view.norm in PROVABLE for view in self.views):
+            raise ValueError(f"certify: {not_provable(self.norm)}")
         for component in self.defenses:
             if component.label.endswith(MAY_REJECT):
                 raise ValueError(f"defense {component.label!r}: no label may end in {MAY_REJECT!r}")
@@ -377,15 +334,6 @@ def make_spec(values: dict[str, Any]) -> RunSpec:
     except ValidationError as error:
         line = first_line(error, RunSpec.model_fields)
         raise UserError(f"the spec is not valid: {line}") from error
-
-
-def read_proofs(value: Any) -> Proofs:
-    """How bounds are to prove something, as a user wrote it. Raises UserError."""
-    try:
-        return Proofs.model_validate(value)
-    except ValidationError as error:
-        line = first_line(error, Proofs.model_fields)
-        raise UserError(f"certify is not valid: {line}") from error
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -165,4 +165,6 @@ def _notes(task: Task, rows: Sequence[Row], columns: Sequence[BoardColumn]) -> s
     text = "Robust accuracy in % under each attack. " + " ".join(captions("attacks", columns))
     if extra:
         text += f" Also run on some rows, and counted in best-attack: {', '.join(extra)}."
+    if bounded := [row.record.row for row in rows if row.report.proofs is not None]:
+        text += f" Certified by bounds, too: {', '.join(bounded)}."
     return text

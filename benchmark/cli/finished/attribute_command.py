@@ -23,15 +23,16 @@ def attribute(
     from benchmark.errors import UserError
     from benchmark.judge.records import write_text
     from benchmark.report.breaks.attribution import attribution, frame, render
+    from benchmark.spec.components import SEARCH
 
     _, reports = reports_of(folder)
-    counted = [report for report in reports if report.measured]
+    counted = [report for report in reports if {*report.measured} - {SEARCH}]
     if not counted:
         raise UserError(f"{folder} holds no finished attack: there is nothing to attribute")
     told = [attribution(report) for report in counted]
     typer.echo(render(told, counted))
     for report in reports:
-        if not report.measured:
+        if report not in counted:
             typer.echo(f"- {report.called}: no attack is finished")
     if out is not None:
         write_text(out, frame_csv(frame(told)))

@@ -12,6 +12,7 @@ from benchmark.report.breaks.cascades import Orders, orders_of
 from benchmark.report.breaks.outcomes import Outcomes
 from benchmark.report.breaks.worth import first_of, per_attack, per_sample, per_stage
 from benchmark.report.measurements import Measurements
+from benchmark.spec.components import SEARCH
 
 # The row of what attacks take on all models together.
 TOGETHER = "all together"
@@ -112,11 +113,15 @@ def _notes(report: Measurements) -> list[str]:
             f"{report.called}: a cascade: what an attack would have done to samples that others "
             "broke before it is not known"
         )
-    elif any(label in report.after for label in report.measured):
-        later = [label for label in report.measured if label in report.after]
+    elif later := [label for label in report.measured if label in report.after.keys() - {SEARCH}]:
         notes.append(
             f"{report.called}: later in a series: what {', '.join(later)} would have done to "
             "samples that the ones before it broke is not known"
+        )
+    if report.searched:
+        notes.append(
+            f"{report.called}: the search for proofs broke {report.searched} more, which no attack "
+            "broke"
         )
     if report.draws:
         notes.append(

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import BoolArray, IntArray
 from benchmark.report.measurements import Measurements
-from benchmark.spec.components import NATURAL
+from benchmark.spec.components import NATURAL, SEARCH
 
 FloatArray = NDArray[np.float64]
 
@@ -57,7 +57,12 @@ class Outcomes:
 
         Raises UserError where no attack counts, and where a report has no such place.
         """
-        labels = tuple(dict.fromkeys(label for report in reports for label in report.measured))
+        # The search for proofs is no attack that one could order.
+        labels = tuple(
+            dict.fromkeys(
+                label for report in reports for label in report.measured if label != SEARCH
+            )
+        )
         if not labels:
             names = ", ".join(report.called for report in reports) or "nothing"
             raise UserError(f"no attack on {names} is finished: there is nothing to attribute")
