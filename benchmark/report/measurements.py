@@ -472,12 +472,13 @@ class Measurements:
         if label in self.inapplicable:
             return on_inapplicable([label], self.inapplicable[label])
         total, kept, seconds = len(self.places[label]), self.kept[label], ""
-        if label in (NATURAL, CERTIFIED):
-            share = self.natural if label == NATURAL else self.certified
-            told = f"{label} accuracy {share:.2%}"
-        elif label == SEARCH:
-            broke = f"; the search broke {self.searched}" if self.searched else ""
-            told = f"{CERTIFIED} accuracy {self.certified:.2%}{broke}"
+        if label in (NATURAL, CERTIFIED, SEARCH):
+            share, name = self.certified, CERTIFIED
+            if label == NATURAL:
+                share, name = self.natural, NATURAL
+            told = f"{name} accuracy {share:.2%}"
+            if label == SEARCH and self.searched:
+                told += f"; the search broke {self.searched}"
         else:
             told = f"{label} broke {int(self.frames[label]['broken'].sum())} of {total}"
             seconds = f" in {self.seconds[label]:.1f} s"

@@ -144,14 +144,12 @@ def _remarks(reports: Sequence[Measurements]) -> list[Words]:
     """What stands below the tables, but for flags: notes, what does not apply, errors,
     contradictions."""
     remarks = [Words(note) for note in dict.fromkeys(note for r in reports for note in r.notes)]
+    for report in reports:
+        for reason, labels in _by_reason(report.inapplicable).items():
+            remarks.append(Words(f"{report.called}: {on_inapplicable(labels, reason)}"))
+    names = {SEARCH: "the search for proofs"}
     remarks += [
-        Words(f"{report.called}: {on_inapplicable(labels, reason)}")
-        for report in reports
-        for reason, labels in _by_reason(report.inapplicable).items()
-    ]
-    called = {SEARCH: "the search for proofs"}
-    remarks += [
-        Words(message, f"{report.called}: {called.get(label, label)} failed", "wrong")
+        Words(message, f"{report.called}: {names.get(label, label)} failed", "wrong")
         for report in reports
         for label, message in report.errors.items()
     ]

@@ -276,7 +276,7 @@ class _Assessment:
         self.report.begin(CERTIFIED, key, cell)
         self.began(self.report, CERTIFIED)
         unit = partial(certify_block, self.subject, self.settings.threat)
-        error = await self._proven(unit, CERTIFIED, cell, everything)
+        error = await self._proven(CERTIFIED, unit, cell, everything)
         self._close(cell, identity, error=error)
         self.report.certify(key, cell, error)
 
@@ -292,7 +292,7 @@ class _Assessment:
         cell = self._cell_of(proofs)
         self.report.begin(SEARCH, key_of(self._identity_of(proofs)), cell, after)
         self.began(self.report, SEARCH)
-        error = await self._proven(unit, SEARCH, cell, places, PROVEN_AT_ONCE, weight)
+        error = await self._proven(SEARCH, unit, cell, places, PROVEN_AT_ONCE, weight)
         self._search_done(proofs, cell, after, error=error)
 
     def _identity_of(self, proofs: Proofs) -> Identity:
@@ -317,8 +317,8 @@ class _Assessment:
 
     async def _proven(
         self,
-        unit: Callable[..., Block],
         label: str,
+        unit: Callable[..., Block],
         cell: Cell,
         places: IntArray,
         at_once: int | None = None,
