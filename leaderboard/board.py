@@ -8,11 +8,12 @@ from pathlib import Path
 from benchmark.errors import UserError
 from benchmark.executors import IN_PROCESS, Executor, abandoned
 from benchmark.judge.records import write_text
+from benchmark.pages.rendering import share_files
 from benchmark.run.runner import Say
 from defenses.training.saved import WEIGHTS
 from leaderboard.show.pictures import draw
 from leaderboard.show.render import README, SITE, render_readme, render_site
-from leaderboard.show.row_page import write_library, write_row_page
+from leaderboard.show.row_page import write_row_page
 from leaderboard.show.table import Table, make_table
 from leaderboard.submission.record import CARD_TEXT, RECORD, SCHEMA, schema, slug
 from leaderboard.submission.replay import check_numbers, replay_row
@@ -77,7 +78,7 @@ def build(board: Path, tasks: Mapping[str, Task]) -> None:
     Raises UserError where a row cannot be opened.
     """
     tables, site = [], (board / SITE).parent
-    write_library(site)
+    share_files(site)
     for task in tasks.values():
         rows = [_open_checked(folder, task, tasks) for folder in row_folders(board, task)]
         tables.append(make_table(task, rows))

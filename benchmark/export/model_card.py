@@ -13,8 +13,9 @@ import yaml
 from benchmark.columns import escaped, rows_markdown, shown_in
 from benchmark.errors import UserError, did_you_mean
 from benchmark.report.captions import exported_caption, threat_name
+from benchmark.report.columns.detail_columns import detail_columns, lines
+from benchmark.report.columns.report_columns import run_columns
 from benchmark.report.report import Report
-from benchmark.report.report_columns import detail_columns, lines, run_columns
 from benchmark.report.tables import flag_lines, remarks
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SAVED, Component
 from benchmark.spec.run_spec import RunSpec, make_spec

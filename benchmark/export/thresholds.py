@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 from benchmark.errors import BelowError, UserError, did_you_mean
 from benchmark.judge.records import write_text
+from benchmark.report.columns.detail_columns import lines
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import lines
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
 _KNOWN = (NATURAL, BEST, CERTIFIED)

@@ -16,9 +16,10 @@ from benchmark.pages.figures import figures
 from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.rendering import rendered
 from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
+from benchmark.report.columns.detail_columns import detail_columns, lines
+from benchmark.report.columns.report_columns import proven_by, report_columns
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import detail_columns, lines, proven_by, report_columns
 from benchmark.report.tables import PAGE, remarks
 from benchmark.spec.components import CERTIFIED, SEARCH
 from benchmark.spec.run_spec import RunSpec
@@ -37,7 +38,7 @@ class Shown:
     samples   the images, and `names` of the classes; None where the data set is not at hand.
     title     what the page is called, and `about`, a line below that; else what was asked for.
     links     where a reader may go from there, by text.
-    library   where plotly.js lies, seen from the page; "" has it in the page.
+    site      of a page of a site: where the shared files are; see `rendering.rendered`.
     examples  how many adversarial examples it shows at most.
     """
 
@@ -48,7 +49,7 @@ class Shown:
     title: str = ""
     about: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
-    library: str = ""
+    site: str = ""
     examples: int = MOST
 
 
@@ -59,7 +60,7 @@ def write_page(folder: Path, reports: Sequence[Measurements], shown: Shown) -> N
 
 def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
     """The page on some reports under one threat."""
-    spec, first = shown.spec, reports[0]
+    spec, first, drawn = shown.spec, reports[0], figures(reports)
     columns = _columns(reports)
     pictures = (
         gallery(reports, shown.samples, shown.names, shown.examples) if shown.samples else None
@@ -69,7 +70,7 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
         title=shown.title or f"{spec.data}, {threat_name(first.threat)}",
         note=shown.about,
         links=shown.links,
-        library=shown.library,
+        site=shown.site,
         about=f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
         + on_settings(spec, first),
         caption=on_models(reports)
@@ -84,7 +85,8 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
             for code, told in explain(report).items()
         ],
         remarks=remarks(reports),
-        figures=figures(reports),
+        figures=drawn,
+        has_pictures=bool(drawn),
         classes=_classes(reports, shown.names),
         confusions=[_confusion(report, shown.names) for report in reports if report.measured],
         gallery=pictures,

@@ -56,6 +56,11 @@ class Accuracy:
         return f"{percent(self.value)} [{percent(low)}, {percent(high)}]"
 
 
+def plain_share(accuracy: Accuracy | str | None) -> float | None:
+    """The share that a table's cell holds, as a number; None where it holds none."""
+    return accuracy.value if isinstance(accuracy, Accuracy) else None
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """Attacks that a run's folder holds, and its table leaves out, though they broke more.

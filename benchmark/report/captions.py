@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from attacks import ThreatModel
 from benchmark.columns import Column, captions, eps_text
 from benchmark.data.choice import Choice
+from benchmark.report.columns.report_columns import run_columns, terminal_columns
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import run_columns, terminal_columns
 from benchmark.spec.components import SEARCH
 from benchmark.spec.run_spec import MAY_REJECT, RunSpec
 from benchmark.spec.source_names import noun_of, without_places

@@ -55,7 +55,7 @@ def undrawn(reports: Sequence[Measurements]) -> list[str]:
     lines = []
     for under in dict.fromkeys(report.under for report in reports):
         shown = [report for report in reports if report.under == under]
-        if all(r.minimal_distances() is None and r.radii is None for r in shown):
+        if all(r.minimal_distances() is None and _certified(r) is None for r in shown):
             where = f" under {under}" if under else ""
             lines.append(f"No curve is drawn{where}: {_reason(shown)}.")
     return lines

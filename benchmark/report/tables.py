@@ -14,16 +14,15 @@ from benchmark.judge.records import write_json, write_text
 from benchmark.latex import escaped as escaped_in_latex
 from benchmark.latex import floating, tabular
 from benchmark.report.captions import caption, exported_caption, short_caption
-from benchmark.report.curves import draw
-from benchmark.report.flags import FLAGS, explain
-from benchmark.report.measurements import Measurements, on_inapplicable
-from benchmark.report.report_columns import (
-    detail_columns,
-    lines,
+from benchmark.report.columns.detail_columns import detail_columns, lines
+from benchmark.report.columns.report_columns import (
     report_columns,
     run_columns,
     terminal_columns,
 )
+from benchmark.report.curves import draw
+from benchmark.report.flags import FLAGS, explain
+from benchmark.report.measurements import Measurements, on_inapplicable
 from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
 from benchmark.spec.source_names import without_places

@@ -4,7 +4,8 @@
 # hide here.
 from benchmark.run.assess import Settings
 from benchmark.run.certify import Certified, certify_model
-from benchmark.run.defense_replay import ReplayedRow, Verdict, replay
+from benchmark.run.replay.defense_replay import ReplayedRow, replay
+from benchmark.run.replay.examples_replay import Verdict
 from benchmark.run.run_folder import load_run
 from benchmark.run.runner import run
 from benchmark.run.verify import Replay

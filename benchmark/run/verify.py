@@ -13,7 +13,8 @@ from benchmark.keys import identify_recipe
 from benchmark.models.trained import Trained, load_saved
 from benchmark.report import tables
 from benchmark.report.report import Report
-from benchmark.run.defense_replay import Verdict, replay
+from benchmark.run.replay.defense_replay import replay
+from benchmark.run.replay.examples_replay import Verdict
 from benchmark.run.run_folder import (
     RUN,
     load_run,

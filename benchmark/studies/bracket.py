@@ -12,8 +12,8 @@ from benchmark.analysis.learned_order import spec_of
 from benchmark.columns import NONE, percent
 from benchmark.errors import UserError
 from benchmark.report.captions import NORMS, images, on_settings
+from benchmark.report.columns.report_columns import proven_by
 from benchmark.report.report import Report
-from benchmark.report.report_columns import proven_by
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec, read_budgets
 from benchmark.studies.budgets import How, run_values, runs_at

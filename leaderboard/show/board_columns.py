@@ -1,7 +1,7 @@
 """The columns of the board's tables: those of every run that the board shows, and its own.
 
-A column that runs have too is added in `benchmark.report.report_columns`; one of the board alone is
-added here, in `board_columns`.
+A column that runs have too is added in `benchmark.report.columns`; one of the board alone is added
+here, in `board_columns`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.columns import Column, Shown, percent, shown_in
+from benchmark.report.columns.report_columns import report_columns
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import report_columns
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from leaderboard.submission.record import (
     ASSUMED,

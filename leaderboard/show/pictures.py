@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from benchmark.judge.records import write
+from benchmark.pages.figures import lower, upper
 from benchmark.report.captions import NORMS
 from benchmark.report.report import Report
 from benchmark.spec.components import NATURAL
@@ -19,6 +19,9 @@ from leaderboard.tasks import Task
 
 # How many of a task's images are shown.
 _SHOWN = 3
+
+# At how many eps curves are drawn.
+_POINTS = 101
 
 # The styles of lines, for when there are more rows than colours.
 _STYLES = ("-", "--", "-.")
@@ -47,14 +50,14 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
     threat = task.spec.threat
+    eps = np.linspace(0, threat.eps, _POINTS)
     for place, row in enumerate(rows):
-        eps, left = curve(row.report)
-        style = _STYLES[place // 10 % len(_STYLES)]
-        axes.plot(eps, 100 * left, style, color=f"C{place % 10}", label=row.record.row)
-        if row.report.certificate is not None:
-            proven = [row.report.certified_within(e) for e in eps]
-            shares = [100 * p.mean() for p in proven if p is not None]
-            axes.plot(eps, shares, ":", color=f"C{place % 10}", linewidth=0.9)
+        left, proven = upper(row.report), lower(row.report)
+        style, colour = _STYLES[place // 10 % len(_STYLES)], f"C{place % 10}"
+        if left is not None:
+            axes.plot(eps, 100 * left(eps), style, color=colour, label=row.record.row)
+        if proven is not None:
+            axes.plot(eps, 100 * proven(eps), ":", color=colour, linewidth=0.9)
     axes.set(
         xlim=(0, threat.eps),
         ylim=(0, 100),
@@ -64,15 +67,6 @@ def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
     )
     axes.legend(loc="upper right", fontsize=8)
     axes.grid(alpha=0.3)
-
-
-def curve(report: Report) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Robust accuracy, a share, over eps up to the report's, by the closest example of each sample:
-    an upper bound, as attacks that do not minimise leave theirs further out than need be."""
-    closest = report.closest([NATURAL, *report.measured], broken=True).distance
-    eps = np.linspace(0, report.threat.eps, 101)
-    # A sample is lost from its distance on.
-    return eps, (closest[None] > eps[:, None]).mean(1)
 
 
 def _trade_off(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
@@ -153,7 +147,7 @@ def closest_example(report: Report, sample: int) -> tuple[torch.Tensor, float, i
     label = closest.label[sample]
     if not label:
         return None
-    frame, examples = report.frames[label].set_index("index"), report.examples(label)
-    (place,) = np.flatnonzero(examples.index == sample)
-    point = torch.from_numpy(examples.points[place])
+    frame = report.frames[label].set_index("index")
+    examples = report.examples(label, np.array([sample]))
+    point = torch.from_numpy(examples.points[0])
     return point, float(closest.distance[sample]), int(frame["predicted"][sample])

@@ -28,8 +28,8 @@ def render_site(tables: Sequence[Table]) -> str:
     kinds = sorted({line.kind for table in tables for line in table.lines})
     flags = sorted({flag for table in tables for line in table.lines for flag in line.flags})
     return rendered(
-        "index.html.j2", [_TEMPLATES], tables=tables, kinds=kinds, flags=flags, attacks=_attacks,
-        papers=_papers,
+        "index.html.j2", [_TEMPLATES], ".", tables=tables, kinds=kinds, flags=flags,
+        attacks=_attacks, papers=_papers,
     )  # fmt: skip
 
 

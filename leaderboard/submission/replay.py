@@ -12,8 +12,8 @@ from benchmark.keys import identify_attack
 from benchmark.models.trained import Trained
 from benchmark.report.report import Report
 from benchmark.run.assess import traits
-from benchmark.run.defense_replay import replay
 from benchmark.run.looking import suited
+from benchmark.run.replay.defense_replay import replay
 from benchmark.spec.components import SOURCE
 from benchmark.spec.lineup import lineup_of
 from leaderboard.submission.card import card_text

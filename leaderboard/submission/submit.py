@@ -18,7 +18,7 @@ from benchmark.judge.records import write
 from benchmark.judge.surroundings import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
-from benchmark.run.defense_replay import examine_twice
+from benchmark.run.replay.defense_replay import examine_twice
 from benchmark.run.run_folder import load_run
 from benchmark.spec.components import CERTIFIED, SAVED, Component
 from benchmark.spec.registry import load_plugins

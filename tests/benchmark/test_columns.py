@@ -25,7 +25,8 @@ from benchmark.columns import (
     shown_in,
 )
 from benchmark.report.captions import threat_name
-from benchmark.report.report_columns import detail_columns, report_columns
+from benchmark.report.columns.detail_columns import detail_columns
+from benchmark.report.columns.report_columns import report_columns
 from benchmark.spec.run_spec import make_spec, make_threat
 
 COLUMN: Column[dict[str, object]] = Column(

@@ -16,6 +16,7 @@ from benchmark.judge.evaluator import Samples
 from benchmark.pages.by_class import ByClass
 from benchmark.pages.figures import figures, lower, upper
 from benchmark.pages.gallery import MOST, gallery
+from benchmark.pages.run_page import Shown, render_page
 from benchmark.report.report import Report
 from benchmark.run.run_folder import load_run
 from benchmark.run.run_samples import data_again
@@ -66,6 +67,16 @@ def test_the_table_has_the_accuracies_of_the_reports(page: str, reports: list[Re
         assert str(report.accuracy("best-attack")) in page
         assert percent(report.natural) in page
     assert percent(reports[1].certified) in page
+
+
+def test_a_run_that_is_not_finished_is_shown_as_such(folder: Path, page: str) -> None:
+    spec, manifest, reports = load_run(folder)
+    reports[0].awaited = ["cw"]
+    text = render_page(reports, Shown(spec, manifest))
+    assert "not finished" not in page
+    assert f"at most {percent(reports[0].best_attack)}" in text
+    assert f'<td class="best">{reports[0].accuracy("best-attack")}' not in text
+    assert "cw not begun" in text
 
 
 def test_curves_end_at_what_the_table_says(reports: list[Report]) -> None:

@@ -5,9 +5,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from benchmark.pages.figures import upper
 from benchmark.report.paired import better
 from leaderboard.board import check
-from leaderboard.show.pictures import closest_example, curve, shown
+from leaderboard.show.pictures import closest_example, shown
 from leaderboard.show.table import make_table, ranked, robust
 from leaderboard.submission.submission import open_row
 from tests.leaderboard.conftest import Small
@@ -89,11 +90,12 @@ def test_certificates_bound_from_below(made: Small) -> None:
 def test_a_curve_ends_at_best_attack_and_begins_at_natural(made: Small) -> None:
     for folder in made.rows.iterdir():
         report = open_row(folder, made.tasks).report
-        eps, left = curve(report)
+        curve, eps = upper(report), np.linspace(0, report.threat.eps, 101)
+        assert curve is not None
+        left = curve(eps)
         assert left[0] <= report.natural
         assert left[-1] == pytest.approx(report.best_attack)
         assert (np.diff(left) <= 0).all()
-        assert eps[-1] == report.threat.eps
 
 
 def test_examples_that_are_shown_are_of_several_labels_and_broken(made: Small) -> None:

@@ -14,7 +14,7 @@ from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Terms
-from benchmark.run.defense_replay import examine_twice
+from benchmark.run.replay.defense_replay import examine_twice
 from benchmark.spec.components import NATURAL, SEARCH
 from leaderboard.submission.evidence import pack, unpack
 

@@ -1,0 +1,125 @@
+"""The columns of best-attack accuracy with a row per defense: what each table shows of it, and
+what is still to come in a run that is not finished."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmark.columns import Column, Shown, Table, percent
+from benchmark.latex import Tex
+from benchmark.report.accuracy import Accuracy, plain_share
+from benchmark.report.flags import explain
+from benchmark.report.measurements import Measurements
+from benchmark.report.paired import LEVEL, clearly_highest
+from benchmark.spec.components import BEST, SEARCH
+
+
+def best_column(measured: Iterable[str]) -> Column[Measurements]:
+    """Best-attack accuracy with its interval, over the labels `measured`."""
+    over = f"worst case per sample over {_names(measured)}"
+    shown: dict[Table, Shown] = {
+        "run": Shown(
+            f"{BEST} [95% interval]",
+            f"best-attack: if no attack breaks it ({over}). Samples that are misclassified clean "
+            "count as broken in every column and are not attacked.",
+        ),
+        "json": Shown("best_attack"),
+        "board": Shown(
+            f"{BEST} [95%]",
+            "best-attack: classified correctly and broken by no attack; images misclassified clean "
+            "count as broken in every column.",
+        ),
+    }
+    return Column(shown, _best, str, plain_share, style="best")
+
+
+def best_in_latex(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
+    """The same in LaTeX, where the interval is small and one accuracy may be bold."""
+    caption = (
+        "best-attack: the share that is classified correctly and that no attack breaks (worst case "
+        f"per sample over {_names(measured)}), with its 95% interval. Samples "
+        "that are misclassified clean count as broken everywhere and are not attacked."
+    )
+    if clear is not None:
+        caption += (
+            " Bold: the highest, beyond chance (McNemar's exact test against each other row, at "
+            "5% for all together), and without a flag."
+        )
+
+    def value(report: Measurements) -> str | None:
+        accuracy = report.accuracy(BEST)
+        if accuracy is None:
+            return "error" if report.failed else None
+        share, interval = str(accuracy).split(" ", 1)
+        share = rf"\textbf{{{share}}}" if report is clear else share
+        return Tex(rf"{share} {{\scriptsize {interval}}}")
+
+    return Column({"latex": Shown(BEST, caption)}, value)
+
+
+def standing_column(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
+    """Best-attack accuracy as a terminal and pages show it: of a run that is not finished it is no
+    more than a bound, and the highest is marked where it is so beyond chance."""
+    caption = (
+        f"best-attack: classified correctly, and broken by none of {_names(measured)}."
+        if measured
+        else "best-attack: no attack counts yet."
+    )
+    heading = f"{BEST} [95%]"
+    of_page = Shown(heading, f"{caption} A better attack may lower it.")
+    if clear is not None:
+        caption += " *: the highest, beyond chance (McNemar's exact test against each other row)."
+
+    def value(report: Measurements) -> _Standing | str | None:
+        best = _best(report)
+        if not isinstance(best, Accuracy):
+            return best
+        return _Standing(best, bool(report.unfinished), report is clear)
+
+    return Column({"terminal": Shown(heading, caption), "page": of_page}, value, style="best")
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A best-attack accuracy, whether it may still fall, and whether it is marked as highest."""
+
+    best: Accuracy
+    may_fall: bool
+    is_clear: bool
+
+    def __str__(self) -> str:
+        if self.may_fall:
+            return f"at most {percent(self.best.value)}"
+        return f"{'* ' if self.is_clear else ''}{self.best}"
+
+
+# What a run in progress has still to do on a defense.
+UNFINISHED = Column[Measurements](
+    dict.fromkeys(("terminal", "page"), Shown("not finished", optional=True)),
+    lambda report: report.unfinished or None,
+    text="; ".join,
+    left=True,
+)
+
+
+def clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
+    """The report whose best-attack accuracy is the highest beyond chance. None where none is, and
+    where that means nothing: the best one has a flag, any is not finished or of a randomised model,
+    whose samples count by shares of draws, or in some rows rejecting an image is not wrong."""
+    verdicts = [report.robust_to(BEST) for report in reports]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if len(known) < len(reports) or any(report.unfinished or report.draws for report in reports):
+        return None
+    if len({report.allowed for report in reports}) > 1:
+        return None
+    place = clearly_highest(known, LEVEL)
+    return None if place is None or explain(reports[place]) else reports[place]
+
+
+def _names(measured: Iterable[str]) -> str:
+    """What captions call what best-attack accuracy is over."""
+    names = [name if name != SEARCH else "the search for proofs" for name in measured]
+    return ", ".join(names) or "none yet"
+
+
+def _best(report: Measurements) -> Accuracy | str | None:
+    return report.accuracy(BEST) or ("error" if report.failed else None)
