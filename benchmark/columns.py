@@ -18,10 +18,10 @@ NONE = "-"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 # The tables that show columns: the run's table with a row per defense, and that of its page; the
-# details, a row per attack; the numbers of those details, as DataFrame, table.csv and the details
-# of table.json; the rows of table.json; and the leaderboard's tables, in its README and on its
-# page.
-Table = Literal["run", "page", "details", "numbers", "json", "board"]
+# same over several seeds; the details, a row per attack; the numbers of those details, as
+# DataFrame, table.csv and the details of table.json; the rows of table.json; and the leaderboard's
+# tables, in its README and on its page.
+Table = Literal["run", "page", "seeds", "details", "numbers", "json", "board"]
 
 Row = TypeVar("Row", contravariant=True)
 

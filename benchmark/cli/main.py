@@ -140,7 +140,7 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
 def report(folder: RunFolder, data_root: Root = None) -> None:
     """Print a run's tables from its records, finished or not, and write them and its page anew."""
     from benchmark.run.run_folder import rewrite
-    from benchmark.threats import run_tables
+    from benchmark.whole import run_tables
 
     spec, reports = rewrite(folder, data_root)
     typer.echo(run_tables.render(reports, spec))
@@ -150,7 +150,7 @@ def report(folder: RunFolder, data_root: Root = None) -> None:
 def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
     """Replay every stored adversarial example and recompute the table from what holds."""
     from benchmark.run.verify import verify as replay
-    from benchmark.threats import run_tables
+    from benchmark.whole import run_tables
 
     replayed = replay(folder, data_root, device)
     for verdict in replayed.verdicts:

@@ -12,6 +12,7 @@ from benchmark.cli.options import (
     Quiet,
     RayAddress,
     Root,
+    Seeds,
     Threads,
     Workers,
     executor_of,
@@ -47,6 +48,7 @@ def run(
     certify: run_options.Certify = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
+    seeds: Seeds = None,
     device: Annotated[Device | None, typer.Option()] = None,
     precision: Annotated[Precision | None, typer.Option(help="By default, the model's.")] = None,
     draws: Annotated[int | None, typer.Option(help="Of a randomised model, per point.")] = None,
@@ -72,9 +74,9 @@ def run(
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
-        "suite": suite, "mode": mode, "seed": seed, "device": device, "precision": precision,
-        "block": block, "choose": choose, "draws": draws, "expectation": expectation,
-        "plugins": [str(path) for path in plugin], "certify": certify,
+        "suite": suite, "mode": mode, "seed": seed, "seeds": seeds, "device": device,
+        "precision": precision, "block": block, "choose": choose, "draws": draws,
+        "expectation": expectation, "plugins": [str(path) for path in plugin], "certify": certify,
     }  # fmt: skip
     if onnx or vnnlib or exact or limit is not None:
         every = flags | {"data_root": data_root}
@@ -83,10 +85,8 @@ def run(
     spec = run_options.single(specs)
     run_spec = _spec_of(spec, flags)
     folder = _folder_of(spec, run_spec, out)
-    if plan and ray:
-        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
     if plan:
-        _show_plan(run_spec, folder, data_root, workers, threads, quiet)
+        _show_plan(run_spec, folder, data_root, workers, ray, threads, quiet)
         return
     with executor_of(workers, ray, threads) as executor:
         _carry_out(run_spec, folder, data_root, quiet, executor)
@@ -98,7 +98,7 @@ def _carry_out(
     """Carry out a spec in a folder, and print what came of it."""
     from benchmark.direct.plan_of_run import compared
     from benchmark.run import runner
-    from benchmark.threats import run_tables
+    from benchmark.whole import run_tables
 
     began = time.monotonic()
     reports = runner.run(spec, folder, root, not quiet, speaker(quiet), executor)
@@ -115,14 +115,17 @@ def _show_plan(
     folder: Path,
     root: Path | None,
     workers: int | None,
+    ray: str | None,
     threads: int | None,
     quiet: bool,
 ) -> None:
-    """Print what a run will take."""
+    """Print what a run will take. Raises UserError where a cluster is named."""
     from benchmark.direct.plan_of_run import plan
     from benchmark.executors.choice_of_executor import with_threads
     from benchmark.folder_lock import alone_in
 
+    if ray:
+        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
     with with_threads(threads, workers), alone_in(folder, make=True):
         planned = plan(spec, folder, root, workers or 1, speaker(quiet))
         planned.keep(folder)
@@ -169,4 +172,6 @@ def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     given = {key: value for key, value in flags.items() if value not in (None, [])}
     if "threats" in given:
         values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
+    if not {"seed", "seeds"}.isdisjoint(given):
+        values = {key: value for key, value in values.items() if key not in ("seed", "seeds")}
     return make_spec(values | given)

@@ -53,7 +53,7 @@ class Measurements:
              nothing.
     choice   how a run chose the samples; None where that is not known.
     left_out  attacks that a run's folder holds besides, and that broke more; None if none does.
-    under    what tables call the threat, in a run under several; else empty.
+    under    what tables call the threat or the seed, in a run of several; else empty.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Measurements:
 
     @property
     def called(self) -> str:
-        """The name of the model, with the threat in a run under several."""
+        """The name of the model, with the threat or the seed in a run of several."""
         return f"{self.name} ({self.under})" if self.under else self.name
 
     def add(

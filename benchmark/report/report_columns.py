@@ -39,14 +39,14 @@ def report_columns(
             left=True,
         ),
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown(NATURAL)),
+            dict.fromkeys(("run", "page", "seeds", "json", "board"), Shown(NATURAL)),
             _accuracy(NATURAL), _share, _plain_share,
         ),
         certified.only("json"),
         _json("contradictions", lambda report: report.contradictions.tolist()),
         _json("per_attack", _per_attack),
         *map(_attack_column, attacks),
-        certified.only("run"),
+        certified.only("run", "seeds"),
         _best_column(measured),
         certified.only("page", "board"),
         _json("interval", _interval),
@@ -76,6 +76,7 @@ def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
     shown: dict[Table, Shown] = {
         "run": proven,
         "page": proven,
+        "seeds": proven,
         "json": Shown(CERTIFIED),
         "board": Shown(CERTIFIED, f"certified: proven by the defense itself{_OR[by_bounds][1]}."),
     }
@@ -85,12 +86,13 @@ def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
 def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     """Best-attack accuracy with its interval, over the labels `measured`."""
     over = f"worst case per sample over {', '.join(measured) or 'none yet'}"
+    said = (
+        f"best-attack: if no attack breaks it ({over}). Samples that are misclassified clean count "
+        "as broken in every column and are not attacked."
+    )
     shown: dict[Table, Shown] = {
-        "run": Shown(
-            f"{BEST} [95% interval]",
-            f"best-attack: if no attack breaks it ({over}). Samples that are misclassified clean "
-            "count as broken in every column and are not attacked.",
-        ),
+        "run": Shown(f"{BEST} [95% interval]", said),
+        "seeds": Shown(BEST, said),
         "page": Shown(
             f"{BEST} [95%]",
             f"best-attack: the share that is classified correctly and that no attack broke ({over})"
@@ -106,9 +108,12 @@ def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     return Column(shown, _best, str, _plain_share, style="best")
 
 
-def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
-    """The columns of a run's table. A cascade has none of single attacks, and columns that not
-    every run has are left out where no report has a value there."""
+def run_columns(
+    reports: Sequence[Measurements], table: Table = "run"
+) -> list[Column[Measurements]]:
+    """The columns of a run's table, or of what that over several seeds takes from it. A cascade has
+    none of single attacks, and columns that not every run has are left out where no report has a
+    value there."""
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
@@ -118,15 +123,16 @@ def run_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     )
     return [
         column
-        for column in shown_in("run", columns)
-        if not column.shown["run"].optional
+        for column in shown_in(table, columns)
+        if not column.shown[table].optional
         or any(column.value(report) is not None for report in reports)
     ]
 
 
 def _attack_column(label: str) -> Column[Measurements]:
     """The column of one attack, which is headed by its label."""
-    return Column({"run": Shown(label), "board": Shown(label)}, _accuracy(label), _share)
+    shown: dict[Table, Shown] = {name: Shown(label) for name in ("run", "seeds", "board")}
+    return Column(shown, _accuracy(label), _share)
 
 
 def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurements]:
