@@ -65,6 +65,12 @@ def chosen(total: int, choice: Choice | None, what: str, seeds: Sequence[int] = 
     return f"{total} of {choice.of} {what} ({CHOSEN[choice.choose]}, {by})"
 
 
+def is_drawn(report: Measurements) -> bool:
+    """Whether the images of a report are a choice that the seed of its run drew."""
+    choice = report.choice
+    return choice is not None and choice.choose != "first" and report.total < choice.of
+
+
 def on_missing(choice: Choice | None) -> str:
     """What a caption says of classes that no image is of."""
     missing = choice.missing if choice else []

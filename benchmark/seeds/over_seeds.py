@@ -9,11 +9,18 @@ import pandas as pd
 
 from benchmark.columns import Column, Shown, captions, escaped, rows_markdown
 from benchmark.report import tables
-from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
+from benchmark.report.captions import (
+    images,
+    is_drawn,
+    on_models,
+    on_order,
+    on_settings,
+    threat_name,
+)
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
-from benchmark.seeds.spread import Spread, seeds_named
+from benchmark.seeds.spread import Spread, on_spread, seeds_named
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec
 
@@ -63,9 +70,9 @@ class OverSeeds:
 
     @property
     def is_one_model(self) -> bool:
-        """Whether it is the same model with each seed, since a run trains no such model."""
-        models = [report.identity.get("defense") for report in self.reports]
-        return models[0] is not None and all(model == models[0] for model in models)
+        """Whether it is the same model with each seed, as those are that a run does not train."""
+        first, *others = [report.identity.get("defense") for report in self.reports]
+        return bool(others) and first is not None and all(model == first for model in others)
 
     @property
     def flags(self) -> dict[str, list[int]]:
@@ -116,19 +123,16 @@ def _told(rows: Sequence[OverSeeds]) -> list[str]:
 def caption(rows: Sequence[OverSeeds], spec: RunSpec) -> str:
     """What the numbers of the table are over, and what ± is."""
     reports = [report for row in rows for report in row.reports]
-    first, n = reports[0], len(spec.seeds)
-    drawn = {report.choice.seed for report in reports if _is_drawn(report) and report.choice}
+    first = reports[0]
+    drawn = any(map(is_drawn, reports))
     one_model = [row.name for row in rows if row.is_one_model]
     return (
-        f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}: mean ± sample "
-        f"standard deviation over n = {n} seeds ({', '.join(map(str, spec.seeds))}). Each defense "
-        "is trained with each seed, and attacked with the same one. ± is over trainings, not over "
-        f"samples: it divides by n - 1 = {n - 1}, and says how much trainings differ; the table of "
-        "each seed has the 95% intervals. "
+        f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}: "
+        f"{on_spread(spec.seeds)} The table of each seed has the 95% intervals. "
         + ("With each seed other images are chosen, which is in ± too. " if drawn else "")
         + (
-            f"{', '.join(one_model)}: not trained here, and the same with each seed, so that only "
-            "the attacks differ. "
+            f"{', '.join(one_model)}: the same model with each seed, so that only its attacks "
+            "differ. "
             if one_model
             else ""
         )
@@ -138,12 +142,6 @@ def caption(rows: Sequence[OverSeeds], spec: RunSpec) -> str:
         f"does not break it; {' '.join(captions('seeds', run_columns(reports, 'seeds')))}"
         + on_order(reports, "column")
     )
-
-
-def _is_drawn(report: Measurements) -> bool:
-    """Whether the samples of a report are a choice that its seed drew."""
-    choice = report.choice
-    return choice is not None and choice.choose != "first" and report.total < choice.of
 
 
 def columns_over(rows: Sequence[OverSeeds]) -> list[Column[OverSeeds]]:

@@ -43,3 +43,12 @@ def seeds_named(seeds: Sequence[int]) -> str:
     ('seed 1', 'seeds 0, 2')
     """
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def on_spread(seeds: Sequence[int]) -> str:
+    """What a caption says of what ± is."""
+    return (
+        f"mean ± sample standard deviation (n - 1 in its denominator) over n = {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}): each defense is trained with each seed, and attacked "
+        "with the same one. ± is over trainings, not over samples."
+    )
