@@ -185,8 +185,8 @@ async def _train(shared: _Shared, member: Member) -> None:
     spec, models, label = shared.spec, shared.models, member.label
     # It may be made of others, which stand above it.
     await models.wait_for(member.made_of.values())
-    with_seed = f" with seed {shared.seed}" if spec.seeds else ""
-    shared.say(f"{label}: getting the model{with_seed}, which is trained unless it was before")
+    which = f" (seed {shared.seed})" if spec.seeds else ""
+    shared.say(f"{label}{which}: getting the model, which is trained unless it was before")
     try:
         trained = await obtained(
             member, shared.dataset, spec.training_threat, shared.seed, shared.folder / "defenses",
