@@ -4,11 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs
 
-.PHONY: demo test test-slow bench check docs format setup clean
+.PHONY: demo test test-slow bench check docs format setup package clean
 
-# One thread: the networks are tiny, and a second one slows them down.
 demo: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/bestattack run demo.yaml
+	$(BIN)/bestattack demo
 
 test: $(STAMP)
 	$(BIN)/pytest -n auto --dist loadfile
@@ -27,6 +26,10 @@ check: $(STAMP)
 # Not --quiet: --strict counts the warnings that are shown.
 docs: $(DOCS_STAMP)
 	$(BIN)/mkdocs build --strict
+
+# The wheel and the source distribution, into dist/, and what the wheel does by itself.
+package: $(STAMP)
+	$(BIN)/python .ci/package.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from attacks import Attack, Facts, Problem, ThreatModel
     from benchmark import (
         Combined,
+        Comparison,
         Inspection,
         Report,
         UserError,
         combine,
+        compare,
         evaluate,
         inspect,
         load_dataset,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Attack",
     "Combined",
+    "Comparison",
     "Facts",
     "Inspection",
     "Problem",
@@ -46,6 +49,7 @@ __all__ = [
     "UserError",
     "__version__",
     "combine",
+    "compare",
     "evaluate",
     "inspect",
     "load_dataset",
@@ -57,10 +61,12 @@ _SOURCES = {
     "attacks": ("Attack", "Facts", "Problem", "ThreatModel"),
     "benchmark": (
         "Combined",
+        "Comparison",
         "Inspection",
         "Report",
         "UserError",
         "combine",
+        "compare",
         "evaluate",
         "inspect",
         "load_dataset",

@@ -6,6 +6,7 @@ import os
 # small networks tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from benchmark.analysis.comparison import Comparison, compare
 from benchmark.data.sets import load_dataset
 from benchmark.direct import Inspection, evaluate, inspect
 from benchmark.errors import UserError
@@ -14,10 +15,12 @@ from benchmark.threats import Combined, combine
 
 __all__ = [
     "Combined",
+    "Comparison",
     "Inspection",
     "Report",
     "UserError",
     "combine",
+    "compare",
     "evaluate",
     "inspect",
     "load_dataset",

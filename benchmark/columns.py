@@ -4,6 +4,7 @@ how texts of users are written so that Markdown and spreadsheets show them as th
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from attacks.messages import one_line
@@ -14,14 +15,24 @@ if TYPE_CHECKING:
 # What tables print where a row has no value.
 NONE = "-"
 
+# The largest denominators of fractions that count as simpler than one of 255, and as simple.
+_SIMPLE = (9, 1000)
+
 # What spreadsheets take for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-# The tables that show columns: the run's table with a row per defense, and that of its page; the
-# same over several seeds; the details, a row per attack; the numbers of those details, as
-# DataFrame, table.csv and the details of table.json; the rows of table.json; and the leaderboard's
-# tables, in its README and on its page.
-Table = Literal["run", "page", "seeds", "details", "numbers", "json", "board"]
+# The tables that show columns: the run's table with a row per defense, that of these which a
+# terminal has room for, that of its page, that over several seeds, and that in LaTeX; the details,
+# a row per attack; the numbers of those details, as DataFrame, table.csv and the details of
+# table.json; the accuracies among them, in a model card; the rows of table.json; the leaderboard's
+# tables, in its README and on its page: the narrow one, that of all attacks, and that of what
+# papers report; and those of an attribution, with a row per attack, per stage of an attack, and per
+# order of attacks.
+Table = Literal[
+    "run", "terminal", "page", "seeds", "latex", "details", "numbers", "card", "json",
+    "board", "attacks", "papers",
+    "attribution", "stages", "orders",
+]  # fmt: skip
 
 Row = TypeVar("Row", contravariant=True)
 
@@ -33,11 +44,13 @@ class Shown:
     heading   what the column is called there.
     caption   what the caption of that table says of it: whole sentences.
     optional  whether some tables of the kind lack the column; captions speak of it last.
+    warns     whether what it holds is a warning.
     """
 
     heading: str
     caption: str = ""
     optional: bool = False
+    warns: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,24 @@ def percent(share: float | None) -> str:
 def decimals(digits: int) -> Callable[[float], str]:
     """How numbers print with so many digits after the point; NaN prints as unknown."""
     return lambda value: NONE if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def eps_text(eps: float) -> str:
+    """How texts write a radius: as users write it, and never another number than it is.
+
+    That is a short decimal number, a fraction of 255, as of pixels in bytes, or another simple
+    fraction, whichever is this very number; and where none is, all its digits.
+
+    >>> [eps_text(eps) for eps in (0.3, 8 / 255, 1 / 255, 2.5 / 255, 1 / 3, 0.1 + 0.2)]
+    ['0.3', '8/255', '1/255', '2.5/255', '1/3', '0.30000000000000004']
+    """
+    nearest = [str(Fraction(eps).limit_denominator(most)) for most in _SIMPLE]
+    of_bytes = f"{round(510 * eps) / 2:g}/255"
+    for text in (f"{eps:g}", nearest[0], of_bytes, nearest[1]):
+        top, _, bottom = text.partition("/")
+        if float(top) / float(bottom or 1) == eps:
+            return text
+    return repr(float(eps))
 
 
 class Markup(str):

@@ -38,18 +38,22 @@ def resolve_device(device: Device) -> torch.device:
 
 def environment(device: torch.device) -> dict[str, str]:
     """The versions of the software, and the hardware, that results are computed with here."""
-    try:
-        bestattack = version("bestattack")
-    except PackageNotFoundError:
-        bestattack = "not installed"
     return {
-        "bestattack": bestattack,
+        "bestattack": own_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "device": f"{device.type}: {hardware(device)}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def own_version() -> str:
+    """The version of bestattack; "not installed" for a checkout that is not."""
+    try:
+        return version("bestattack")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(device: torch.device) -> str:

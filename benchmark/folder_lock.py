@@ -24,6 +24,10 @@ _PATIENCE = 0.5
 _INNER = ("cells/*/", "defenses/*/", "threats/*/", "seeds/*/")
 
 
+class InUseError(UserError):
+    """Another process works in a folder."""
+
+
 @contextmanager
 def alone_in(folder: Path, make: bool = False) -> Iterator[None]:
     """Be the only process that works in a folder while the context lasts.
@@ -32,8 +36,8 @@ def alone_in(folder: Path, make: bool = False) -> Iterator[None]:
     folder that is not there is made if `make`, and else needs no lock. Half-written files that a
     killed process left are deleted.
 
-    Raises UserError, in a line that says which process it is, where another one has the folder, and
-    where the folder cannot be written.
+    Raises InUseError, in a line that says which process it is, where another one has the folder,
+    and UserError where the folder cannot be written.
     """
     if make:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +48,7 @@ def alone_in(folder: Path, make: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
+        raise InUseError(
             f"{folder} is in use by {_holder(note)}: wait until that ends, or name another folder"
         ) from None
     except OSError as error:

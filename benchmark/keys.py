@@ -32,6 +32,7 @@ from benchmark.errors import UserError
 from benchmark.judge import evaluator
 from benchmark.judge.records import IntArray
 from benchmark.spec.components import SOURCE
+from benchmark.spec.proof_setting import Proofs
 from benchmark.spec.registry import ATTACKS, DEFENSES, Registry
 from benchmark.spec.run_spec import Part
 from benchmark.user_code import identify_code
@@ -206,18 +207,23 @@ def identify_natural(
     }
 
 
-def identify_certificate(
-    natural: Identity, threat: ThreatModel, proofs: Identity | None = None
-) -> Identity:
+def identify_certificate(natural: Identity, threat: ThreatModel) -> Identity:
     """The identity of the radii that are certified; `natural` is from `identify_natural`.
 
-    proofs  how bounds prove what the model does not certify itself; None: they do not.
-
-    Invalidated by what invalidates the verdicts on clean images, by another norm and, with proofs,
-    by another threat.
+    Invalidated by what invalidates the verdicts on clean images, and by another norm.
     """
-    own = natural | {"certificate": threat.norm}
-    return own if proofs is None else own | {"proofs": proofs, "threat": identify_threat(threat)}
+    return natural | {"certificate": threat.norm}
+
+
+def identify_search(natural: Identity, threat: ThreatModel, proofs: Proofs) -> Identity:
+    """The identity of what a search for proofs shows; `natural` is from `identify_natural`.
+
+    Which samples are tried is not in it, because records are of those alone.
+
+    Invalidated by what invalidates the verdicts on clean images, by another threat, method or time
+    limit, and by another version of bounds.
+    """
+    return natural | {"threat": identify_threat(threat), "attack": proofs.identity()}
 
 
 def identify_threat(threat: ThreatModel) -> Identity:
@@ -256,8 +262,9 @@ def identify_attacked(
 
 
 def is_attacked(identity: Identity, natural: Identity, threat: ThreatModel, seed: int) -> bool:
-    """Whether an identity is one that `identify_attacked` gives, of any attack, for these."""
-    facts = identity.get("threat"), identity.get("seed")
+    """Whether an identity is one that `identify_attacked` gives, of any attack, for these, or
+    `identify_search`, which has no seed."""
+    facts = identity.get("threat"), identity.get("seed", seed)
     return (
         "attack" in identity
         and natural.items() <= identity.items()

@@ -12,6 +12,7 @@ from benchmark.run.runner import Say
 from defenses.training.saved import WEIGHTS
 from leaderboard.show.pictures import draw
 from leaderboard.show.render import README, SITE, render_readme, render_site
+from leaderboard.show.row_page import write_library, write_row_page
 from leaderboard.show.table import Table, make_table
 from leaderboard.submission.record import CARD_TEXT, RECORD, SCHEMA, schema, slug
 from leaderboard.submission.replay import check_numbers, replay_row
@@ -71,15 +72,18 @@ def _copy(row: Row, home: Path) -> None:
 
 
 def build(board: Path, tasks: Mapping[str, Task]) -> None:
-    """Write the tables, the page, the pictures and the schema of a board from its rows.
+    """Write the tables, the pages, the pictures and the schema of a board from its rows.
 
     Raises UserError where a row cannot be opened.
     """
-    tables = []
+    tables, site = [], (board / SITE).parent
+    write_library(site)
     for task in tasks.values():
         rows = [_open_checked(folder, task, tasks) for folder in row_folders(board, task)]
         tables.append(make_table(task, rows))
-        draw(task, rows, (board / SITE).parent / "pictures")
+        draw(task, rows, site / "pictures")
+        for row in rows:
+            write_row_page(site, task, row)
     for name, text in _texts(tables).items():
         write_text(board / name, text)
 

@@ -16,6 +16,10 @@ leaderboard = typer.Typer(
 app.add_typer(leaderboard, name="leaderboard")
 
 Board = Annotated[Path, typer.Option(help="The board's folder.")]
+Tasks = Annotated[
+    Path | None,
+    typer.Option("--board", help="The board's folder. [default: leaderboard, or as installed]"),
+]
 RunCode = Annotated[
     bool, typer.Option("--run-code", help="Run code that submissions bring: read it before.")
 ]
@@ -36,20 +40,20 @@ def submit(
     weights_at: Annotated[
         str | None, typer.Option(help="An address, or a path from the folder: no copy of weights.")
     ] = None,
-    board: Board = Path("leaderboard"),
+    board: Tasks = None,
     data_root: Root = None,
 ) -> None:
     """Make self-contained folders of a run's rows: record, spec, card, weights, evidence."""
     from benchmark.spec.run_spec import read_values
     from leaderboard.submission.record import read_record
     from leaderboard.submission.submit import submit as make
-    from leaderboard.tasks import load_tasks
+    from leaderboard.tasks import load_tasks, tasks_at
 
     lines = read_values(about) if about else {}
     for name, line in lines.items():
         if not isinstance(line, str):
             raise UserError(f"{about}: {name} must have a line of text")
-    for folder in make(run, load_tasks(board, data_root), out, row, lines, weights_at):
+    for folder in make(run, load_tasks(tasks_at(board), data_root), out, row, lines, weights_at):
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         typer.echo(f"{folder}: {size:.1f} MB")
         if not read_record(folder).about:
@@ -60,14 +64,14 @@ def submit(
 def check(
     folders: Annotated[list[Path], typer.Argument(help="Folders of submissions.")],
     run_code: RunCode = False,
-    board: Board = Path("leaderboard"),
+    board: Tasks = None,
     data_root: Root = None,
 ) -> None:
     """Validate submissions and replay them from weights and evidence."""
     from leaderboard.board import check as replay
-    from leaderboard.tasks import load_tasks
+    from leaderboard.tasks import load_tasks, tasks_at
 
-    tasks = load_tasks(board, data_root)
+    tasks = load_tasks(tasks_at(board), data_root)
     for folder in folders:
         row = replay(folder, tasks, run_code)
         best = row.record.numbers.best_attack

@@ -6,6 +6,7 @@ A task is one table. It prescribes the data, the threat and the attacks for all 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ class Task:
         return lineup_of(self.spec)
 
 
+def tasks_at(board: Path | None) -> Path:
+    """The folder to read tasks from where no rows are needed: that of a board, if one is named,
+    else that of a board here, else what is installed."""
+    here = Path("leaderboard")
+    installed = Path(str(resources.files("leaderboard")))
+    return board or (here if (here / TASKS).is_file() else installed)
+
+
 def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
     """Read the tasks of a board, in its order, by name.
 
@@ -112,7 +121,8 @@ def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
     """
     if not (board / TASKS).is_file():
         raise UserError(
-            f"{board} is no leaderboard (it has no {TASKS}): name its folder with --board"
+            f"{board} is no leaderboard (it has no {TASKS}): start in a clone of bestattack's "
+            "repository, which has the rows, or name the folder with --board"
         )
     values = read_values(board / TASKS)
     reported = _reported(board / REPORTED, values)

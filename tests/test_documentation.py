@@ -22,6 +22,7 @@ from benchmark.data.sources.kinds import SOURCES
 from benchmark.data.variants import VARIANTS
 from benchmark.report.flags import FLAGS
 from benchmark.spec.components import SAVED, configure, read_component
+from benchmark.spec.learned_suite import LEARNED
 from benchmark.spec.lineup import choose
 from benchmark.spec.registry import ATTACKS, DATASETS, DEFENSES, SUITES
 from benchmark.spec.run_spec import RunSpec, make_spec, make_threat
@@ -41,7 +42,7 @@ PACKAGES = ("attacks", "defenses", "benchmark", "leaderboard")
 # The mark of an example that is a plugin, with what it is run with.
 PLUGIN = "plugin: "
 # Files of the reader's that commands name.
-READERS_OWN = {"spec.yaml", "mine.yaml", "my-study.yaml", "about.yaml"}
+READERS_OWN = {"spec.yaml", "mine.yaml", "robustness.yaml", "my-study.yaml", "about.yaml"}
 
 _FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
@@ -174,7 +175,8 @@ def _check_names(params: dict[str, Any]) -> None:
             configure(DEFENSES, read_component(name, "the defense"))
     attacks = [read_component(name, "an attack") for name in params.get("attack") or []]
     threat = make_threat(params.get("norm") or "l2", params.get("eps") or 1.0)
-    choose(params.get("suite"), attacks, threat)
+    suite = params.get("suite") or ""
+    choose(None if suite.startswith(LEARNED) else suite or None, attacks, threat)
     data = params.get("data")
     if isinstance(data, str) and is_source(data):
         # The file is the reader's own, but not its kind and what is asked of it.
@@ -188,7 +190,12 @@ def _check_names(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fence", _fences("yaml"), ids=str)
 def test_specs_are_valid(fence: Fence) -> None:
     values = yaml.safe_load(fence.text)
-    if "over" in values:
+    if "steps" in values:  # a workflow
+        for step in values["steps"]:
+            program, *words = shlex.split(step.get("run", "make"))
+            if program == "bestattack":
+                _check_names(_parsed(words))
+    elif "over" in values:
         for spec in make_sweep(values).points().values():
             check_point(spec, None)
     elif "reported" in values:

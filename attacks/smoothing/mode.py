@@ -24,6 +24,10 @@ _IN_PLACE_AT = {
     "rrelu": 4,
 }
 
+# What makes numbers of Python out of tensors: these have no gradient, and decide nothing but which
+# way the code of a model takes.
+_TO_PYTHON = {f"__{kind}__" for kind in ("bool", "int", "long", "float", "complex", "index")}
+
 
 class Smoothing(TorchFunctionMode):
     """Within it, models keep their values, and their gradients are those of smoothed operations.
@@ -71,7 +75,7 @@ class Smoothing(TorchFunctionMode):
     ) -> Any:
         options = dict(kwargs or {})
         name = func.__name__.partition(".")[0]
-        if not torch.is_grad_enabled() or "out" in options:
+        if not torch.is_grad_enabled() or "out" in options or name in _TO_PYTHON:
             return func(*args, **options)
         key = name.strip("_")
         rule = _RULES.get(key)

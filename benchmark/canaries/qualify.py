@@ -9,6 +9,7 @@ from torch import nn
 
 from attacks.threat import Norm
 from benchmark.canaries.masks import CANARIES
+from benchmark.columns import eps_text
 from benchmark.data.sets import load_dataset
 from benchmark.direct.evaluate import evaluate
 from benchmark.errors import UserError, did_you_mean
@@ -128,9 +129,10 @@ def tabulated(outcomes: Sequence[Outcome]) -> str:
 def explained(outcomes: Sequence[Outcome], norm: Norm, samples: int) -> str:
     """What the figures of a table are, and why attacks failed, a line each."""
     lines = [
-        f"Robust accuracy in % over {samples} digits test images, {norm} eps {EPS[norm]:g}; that "
-        f"of the unmasked twin under strong: {100 * outcomes[0].level:.0f}. A canary counts as "
-        f"broken where at most {100 * TOLERANCE:.0f} points more are left, or "
+        f"Robust accuracy in % over {samples} digits test images, {norm} eps "
+        f"{eps_text(EPS[norm])}; that of the unmasked twin under strong: "
+        f"{100 * outcomes[0].level:.0f}. A canary counts as broken where at most "
+        f"{100 * TOLERANCE:.0f} points more are left, or "
         f"{100 * OTHERWISE:.0f} where its mask makes it another function."
     ]
     failed: dict[tuple[str, str], list[str]] = {}

@@ -1,13 +1,12 @@
 """`bestattack inspect`: what the harness sees of a model, before anyone waits for a run."""
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attacks.threat import Norm
-from benchmark.cli.options import Plugins, Quiet, Root, speaker
+from benchmark.cli.options import Plugins, Quiet, Root, RunSuite, speaker
 from benchmark.environment import Device
 from benchmark.judge.subject import Precision
 
@@ -15,9 +14,7 @@ from benchmark.judge.subject import Precision
 _LEAST = 64
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from benchmark.data.dataset import Dataset, Split
+    from benchmark.data.dataset import Split
 
 
 def inspect(
@@ -28,7 +25,7 @@ def inspect(
     eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 2.0 or 8/255.")],
     norm: Annotated[Norm, typer.Option(help="l2, linf or l1.", case_sensitive=False)] = "l2",
     attack: Annotated[list[str], typer.Option(help="An attack with options; repeat it.")] = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    suite: RunSuite = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="How many images a run will have. [default: all]")
     ] = None,
@@ -43,19 +40,22 @@ def inspect(
     from benchmark.data.sets import load_dataset
     from benchmark.direct.inspect_model import inspected
     from benchmark.direct.request import read_request
+    from benchmark.models.named_model import named_model
     from benchmark.spec.registry import load_plugins
+    from benchmark.terminal import printed
 
     load_plugins(plugin)
     dataset = load_dataset(data, data_root)
     total = len(dataset.first("test", samples).y)
-    model = _model(defense, data, dataset)
+    model = named_model(defense, dataset, "inspect")
     request = read_request(
         model, _spread(dataset.test, max(block, _LEAST)), None, norm, eps, attack, suite,
         {"block": block, "device": device, "precision": precision, "name": defense},
     )  # fmt: skip
     geometry = dataclasses.replace(request.geometry, frozen=dataset.frozen)
     request = dataclasses.replace(request, geometry=geometry)
-    typer.echo(str(inspected(model, request, total, dataset.classes, speaker(quiet))))
+    seen = inspected(model, request, total, dataset.classes, speaker(quiet))
+    typer.echo(printed(seen.page()), nl=False)
 
 
 def _spread(split: "Split", most: int) -> "Split":
@@ -64,29 +64,3 @@ def _spread(split: "Split", most: int) -> "Split":
 
     total = len(split.y)
     return split.only(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
-
-
-def _model(written: str, data: str, dataset: "Dataset") -> "nn.Module":
-    """The model that a component names. Raises UserError where it is none that exists."""
-    import defenses
-    from benchmark.errors import UserError
-    from benchmark.models.trained import load_saved, naming
-    from benchmark.spec.components import SAVED, read_component
-    from benchmark.spec.roster import configured
-
-    if Path(written).is_dir():
-        written = SAVED + written
-    component = read_component(written, "the defense").absolute()
-    member = configured(component)
-    if member.folder is not None:
-        return load_saved(member.folder).model
-    recipe = member.recipe
-    assert recipe is not None
-    if recipe.epochs or member.made_of:
-        raise UserError(
-            f"{component.label} is trained first: bestattack train {data} {written} --out FOLDER, "
-            "and then inspect FOLDER"
-        )
-    with naming(component):
-        recipe.check_weights()
-        return defenses.initialise(recipe, dataset.shape, dataset.classes, 0, {})

@@ -13,23 +13,39 @@ import typer
 from attacks.messages import one_line
 from attacks.threat import Norm
 from benchmark.cli.canaries_command import canaries
+from benchmark.cli.demo_command import demo
+from benchmark.cli.doctor_command import doctor
+from benchmark.cli.finished.attribute_command import attribute
+from benchmark.cli.finished.compare_command import compare
+from benchmark.cli.finished.export_command import export
+from benchmark.cli.finished.results_printed import (
+    Wide,
+    missing,
+    next_command,
+    print_sentences,
+    print_tables,
+)
 from benchmark.cli.inspect_command import inspect
 from benchmark.cli.options import (
+    FailUnder,
+    Junit,
     Plugins,
     Quiet,
     Root,
     RunFolder,
     say,
+    thresholds_of,
     warn_of_contradictions,
 )
 from benchmark.cli.run_command import run
 from benchmark.cli.studies_commands import study
 from benchmark.environment import Device
-from benchmark.errors import FailedError, UserError
+from benchmark.errors import BelowError, FailedError, UserError
 
 _STATUS = (
     "Exit status: 0 if all is well, 1 for an error that you can mend, 2 for a mistyped command, 3 "
-    "if an attack or a certificate of a run failed, 130 if interrupted."
+    "if an attack or a certificate of a run failed, 4 if a row is below --fail-under, 130 if "
+    "interrupted."
 )
 
 app = typer.Typer(
@@ -42,7 +58,12 @@ app = typer.Typer(
 )
 
 app.add_typer(study, name="study")
+app.command()(attribute)
+app.add_typer(export, name="export")
 app.command()(canaries)
+app.command()(doctor)
+app.command(epilog=_STATUS)(demo)
+app.command()(compare)
 app.command(epilog=_STATUS)(run)
 app.command(epilog=_STATUS)(inspect)
 
@@ -62,6 +83,24 @@ class Kind(StrEnum):
     flags = "flags"
     foolbox = "foolbox"
     torchattacks = "torchattacks"
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from benchmark.environment import own_version
+
+        typer.echo(f"bestattack {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
 
 
 @app.command()
@@ -136,21 +175,39 @@ def list_names(kind: Kind, plugin: Plugins = []) -> None:  # noqa: B006
         typer.echo(f"\n{describe_sources()}\n\n{describe_variants()}")
 
 
-@app.command()
-def report(folder: RunFolder, data_root: Root = None) -> None:
-    """Print a run's tables from its records, finished or not, and write them and its page anew."""
+@app.command(epilog=_STATUS)
+def report(
+    folder: RunFolder,
+    wide: Wide = False,
+    fail_under: FailUnder = None,
+    junit: Junit = None,
+    data_root: Root = None,
+) -> None:
+    """Print a run's tables from its records, finished or not, and write them and its page anew.
+
+    While another process works in the folder, they are printed alone.
+    """
     from benchmark.run.run_folder import rewrite
-    from benchmark.whole import run_tables
 
-    spec, reports = rewrite(folder, data_root)
-    typer.echo(run_tables.render(reports, spec))
+    thresholds = thresholds_of(fail_under, junit)
+    run = rewrite(folder, data_root)
+    print_tables(run.reports, run.spec, wide)
+    typer.echo()
+    print_sentences(*missing(run.missing, wide), run.in_use)
+    shown: Literal["report", "wide report"] = "wide report" if wide else "report"
+    typer.echo(
+        next_command(shown, folder, run.reports, run.spec, bool(run.missing), bool(run.in_use))
+    )
+    if thresholds:
+        thresholds.check(run.reports, run.missing)
 
 
 @app.command()
-def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -> None:
+def verify(
+    folder: RunFolder, device: Device = "auto", data_root: Root = None, wide: Wide = False
+) -> None:
     """Replay every stored adversarial example and recompute the table from what holds."""
     from benchmark.run.verify import verify as replay
-    from benchmark.whole import run_tables
 
     replayed = replay(folder, data_root, device)
     for verdict in replayed.verdicts:
@@ -158,7 +215,9 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             f"{verdict.defense} {verdict.attack}: "
             f"{verdict.holding} of {verdict.claimed} {verdict.what}"
         )
-    typer.echo("\n" + run_tables.render(replayed.reports, replayed.spec))
+    typer.echo()
+    print_tables(replayed.reports, replayed.spec, wide)
+    typer.echo()
     warn_of_contradictions(replayed.reports, err=False)
     if replayed.problems:
         raise UserError(
@@ -172,11 +231,14 @@ def verify(folder: RunFolder, device: Device = "auto", data_root: Root = None) -
             + ": run the same command again"
         )
     typer.echo(f"The table of {folder} holds.")
+    typer.echo(next_command("verify", folder, replayed.reports, replayed.spec))
 
 
 @app.command()
 def certify(
-    folder: Annotated[Path, typer.Argument(help="A model's folder, as `train` fills it.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder that `train` filled, or external/python=net.py:Net.")
+    ],
     eps: Annotated[str, typer.Option(help="Radius for images in [0, 1]: 0.1 or 8/255.")],
     method: Annotated[
         Literal["crown", "branch"],
@@ -185,9 +247,14 @@ def certify(
     data: Annotated[
         str | None, typer.Option(help="Data set; default: what the model was made for.")
     ] = None,
-    norm: Annotated[Norm, typer.Option(help="linf or l2.", case_sensitive=False)] = "linf",
+    norm: Annotated[
+        Norm | None,
+        typer.Option(help="linf or l2; default: what it was trained for.", case_sensitive=False),
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first test images.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For an image, of branching.")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="For an image, of branching. [default: 10]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A CSV file for the result per image.")] = None,
     plugin: Plugins = [],  # noqa: B006
     data_root: Root = None,
@@ -197,13 +264,16 @@ def certify(
 
     Ordinary networks of linear, convolutional and pooling layers, ReLU and its like.
     """
-    from benchmark.run.certify import certify_model
+    from benchmark.run.certify import certify_model, check_out
+    from benchmark.spec.proof_setting import Proofs, read_proofs
     from benchmark.spec.registry import load_plugins
-    from benchmark.spec.run_spec import make_threat
 
     load_plugins(plugin)
-    threat = make_threat(norm, eps)
-    certified = certify_model(folder, data, threat, samples, method, seconds, data_root, not quiet)
+    given = {} if seconds is None else {"seconds": seconds}
+    proofs = read_proofs({"method": method, **given}, norm or "linf") or Proofs()
+    if out is not None:
+        check_out(out)
+    certified = certify_model(model, data, norm, eps, samples, proofs, data_root, not quiet)
     typer.echo(certified.table())
     if out is not None:
         certified.write(out)
@@ -215,7 +285,8 @@ def certify(
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 1.
 
-    After a run in which something failed there is such a line too, and the status is 3.
+    After a run in which something failed there is such a line too, and the status is 3; where a
+    row falls short of what was asked for, it is 4.
     """
     from defenses import SavedModelError, TrainingError
 
@@ -230,6 +301,8 @@ def main() -> None:
         _fail(str(error), 1)
     except FailedError as error:
         _fail(str(error), 3)
+    except BelowError as error:
+        _fail(str(error), 4)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):

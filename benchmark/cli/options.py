@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from benchmark.executors import Executor
+    from benchmark.export.thresholds import Thresholds
     from benchmark.report.report import Report
 
 Root = Annotated[
@@ -23,6 +24,9 @@ Plugins = Annotated[
     list[Path], typer.Option("--plugin", help="Python file with ATTACKS, DEFENSES or DATASETS.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+RunSuite = Annotated[
+    str | None, typer.Option(help="A named set of attacks, or learned:RUN, as a cascade.")
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Seeds = Annotated[
     str | None, typer.Option(help="Several trainings of each defense: 0,1,2, in place of seed.")
@@ -36,6 +40,23 @@ RayAddress = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Of each worker, or of this process without workers.")
 ]
+FailUnder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PERCENT",
+        help="Exit with 4 where best-attack of a row is below: 60, or natural=98,best-attack=60.",
+    ),
+]
+Junit = Annotated[
+    Path | None, typer.Option(help="An XML file for CI: a test for each row and attack.")
+]
+
+
+def thresholds_of(fail_under: str | None, junit: Path | None) -> "Thresholds":
+    """What is asked of each row of a run. Raises UserError where it cannot be read."""
+    from benchmark.export.thresholds import Thresholds
+
+    return Thresholds.of(fail_under, junit)
 
 
 @contextmanager

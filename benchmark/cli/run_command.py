@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmark.cli import run_options
+from benchmark.cli.finished.results_printed import Wide, next_command, print_sentences, print_tables
 from benchmark.cli.options import (
+    FailUnder,
+    Junit,
     Plugins,
     Quiet,
     RayAddress,
     Root,
+    RunSuite,
     Seeds,
     Threads,
     Workers,
     executor_of,
     speaker,
+    thresholds_of,
     warn_of_contradictions,
 )
 from benchmark.cli.vnnlib_command import judge_properties
@@ -27,6 +32,7 @@ from benchmark.spec.run_spec import Choose, Mode, Part
 
 if TYPE_CHECKING:
     from benchmark.executors import Executor
+    from benchmark.export.thresholds import Thresholds
     from benchmark.report.report import Report
     from benchmark.spec.run_spec import RunSpec
 
@@ -44,7 +50,7 @@ def run(
     bounded: run_options.Bounded = None,
     defense: run_options.Defenses = [],  # noqa: B006
     attack: run_options.Attacks = [],  # noqa: B006
-    suite: Annotated[str | None, typer.Option(help="A named set of attacks.")] = None,
+    suite: RunSuite = None,
     certify: run_options.Certify = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
@@ -61,16 +67,18 @@ def run(
     limit: run_options.Limit = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default under runs/.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+    fail_under: FailUnder = None,
+    junit: Junit = None,
     workers: Workers = None,
     ray: RayAddress = None,
     threads: Threads = None,
     data_root: Root = None,
     quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Train defenses, attack them, print the best-attack table. Running again resumes.
 
-    With --onnx and --vnnlib: judge properties of a network.
-    """
+    With --onnx and --vnnlib: judge properties of a network."""
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
@@ -79,35 +87,51 @@ def run(
         "expectation": expectation, "plugins": [str(path) for path in plugin], "certify": certify,
     }  # fmt: skip
     if onnx or vnnlib or exact or limit is not None:
-        every = flags | {"data_root": data_root}
+        every = flags | {"data_root": data_root, "fail_under": fail_under, "junit": junit}
         judge_properties(onnx, [*vnnlib, *specs], exact, limit, out, every)
         return
-    spec = run_options.single(specs)
-    run_spec = _spec_of(spec, flags)
-    folder = _folder_of(spec, run_spec, out)
+    thresholds = thresholds_of(fail_under, junit)
+    run_spec, folder = _asked(specs, flags, out)
     if plan:
-        _show_plan(run_spec, folder, data_root, workers, ray, threads, quiet)
+        _show_plan(run_spec, folder, data_root, workers, ray, threads, quiet, thresholds)
         return
     with executor_of(workers, ray, threads) as executor:
-        _carry_out(run_spec, folder, data_root, quiet, executor)
+        _carry_out(run_spec, folder, data_root, quiet, wide, executor, thresholds)
+
+
+def _asked(specs: list[Path], flags: dict[str, Any], out: Path | None) -> tuple["RunSpec", Path]:
+    """The spec of a run and its folder, as they were asked for. Raises UserError."""
+    path = run_options.single(specs)
+    spec = _spec_of(path, flags)
+    return spec, _folder_of(path, spec, out)
 
 
 def _carry_out(
-    spec: "RunSpec", folder: Path, root: Path | None, quiet: bool, executor: "Executor"
+    spec: "RunSpec",
+    folder: Path,
+    root: Path | None,
+    quiet: bool,
+    wide: bool,
+    executor: "Executor",
+    thresholds: "Thresholds",
 ) -> None:
-    """Carry out a spec in a folder, and print what came of it."""
+    """Carry out a spec in a folder, print what came of it, and hold it against thresholds."""
     from benchmark.direct.plan_of_run import compared
+    from benchmark.report.curves import undrawn
     from benchmark.run import runner
-    from benchmark.whole import run_tables
 
     began = time.monotonic()
     reports = runner.run(spec, folder, root, not quiet, speaker(quiet), executor)
-    typer.echo("\n" + run_tables.render(reports, spec))
+    typer.echo()
+    print_tables(reports, spec, wide)
     warn_of_contradictions(reports, err=True)
-    typer.echo(f"Records, tables and models: {folder}")
-    if line := compared(folder, time.monotonic() - began):
-        typer.echo(line)
-    _refuse_failures(reports)
+    typer.echo(f"\nRecords, tables and models: {folder}")
+    print_sentences(*undrawn(reports), compared(folder, time.monotonic() - began))
+    typer.echo(next_command("run", folder, reports, spec))
+    try:
+        thresholds.check(reports)
+    finally:  # a failure can be mended, and says more than what it left to be measured
+        _refuse_failures(reports)
 
 
 def _show_plan(
@@ -118,14 +142,17 @@ def _show_plan(
     ray: str | None,
     threads: int | None,
     quiet: bool,
+    thresholds: "Thresholds",
 ) -> None:
-    """Print what a run will take. Raises UserError where a cluster is named."""
+    """Print what a run will take. Raises UserError for options that do not go with --plan."""
     from benchmark.direct.plan_of_run import plan
     from benchmark.executors.choice_of_executor import with_threads
     from benchmark.folder_lock import alone_in
 
     if ray:
         raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
+    if thresholds:
+        raise UserError("--plan measures nothing: leave out --fail-under and --junit")
     with with_threads(threads, workers), alone_in(folder, make=True):
         planned = plan(spec, folder, root, workers or 1, speaker(quiet))
         planned.keep(folder)
@@ -159,7 +186,8 @@ def _refuse_failures(reports: list["Report"]) -> None:
 
 def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     """The spec of a run from a file, if there is one, and from flags, which override the file."""
-    from benchmark.spec.run_spec import make_spec, read_values
+    from benchmark.analysis.learned_order import spec_of
+    from benchmark.spec.run_spec import read_values
 
     values: dict[str, Any] = read_values(path) if path else {}
     if path and isinstance(values.get("plugins"), list):
@@ -174,4 +202,4 @@ def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
         values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
     if not {"seed", "seeds"}.isdisjoint(given):
         values = {key: value for key, value in values.items() if key not in ("seed", "seeds")}
-    return make_spec(values | given)
+    return spec_of(values | given)

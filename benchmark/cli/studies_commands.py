@@ -13,6 +13,7 @@ from benchmark.cli.options import (
     RayAddress,
     Root,
     RunFolder,
+    RunSuite,
     Seeds,
     Threads,
     Workers,
@@ -29,7 +30,6 @@ _EPS = "Radii, separated by commas: 0.5,1.0 or 4/255,8/255."
 RunAttacks = Annotated[
     list[str], typer.Option("--attack", help="As for run; default: the attacks of the run.")
 ]
-RunSuite = Annotated[str | None, typer.Option(help="A named set of attacks.")]
 RunRows = Annotated[
     list[str], typer.Option("--defense", help="A row of the run, by its label; default: all.")
 ]

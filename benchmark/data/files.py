@@ -15,16 +15,16 @@ import pickle
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from attacks.messages import one_line
+from benchmark.data.places import Places, data_roots, files_of, find
 from benchmark.errors import UserError
 from benchmark.spec.run_spec import Part
 
@@ -79,7 +79,6 @@ _MIRRORS = {
     "svhn": "http://ufldl.stanford.edu/housenumbers/",
     "tiny-imagenet": "http://cs231n.stanford.edu/",
 }
-_SYSTEM = Path("/usr/share/datasets")  # Debian's dataset-fashion-mnist; searched, never written
 
 _PICKLED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -93,21 +92,14 @@ class DataError(UserError):
     """A data set cannot be had; the message is one line for the user."""
 
 
-def data_roots(root: Path | None) -> list[Path]:
-    """Where data files may lie: `root`, the variable BESTATTACK_DATA, the user's cache folder."""
-    given = [root, os.environ.get("BESTATTACK_DATA"), user_cache_path("bestattack") / "data"]
-    return [Path(place).expanduser() for place in given if place]
-
-
 def read_idx(base: str, part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
     """Images (n, 1, H, W) and labels (n,) of a split of MNIST or Fashion-MNIST.
 
     Raises DataError where a file is missing and cannot be downloaded, is damaged, or is another.
     """
-    prefix = "train" if part == "train" else "t10k"
     images, labels = (
-        parsed(_parse_idx, *content_of([f"{base}/{file}.gz", f"{base}/{file}"], file + ".gz", root))
-        for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+        parsed(_parse_idx, *content_of(places, Path(places[0]).name, root))
+        for places in files_of(base, part)
     )
     return images[:, None], labels
 
@@ -118,9 +110,7 @@ def read_cifar10(part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
     Raises DataError where a file is missing and cannot be downloaded, is damaged, or is another.
     """
     batches = []
-    for batch in [f"data_batch_{i}" for i in range(1, 6)] if part == "train" else ["test_batch"]:
-        files = [f"cifar-10-batches-py/{batch}", f"cifar-10-batches-bin/{batch}.bin"]
-        places = [f"cifar10/{file}" for file in files] + files
+    for places in files_of("cifar10", part):
         path, content = content_of(places, "cifar-10-python.tar.gz", root)
         parse = _parse_binary if path.suffix == ".bin" else _parse_pickle
         batches.append(parsed(parse, path, content))
@@ -128,17 +118,15 @@ def read_cifar10(part: Part, root: Path | None) -> tuple[Bytes, Bytes]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def content_of(places: Sequence[str], download: str, root: Path | None) -> tuple[Path, bytes]:
-    """The path of the first of the places that exists, and its checked content, which is unpacked
-    where it is one file.
+def content_of(places: Places, download: str, root: Path | None) -> tuple[Path, bytes]:
+    """The path of the first of the places of a file that exists, and its checked content, which is
+    unpacked where it is one file.
 
     Where none exists, the file `download` is fetched from the mirror, which makes places[0]. Raises
     DataError where that fails, and where the file is another or damaged.
     """
-    for folder in [*data_roots(root), _SYSTEM]:
-        for place in places:
-            if os.path.isfile(folder / place):
-                return folder / place, _checked(folder / place)
+    if (there := find(places, root)) is not None:
+        return there, _checked(there)
     try:
         path = _fetch(places[0], download, root) / places[0]
     except (OSError, ValueError, ImportError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmark.data.dataset import Dataset, Split
 from benchmark.data.files import Bytes, content_of, parsed, pickled_images
+from benchmark.data.places import files_of
 from benchmark.data.sources.image_files import Cut, Picture, read_pictures
 from benchmark.images import Rows, kept
 from benchmark.spec.run_spec import Part
@@ -87,9 +88,7 @@ def tiny_imagenet(root: Path | None) -> Dataset:
 
 
 def _load_cifar100(root: Path | None, part: Part) -> Split:
-    unpacked, archives = f"cifar-100-python/{part}", ("python", "binary")
-    places = [f"cifar100/{unpacked}", unpacked]
-    places += [f"cifar100/cifar-100-{release}.tar.gz" for release in archives]
+    (places,) = files_of("cifar100", part)
     path, content = content_of(places, "cifar-100-python.tar.gz", root)
     if path.suffix == ".gz":
         release = path.name.removesuffix(".tar.gz")
@@ -120,8 +119,8 @@ def _parse_cifar100_binary(content: bytes) -> tuple[Bytes, Bytes]:
 
 
 def _load_svhn(root: Path | None, part: Part) -> Split:
-    file = f"{part}_32x32.mat"
-    images, labels = parsed(_parse_svhn, *content_of([f"svhn/{file}"], file, root))
+    (places,) = files_of("svhn", part)
+    images, labels = parsed(_parse_svhn, *content_of(places, Path(places[0]).name, root))
     return Split.scaled(images, 255, labels)
 
 
@@ -135,8 +134,8 @@ def _parse_svhn(content: bytes) -> tuple[Bytes, Bytes]:
 
 
 def _load_tiny(root: Path | None, part: Part) -> Split:
-    file = "tiny-imagenet-200.zip"
-    path, content = content_of([f"tiny-imagenet/{file}"], file, root)
+    (places,) = files_of("tiny-imagenet", part)
+    path, content = content_of(places, Path(places[0]).name, root)
     return parsed(partial(_parse_tiny, part), path, content)
 
 

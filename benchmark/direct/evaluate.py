@@ -40,7 +40,8 @@ def evaluate(
     attacks     registered names with options ("pgd", "pgd/steps=40", {"name": "pgd", "steps": 40}),
                 wrappers around other attacks ("best-arm:pgd"), series ("cw/steps=100,1000"), or
                 configured Attack objects.
-    suite       the name of a set of attacks; "strong" where neither it nor attacks are given.
+    suite       the name of a set of attacks, or "learned:RUN" for the cascade that is learned from
+                the folder of a run; "strong" where neither it nor attacks are given.
     options     see `Options`.
 
     Raises UserError for input that cannot be evaluated. Changes nothing, not even global states.

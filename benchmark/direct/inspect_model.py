@@ -17,7 +17,7 @@ from benchmark.direct.request import Options, Request, read_request
 from benchmark.environment import resolve_device
 from benchmark.errors import UserError
 from benchmark.judge.evaluator import Samples
-from benchmark.judge.examination import check_model, examine
+from benchmark.judge.examination import check_model, examine, note_on_mode
 from benchmark.judge.footprint import Footprint, footprint_of
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, until_steady
@@ -177,7 +177,7 @@ def _inspection(
 
 
 def _notes(model: nn.Module, request: Request) -> list[str]:
-    notes = [note_of(model), request.geometry.note]
+    notes = [note_of(model), note_on_mode(model), request.geometry.note]
     if request.options.reject is not None:
         notes.append(
             f"class {request.options.reject} rejects an image: a run measures all twice, with "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmark.direct.pass_cost import Cost
 from benchmark.judge.footprint import Footprint
 from benchmark.report.flags import FLAGS
+from benchmark.terminal import Grid, Page, Tone, text
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,15 @@ class Inspection:
         return self.samples * self.judged * self.cost.forward + sum(tried) if tried else math.nan
 
     def __str__(self) -> str:
-        lines = self._lines()
-        width = max(len(title) for title, _ in lines) + 2
-        return "\n".join(f"{title + ':':{width}}{line}" for title, line in lines)
+        return text(self.page()).rstrip()
+
+    def page(self) -> Page:
+        """All of it for a terminal."""
+        rows: list[list[tuple[str, Tone]]] = [
+            [(f"{title}:", "warning" if title in self.flags else ""), (line, "")]
+            for title, line in self._lines()
+        ]
+        return [Grid((), rows, (True, True))]
 
     def _lines(self) -> list[tuple[str, str]]:
         cost = self.cost
@@ -101,7 +108,7 @@ class Inspection:
         if self.smoothed is not None:
             counted = (f"{name} x {count}" for name, count in self.smoothed.items())
             smoothed = ", ".join(counted) or "nothing: strong climbs the model as it is"
-        backward = "no gradients" if cost.backward is None else f"{_short(cost.backward)} backward"
+        backward = "no gradients" if cost.backward is None else f"{short(cost.backward)} backward"
         lines = [
             ("model", f"{self.name} ({self.kind}), {self.parameters:,} parameters in "
              f"{in_bytes(self.size)}"),
@@ -112,7 +119,7 @@ class Inspection:
             ("smoothed", smoothed),
             ("offers", ", ".join(self.offers) or "logits alone"),
             ("natural", f"{self.correct} of {self.looked_at} images are classified correctly"),
-            ("a pass", f"{_short(cost.forward)} forward, {backward} per image, {cost.block} at "
+            ("a pass", f"{short(cost.forward)} forward, {backward} per image, {cost.block} at "
              "once"),
         ]  # fmt: skip
         lines.append(("memory", f"about {in_bytes(self.memory)} for blocks of {self.block}"))
@@ -153,10 +160,10 @@ def told(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _short(seconds: float) -> str:
+def short(seconds: float) -> str:
     """A short time in the unit that suits it, with two digits at least.
 
-    >>> [_short(seconds) for seconds in (0.00002, 0.0123, 0.12, 2.5, 123)]
+    >>> [short(seconds) for seconds in (0.00002, 0.0123, 0.12, 2.5, 123)]
     ['0.020 ms', '12 ms', '120 ms', '2.5 s', '123 s']
     """
     size, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")

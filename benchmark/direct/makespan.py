@@ -16,6 +16,7 @@ class Part:
     seconds  that one of them takes.
     passes   forward and backward passes of an image, on average.
     after    the labels of the parts that must be done before it.
+    most     whether it takes so long at most, and not about so long.
     """
 
     label: str
@@ -23,6 +24,7 @@ class Part:
     seconds: float
     passes: float = 0.0
     after: Sequence[str] = ()
+    most: bool = False
 
 
 @dataclass(frozen=True)

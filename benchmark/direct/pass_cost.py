@@ -28,15 +28,20 @@ class Cost:
 
 
 def cost_of(subject: Subject, x: Tensor) -> Cost:
-    """What a pass takes, with as many images of a block at once as can be timed soon."""
-    x = x.to(subject.device, subject.dtype)
-    victim = subject.victim()
-    single = _timed(subject, lambda: _forward(victim, x[:1]))
-    block = fitting(_SECONDS, 4 * single, len(x))
+    """What a pass of a subject takes, with as many images of a block at once as can be timed
+    soon."""
+    return cost_of_model(subject.victim(), x.to(subject.device, subject.dtype))
+
+
+def cost_of_model(model: nn.Module, x: Tensor, seconds: float = _SECONDS) -> Cost:
+    """What a pass of a model takes, with as many of some images, which lie on its device, as can be
+    timed in so many seconds, roughly."""
+    single = _timed(x.device, lambda: _forward(model, x[:1]))
+    block = fitting(seconds, 4 * single, len(x))
     points = x[:block].clone()
-    forward = _timed(subject, lambda: _forward(victim, points)) / block
+    forward = _timed(x.device, lambda: _forward(model, points)) / block
     try:
-        both = _timed(subject, lambda: _backward(victim, points)) / block
+        both = _timed(x.device, lambda: _backward(model, points)) / block
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -44,15 +49,15 @@ def cost_of(subject: Subject, x: Tensor) -> Cost:
     return Cost(block, forward, max(both - forward, 0.0))
 
 
-def _timed(subject: Subject, work: Callable[[], object]) -> float:
+def _timed(device: torch.device, work: Callable[[], object]) -> float:
     """The seconds that some work takes, after it was done once."""
     work()
     times = []
     for _ in range(2):
         began = time.perf_counter()
         work()
-        if subject.device.type == "cuda":
-            torch.cuda.synchronize(subject.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return min(times)
 

@@ -21,7 +21,9 @@ from benchmark.direct.makespan import Part, RowOfWork, least, makespan
 from benchmark.direct.request import Request, options_of
 from benchmark.environment import resolve_device
 from benchmark.executors import IN_PROCESS
+from benchmark.executors.executor import silent
 from benchmark.judge.evaluator import Samples
+from benchmark.judge.examination import examine
 from benchmark.judge.records import write_json
 from benchmark.judge.surroundings import undisturbed
 from benchmark.models.obtain import Training
@@ -29,6 +31,7 @@ from benchmark.models.others import fetch, parts_of, sources_of
 from benchmark.models.trained import Trained
 from benchmark.run.assess import PROVEN_AT_ONCE
 from benchmark.run.geometry import Geometry
+from benchmark.run.looking import unprovable
 from benchmark.run.run_samples import samples_of
 from benchmark.run.runner import checked
 from benchmark.spec.components import CERTIFIED, NATURAL, SAVED
@@ -79,6 +82,11 @@ class Plan:
         """The seconds that the workers will take together."""
         return makespan(self.rows, self.workers)
 
+    @property
+    def least(self) -> float:
+        """The seconds that no order of the work can be below."""
+        return least(self.rows, self.workers)
+
     def keep(self, folder: Path) -> None:
         """Keep in the folder of a run what it will take, for `compared`."""
         write_json(folder / _KEPT, {"seconds": self.seconds, "workers": self.workers})
@@ -90,7 +98,8 @@ class Plan:
                 lines.append((row.name, "training", "1", NONE, told(row.training)))
             lines += [
                 (
-                    row.name, part.label, str(part.tasks), f"{part.passes:.0f}",
+                    row.name, f"{part.label}, at most" if part.most else part.label,
+                    str(part.tasks), f"{part.passes:.0f}" if part.passes else NONE,
                     told(part.tasks * part.seconds),
                 )
                 for part in row.parts
@@ -100,10 +109,12 @@ class Plan:
         )
         tasks = sum(sum(part.tasks for part in row.parts) + bool(row.training) for row in self.rows)
         who = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        shortest = least(self.rows, self.workers)
+        about, shortest = "about", f" (no order takes less than {told(self.least)})"
+        if any(part.most for row in self.rows for part in row.parts):
+            about, shortest = "at most about", ""
         summary = (
-            f"{tasks} tasks, about {told(self.work)} of work: "
-            f"about {told(self.seconds)} with {who} (no order takes less than {told(shortest)}), "
+            f"{tasks} tasks, {about} {told(self.work)} of work: "
+            f"{about} {told(self.seconds)} with {who}{shortest}, "
             f"about {in_bytes(self.memory)} of memory each."
         )
         notes = [summary, "What the folder of the run holds already is not taken off."]
@@ -186,8 +197,9 @@ class _OfSeed:
             given = _as_predicted(model, self.samples) if is_right else self.samples
             request = _request(label, view, lineup, self.dataset, given, self.models)
             seen = inspected(model, request, len(self.samples), self.dataset.classes, _silent)
+            provable = view.certify is not None and _is_provable(model, request)
             place = f"{view.place} " if len(self.views) > 1 else ""
-            parts += _parts(seen, view, lineup, place)
+            parts += _parts(seen, view, lineup, place, provable)
             self.memory = max(self.memory, seen.memory)
         made_of = [name + self.named for name in member.made_of.values() if name in self.roster]
         return RowOfWork(f"{label}{self.named}", training, parts, made_of)
@@ -276,8 +288,18 @@ def _request(
     return Request(label, samples, {}, geometry, replace(lineup, entries=known), sources, options)
 
 
-def _parts(seen: Inspection, view: RunSpec, lineup: Lineup, place: str) -> list[Part]:
-    """What there is to do with the samples of a row, after what `inspect` saw of its model."""
+def _is_provable(model: nn.Module, request: Request) -> bool:
+    """Whether bounds pass a model, under the threat that is asked about."""
+    settings, x = request.settings(), request.samples.x
+    subject = examine(model, x[: settings.block], resolve_device(settings.device), settings.terms)
+    return not unprovable(IN_PROCESS.hold(subject), settings.threat, x[:1], silent)
+
+
+def _parts(
+    seen: Inspection, view: RunSpec, lineup: Lineup, place: str, provable: bool
+) -> list[Part]:
+    """What there is to do with the samples of a row, after what `inspect` saw of its model; bounds
+    pass it if it is `provable`."""
     blocks = math.ceil(seen.samples / view.block)
     judging = seen.samples * seen.judged * seen.cost.forward
     natural = Part(f"{place}{NATURAL}", blocks, judging / blocks, seen.judged)
@@ -293,10 +315,10 @@ def _parts(seen: Inspection, view: RunSpec, lineup: Lineup, place: str) -> list[
         after += [name for name in (f"{place}{other}" for other in entry.after) if name in known]
         passes = trial.forwards + trial.backwards
         parts.append(Part(f"{place}{label}", blocks, trial.seconds / blocks, passes, after))
-    if view.certify is not None and view.certify.method == "branch":
+    if provable and view.certify is not None and view.certify.method == "branch":
         # All its time for each sample, which most do not need.
         tasks = math.ceil(seen.samples / PROVEN_AT_ONCE)
         each = seen.samples * view.certify.seconds / tasks
         after = [part.label for part in parts]
-        parts.append(Part(f"{place}{CERTIFIED}, at most", tasks, each, 0, after))
+        parts.append(Part(f"{place}{CERTIFIED}", tasks, each, 0, after, most=True))
     return parts

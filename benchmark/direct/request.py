@@ -1,7 +1,7 @@
 """What `evaluate` and `inspect` are asked: a model, samples, a threat, attacks, options."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal, TypedDict, get_args
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from attacks import Attack
 from attacks.threat import Norm
+from benchmark.analysis.learned_order import read_suite
 from benchmark.data.dataset import fingerprint
 from benchmark.data.given import read_given
 from benchmark.errors import UserError, did_you_mean
@@ -27,8 +28,10 @@ from benchmark.models.trained import Trained
 from benchmark.run.assess import Settings
 from benchmark.run.geometry import Geometry, read_geometry
 from benchmark.spec.components import read_component
+from benchmark.spec.learned_suite import LearnedSuite
 from benchmark.spec.lineup import Entry, Lineup, check_attack, check_norm, choose
-from benchmark.spec.run_spec import Mode, read_proofs
+from benchmark.spec.proof_setting import read_proofs
+from benchmark.spec.run_spec import Mode
 from benchmark.spec.suites import DEFAULT_SUITE
 from defenses.offers import rejection_of
 
@@ -39,7 +42,7 @@ class Options(TypedDict, total=False):
     mode        "table" (the default) carries out every attack on every correctly classified sample.
                 "cascade" carries out the cheapest attack first, and each on the samples that the
                 ones before it left unbroken; it is faster, and gives the best-attack accuracy
-                alone.
+                alone. It is the default for a learned suite, whose order it keeps.
     seed        determines all noise, together with `index`; 0 by default.
     device      as torch names it, such as "cuda:1". "auto" takes CUDA where there is a CUDA device.
     precision   "model" (the default) evaluates the model in the precision that it has; "float32",
@@ -65,8 +68,8 @@ class Options(TypedDict, total=False):
     draws       how many fresh draws of a randomised model judge each point; 50 by default.
     expectation  how many draws of it attacks take the mean of in each step; 10 by default.
     certify     how bounds prove what no attack breaks: "crown", by linear bounds, or
-                "branch/seconds=10", by branch and bound within so many seconds an image; None (the
-                default): not at all.
+                "branch/seconds=10", by branch and bound within so many seconds an image; None or
+                "none" (the default): not at all.
     """
 
     mode: Mode
@@ -132,7 +135,10 @@ def read_request(
     options: Options,
 ) -> Request:
     """What the arguments of `evaluate` ask. Raises UserError for what cannot be evaluated."""
+    learned = read_suite(suite)
     chosen = _chosen(options)
+    if isinstance(learned, LearnedSuite) and "mode" not in options:
+        chosen.mode = "cascade"
     if chosen.reject is None:
         chosen.reject = rejection_of(model)
     peers = chosen.peers or {}
@@ -140,9 +146,10 @@ def read_request(
     with undisturbed():
         given = _samples(x, y, chosen)
         geometry = read_geometry(norm, eps, chosen.bounds, tuple(given.x.shape[1:]))
+        chosen.certify = read_proofs(chosen.certify, geometry.threat.norm)
         samples, about = geometry.measured(given), _about(given)
     known = {name: Trained(module, {}) for name, module in peers.items()}
-    lineup = _lineup(attacks, suite, geometry, known)
+    lineup = _lineup(attacks, learned, geometry, known)
     sources = fetch(sources_of(lineup), known)
     return Request(
         chosen.name or type(model).__name__, samples, about, geometry, lineup, sources, chosen
@@ -184,8 +191,6 @@ def _chosen(options: Options) -> Any:
     workers = chosen.workers
     if workers is not None and (type(workers) is not int or workers < 1):
         raise UserError(f"workers must be an integer of at least 1, not {workers!r}")
-    if chosen.certify is not None:
-        chosen.certify = read_proofs(chosen.certify)
     if chosen.peers is not None and not isinstance(chosen.peers, Mapping):
         raise UserError("peers must be a mapping of names to models")
     reject = chosen.reject
@@ -210,7 +215,7 @@ def _check_modules(model: nn.Module, peers: Mapping[str, nn.Module]) -> None:
 
 def _lineup(
     attacks: Sequence[str | dict[str, Any] | Attack],
-    suite: str | None,
+    suite: str | LearnedSuite | None,
     geometry: Geometry,
     models: Collection[str],
 ) -> Lineup:
@@ -237,7 +242,7 @@ def _lineup(
         check_norm(name, check_attack(name, attack), threat.norm)
         entries[_unused(name, entries)] = Entry(attack)
     notes = (*lineup.notes, *([geometry.note] if geometry.note else []))
-    chosen = Lineup(entries, notes)
+    chosen = replace(lineup, entries=entries, notes=notes)
     check_sources(chosen, models)
     return chosen
 

@@ -1,6 +1,7 @@
 """The memory that is there for blocks of images, and the share of a GPU that one takes."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,11 @@ def usable_memory(device: torch.device, beside: int) -> float:
         return _TAKEN * (torch.cuda.mem_get_info(device)[0] - _CONTEXT)
     if device.type != "cpu":
         return math.inf
+    return _TAKEN * free_memory() / beside
+
+
+def free_memory() -> float:
+    """The bytes of this machine's memory that are free, as far as a container may take them."""
     free = float(psutil.virtual_memory().available)
     for limit, taken, unused in _LIMITS:
         try:
@@ -40,7 +46,16 @@ def usable_memory(device: torch.device, beside: int) -> float:
             continue
         spare = (float(line.split()[1]) for line in lines if line.split()[:1] == [unused])
         free = min(free, most - now + sum(spare))
-    return _TAKEN * max(free, 0.0) / beside
+    return max(free, 0.0)
+
+
+def memory_limit() -> float:
+    """The bytes of memory that this machine has, or fewer where a container may take fewer."""
+    most = float(psutil.virtual_memory().total)
+    for limit, _, _ in _LIMITS:
+        with suppress(OSError, ValueError):  # there is no limit
+            most = min(most, float((_LIMITED / limit).read_text()))
+    return most
 
 
 def whole_gpu(device: torch.device) -> float:

@@ -26,8 +26,7 @@ from benchmark.judge.records import Block, BoolArray, IntArray
 from benchmark.judge.replica import copied, reseed
 from benchmark.judge.subject import ATTACKED, Judgement, Subject
 from benchmark.judge.surroundings import undisturbed
-from defenses.certificates import HasCertificate
-from defenses.verification import Method, Readable, decide
+from defenses.verification import Decision, Method, Readable, decide
 
 # This is part of the keys of all cells. Raise it when the verdict on a point changes, or what is
 # recorded about it; `tests/test_versions.py` notices where that was forgotten.
@@ -35,9 +34,6 @@ VERSION = 2
 
 # What was read of models, which do not change while they are judged.
 _READ: WeakKeyDictionary[nn.Module, Readable] = WeakKeyDictionary()
-
-# What records of certificates say of samples that the search for a proof broke.
-FOUND = "broken"
 
 # How far outside the ball or the box a returned point may lie, relative to eps, before the attack
 # is flagged for it, unless rounding the pixels explains it. Only the flag depends on it: every
@@ -122,29 +118,11 @@ def judge_block(subject: Held[Subject], samples: Held[Batch], tell: Tell) -> Blo
     return _block(batch.places, labels, verdict, distance, began)
 
 
-@dataclass(frozen=True)
-class Proving:
-    """What bounds are to prove.
-
-    method, seconds  as `decide` has them.
-    broken           (k,), the places of the samples that attacks broke, which need no proof.
-    """
-
-    method: Method
-    seconds: float
-    broken: IntArray
-
-
 @undisturbed()
 def certify_block(
-    subject: Held[Subject],
-    threat: ThreatModel,
-    proving: Proving | None,
-    samples: Held[Batch],
-    tell: Tell,
+    subject: Held[Subject], threat: ThreatModel, samples: Held[Batch], tell: Tell
 ) -> Block:
-    """The records of certified radii at clean images: those that the model certifies, and eps
-    where bounds prove as much.
+    """The records of the radii that the model certifies at clean images.
 
     In these records, `predicted` is the class that is certified, `broken` says that it is not the
     label, and `distance` is the radius within which the class does not change, in the norm of the
@@ -155,18 +133,11 @@ def certify_block(
     del tell
     began, judge, batch = time.perf_counter(), subject.get(), samples.get()
     clean, labels, _ = batch.on(judge)
-    if isinstance(judge.model, HasCertificate):
-        predicted, radius = judge.certify(clean)
-        if threat.norm == "linf":
-            radius = radius / math.sqrt(clean[0].numel())
-        verdict = Judgement.of(predicted, predicted != labels)
-    else:
-        verdict = judge.judge(clean, labels, batch.number.to(labels))
-        radius = torch.zeros(len(clean), dtype=torch.float64)
-    block = _block(batch.places, labels, verdict, radius, began)
-    if proving is not None:
-        block = _proven(judge, threat, proving, block, clean, labels)
-    return block
+    predicted, radius = judge.certify(clean)
+    if threat.norm == "linf":
+        radius = radius / math.sqrt(clean[0].numel())
+    verdict = Judgement.of(predicted, predicted != labels)
+    return _block(batch.places, labels, verdict, radius, began)
 
 
 def read_of(judge: Subject, shape: Sequence[int]) -> Readable:
@@ -182,34 +153,63 @@ def read_of(judge: Subject, shape: Sequence[int]) -> Readable:
     return _READ[judge.model]
 
 
-def _proven(
-    judge: Subject, threat: ThreatModel, proving: Proving, block: Block, x: Tensor, y: Tensor
+@undisturbed()
+def prove_block(
+    subject: Held[Subject],
+    threat: ThreatModel,
+    method: Method,
+    seconds: float,
+    samples: Held[Batch],
+    tell: Tell,
 ) -> Block:
-    """The records of certified radii, with what bounds prove beyond them."""
-    began = time.perf_counter()
-    left = ~block.broken & (block.distance < threat.eps) & ~np.isin(block.index, proving.broken)
-    places = np.flatnonzero(left)
-    if not len(places):
-        return block
-    rows = torch.from_numpy(places).to(x.device)
-    radius, by = block.distance.copy(), np.full(len(left), "", dtype=object)
-    bound = np.full(len(left), np.nan)
-    within = threat.around(x, judge.terms.frozen).select(rows, x.dim())
+    """The records of a search for proofs at images that no attack broke, by a method and within so
+    many seconds an image, as `decide` has them.
+
+    They are those of an attack without passes, whose points are judged like any. `stage` is what
+    proved a sample, or broke it, and `bound` by how much its label leads at least.
+    """
+    del tell
+    began, judge, batch = time.perf_counter(), subject.get(), samples.get()
+    clean, labels, numbers = batch.on(judge)
+    within = threat.around(clean, judge.terms.frozen)
+    decisions = decisions_on(judge, clean, labels, within, method, seconds)
+    # Judge the points that the search found, as those of an attack.
+    points, has_point = clean.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    for row, decision in enumerate(decisions):
+        if decision.point is not None:
+            points[row], has_point[row] = decision.point.to(points), True
+    allowed = judge.terms.allowed
+    verdict = judge.judge(points, labels, numbers, 0, allowed).only(has_point)
+    own = Problem(judge.victim(), clean, labels, within, index=numbers, allowed=allowed)
+    points, verdict = _pulled(judge, own, points, verdict)
+    distance = threat.distance(points, clean)
+    found_at = torch.where(verdict.found, distance, torch.nan)
+    zeros = torch.zeros_like(labels)
+    attacked = _Attacked(zeros, zeros, zeros.bool(), points[verdict.found])
+    verdict = verdict.only(distance <= threat.eps)
+    block = _block(batch.places, labels, verdict, found_at, began, attacked)
+    # A point that does not break the sample when it is judged shows nothing.
+    robust = np.array([decision.status == "robust" for decision in decisions])
+    by = np.array([decision.by for decision in decisions])
+    bound = np.array([decision.bound for decision in decisions])
+    return replace(block, stage=np.where(robust | block.broken, by, ""), bound=bound)
+
+
+def decisions_on(
+    judge: Subject,
+    x: Tensor,
+    y: Tensor,
+    within: ThreatModel,
+    method: Method,
+    seconds: float = 0.0,
+) -> list[Decision]:
+    """What bounds, and a search where the method has one, say of images x (n, *shape) with labels y
+    (n,). Raises ValueError, in one line, where there are no bounds."""
+    allowed, read = judge.terms.allowed, read_of(judge, x.shape[1:])
     decisions = decide(
-        judge.model, x[rows], y[rows], within, proving.seconds, proving.method,
-        read_of(judge, x.shape[1:]), attacked=True, allowed=judge.terms.allowed,
-    )  # fmt: skip
-    for place, decision in zip(places, decisions, strict=True):
-        bound[place] = decision.bound
-        if decision.status == "robust":
-            radius[place], by[place] = threat.eps, decision.by
-        elif decision.status == "broken":
-            by[place] = FOUND
-    share = (time.perf_counter() - began) / len(left)
-    return replace(
-        block, distance=radius, stage=by.astype(np.str_), bound=bound,
-        seconds=block.seconds + share,
-    )  # fmt: skip
+        judge.model, x, y, within, seconds, method, read, attacked=True, allowed=allowed
+    )
+    return list(decisions)
 
 
 @undisturbed()

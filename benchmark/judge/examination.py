@@ -12,6 +12,7 @@ from benchmark.judge.reading import as_called, find_calling
 from benchmark.judge.replica import (
     copied,
     freeze,
+    has_training_parts,
     is_training,
     precision_of,
     reseed,
@@ -53,7 +54,7 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
         calling = find_calling(frozen, x, asked, terms.reading, terms.scale)
         subject = Subject(
             as_called(frozen, calling), device, calling.gives, precision_of(frozen), terms,
-            calling, flags={"train-mode"} if is_training(model) else set(),
+            calling, flags={"train-mode"} if has_training_parts(model) else set(),
         )  # fmt: skip
         x = x.to(subject.dtype)
         _check_logits(call(subject.model, x), x)
@@ -81,6 +82,14 @@ def examine(model: nn.Module, x: Tensor, device: torch.device, terms: Terms = US
         _check_beginning(subject, copied(model), model, x)
         return replace(subject, model=model, is_stateful=True)
     return subject
+
+
+def note_on_mode(model: nn.Module) -> str:
+    """What a report says of a model that was handed over in training mode, in which every model is
+    made; empty for others. The flag `train-mode` is for parts alone."""
+    if not is_training(model) or has_training_parts(model):
+        return ""
+    return "it was handed over in training mode, and measured in eval mode"
 
 
 def _tried(subject: Subject, x: Tensor, seed: int) -> Subject:

@@ -43,9 +43,9 @@ class Block:
                  judged point; 0 or 1, as `broken`, for any other model, and 0 beyond the threat.
     trial        (n,), the same over other draws, by which the worst of several points is chosen.
     stage        (n,), text, the stage of the attack that broke the sample, where it says so; of a
-                 certificate, what proved the sample where bounds did, as `Decision.by` has it.
-    bound        (n,), float64, of a certificate by bounds: by how much the label leads at least;
-                 NaN elsewhere.
+                 search for proofs, what proved the sample or broke it, as `Decision.by` has it.
+    bound        (n,), float64, of a search for proofs: by how much the label leads at least; NaN
+                 elsewhere.
     """
 
     index: IntArray

@@ -78,6 +78,12 @@ def is_training(model: nn.Module) -> bool:
     return any(getattr(module, "training", False) for module in model.modules())
 
 
+def has_training_parts(model: nn.Module) -> bool:
+    """Whether parts of a model are in training mode that is in eval mode itself: `eval` puts all of
+    a model into it, so that they were put back on purpose, as dropout at test time is."""
+    return is_training(model) and not getattr(model, "training", False)
+
+
 def _is_exported(model: nn.Module) -> bool:
     """Whether a model is the module of an exported program, which has modes in name alone."""
     return isinstance(model, torch.fx.GraphModule) and any(

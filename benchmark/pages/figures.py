@@ -43,7 +43,7 @@ class Figure:
 
 def figures(reports: Sequence[Measurements]) -> list[Figure]:
     """The pictures of reports under one threat: curves, and natural against best-attack."""
-    return [figure for draw in (_curves, _trade_off) if (figure := draw(reports)) is not None]
+    return [figure for draw in (_curves, trade_off) if (figure := draw(reports)) is not None]
 
 
 # A share of the samples (points,) at each of some eps (points,).
@@ -123,8 +123,8 @@ def _curves(reports: Sequence[Measurements]) -> Figure | None:
     )
 
 
-def _trade_off(reports: Sequence[Measurements]) -> Figure | None:
-    """Natural against best-attack accuracy, with intervals."""
+def trade_off(reports: Sequence[Measurements]) -> Figure | None:
+    """Natural against best-attack accuracy, with intervals; None of fewer than two."""
     data, numbers = [], []
     for place, report in enumerate(reports):
         natural, best = report.accuracy(NATURAL), report.accuracy(BEST)

@@ -69,9 +69,13 @@ class Gallery:
 
 
 def gallery(
-    reports: Sequence[Measurements], samples: Samples, names: Sequence[str] | None
+    reports: Sequence[Measurements],
+    samples: Samples,
+    names: Sequence[str] | None,
+    most: int = MOST,
 ) -> Gallery | None:
-    """The closest adversarial examples of some reports, of as many classes and attacks as can be.
+    """The closest adversarial examples of some reports, of as many classes and attacks as can be,
+    and at most so many.
 
     None where the samples are not images, nothing was broken, or these are not the images that the
     reports are on, which distances tell.
@@ -79,7 +83,7 @@ def gallery(
     if not is_image(samples.x.shape[1:]):
         return None
     shown: list[Example] = []
-    broken, quota = 0, min(EACH, -(-MOST // len(reports)))
+    broken, quota = 0, min(EACH, -(-most // len(reports)))
     for report in reports:
         closest = report.closest(report.measured, broken=True)
         broken += int((closest.label != "").sum())

@@ -10,11 +10,11 @@ _HOME = Path(__file__).parent
 
 # Interactive pictures: plotly.js, the part with lines, points and bars. Its version and licence
 # stand in the file and beside it.
-_PLOTLY = _HOME / "static" / "plotly-basic.min.js"
+PLOTLY = _HOME / "static" / "plotly-basic.min.js"
 
 
 def rendered(name: str, homes: Sequence[Path] = (), **values: object) -> str:
-    """A template with some values in it, which are escaped.
+    """A template with some values in it, which are escaped in HTML.
 
     homes  folders of templates, beside this room's own.
     """
@@ -22,7 +22,7 @@ def rendered(name: str, homes: Sequence[Path] = (), **values: object) -> str:
     environment = Environment(
         loader=ChoiceLoader([FileSystemLoader(folder) for folder in folders]),
         undefined=StrictUndefined,
-        autoescape=True,
+        autoescape=".html" in name,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -32,6 +32,6 @@ def rendered(name: str, homes: Sequence[Path] = (), **values: object) -> str:
 
 def _plotly() -> Markup:
     """The library of interactive pictures, to stand in a script of a page."""
-    text = _PLOTLY.read_text(encoding="utf-8")
+    text = PLOTLY.read_text(encoding="utf-8")
     # The end of a script's element would end it within a text of the library too.
     return Markup(text.replace("</script", "<\\/script"))

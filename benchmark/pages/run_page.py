@@ -1,7 +1,7 @@
 """The report of a run as one page of HTML, which needs no other file and makes no request."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import write_text
 from benchmark.pages.by_class import ByClass, class_names
 from benchmark.pages.figures import figures
-from benchmark.pages.gallery import gallery
+from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.rendering import rendered
 from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import detail_columns, lines, report_columns
+from benchmark.report.report_columns import detail_columns, lines, proven_by, report_columns
 from benchmark.report.tables import PAGE, remarks
-from benchmark.spec.components import CERTIFIED
+from benchmark.spec.components import CERTIFIED, SEARCH
 from benchmark.spec.run_spec import RunSpec
 
 # Of more classes than this, those with the least best-attack accuracy are shown; and so many of
@@ -35,12 +35,21 @@ class Shown:
     spec      what was asked for.
     manifest  what run.json holds.
     samples   the images, and `names` of the classes; None where the data set is not at hand.
+    title     what the page is called, and `about`, a line below that; else what was asked for.
+    links     where a reader may go from there, by text.
+    library   where plotly.js lies, seen from the page; "" has it in the page.
+    examples  how many adversarial examples it shows at most.
     """
 
     spec: RunSpec
     manifest: dict[str, Any]
     samples: Samples | None = None
     names: Sequence[str] | None = None
+    title: str = ""
+    about: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    library: str = ""
+    examples: int = MOST
 
 
 def write_page(folder: Path, reports: Sequence[Measurements], shown: Shown) -> None:
@@ -52,10 +61,15 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
     """The page on some reports under one threat."""
     spec, first = shown.spec, reports[0]
     columns = _columns(reports)
-    pictures = gallery(reports, shown.samples, shown.names) if shown.samples else None
+    pictures = (
+        gallery(reports, shown.samples, shown.names, shown.examples) if shown.samples else None
+    )
     return rendered(
         "run.html.j2",
-        title=f"{spec.data}, {threat_name(first.threat)}",
+        title=shown.title or f"{spec.data}, {threat_name(first.threat)}",
+        note=shown.about,
+        links=shown.links,
+        library=shown.library,
         about=f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
         + on_settings(spec, first),
         caption=on_models(reports)
@@ -82,8 +96,7 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
 
 def _columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
     measured = dict.fromkeys(label for report in reports for label in report.measured)
-    by_bounds = any(report.proofs is not None for report in reports)
-    columns = report_columns(reports[0].threat.norm, (), measured, by_bounds)
+    columns = report_columns(reports[0].threat.norm, (), measured, proven_by(reports))
     return [
         column
         for column in shown_in("page", columns)
@@ -103,7 +116,8 @@ def _attack_columns() -> list[Column[Any]]:
 
 def _row(report: Measurements, columns: Sequence[Column[Measurements]]) -> dict[str, Any]:
     """A row of the table: its cells by heading, its flags, and the lines on its attacks."""
-    attacks = [line for line in lines([report]) if line.label in (*report.attacks, CERTIFIED)]
+    told = (*report.attacks, SEARCH, CERTIFIED)
+    attacks = [line for line in lines([report]) if line.label in told]
     return {
         "name": report.name,
         "cells": {column.heading("page"): column.cell(report) for column in columns},

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.columns import percent
-from benchmark.judge.records import IntArray
+from benchmark.judge.records import Cell, IntArray, blocks_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,32 @@ class LeftOut:
 
     attacks: dict[str, float]
     best_attack: float
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """An attack or a certificate that is not finished.
+
+    key     the name of its cell.
+    cell    what is recorded, as yet.
+    places  (k,), the samples that it works on.
+    after   the attacks before it in its series.
+    """
+
+    key: str
+    cell: Cell
+    places: IntArray
+    after: tuple[str, ...] = ()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many samples are recorded, and how many of these are broken."""
+        blocks = list(blocks_of(self.cell, self.places, images=False))
+        return sum(len(b.index) for b in blocks), sum(int(b.broken.sum()) for b in blocks)
+
+    def __str__(self) -> str:
+        done, broken = self.progress
+        return f"{done} of {len(self.places)} so far: {broken} broken"
 
 
 def robust_shares(

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from attacks import ThreatModel
-from benchmark.columns import captions
+from benchmark.columns import Column, captions, eps_text
 from benchmark.data.choice import Choice
 from benchmark.report.measurements import Measurements
-from benchmark.report.report_columns import run_columns
+from benchmark.report.report_columns import run_columns, terminal_columns
+from benchmark.spec.components import SEARCH
 from benchmark.spec.run_spec import MAY_REJECT, RunSpec
 from benchmark.spec.source_names import noun_of, without_places
 
@@ -29,8 +30,10 @@ def threat_name(threat: ThreatModel) -> str:
 
     >>> threat_name(ThreatModel("linf", 0.25))
     'L-infinity eps 0.25'
+    >>> threat_name(ThreatModel("linf", 8 / 255))
+    'L-infinity eps 8/255'
     """
-    return f"{NORMS[threat.norm]} eps {threat.eps:g}"
+    return f"{NORMS[threat.norm]} eps {eps_text(threat.eps)}"
 
 
 def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
@@ -43,6 +46,42 @@ def caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         + "A sample counts as robust if it is classified correctly and the attack of the column "
         f"does not break it; {' '.join(captions('run', run_columns(reports)))}"
         + on_order(reports, "column")
+    )
+
+
+def short_caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
+    """What the numbers of a run's table on a terminal are over, and what changes their meaning."""
+    first = reports[0]
+    return (
+        f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
+        + (on_settings(spec, first) if spec else "")
+        + on_models(reports)
+        + " ".join(captions("terminal", terminal_columns(reports)))
+    )
+
+
+def exported_caption(
+    reports: Sequence[Measurements],
+    spec: RunSpec | None,
+    columns: Sequence[Column[Measurements]],
+    place: str = "column",
+) -> str:
+    """What the numbers of a run's table are over that is exported, with these columns in LaTeX;
+    `place` is where an attack has its accuracy."""
+    first, headings = reports[0], {column.heading("latex") for column in columns}
+    has_attacks = any(not headings.isdisjoint(report.attacks) for report in reports)
+    return (
+        f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
+        + (on_settings(spec, first) if spec else "")
+        + on_models(reports)
+        + (
+            f"{place.capitalize()}s of attacks: the share that is classified correctly and that "
+            "this attack does not break; "
+            if has_attacks
+            else ""
+        )
+        + " ".join(captions("latex", columns))
+        + (on_order(reports, place) if has_attacks or first.mode == "cascade" else "")
     )
 
 
@@ -132,7 +171,7 @@ def _series(reports: Sequence[Measurements]) -> list[tuple[str, ...]]:
         label: before
         for report in reports
         for label, before in report.after.items()
-        if label in report.measured
+        if label in report.measured and label != SEARCH
     }
     followed = {label for before in after.values() for label in before}
     return [(*before, label) for label, before in after.items() if label not in followed]

@@ -49,12 +49,32 @@ def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
     write(target, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
+def undrawn(reports: Sequence[Measurements]) -> list[str]:
+    """Why `draw` draws nothing, and what would give a curve: a line for each threat
+    under which, or seed with which, it does not."""
+    lines = []
+    for under in dict.fromkeys(report.under for report in reports):
+        shown = [report for report in reports if report.under == under]
+        if all(r.minimal_distances() is None and r.radii is None for r in shown):
+            where = f" for {under}" if under else ""
+            lines.append(f"No curve is drawn{where}: {_reason(shown)}.")
+    return lines
+
+
+def _reason(reports: Sequence[Measurements]) -> str:
+    if all(report.draws for report in reports):
+        return "a randomised model has no boundary to be distant from"
+    if reports[0].threat.norm == "l1":
+        return "no attack minimised the distance, as none does under L1"
+    return "no attack minimised the distance; add the attack cw/minimize"
+
+
 def _certified(report: Measurements) -> NDArray[np.float64] | None:
     """Up to which eps each sample (n,) is certified; 0 where it is not classified correctly."""
     correct = report.certified_within(0.0)
-    if correct is None or report.radii is None:
+    if correct is None or report.certificate is None:
         return None
-    return np.where(correct, report.radii.radius, 0.0)
+    return np.where(correct, report.certificate.radius, 0.0)
 
 
 def _steps(lasts: NDArray[np.float64], end: float) -> tuple[NDArray[np.float64], ...]:

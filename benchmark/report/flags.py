@@ -21,7 +21,7 @@ from benchmark.report.accuracy import doubtful
 from benchmark.report.measurements import Measurements
 from benchmark.report.paired import Paired
 from benchmark.report.radii import ROUNDING
-from benchmark.spec.components import NATURAL
+from benchmark.spec.components import NATURAL, SEARCH
 
 # Which samples something is true of.
 _Which = NDArray[np.bool_]
@@ -125,6 +125,8 @@ def _traces(report: Measurements) -> dict[str, _Trace]:
     """What the records say of each attack that was measured, by label."""
     by_label: dict[str, _Trace] = {}
     for label in report.measured:
+        if label == SEARCH:  # which met only what attacks left
+            continue
         # A cascade goes by cost, which may not be the order of a series.
         before = tuple(name for name in report.after.get(label, ()) if name in by_label)
         broken = np.ones(report.total, dtype=bool)
@@ -217,10 +219,11 @@ def _range(report: Measurements) -> float:
 _FLAGS = (
     Flag(
         code="train-mode",
-        meaning="was handed over in training mode; it was evaluated in eval mode",
-        remedy="call its eval() before you hand it over",
-        joint=None,
-        rule="the attribute `training` of the model, or of a module in it, is true",
+        meaning="is in eval mode, but for parts that are in training mode; all of it was evaluated "
+        "in eval mode",
+        remedy="call its eval(), or write a part that acts in eval mode too, if it is to act",
+        rule="the attribute `training` of a module in the model is true, and that of the model is "
+        "not",
         seen_by=examine,
     ),
     Flag(
@@ -360,12 +363,12 @@ _FLAGS = (
     ),
     Flag(
         code="search-broke",
-        meaning="the search for a proof found misclassified points that no attack found: the "
-        "best-attack accuracy is too high by as many",
+        meaning="the search for proofs broke samples that no attack broke: best-attack counts "
+        "them, and where it leaves others open, attacks may have missed some of these too",
         remedy="add --attack strong, with another --seed where it is there",
         rule="branch and bound, or the solver, found a misclassified point within eps of a sample "
         "that no attack broke",
-        holds=lambda report: "broken" in report.proven,
+        holds=lambda report: report.searched > 0,
     ),
     Flag(
         code="chance",

@@ -13,7 +13,8 @@ from benchmark.judge.records import FolderCell, blocks_of
 from benchmark.keys import Identity, is_attacked
 from benchmark.report.accuracy import LeftOut, robust_shares
 from benchmark.report.measurements import Measurements
-from benchmark.spec.components import BEST, NATURAL
+from benchmark.spec.components import BEST, NATURAL, SEARCH
+from benchmark.spec.proof_setting import Proofs
 from benchmark.spec.registry import ATTACKS, BASE, rest_of
 
 
@@ -63,7 +64,8 @@ def _others(
 ) -> Iterator[tuple[Identity, pd.DataFrame]]:
     """The identity of each other attack in a folder that was carried out on the same model, samples
     and threat, with what it recorded of these samples."""
-    own = [_attack(report.cells[label].note) for label in report.attacks]
+    labels = (*report.attacks, SEARCH)
+    own = [_attack(report.cells[label].note) for label in labels if label in report.cells]
     for folder, note in notes.items():
         attack = _attack(note)
         if attack is None or attack in own or note.get("error") or note.get("inapplicable"):
@@ -90,6 +92,8 @@ def written(attack: Identity) -> str:
     'pgd/steps=7'
     """
     name, options = str(attack["name"]), dict(attack["options"])
+    if name == SEARCH:
+        return f"--certify {Proofs(**options).written}"
     try:
         entry = ATTACKS.get(name)
     except UserError:  # of a plugin that is not loaded

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from attacks import ThreatModel
 from benchmark.data.choice import Choice
 from benchmark.judge.records import Block, Cell, IntArray, blocks_of
-from benchmark.report.accuracy import Accuracy, Examples, LeftOut, robust_shares
-from benchmark.report.radii import Radii
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
-from benchmark.spec.run_spec import Mode, Proofs
+from benchmark.report.accuracy import Accuracy, Begun, Examples, LeftOut, robust_shares
+from benchmark.report.radii import Proved, Radii
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
+from benchmark.spec.proof_setting import Proofs
+from benchmark.spec.run_spec import Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,8 @@ class Measurements:
              label, `keys` has the name of its cell, `places` the samples that count there, `frames`
              their records without images, `seconds` the time that it took, and `outside` for how
              many samples an attack left the ball or the box.
-    radii    what the model's certificate says; None where it has none or that failed.
+    radii    what the model's own certificate says; None where it has none or that failed.
+    proved   what the search for proofs says; None where there was none or it failed.
     errors   why attacks or the certificate failed; inapplicable, why attacks do not apply to the
              model.
     lacking  the labels that lack records though nothing failed: the run was interrupted, or its
@@ -54,6 +56,10 @@ class Measurements:
     choice   how a run chose the samples; None where that is not known.
     left_out  attacks that a run's folder holds besides, and that broke more; None if none does.
     under    what tables call the threat or the seed, in a run of several; else empty.
+    kept     how many samples under a label were measured before this process worked on it.
+    begun    what is under way, or was when a run ended before its end: attacks or the certificate,
+             by label.
+    awaited  the attacks of such a run that are not begun.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Measurements:
         self.after: dict[str, tuple[str, ...]] = {}
         self.notes = list(notes)
         self.radii: Radii | None = None
+        self.proved: Proved | None = None
         self.choice: Choice | None = None
         self.left_out: LeftOut | None = None
         self.noted = flags
@@ -88,6 +95,9 @@ class Measurements:
         self.outside: dict[str, int] = {}
         self.scale: NDArray[np.float64] | None = None
         self.under = ""
+        self.kept: Counter[str] = Counter()
+        self.begun: dict[str, Begun] = {}
+        self.awaited: list[str] = []
 
     @property
     def called(self) -> str:
@@ -103,13 +113,14 @@ class Measurements:
         after: Sequence[str] = (),
         inapplicable: str | None = None,
     ) -> None:
-        """Take in the cell of natural accuracy or of an attack.
+        """Take in the cell of natural accuracy, of an attack or of the search for proofs.
 
         An attack that failed (`error` says why), that lacks samples, or that does not apply to the
         model (`inapplicable` says why) counts for nothing. `after` are the attacks before it in its
         series.
         """
-        expected = np.arange(self.total) if label == NATURAL else self.remaining(after)
+        expected = self.expected(label, after)
+        self.begun.pop(label, None)
         self.cells[label] = cell
         self.keys[label] = key
         self.places[label] = expected
@@ -139,6 +150,20 @@ class Measurements:
             error = self._incomplete(label, measured)
         if error is not None:
             self.errors[label] = error
+        elif label == SEARCH:
+            # Proofs of samples that attacks broke since are held against these attacks.
+            blocks = blocks_of(cell, np.arange(self.total), images=False)
+            self.proved = Proved.of(blocks, self.total)
+
+    def expected(self, label: str, after: Sequence[str]) -> IntArray:
+        """The samples (k,) that a label is to have records of, `after` others: the search for
+        proofs has them of what neither attacks broke nor the model certifies itself."""
+        if label == NATURAL:
+            return np.arange(self.total)
+        remaining = self.remaining(after)
+        if label != SEARCH or self.radii is None:
+            return remaining
+        return remaining[~self.radii.proves(self.threat.eps)[remaining]]
 
     def _incomplete(self, label: str, measured: IntArray) -> str | None:
         """Why a label does not count of which the samples `measured` (k,), sorted, are recorded;
@@ -152,13 +177,19 @@ class Measurements:
             return f"incomplete: the records of all {len(expected)} samples are missing"
         return f"incomplete: {len(measured)} of {len(expected)} samples are recorded"
 
+    def begin(self, label: str, key: str, cell: Cell, after: Sequence[str] = ()) -> None:
+        """Note that an attack, or the certificate, is under way: `add` or `certify` ends that."""
+        places = np.arange(self.total) if label == CERTIFIED else self.expected(label, after)
+        self.begun[label] = Begun(key, cell, places, tuple(after))
+
     def blocks(self, label: str, images: bool = True) -> Iterator[Block]:
         """The records under a label, of the samples that count there alone: the cell may hold more,
         of runs on other numbers of samples."""
         return blocks_of(self.cells[label], self.places[label], images)
 
     def certify(self, key: str, cell: Cell, error: str | None) -> None:
-        """Take in the cell of the model's certificate; one that failed certifies nothing."""
+        """Take in the cell of the model's own certificate; one that failed certifies nothing."""
+        self.begun.pop(CERTIFIED, None)
         self.cells[CERTIFIED] = cell
         self.keys[CERTIFIED] = key
         self.places[CERTIFIED] = np.arange(self.total)
@@ -167,6 +198,8 @@ class Measurements:
         if error is None:
             indices = [np.empty(0, np.int64), *(block.index for block in blocks)]
             error = self._incomplete(CERTIFIED, np.sort(np.concatenate(indices)))
+        if "proofs" in cell.note.get("identity", {}):
+            error = "an earlier version made it: run the same command again"
         try:
             self.radii = Radii.of(blocks, self.total) if error is None else None
         except ValueError as wrong:
@@ -177,7 +210,7 @@ class Measurements:
     @property
     def attacks(self) -> list[str]:
         """All attacks, those that failed or do not apply among them."""
-        return [label for label in self.keys if label not in (NATURAL, CERTIFIED)]
+        return [label for label in self.keys if label not in (NATURAL, CERTIFIED, SEARCH)]
 
     @property
     def failed(self) -> list[str]:
@@ -186,10 +219,12 @@ class Measurements:
 
     @property
     def measured(self) -> list[str]:
-        """The attacks that count: those that neither failed nor do not apply."""
+        """The attacks that count: those that neither failed nor do not apply, and the search for
+        proofs, where it is one that can break samples."""
+        searched = self.proofs is not None and self.proofs.method == "branch"
         return [
             label
-            for label in self.attacks
+            for label in (*self.attacks, *([SEARCH] if searched else []))
             if label not in self.errors and label not in self.inapplicable
         ]
 
@@ -302,54 +337,71 @@ class Measurements:
         accuracy = self.accuracy(CERTIFIED)
         return accuracy.value if accuracy else float("nan")
 
-    def certified_within(self, eps: float) -> NDArray[np.bool_] | None:
-        """Which samples (n,) are classified correctly and proven to stay so within eps; None where
-        there is no certificate."""
-        if self.radii is None:
-            return None
+    def certified_within(self, eps: float, itself: bool = False) -> NDArray[np.bool_] | None:
+        """Which samples (n,) are classified correctly and proven to stay so within eps: by the
+        model's own certificate alone, if `itself`. None where nothing proves that."""
+        radii, right = self.radii if itself else self.certificate, self.robust_to(NATURAL)
+        return None if radii is None or right is None else radii.proves(eps) & right
+
+    @property
+    def certificate(self) -> Radii | None:
+        """The radii that the model certifies, or bounds prove; None where there are neither."""
+        if self.proved is None:
+            return self.radii
         right = self.robust_to(NATURAL)
-        return None if right is None else self.radii.proves(eps) & right
+        assert right is not None
+        own = self.radii or Radii(np.zeros(self.total), right)
+        return own.widened(self.proved.proven, self.threat.eps)
 
     @property
     def proofs(self) -> Proofs | None:
         """How bounds were to prove what the model does not certify itself; None: not at all."""
-        note = self.cells[CERTIFIED].note if CERTIFIED in self.cells else {}
-        found = note.get("identity", {}).get("proofs")
-        if found is None:
-            return None
-        return Proofs(**{key: found[key] for key in ("method", "seconds") if key in found})
+        note = self.cells[SEARCH].note if SEARCH in self.cells else {}
+        found = note.get("identity", {}).get("attack", {})
+        is_search = found.get("name") == SEARCH and SEARCH not in self.inapplicable
+        return Proofs(**found["options"]) if is_search else None
 
     @property
     def proven(self) -> dict[str, int]:
-        """How many samples each method proved, as `Radii.by` names them, and how many of those that
-        no attack broke the search for a proof did."""
+        """How many samples that nothing broke each method proved, as `Proved.by` names them."""
         robust = self.robust_to(BEST if self.measured else NATURAL)
-        if self.radii is None or robust is None:
+        if self.proved is None or robust is None:
             return {}
-        counted = Counter(self.radii.by[robust].tolist())
+        counted = Counter(self.proved.by[robust].tolist())
         return {by: count for by, count in sorted(counted.items()) if by}
+
+    @property
+    def searched(self) -> int:
+        """How many samples the search for proofs broke, which no attack did."""
+        is_counted = SEARCH in self.measured
+        return int(self.frames[SEARCH]["broken"].sum()) if is_counted else 0
 
     @property
     def contradictions(self) -> IntArray:
         """The samples (k,) that an attack misclassifies within their certified radius."""
-        if self.radii is None:
+        if self.certificate is None:
             return np.empty(0, dtype=np.int64)
         frames = [frame for label, frame in self.frames.items() if label != NATURAL]
-        return self.radii.contradicted(self.threat.eps, frames)
+        return self.certificate.contradicted(self.threat.eps, frames)
 
     @property
     def records(self) -> pd.DataFrame:
         """One row per sample and attack ("natural" among them). `rate` is the share of draws in
         which a randomised model misclassifies the point, and `trial` the same over other draws, by
         which the worst of several points is chosen; for any other model both are 0 or 1. Where
-        there is a certificate, `radius` is the sample's certified radius, in the run's norm."""
+        there is a certificate, `radius` is the sample's certified radius, in the run's norm. Where
+        bounds were to prove something, the rows of "search" say of each sample that they tried by
+        which `stage` it was proven, or broken, and by what `bound` the label leads at least."""
         records = pd.concat(
             [frame.assign(attack=label) for label, frame in self.frames.items()],
             ignore_index=True,
         )
-        if self.radii is not None:
-            radius = pd.Series(self.radii.radius)
+        if self.certificate is not None:
+            radius = pd.Series(self.certificate.radius)
             records["radius"] = radius.reindex(records["index"]).to_numpy()
+        if self.proved is not None:
+            bound = pd.Series(self.proved.bound).reindex(records["index"]).to_numpy()
+            records["bound"] = np.where(records["attack"] == SEARCH, bound, np.nan)
         return records
 
     @property
@@ -365,6 +417,8 @@ class Measurements:
         kept: list[NDArray[np.floating]] = []
         for block in self.blocks(label):
             index = block.index[block.found]
+            if len(block.adversarial) != len(index):  # `verify` says that they are lost
+                continue
             wanted = slice(None) if among is None else np.isin(index, among)
             indices.append(index[wanted])
             kept.append(block.adversarial[wanted])
@@ -401,16 +455,39 @@ class Measurements:
         # All attacks: in cascades and series, those that minimise are not given what others broke.
         return self.closest([NATURAL, *self.measured]).distance
 
+    @property
+    def unfinished(self) -> list[str]:
+        """What is under way, with how far it is, and what is not begun."""
+        begun = [
+            f"{label} {begun if label != CERTIFIED else 'under way'}"
+            for label, begun in self.begun.items()
+        ]
+        return begun + [f"{label} not begun" for label in self.awaited]
+
     def summary(self, label: str) -> str:
-        """What was measured under one label, in a line."""
-        if label == NATURAL:
-            return f"natural accuracy {self.natural:.2%}"
+        """What was measured under one label, in a line, which tells what was measured before."""
         if label in self.errors:
             return f"{label} failed: {self.errors[label]}"
-        if label == CERTIFIED:
-            return f"certified accuracy {self.certified:.2%}"
         if label in self.inapplicable:
-            return f"{label} does not apply: {self.inapplicable[label]}"
-        frame = self.frames[label]
-        seconds = f"{self.seconds[label]:.1f} s"
-        return f"{label} broke {int(frame['broken'].sum())} of {len(frame)} in {seconds}"
+            return on_inapplicable([label], self.inapplicable[label])
+        total, kept, seconds = len(self.places[label]), self.kept[label], ""
+        if label in (NATURAL, CERTIFIED, SEARCH):
+            share, name = self.certified, CERTIFIED
+            if label == NATURAL:
+                share, name = self.natural, NATURAL
+            told = f"{name} accuracy {share:.2%}"
+            if label == SEARCH and self.searched:
+                told += f"; the search broke {self.searched}"
+        else:
+            told = f"{label} broke {int(self.frames[label]['broken'].sum())} of {total}"
+            seconds = f" in {self.seconds[label]:.1f} s"
+        if kept and kept == total:
+            return f"kept: {told}, measured before"
+        return f"{told}{seconds}" + (f" ({kept} of {total} measured before)" if kept else "")
+
+
+def on_inapplicable(labels: Sequence[str], reason: str) -> str:
+    """What is said of attacks that do not apply for one reason."""
+    if list(labels) == [SEARCH]:
+        return f"nothing is proven by bounds: {reason}"
+    return f"{', '.join(labels)} {'does' if len(labels) == 1 else 'do'} not apply: {reason}"

@@ -1,4 +1,4 @@
-"""Certified radii beside attacks: what a defense proves, held against what attacks found."""
+"""What is proven beside attacks: certified radii and what bounds prove, held against attacks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,14 +20,10 @@ class Radii:
 
     radius  (n,) the distance within which the predicted class does not change, in the run's norm.
     right   (n,) whether the predicted class is the label.
-    by      (n,) text, what proved the radius where that is not the model's own certificate:
-            "crown", "alpha-crown", "branching" or "solver"; "broken" where the search for a proof
-            found a misclassified point.
     """
 
     radius: NDArray[np.float64]
     right: NDArray[np.bool_]
-    by: NDArray[np.str_]
 
     @classmethod
     def of(cls, blocks: Iterable[Block], total: int) -> "Radii":
@@ -38,13 +34,16 @@ class Radii:
         if not np.array_equal(np.sort(index), np.arange(total)):
             raise ValueError(f"incomplete: {len(index)} of {total} samples are recorded")
         radius, right = np.empty(total), np.empty(total, dtype=bool)
-        by = np.full(total, "", dtype="U16")
         for block in blocks:
             radius[block.index], right[block.index] = block.distance, ~block.broken
-            by[block.index] = block.stage
         if not bool((radius >= 0).all()):
             raise ValueError("radii that are negative or NaN are recorded")
-        return cls(radius, right, by)
+        return cls(radius, right)
+
+    def widened(self, proven: NDArray[np.bool_], eps: float) -> "Radii":
+        """These, and eps at least where bounds prove that (n,)."""
+        radius = np.where(proven, np.maximum(self.radius, eps), self.radius)
+        return Radii(radius, self.right | proven)
 
     def proves(self, eps: float) -> NDArray[np.bool_]:
         """Which samples (n,) are proven to be classified as their label everywhere within eps."""
@@ -65,3 +64,31 @@ class Radii:
             broken = frame["broken"].to_numpy(dtype=bool)
             contradicted[index] |= too_near | (proven[index] & broken)
         return np.flatnonzero(contradicted)
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """What the search for proofs says of a model's samples.
+
+    by     (n,) text, what proved that nothing within eps breaks the sample: "crown", "alpha-crown",
+           "branching" or "solver"; empty where nothing did.
+    bound  (n,) by how much the label leads at least, by linear bounds; NaN where it was not tried.
+    """
+
+    by: NDArray[np.str_]
+    bound: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], total: int) -> "Proved":
+        """What some records say, of as many of `total` samples as they have."""
+        by, bound = np.full(total, "", dtype="U16"), np.full(total, np.nan)
+        for block in blocks:
+            by[block.index] = np.where(block.broken, "", np.asarray(block.stage))
+            bound[block.index] = block.bound
+        return cls(by, bound)
+
+    @property
+    def proven(self) -> NDArray[np.bool_]:
+        """(n,), the samples of which something is proven."""
+        proven: NDArray[np.bool_] = self.by != ""
+        return proven

@@ -3,8 +3,11 @@
 import pandas as pd
 
 from benchmark.report import tables
+from benchmark.report.breaks.attribution import Attribution, attribution
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
+from benchmark.spec.components import NATURAL
+from benchmark.terminal import text
 
 
 class Report(Measurements):
@@ -52,4 +55,25 @@ class Report(Measurements):
 
     def to_markdown(self) -> str:
         """The report as a Markdown table with its caption and flags."""
-        return tables.render([self, *([self.rejecting] if self.rejecting else [])], spec=None)
+        return tables.render(self._rows, spec=None)
+
+    def to_latex(self) -> str:
+        r"""The report as a table in LaTeX with its caption and flags; it needs
+        \usepackage{booktabs}."""
+        return tables.latex(self._rows, spec=None)
+
+    def attribution(self) -> Attribution:
+        """Which attack broke what first, what each was worth, and which order of them would have
+        broken the same soonest: see `Attribution`. Raises UserError where no attack counts."""
+        return attribution(self)
+
+    def __str__(self) -> str:
+        return text(tables.page(self._rows, spec=None)).rstrip()
+
+    def __repr__(self) -> str:
+        """In a shell, the report as `print` shows it, once its clean images are judged."""
+        return str(self) if NATURAL in self.frames else super().__repr__()
+
+    @property
+    def _rows(self) -> list["Report"]:
+        return [self, *([self.rejecting] if self.rejecting else [])]

@@ -9,49 +9,67 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from attacks.threat import Norm
 from benchmark.columns import Column, Shown, Table, decimals, percent, shown_in
+from benchmark.latex import Tex
 from benchmark.report.accuracy import Accuracy, work
-from benchmark.report.flags import explain
+from benchmark.report.flags import CHANCE, explain
 from benchmark.report.measurements import Measurements
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.report.paired import clearly_highest
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 
-# What captions add where bounds prove something too.
-_OR = {False: ("", ""), True: (", or bounds prove it of the threat", ", or by bounds")}
+# What proves: the defense's own certificate, bounds, or either.
+Proven = Literal["itself", "bounds", "either"]
+# The tables with a row per defense, and how the flags stand on a terminal.
+_MAIN: tuple[Table, ...] = ("run", "terminal", "page", "latex", "json", "board")
+_FLAGS = Shown("flags", optional=True, warns=True)
 _WITHIN = {"l2": "eps", "linf": "eps * sqrt(dimensions) in L2", "l1": "eps in L2"}
 
 
 def report_columns(
-    norm: Norm, attacks: Iterable[str], measured: Iterable[str] = (), by_bounds: bool = False
+    norm: Norm,
+    attacks: Iterable[str],
+    measured: Iterable[str] = (),
+    proven: Proven = "itself",
+    clear: Measurements | None = None,
 ) -> list[Column[Measurements]]:
     """The columns of tables with a row per defense, in order.
 
     attacks   the labels that have a column of their own.
-    measured  the labels that best-attack accuracy is over, for the caption.
+    measured  the labels that best-attack accuracy is over, and what proves certified accuracy, for
+              the caption.
+    clear     the report whose best-attack accuracy is marked as clearly the highest.
     """
-    certified = _certified_column(norm, by_bounds)
+    certified = _certified_column(norm, proven)
     return [
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown("defense")),
+            dict.fromkeys((*_MAIN, "attacks"), Shown("defense")),
             lambda report: report.name,
             left=True,
         ),
         Column(
-            dict.fromkeys(("run", "page", "seeds", "json", "board"), Shown(NATURAL)),
+            dict.fromkeys((*_MAIN, "seeds"), Shown(NATURAL)),
             _accuracy(NATURAL), _share, _plain_share,
         ),
         certified.only("json"),
         _json("contradictions", lambda report: report.contradictions.tolist()),
         _json("per_attack", _per_attack),
         *map(_attack_column, attacks),
-        certified.only("run", "seeds"),
+        certified.only("run", "seeds", "latex"),
         _best_column(measured),
-        certified.only("page", "board"),
+        _best_in_latex(measured, clear),
+        _standing_column(measured, clear),
+        certified.only("terminal", "page", "board"),
+        _UNFINISHED,
         _json("interval", _interval),
         Column(
-            dict.fromkeys(("run", "page", "json", "board"), Shown("flags")),
+            {
+                **dict.fromkeys(_MAIN, Shown("flags")),
+                "terminal": _FLAGS,
+                "latex": Shown("flags", optional=True),
+            },
             lambda report: explain(report) or None,
             text=", ".join,
             data=lambda flags: flags or {},
@@ -66,26 +84,35 @@ def report_columns(
     ]  # fmt: skip
 
 
-def _certified_column(norm: Norm, by_bounds: bool) -> Column[Measurements]:
-    proven = Shown(
-        CERTIFIED,
-        "certified: if it is classified correctly and the defense's own certificate proves "
-        f"that nothing within {_WITHIN[norm]} changes that{_OR[by_bounds][0]}.",
-        optional=True,
-    )
+def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
+    own = f"the defense's own certificate proves that nothing within {_WITHIN[norm]} changes that"
+    told = {
+        "itself": own,
+        "bounds": "bounds prove that nothing within eps changes that",
+        "either": f"bounds prove that nothing within eps changes that, or {own}",
+    }
+    text = f"certified: if it is classified correctly and {told[proven]}."
     shown: dict[Table, Shown] = {
-        "run": proven,
-        "page": proven,
-        "seeds": proven,
+        **dict.fromkeys(("run", "page", "seeds"), Shown(CERTIFIED, text, optional=True)),
+        "latex": Shown(
+            CERTIFIED,
+            f"certified: the share that is classified correctly and for which {told[proven]}.",
+            optional=True,
+        ),
+        "terminal": Shown(
+            CERTIFIED,
+            f"certified: classified correctly, and {told[proven]}.",
+            optional=True,
+        ),
         "json": Shown(CERTIFIED),
-        "board": Shown(CERTIFIED, f"certified: proven by the defense itself{_OR[by_bounds][1]}."),
+        "board": Shown(CERTIFIED, "certified: proven by the defense itself."),
     }
     return Column(shown, _accuracy(CERTIFIED), _share, _plain_share)
 
 
 def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     """Best-attack accuracy with its interval, over the labels `measured`."""
-    over = f"worst case per sample over {', '.join(measured) or 'none yet'}"
+    over = f"worst case per sample over {_names(measured)}"
     said = (
         f"best-attack: if no attack breaks it ({over}). Samples that are misclassified clean count "
         "as broken in every column and are not attacked."
@@ -108,19 +135,129 @@ def _best_column(measured: Iterable[str]) -> Column[Measurements]:
     return Column(shown, _best, str, _plain_share, style="best")
 
 
+def _names(measured: Iterable[str]) -> str:
+    """What captions call what best-attack accuracy is over."""
+    names = [name if name != SEARCH else "the search for proofs" for name in measured]
+    return ", ".join(names) or "none yet"
+
+
+def proven_by(reports: Sequence[Measurements]) -> Proven:
+    """What proves the certified accuracy of some reports."""
+    if all(report.proofs is None for report in reports):
+        return "itself"
+    return "either" if any(CERTIFIED in report.keys for report in reports) else "bounds"
+
+
+def _best_in_latex(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
+    """The same in LaTeX, where the interval is small and one accuracy may be bold."""
+    caption = (
+        "best-attack: the share that is classified correctly and that no attack breaks (worst case "
+        f"per sample over {_names(measured)}), with its 95% interval. Samples "
+        "that are misclassified clean count as broken everywhere and are not attacked."
+    )
+    if clear is not None:
+        caption += (
+            " Bold: the highest, beyond chance (McNemar's exact test against each other row, at "
+            "5% for all together), and without a flag."
+        )
+
+    def value(report: Measurements) -> str | None:
+        accuracy = report.accuracy(BEST)
+        if accuracy is None:
+            return "error" if report.failed else None
+        share, interval = str(accuracy).split(" ", 1)
+        share = rf"\textbf{{{share}}}" if report is clear else share
+        return Tex(rf"{share} {{\scriptsize {interval}}}")
+
+    return Column({"latex": Shown(BEST, caption)}, value)
+
+
+def _standing_column(measured: Iterable[str], clear: Measurements | None) -> Column[Measurements]:
+    """Best-attack accuracy as a terminal shows it: of a run that is not finished it is no more than
+    a bound, and the highest is marked where it is so beyond chance."""
+    caption = (
+        f"best-attack: classified correctly, and broken by none of {_names(measured)}."
+        if measured
+        else "best-attack: no attack counts yet."
+    )
+    if clear is not None:
+        caption += " *: the highest, beyond chance (McNemar's exact test against each other row)."
+
+    def value(report: Measurements) -> _Standing | str | None:
+        best = _best(report)
+        if not isinstance(best, Accuracy):
+            return best
+        return _Standing(best, bool(report.unfinished), report is clear)
+
+    return Column({"terminal": Shown(f"{BEST} [95%]", caption)}, value)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A best-attack accuracy, whether it may still fall, and whether it is marked as highest."""
+
+    best: Accuracy
+    may_fall: bool
+    is_clear: bool
+
+    def __str__(self) -> str:
+        if self.may_fall:
+            return f"at most {percent(self.best.value)}"
+        return f"{'* ' if self.is_clear else ''}{self.best}"
+
+
+# What a run in progress has still to do on a defense.
+_UNFINISHED = Column[Measurements](
+    {"terminal": Shown("not finished", optional=True)},
+    lambda report: report.unfinished or None,
+    text="; ".join,
+    left=True,
+)
+
+
+def _clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
+    """The report whose best-attack accuracy is the highest beyond chance. None where none is, and
+    where that means nothing: the best one has a flag, any is not finished or of a randomised model,
+    whose samples count by shares of draws, or in some rows rejecting an image is not wrong."""
+    verdicts = [report.robust_to(BEST) for report in reports]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if len(known) < len(reports) or any(report.unfinished or report.draws for report in reports):
+        return None
+    if len({report.allowed for report in reports}) > 1:
+        return None
+    place = clearly_highest(known, CHANCE)
+    return None if place is None or explain(reports[place]) else reports[place]
+
+
+def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
+    """The columns of a run's table on a terminal, without those that no report has a value in."""
+    measured = dict.fromkeys(label for report in reports for label in report.measured)
+    columns = report_columns(
+        reports[0].threat.norm, (), measured, proven_by(reports), _clearly_best(reports)
+    )
+    return _with_values("terminal", columns, reports)
+
+
 def run_columns(
-    reports: Sequence[Measurements], table: Table = "run"
+    reports: Sequence[Measurements], table: Table = "run", with_attacks: bool = True
 ) -> list[Column[Measurements]]:
     """The columns of a run's table, or of what that over several seeds takes from it. A cascade has
     none of single attacks, and columns that not every run has are left out where no report has a
-    value there."""
+    value there; so are those of attacks unless `with_attacks`."""
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
-    by_bounds = any(report.proofs is not None for report in reports)
     columns = report_columns(
-        reports[0].threat.norm, () if cascade else attacks, measured, by_bounds
-    )
+        reports[0].threat.norm, attacks if with_attacks and not cascade else (), measured,
+        proven_by(reports), _clearly_best(reports) if table == "latex" else None,
+    )  # fmt: skip
+    return _with_values(table, columns, reports)
+
+
+def _with_values(
+    table: Table, columns: Iterable[Column[Measurements]], reports: Sequence[Measurements]
+) -> list[Column[Measurements]]:
+    """The columns that a table shows, without those that may be left out and have no value."""
     return [
         column
         for column in shown_in(table, columns)
@@ -131,7 +268,7 @@ def run_columns(
 
 def _attack_column(label: str) -> Column[Measurements]:
     """The column of one attack, which is headed by its label."""
-    shown: dict[Table, Shown] = {name: Shown(label) for name in ("run", "seeds", "board")}
+    shown: dict[Table, Shown] = dict.fromkeys(("run", "seeds", "latex", "attacks"), Shown(label))
     return Column(shown, _accuracy(label), _share)
 
 
@@ -143,8 +280,11 @@ def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurem
 def _accuracy(label: str) -> Callable[[Measurements], Accuracy | str | None]:
     """What a column holds: the accuracy under a label, or that the attack failed."""
 
+    labels = (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)
+
     def value(report: Measurements) -> Accuracy | str | None:
-        return report.accuracy(label) or ("error" if label in report.errors else None)
+        failed = any(name in report.errors for name in labels)
+        return report.accuracy(label) or ("error" if failed else None)
 
     return value
 
@@ -189,7 +329,9 @@ class Line:
         """What the attack did; empty for natural and certified, and where it does not apply."""
         if self.label == NATURAL or self.label not in self.report.frames:
             return {}
-        return work(self.report.frames[self.label])
+        done = work(self.report.frames[self.label])
+        # The search for proofs counts its time alone.
+        return done | dict.fromkeys(("forwards", "backwards")) if self.label == SEARCH else done
 
     @property
     def interval(self) -> tuple[float, float] | tuple[None, None]:
@@ -197,20 +339,28 @@ class Line:
 
     @property
     def seconds(self) -> float | None:
-        timed = self.label == CERTIFIED or bool(self.work)
-        return self.report.seconds[self.label] if timed else None
+        if self.label == CERTIFIED:
+            # Bounds that broke nothing have no line of their own.
+            silent = SEARCH in self.report.keys and SEARCH not in self.report.measured
+            parts = (CERTIFIED, *([SEARCH] if silent else []))
+            return sum(self.report.seconds.get(label, 0.0) for label in parts)
+        return self.report.seconds[self.label] if self.work else None
 
 
 def lines(reports: Sequence[Measurements]) -> list[Line]:
-    """The rows of the details: natural, each attack, certified where the defense offers a
-    certificate, and best-attack, of each report."""
+    """The rows of the details: natural, each attack and the search for proofs, certified where
+    something proves that, and best-attack, of each report."""
     return [
         Line(report, label)
         for report in reports
         for label in (
-            NATURAL, *report.attacks, *([CERTIFIED] if CERTIFIED in report.keys else []), BEST
+            NATURAL,
+            *report.attacks,
+            *([SEARCH] if SEARCH in report.measured else []),
+            *([CERTIFIED] if {CERTIFIED, SEARCH} & report.keys.keys() else []),
+            BEST,
         )
-    ]  # fmt: skip
+    ]
 
 
 def detail_columns() -> list[Column[Line]]:
@@ -218,16 +368,20 @@ def detail_columns() -> list[Column[Line]]:
     left_out = _done("unbroken, left out of distance", 0, "left out")
     return [
         Column(
-            {"details": Shown("defense"), "numbers": Shown("defense")},
+            dict.fromkeys(("details", "numbers", "card"), Shown("defense")),
             lambda line: line.report.name,
             left=True,
         ),
         Column(
-            {"details": Shown("attack"), "numbers": Shown("attack")},
+            {
+                **dict.fromkeys(("details", "numbers"), Shown("attack")),
+                "card": Shown("accuracy"),
+            },
             lambda line: line.label,
             left=True,
         ),
         Column({"details": Shown("robust % [95% interval]")}, lambda line: line.accuracy),
+        Column({"card": Shown("% [95% interval]")}, _accuracy_or_reason),
         _number("accuracy", lambda line: _plain_share(line.accuracy)),
         _number("low", lambda line: line.interval[0]),
         _number("high", lambda line: line.interval[1]),
@@ -247,6 +401,13 @@ def detail_columns() -> list[Column[Line]]:
         _number("error", lambda line: line.report.errors.get(line.label)),
         _number("does not apply", lambda line: line.report.inapplicable.get(line.label)),
     ]
+
+
+def _accuracy_or_reason(line: Line) -> Accuracy | str | None:
+    """The accuracy under a label, or why there is none."""
+    if line.accuracy is None and line.label in line.report.inapplicable:
+        return "does not apply"
+    return line.accuracy or ("error" if line.label in line.report.errors else None)
 
 
 def _number(heading: str, value: Callable[[Line], Any]) -> Column[Line]:

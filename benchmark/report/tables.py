@@ -1,7 +1,9 @@
 """How reports are printed and written: terminal, Markdown, CSV and JSON."""
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,23 @@ import pandas as pd
 
 from benchmark.columns import escaped, frame_csv, percent, rows_markdown, shown_in
 from benchmark.judge.records import write_json, write_text
-from benchmark.report.captions import caption
+from benchmark.latex import escaped as escaped_in_latex
+from benchmark.latex import floating, tabular
+from benchmark.report.captions import caption, exported_caption, short_caption
 from benchmark.report.curves import draw
-from benchmark.report.flags import explain
-from benchmark.report.measurements import Measurements
+from benchmark.report.flags import FLAGS, explain
+from benchmark.report.measurements import Measurements, on_inapplicable
 from benchmark.report.report_columns import (
     detail_columns,
     lines,
     report_columns,
     run_columns,
+    terminal_columns,
 )
-from benchmark.spec.components import BEST, NATURAL
+from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
+from benchmark.spec.source_names import without_places
+from benchmark.terminal import Page, Words, grid_of
 
 JSON, PAGE = "table.json", "report.html"
 _STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
@@ -61,7 +68,11 @@ def details(reports: Sequence[Measurements]) -> pd.DataFrame:
 def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """The tables of some reports as Markdown, with caption, details, notes, errors and flags."""
     # Attacks that do not apply have no work.
-    attacks = [line for line in lines(reports) if line.label in line.report.attacks and line.work]
+    attacks = [
+        line
+        for line in lines(reports)
+        if line.label in (*line.report.attacks, SEARCH) and line.work
+    ]
     sections = [
         rows_markdown("run", run_columns(reports), reports),
         escaped(caption(reports, spec)),
@@ -69,44 +80,100 @@ def render(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         "distances over the samples that were broken (those left out were not):",
         rows_markdown("details", shown_in("details", detail_columns()), attacks),
     ]
-    told = remarks(reports) + [
+    if told := [*remarks(reports), *flag_lines(reports)]:
+        sections.append("\n".join(f"- {escaped(line)}" for line in told))
+    return "\n\n".join(sections) + "\n"
+
+
+def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
+    """The table of some reports for a terminal, with what has to be known of it. Attacks and their
+    work are folded, and each flag stands in words once."""
+    sections: Page = [
+        grid_of(terminal_columns(reports), reports),
+        [Words(short_caption(reports, spec))],
+        [replace(words, list=True) for words in _remarks(reports)],
+        _raised(reports),
+    ]
+    return [section for section in sections if section]
+
+
+def latex(reports: Sequence[Measurements], spec: RunSpec | None, with_attacks: bool = True) -> str:
+    """The run's table in LaTeX, as a float with its caption and the lines below it. It needs the
+    package booktabs. Single attacks have columns if `with_attacks`."""
+    columns = run_columns(reports, "latex", with_attacks)
+    first = reports[0]
+    of = f"{without_places(spec.data)}-{spec.place}" if spec else first.name
+    label = "tab:" + re.sub(r"[^A-Za-z0-9.-]+", "-", of)
+    text = escaped_in_latex(exported_caption(reports, spec, columns))
+    told = [*remarks(reports), *flag_lines(reports)]
+    return floating(tabular("latex", columns, reports), text, label, told)
+
+
+def flag_lines(reports: Sequence[Measurements]) -> list[str]:
+    """A line for each flag of each report, which says what it means and what to do."""
+    return [
         f"{report.called}: {code}: {meaning}"
         for report in reports
         for code, meaning in explain(report).items()
     ]
-    if told:
-        sections.append("\n".join(f"- {escaped(line)}" for line in told))
-    return "\n\n".join(sections) + "\n"
 
 
 def remarks(reports: Sequence[Measurements]) -> list[str]:
     """The lines below tables, but for flags: notes, what does not apply, errors, contradictions,
     what bounds proved, and attacks that were left out."""
-    told = list(dict.fromkeys(note for report in reports for note in report.notes))
+    return [str(words) for words in _remarks(reports)]
+
+
+def _raised(reports: Sequence[Measurements]) -> list[Words]:
+    """The flags of some reports: each with the rows that have it, and with its remedy."""
+    rows: dict[str, list[str]] = {}
+    for report in reports:
+        for code in explain(report):
+            rows.setdefault(code, []).append(report.name)
+    told = []
+    for code, names in rows.items():
+        about = "a flag of another version"
+        if code in FLAGS:
+            remedy = FLAGS[code].remedy
+            about = f"{FLAGS[code].meaning}. {remedy[0].upper()}{remedy[1:]}."
+        told.append(Words(about, f"{code} ({', '.join(names)})", "warning", list=True))
+    return told
+
+
+def _remarks(reports: Sequence[Measurements]) -> list[Words]:
+    """What stands below the tables, but for flags: notes, what does not apply, errors,
+    contradictions."""
+    remarks = [Words(note) for note in dict.fromkeys(note for r in reports for note in r.notes)]
     for report in reports:
         for reason, labels in _by_reason(report.inapplicable).items():
-            does = "does" if len(labels) == 1 else "do"
-            told.append(f"{report.called}: {', '.join(labels)} {does} not apply: {reason}")
-    told += [
-        f"{report.called}: {label} failed: {message}"
+            remarks.append(Words(f"{report.called}: {on_inapplicable(labels, reason)}"))
+    names = {SEARCH: "the search for proofs"}
+    remarks += [
+        Words(message, f"{report.called}: {names.get(label, label)} failed", "wrong")
         for report in reports
         for label, message in report.errors.items()
     ]
-    return told + contradictions(reports) + _proven(reports) + _left_out(reports)
+    remarks += _contradicted(reports)
+    return remarks + [Words(line) for line in (*_proven(reports), *_left_out(reports))]
 
 
 def contradictions(reports: Sequence[Measurements]) -> list[str]:
     """A line for each report of which a certificate is contradicted: by how many samples, which."""
+    return [str(words) for words in _contradicted(reports)]
+
+
+def _contradicted(reports: Sequence[Measurements]) -> list[Words]:
     told = []
     for report in reports:
         samples = report.contradictions
         if len(samples):
             named = ", ".join(map(str, samples[:_NAMED]))
-            told.append(
-                f"{report.called}: attacks misclassify {len(samples)} of {report.total} samples "
+            about = (
+                f"attacks misclassify {len(samples)} of {report.total} samples "
                 f"within the radius certified for them: {named}"
                 f"{', ...' if len(samples) > _NAMED else ''}"
             )
+            told.append(Words(about, report.called, "wrong"))
     return told
 
 
@@ -124,15 +191,15 @@ def _proven(reports: Sequence[Measurements]) -> list[str]:
     told = []
     for report in reports:
         robust = report.robust_to(BEST if report.measured else NATURAL)
-        if report.proofs is None or robust is None or report.radii is None:
+        certified = report.certified_within(report.threat.eps)
+        if report.proved is None or robust is None or certified is None:
             continue
         counts = [f"{report.proven[by]} {how}" for by, how in _BY.items() if by in report.proven]
-        searched = report.proven.get("broken", 0)
-        open_ = int((robust & ~report.radii.proves(report.threat.eps)).sum()) - searched
+        left = int((robust & ~certified).sum())
         told.append(
             f"{report.called}: certified by {report.proofs}: {', '.join(counts) or 'none'}; "
-            f"{open_} of {report.total} are neither certified nor broken"
-            + (f", and {searched} are broken by the search alone" if searched else "")
+            f"{left} of {report.total} {'is' if left == 1 else 'are'} neither certified nor broken"
+            + (f", and the search alone broke {report.searched}" if report.searched else "")
         )
     return told
 

@@ -24,7 +24,14 @@ from benchmark.executors import IN_PROCESS, Executor, Held, WorkerLostError, in_
 from benchmark.executors.executor import FIRST, Tell, silent
 from benchmark.executors.progress import AttackBar, underway
 from benchmark.executors.resources import whole_gpu
-from benchmark.judge.evaluator import Proving, Samples, attack_block, certify_block, judge_block
+from benchmark.judge.evaluator import (
+    Samples,
+    attack_block,
+    certify_block,
+    judge_block,
+    prove_block,
+)
+from benchmark.judge.examination import note_on_mode
 from benchmark.judge.probes import PROBED, probe
 from benchmark.judge.records import Block, Cell, IntArray
 from benchmark.judge.steadiness import UnsteadyError
@@ -34,6 +41,7 @@ from benchmark.keys import (
     identify_attacked,
     identify_certificate,
     identify_natural,
+    identify_search,
     key_of,
 )
 from benchmark.models.trained import Trained
@@ -49,9 +57,10 @@ from benchmark.run.looking import (
     unprovable,
 )
 from benchmark.run.measuring import Advance, measured
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.lineup import Entry, Lineup, runs_under
-from benchmark.spec.run_spec import Mode, Proofs
+from benchmark.spec.proof_setting import Proofs
+from benchmark.spec.run_spec import Mode
 from defenses.offers import note_of
 
 Cells = Callable[[str], Cell]
@@ -98,6 +107,7 @@ async def assessed(
     about: Identity,
     classes: int | None = None,
     notify: Notify = lambda report, label: None,
+    began: Notify = lambda report, label: None,
 ) -> Report:
     """Attack a model on samples with every attack of a lineup, and report the outcomes.
 
@@ -108,7 +118,7 @@ async def assessed(
     about    what identifies the model and the data; it becomes part of each key.
     classes  how many logits the model must give; any number if None.
     notify   is called with the report and a label as soon as the clean images, the certificate or
-             an attack are done, and all that stand before it in the lineup.
+             an attack are done, and all before it in the lineup; began, once it is under way.
 
     An attack or a certificate that raises becomes an error of the report, never a robust score; an
     attack that finds that it does not apply to the model counts for nothing. If the model turns out
@@ -129,7 +139,18 @@ async def assessed(
             executor.beside, share=whole,
         )  # fmt: skip
         assessment = _Assessment(
-            name, model, subject, seen, samples, settings, cells, about, lineup, peers, notify
+            name,
+            model,
+            subject,
+            seen,
+            samples,
+            settings,
+            cells,
+            about,
+            lineup,
+            peers,
+            notify,
+            began,
         )
         try:
             return await assessment.report_of_all()
@@ -156,10 +177,12 @@ class _Assessment:
         lineup: Lineup,
         peers: Mapping[str, Trained],
         notify: Notify,
+        began: Notify,
     ) -> None:
         self.model, self.subject, self.seen = model, subject, seen
-        self.samples, self.settings, self.cells, self.notify = samples, settings, cells, notify
-        self.peers, self.executor = peers, settings.executor
+        self.samples, self.settings, self.cells = samples, settings, cells
+        self.notify, self.began = notify, began
+        self.peers, self.executor, self.in_order = peers, settings.executor, lineup.in_order
         self._known: dict[str, Held[nn.Module]] = {}
         self._looking = asyncio.Lock()
         self.report = Report(
@@ -167,8 +190,9 @@ class _Assessment:
             seen.logits,
         )  # fmt: skip
         self.report.under = settings.under
-        if note := note_of(model):
-            self.report.notes.append(f"{name}: {note}")
+        for note in (note_of(model), note_on_mode(model)):
+            if note:
+                self.report.notes.append(f"{name}: {note}")
         # What a randomised model draws, or one that calls change gives, depends on the images that
         # are forwarded together.
         of_block = {} if seen.is_divisible else {"block": settings.block}
@@ -189,11 +213,14 @@ class _Assessment:
         report.noted = {*report.noted, *misleading}
         self.notify(report, NATURAL)
 
-        # What the model certifies of itself, unless more is to be proven once attacks are done.
-        proofs = settings.certify if await self._is_provable() else None
-        if self.seen.certifies and proofs is None:
-            await self.certify(None)
+        # What the model certifies of itself, and whether more can be proven, once attacks are done.
+        if self.seen.certifies:
+            await self.certify()
             self.notify(report, CERTIFIED)
+        proofs = settings.certify
+        if proofs is not None and (why := await self._unprovable()):
+            self._search_done(proofs, self._cell_of(proofs), (), inapplicable=why)
+            proofs = None
 
         if self.seen.hidden:
             report.notes.append(
@@ -203,7 +230,8 @@ class _Assessment:
             )
 
         # The attacks. They enter the report in order, each as soon as those before it have.
-        ordered = _ordered(self.seen.entries, settings.mode)
+        by_cost = settings.mode == "cascade" and not self.in_order
+        ordered = _ordered(self.seen.entries, by_cost)
         entered = {label: asyncio.Event() for label, _ in ordered}
         begun = []
         for place, (label, entry) in enumerate(ordered):
@@ -217,28 +245,22 @@ class _Assessment:
             entered[label].set()
             self.notify(report, label)
         if proofs is not None:
-            await self.certify(proofs)
-            self.notify(report, CERTIFIED)
+            await self.prove(proofs)
         return report
 
-    async def _is_provable(self) -> bool:
-        """Whether bounds are asked for, and can be had of the model; else a note says why not."""
-        settings = self.settings
-        if settings.certify is None:
-            return False
-        why = await self.executor.do(
-            unprovable, self.subject, settings.threat, self.samples.x[:1], share=self.seen.share
-        )
-        if why:
-            self.report.notes.append(f"{self.report.name}: nothing is proven by bounds: {why}")
-        return not why
+    async def _unprovable(self) -> str:
+        """Why no bounds can be had of the model; empty where they can."""
+        return await self.executor.do(
+            unprovable, self.subject, self.settings.threat, self.samples.x[:1],
+            share=self.seen.share,
+        )  # fmt: skip
 
     async def judge_clean(self) -> None:
         """Judge the clean images. Raises UserError where the model fails on some of them."""
         key = key_of(self.identity)
         cell = self.cells(key)
         try:
-            await self._measured(partial(judge_block, self.subject), cell)
+            await self._measured(partial(judge_block, self.subject), NATURAL, cell)
         except (UserError, UnsteadyError):
             raise
         except Exception as error:
@@ -246,37 +268,77 @@ class _Assessment:
         self._close(cell, self.identity)
         self.report.add(NATURAL, key, cell, None)
 
-    async def certify(self, proofs: Proofs | None) -> None:
-        """Measure the radii that the model certifies, or bounds prove. Where that fails, the report
-        says why."""
-        proving, at_once, weight = None, None, FIRST
-        if proofs is not None:
-            robust = self.report.robust_to(BEST if self.report.measured else NATURAL)
-            assert robust is not None
-            proving = Proving(proofs.method, proofs.seconds, np.flatnonzero(~robust))
-            at_once = PROVEN_AT_ONCE
-            if proofs.method == "branch":
-                weight = PROVEN_AT_ONCE * proofs.seconds
-        told = None if proofs is None else proofs.identity()
-        identity = identify_certificate(self.identity, self.settings.threat, told)
-        key, settings, total = key_of(identity), self.settings, len(self.samples)
-        cell, error = self.cells(key), None
-        title = f"{self.report.called} {CERTIFIED}"
-        with self._bar(title, total, 0) as bar:
-            unit = partial(certify_block, self.subject, settings.threat, proving)
+    async def certify(self) -> None:
+        """Measure the radii that the model certifies. Where that fails, the report says why."""
+        identity = identify_certificate(self.identity, self.settings.threat)
+        key = key_of(identity)
+        cell, everything = self.cells(key), np.arange(len(self.samples))
+        self.report.begin(CERTIFIED, key, cell)
+        self.began(self.report, CERTIFIED)
+        unit = partial(certify_block, self.subject, self.settings.threat)
+        error = await self._proven(CERTIFIED, unit, cell, everything)
+        self._close(cell, identity, error=error)
+        self.report.certify(key, cell, error)
+
+    async def prove(self, proofs: Proofs) -> None:
+        """Let bounds prove, or their search break, what attacks left and the model does not certify
+        itself. Where that fails, the report says why."""
+        after = tuple(self.report.measured)
+        places = self.report.expected(SEARCH, after)
+        unit = partial(
+            prove_block, self.subject, self.settings.threat, proofs.method, proofs.seconds
+        )
+        weight = PROVEN_AT_ONCE * proofs.seconds if proofs.method == "branch" else FIRST
+        cell = self._cell_of(proofs)
+        self.report.begin(SEARCH, key_of(self._identity_of(proofs)), cell, after)
+        self.began(self.report, SEARCH)
+        error = await self._proven(SEARCH, unit, cell, places, PROVEN_AT_ONCE, weight)
+        self._search_done(proofs, cell, after, error=error)
+
+    def _identity_of(self, proofs: Proofs) -> Identity:
+        return identify_search(self.identity, self.settings.threat, proofs)
+
+    def _cell_of(self, proofs: Proofs) -> Cell:
+        return self.cells(key_of(self._identity_of(proofs)))
+
+    def _search_done(
+        self,
+        proofs: Proofs,
+        cell: Cell,
+        after: Sequence[str],
+        error: str | None = None,
+        inapplicable: str | None = None,
+    ) -> None:
+        """Note what became of the search for proofs, and enter it in the report."""
+        identity = self._identity_of(proofs)
+        self._close(cell, identity, error=error, inapplicable=inapplicable)
+        self.report.add(SEARCH, key_of(identity), cell, error, after, inapplicable)
+        self.notify(self.report, SEARCH)
+
+    async def _proven(
+        self,
+        label: str,
+        unit: Callable[..., Block],
+        cell: Cell,
+        places: IntArray,
+        at_once: int | None = None,
+        weight: float = FIRST,
+    ) -> str | None:
+        """Keep what a unit proves of the samples at some places. Returns why it failed, in a line,
+        unless it did not."""
+        with self._bar(f"{self.report.called} {CERTIFIED}", len(places), 0) as bar:
             try:
                 await self._measured(
-                    unit, cell, advance=lambda count, *_: bar.count(count), weight=weight,
+                    unit, label, cell, places, lambda count, *_: bar.count(count), weight=weight,
                     at_once=at_once,
                 )  # fmt: skip
             except WorkerLostError as failure:
-                error = one_line(failure)
+                return one_line(failure)
             except (UserError, UnsteadyError):
                 raise
             except Exception as failure:
-                error = described(failure)
-        self._close(cell, identity, error=error)
-        self.report.certify(key, cell, error)
+                return described(failure)
+        return None
 
     async def attack(
         self, label: str, entry: Entry, before: Sequence[asyncio.Event]
@@ -294,6 +356,8 @@ class _Assessment:
         )  # fmt: skip
         key = key_of(identity)
         cell = self.cells(key)
+        self.report.begin(label, key, cell, entry.after)
+        self.began(self.report, label)
         error, inapplicable = await self._attack(label, attack, samples, used, cell)
         facts = {"error": error, "inapplicable": inapplicable}
         self._close(cell, identity, **facts, **traits(attack, self.model, used))
@@ -328,7 +392,7 @@ class _Assessment:
                 # Calls within a block are shown where one block is worked on at a time.
                 tick = bar.tick if self.executor.width == 1 else silent
                 await self._measured(
-                    unit, cell, samples, bar.advance, tick, weight, attack.facts.by_block
+                    unit, label, cell, samples, bar.advance, tick, weight, attack.facts.by_block
                 )
             except WorkerLostError as error:
                 return one_line(error), None
@@ -368,6 +432,7 @@ class _Assessment:
     async def _measured(
         self,
         unit: Callable[..., Block],
+        label: str,
         cell: Cell,
         samples: IntArray | None = None,
         advance: Advance = lambda samples, broken, kept=False: None,
@@ -376,12 +441,19 @@ class _Assessment:
         by_block: bool = False,
         at_once: int | None = None,
     ) -> None:
-        """Measure samples, all by default, and keep the records in a cell. `by_block` says that
-        they depend on which samples are in a block, and `at_once` how many are in one at most."""
+        """Measure samples, all by default, under a label, and keep the records in a cell.
+        `by_block` says that they depend on which samples are in a block, and `at_once` how many are
+        in one at most."""
+        self.report.kept[label] = 0
+
+        def count(samples: int, broken: int, kept: bool = False) -> None:
+            self.report.kept[label] += samples if kept else 0
+            advance(samples, broken, kept)
+
         index = np.arange(len(self.samples)) if samples is None else samples
         size = self.settings.block if by_block else min(self._at_once, at_once or self._at_once)
         await measured(
-            unit, self.samples, index, cell, size, self.executor, advance, tell,
+            unit, self.samples, index, cell, size, self.executor, count, tell,
             self.seen.is_divisible and not by_block, weight, self.seen.share,
         )  # fmt: skip
 
@@ -411,13 +483,13 @@ def traits(attack: Attack, model: nn.Module, used: Mapping[str, Trained]) -> dic
     }
 
 
-def _ordered(entries: dict[str, Entry], mode: Mode) -> list[tuple[str, Entry]]:
+def _ordered(entries: dict[str, Entry], by_cost: bool) -> list[tuple[str, Entry]]:
     """The attacks in the order in which they are carried out.
 
-    That is the order of the lineup. In a cascade the cheapest attack comes first, and attacks of
-    unknown cost come last.
+    That is the order of the lineup. `by_cost`, as in a cascade whose order was not learned, the
+    cheapest attack comes first, and attacks of unknown cost come last.
     """
-    if mode == "table":
+    if not by_cost:
         return list(entries.items())
 
     def cost(item: tuple[str, Entry]) -> float:

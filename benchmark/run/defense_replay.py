@@ -3,30 +3,34 @@
 Every stored adversarial example is judged again, and each certified radius is computed again.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import ThreatModel
 from attacks.messages import described
 from benchmark.environment import Device, resolve_device
-from benchmark.judge.evaluator import Samples, read_of
+from benchmark.executors import IN_PROCESS
+from benchmark.executors.executor import silent
+from benchmark.judge.evaluator import Samples, decisions_on
 from benchmark.judge.examination import check_model, examine
-from benchmark.judge.records import Block, BoolArray, IntArray, MemoryCell
+from benchmark.judge.records import Block, BoolArray, IntArray, MemoryCell, blocks_of
 from benchmark.judge.subject import Judgement, Subject, Terms, until_steady
 from benchmark.judge.surroundings import undisturbed
 from benchmark.keys import Identity, identify_threat, key_of
 from benchmark.models.trained import Trained
-from benchmark.report.radii import ROUNDING, Radii
+from benchmark.report.radii import ROUNDING
 from benchmark.report.report import Report
 from benchmark.run.draws_replay import replay_draws
+from benchmark.run.looking import unprovable
 from benchmark.run.measuring import measure_natural, measure_radii
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from defenses.certificates import HasCertificate
-from defenses.verification import Ball, decide
 
 # The relative difference that a distance, a sum in float64, may have on another machine.
 _ROUNDING = 1e-9
@@ -147,7 +151,7 @@ def _replay(
     )
 
     # Replay the clean images, the certificate and the attacks: `lines` say what does not hold.
-    verdicts = []
+    verdicts = list[Verdict]()
     natural_cell = MemoryCell()
     measure_natural(subject, samples, natural_cell, block)
     natural_cell.close(report.cells[NATURAL].note)
@@ -158,15 +162,17 @@ def _replay(
         verdicts.append(verdict)
     elif isinstance(subject.model, HasCertificate) and report.attacks:
         lines[CERTIFIED] = ["left out, though the model offers a certificate"]
-    for label in report.attacks:
-        cell, verdict, lines[label] = _replay_cell(subject, samples, report, label)
+    for label in (*report.attacks, *([SEARCH] if SEARCH in report.keys else [])):
+        again = _replay_search if label == SEARCH else _replay_cell
+        cell, of_cell, lines[label] = again(subject, samples, report, label)
         inapplicable = report.inapplicable.get(label)
         replayed.add(
             label, report.keys[label], cell, report.errors.get(label),
             report.after.get(label, ()), inapplicable,
         )  # fmt: skip
         if inapplicable is None:
-            verdicts.append(verdict)
+            verdicts += of_cell
+    lines[CERTIFIED] = [*lines.get(CERTIFIED, ()), *_refuted(replayed)]
 
     # Check that the records belong to this model, data and threat, and that nothing else failed.
     problems = []
@@ -205,7 +211,7 @@ def _differences(recorded: Report, replayed: Report) -> list[str]:
 
 def _replay_cell(
     subject: Subject, samples: Samples, report: Report, label: str
-) -> tuple[MemoryCell, Verdict, list[str]]:
+) -> tuple[MemoryCell, list[Verdict], list[str]]:
     """Replay the cell of an attack.
 
     Returns the cell as it is found now, the verdict on it, and a line for each thing that does not
@@ -213,10 +219,12 @@ def _replay_cell(
     """
     if subject.is_random:
         cell, claimed, holding, problems = replay_draws(subject, samples, report, label)
-        return cell, Verdict(report.name, label, claimed, holding, "rates hold"), problems
+        return cell, [Verdict(report.name, label, claimed, holding, "rates hold")], problems
     replayed, problems = MemoryCell(), []
     claimed = holding = hidden = mislabelled = mispredicted = misplaced = 0
-    for block in report.blocks(label):
+    # Proofs of samples that attacks broke since are held against these attacks.
+    places = np.arange(report.total) if label == SEARCH else report.places[label]
+    for block in blocks_of(report.cells[label], places):
         claimed += int(block.broken.sum())
         if not _is_sound(block, samples):
             problems.append("a block of records does not fit the data")
@@ -239,7 +247,7 @@ def _replay_cell(
     ):
         if count:
             problems.append(f"{count} {what}")
-    return replayed, Verdict(report.name, label, claimed, holding), problems
+    return replayed, [Verdict(report.name, label, claimed, holding)], problems
 
 
 def _replay_radii(
@@ -260,66 +268,84 @@ def _replay_radii(
     except Exception as error:
         replayed.certify(key, computed, f"fails now: {described(error)}")
         return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
-    cheap, taken = recorded.by == "crown", np.isin(recorded.by, _TAKEN)
-    try:
-        if cheap.any() or taken.any():
-            _check_proofs(subject, samples, report, recorded, cheap | taken)
-        proven = _proven_again(subject, samples, report, np.flatnonzero(cheap))
-    except ValueError as error:
-        replayed.certify(key, computed, f"fails now: {described(error)}")
-        return Verdict(report.name, CERTIFIED, claimed, 0, "radii are found again"), []
     for radii in computed.blocks():
         radius, right = recorded.radius[radii.index], recorded.right[radii.index]
-        again = np.where(proven[radii.index], report.threat.eps, radii.distance)
-        again = np.where(taken[radii.index], radius, np.maximum(again, radii.distance))
-        close = np.isclose(radius, again, 0, ROUNDING)
+        close = np.isclose(radius, radii.distance, 0, ROUNDING)
         holding += int((close & (right == ~radii.broken)).sum())
-        by = recorded.by[radii.index]
-        entered.add(replace(radii, distance=np.where(close, radius, again), stage=by))
+        entered.add(replace(radii, distance=np.where(close, radius, radii.distance)))
     entered.close(report.cells[CERTIFIED].note)
     replayed.certify(key, entered, None)
     differing = [f"{claimed - holding} radii are not as found now"] if holding < claimed else []
-    means = "radii are found again"
-    if taken.any():
-        means += f", but for {taken.sum()} that are the word of optimised bounds or a search"
-    return Verdict(report.name, CERTIFIED, claimed, holding, means), differing
+    return Verdict(report.name, CERTIFIED, claimed, holding, "radii are found again"), differing
 
 
-# What is not proven again: it would take as long as it took.
-_TAKEN = ("alpha-crown", "branching", "solver")
+# What is not proven again, since it would take as long as it took; and how far a bound may be off
+# that another machine rounds otherwise.
+_TAKEN, _OF_BOUNDS = ("alpha-crown", "branching", "solver"), 1e-6
 
 
-def _check_proofs(
-    subject: Subject, samples: Samples, report: Report, recorded: Radii, by_bounds: BoolArray
-) -> None:
-    """Raises ValueError where the records cannot be of proofs by bounds: none were asked for, the
-    model has none, or they are of another radius than eps."""
-    if report.proofs is None:
-        raise ValueError("records are of proofs, which the run did not ask for")
-    read_of(subject, samples.x.shape[1:])
-    Ball.around(samples.x[:1].double(), report.threat)
-    if report.proofs.method == "crown" and np.isin(recorded.by, _TAKEN).any():
-        raise ValueError("records are of a search, which the run did not ask for")
-    if not (recorded.radius[by_bounds] == report.threat.eps).all():
-        raise ValueError("records are of proofs of another radius than eps")
+def _replay_search(
+    subject: Subject, samples: Samples, report: Report, label: str
+) -> tuple[MemoryCell, list[Verdict], list[str]]:
+    """Replay what the search for proofs showed: its examples as those of an attack, and linear
+    bounds of all samples that it tried. Returns what `_replay_cell` does."""
+    cell, verdicts, problems = _replay_cell(subject, samples, report, label)
+    if label in report.inapplicable:
+        hold = IN_PROCESS.hold(subject)
+        if not unprovable(hold, report.threat, samples.x[:1], silent):
+            problems.append("is said not to apply to the model, and does")
+        return cell, [], problems
+    entered, counts, wrong = MemoryCell(), Counter[str](), Counter[str]()
+    searching = report.proofs is not None and report.proofs.method == "branch"
+    for block in cell.blocks():
+        stage, broken = np.asarray(block.stage), block.broken
+        try:
+            proven, bound = _bounded_again(subject, samples, report.threat, block.index)
+        except ValueError as error:
+            return cell, verdicts, [*problems, f"fails now: {described(error)}"]
+        crown, taken = stage == "crown", np.isin(stage, _TAKEN)
+        counts["proofs"] += int((stage != "")[~broken].sum())
+        counts.update({name: int((stage == name)[~broken].sum()) for name in _TAKEN})
+        counts["again"] += int((crown & proven & ~broken).sum())
+        foreign = ~(crown | (stage == "") | (taken & searching))
+        loose = ~np.isclose(np.asarray(block.bound), bound, _OF_BOUNDS, _OF_BOUNDS)
+        for what, which in (
+            ("records name a proof that the run did not ask for", foreign),
+            ("proofs by linear bounds are not found again", crown & ~proven),
+            ("samples are proven by linear bounds, and not so in the records", proven & ~crown),
+            ("bounds are not as found now", loose),
+        ):
+            wrong[what] += int(which.sum())
+        entered.add(replace(block, stage=np.where(crown & ~proven | foreign, "", stage)))
+    entered.close(cell.note)
+    problems += [f"{count} {what}" for what, count in wrong.items() if count]
+    words = [name for name in _TAKEN if counts[name]]
+    taken_on = f", {sum(counts[name] for name in words)} taken on their word ({', '.join(words)})"
+    what = "proofs made again" + (taken_on if words else "")
+    proofs = Verdict(report.name, CERTIFIED, counts["proofs"], counts["again"], what)
+    return entered, [*(verdicts if verdicts[0].claimed else []), proofs], problems
 
 
-def _proven_again(
-    subject: Subject, samples: Samples, report: Report, places: IntArray
-) -> BoolArray:
-    """Which samples (n,) linear bounds prove, of those at some places (k,)."""
-    proven = np.zeros(len(samples), dtype=bool)
-    if not len(places):
-        return proven
+def _bounded_again(
+    subject: Subject, samples: Samples, threat: ThreatModel, places: IntArray
+) -> tuple[BoolArray, NDArray[np.float64]]:
+    """Which samples at some places (k,) linear bounds prove, and the bounds (k,). Raises ValueError
+    where there are none."""
     rows = torch.from_numpy(places)
     x, y = samples.x[rows].to(subject.device, subject.dtype), samples.y[rows].to(subject.device)
-    within = report.threat.around(x, subject.terms.frozen)
-    decisions = decide(
-        subject.model, x, y, within, 0, "crown", read_of(subject, x.shape[1:]), attacked=True,
-        allowed=subject.terms.allowed,
-    )  # fmt: skip
-    proven[places] = [decision.status == "robust" for decision in decisions]
-    return proven
+    within = threat.around(x, subject.terms.frozen)
+    decisions = decisions_on(subject, x, y, within, "crown")
+    robust = np.array([decision.status == "robust" for decision in decisions], dtype=bool)
+    return robust, np.array([decision.bound for decision in decisions], dtype=np.float64)
+
+
+def _refuted(replayed: Report) -> list[str]:
+    """A line where examples that hold break samples that bounds are said to prove."""
+    if replayed.proved is None:
+        return []
+    samples = [place for place in replayed.contradictions if replayed.proved.proven[place]]
+    named = ", ".join(map(str, samples))
+    return [f"examples break samples that are said to be proven: {named}"] if samples else []
 
 
 def _misfits(report: Report, label: str, made_with: Identity, weights: str) -> list[str]:
@@ -347,7 +373,6 @@ def _is_of(report: Report, label: str, made_with: Identity, weights: str) -> boo
         and identity.get("defense", {}).get("weights") == weights
         and (
             identity.get("certificate") == report.threat.norm
-            and ("proofs" not in identity or threat == identify_threat(report.threat))
             if label == CERTIFIED
             else label == NATURAL or threat == identify_threat(report.threat)
         )
@@ -380,7 +405,8 @@ def _replay_block(subject: Subject, samples: Samples, block: Block, threat: Thre
     # The images are not needed any more, and would take memory until the end of the replay.
     no_images = block.adversarial[:0]
     broken = distance <= threat.eps
+    stage = np.where(block.broken & ~broken, "", np.asarray(block.stage))
     return replace(
         block, predicted=predicted, broken=broken, distance=distance, adversarial=no_images,
-        rate=None, trial=None,
+        rate=None, trial=None, stage=stage,
     )  # fmt: skip

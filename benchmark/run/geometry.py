@@ -10,6 +10,7 @@ from torch import Tensor
 from attacks import ThreatModel
 from attacks.messages import described
 from attacks.threat import Norm
+from benchmark.columns import eps_text
 from benchmark.errors import UserError
 from benchmark.images import BLOCK, Images
 from benchmark.judge.evaluator import Samples
@@ -43,8 +44,8 @@ class Geometry:
         most = self.threat.eps
         least = 0 if self.frozen is not None else float(self.scale.min()) * most
         return (
-            f"eps differs by feature, from {least:g} to {most:g}; distances are in units in which "
-            f"it is {most:g} for each"
+            f"eps differs by feature, from {eps_text(least)} to {eps_text(most)}; distances are in "
+            f"units in which it is {eps_text(most)} for each"
         )
 
     def measured(self, samples: Samples) -> Samples:

@@ -28,6 +28,7 @@ from benchmark.judge.steadiness import Kind, call, differ
 from benchmark.judge.subject import LOOKED_AT, Subject, Terms
 from benchmark.judge.surroundings import undisturbed
 from benchmark.spec.lineup import Entry
+from benchmark.spec.proof_setting import not_provable
 from defenses.certificates import HasCertificate
 
 # How far logits may be off that other hardware rounds otherwise, as a part of the largest.
@@ -183,8 +184,8 @@ def suited(model: nn.Module, entry: Entry) -> Entry:
 def unprovable(subject: Held[Subject], threat: ThreatModel, x: Tensor, tell: Tell) -> str:
     """Why no bounds can be had of a model at images like x (1, *shape); empty where they can."""
     del tell
-    if threat.norm not in ("linf", "l2"):
-        return f"bounds are for linf and l2, not {threat.norm}"
+    if why := not_provable(threat.norm):
+        return why
     try:
         read_of(subject.get(), x.shape[1:])
     except ValueError as error:

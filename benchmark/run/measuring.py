@@ -95,7 +95,7 @@ def measure_radii(
 ) -> None:
     """What the model certifies of the clean images, `block` at a time, in this process: see
     `measured`."""
-    unit = partial(certify_block, IN_PROCESS.hold(subject), threat, None)
+    unit = partial(certify_block, IN_PROCESS.hold(subject), threat)
     everything = np.arange(len(samples))
     IN_PROCESS.run(measured(unit, samples, everything, cell, block, IN_PROCESS))
 

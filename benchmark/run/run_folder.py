@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from attacks import ThreatModel
 from benchmark.data.choice import Choice
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
-from benchmark.folder_lock import alone_in
+from benchmark.folder_lock import InUseError, alone_in
 from benchmark.judge.records import FolderCell
 from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
@@ -17,7 +19,7 @@ from benchmark.report.captions import may_reject_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.run_samples import samples_of
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.whole import run_tables
 from benchmark.whole.parts import kind_in, parts, places_in, several
@@ -33,6 +35,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(manifest, dict):
             raise ValueError("no mapping")
     except FileNotFoundError as error:
+        if (folder / CELLS).is_dir() or (folder / "defenses").is_dir():
+            raise UserError(
+                f"{folder} holds a run that was interrupted before all its models were there: run "
+                "the same command again"
+            ) from error
         raise UserError(f"{folder} holds no run with results: name the folder of a run") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
@@ -83,27 +90,63 @@ def models_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
     return {row["defense"]: folder / row["model"] for row in rows}
 
 
-def rewrite(folder: Path, root: Path | None = None) -> tuple[RunSpec, list[Report]]:
-    """Write the tables and the page of a run anew, from its records. Returns its spec, and a report
-    on each defense under each threat, with each seed.
+@dataclass(frozen=True)
+class Recorded:
+    """What the folder of a run tells of it.
+
+    spec     its spec.
+    reports  a report on each defense that is begun, under each threat or with each seed.
+    missing  a line for each defense and each attack that lacks records.
+    in_use   which process works in the folder; empty where none does.
+    """
+
+    spec: RunSpec
+    reports: list[Report]
+    missing: list[str]
+    in_use: str = ""
+
+
+def rewrite(folder: Path, root: Path | None = None) -> Recorded:
+    """Read a run from its records, finished or not, and write its tables and its page anew, unless
+    another process works in its folder.
 
     root  where data sets are looked for first; the page has no images where there is none. Code
           that the run names is not run. Raises as `load_run`.
     """
-    with alone_in(folder):
-        manifest = read_manifest(folder)
-        if not kind_in(manifest):
-            spec, manifest, reports = load_run(folder)
-            spec = named(spec, manifest)
+    try:
+        with alone_in(folder):
+            return _recorded(folder, root)
+    except InUseError as error:
+        if not (folder / RUN).exists():
+            raise
+        return replace(_recorded(folder, None, write=False), in_use=f"{error}.")
+
+
+def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
+    """What a run's folder tells of it, whose tables are written anew if `write`."""
+    manifest = read_manifest(folder)
+    if not kind_in(manifest):
+        spec, manifest, reports = load_run(folder)
+        missing = missing_of(spec, manifest, reports)
+        spec = named(spec, manifest)
+        if write:
             tables.write(folder, reports, spec, {"run": manifest})
             write_page(folder, reports, _shown(spec, manifest, root))
-            return spec, reports
-        spec, homes = homes_of(folder, manifest)
-        written = [rewrite(home, root) for home in homes.values() if (home / RUN).exists()]
-        spec = spec.model_copy(update={"data": written[0][0].data})
-        reports = [report for _, of_part in written for report in of_part]
+        return Recorded(spec, reports, missing)
+    spec, homes = homes_of(folder, manifest)
+    of_parts, missing = list[Recorded](), list[str]()
+    for name, home in homes.items():
+        if not (home / RUN).exists():
+            missing.append(f"{name}: not measured")
+            continue
+        with alone_in(home) if write else nullcontext():
+            of_parts.append(_recorded(home, root, write))
+        missing += [f"{name}: {line}" for line in of_parts[-1].missing]
+    spec = spec.model_copy(update={"data": of_parts[0].spec.data})
+    reports = [report for part in of_parts for report in part.reports]
+    if write:
         run_tables.write(folder, reports, spec, {"run": manifest})
-        return spec, reports
+    return Recorded(spec, reports, missing)
 
 
 def _shown(spec: RunSpec, manifest: dict[str, Any], root: Path | None) -> Shown:
@@ -154,6 +197,11 @@ def _load_report(
         else:
             after, inapplicable = row["after"].get(label, ()), row["inapplicable"].get(label)
             report.add(label, key, cell, error, after, inapplicable)
+    for label, begun in row.get("begun", {}).items():
+        if label not in by_label:
+            report.begin(label, begun["key"], FolderCell(cells / begun["key"]), begun["after"])
+    known = report.keys.keys() | report.begun.keys()
+    report.awaited = [label for label in manifest.get("attacks", ()) if label not in known]
     return report
 
 
@@ -167,28 +215,44 @@ def _check_clean(folder: Path, report: Report) -> None:
         )
 
 
-def unfinished(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
-    """A line for each defense and each attack of which a run has not all records."""
+def unfinished(
+    spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]
+) -> dict[str, list[str]]:
+    """What a run has not all records of: by the name of a row, a line for each attack, or one that
+    the defense is not measured."""
     by_name = {report.name: report for report in reports}
     # Earlier versions did not note the attacks: all that any row has.
     attacks = dict.fromkeys(
         manifest.get("attacks") or [label for report in reports for label in report.attacks]
     )
-    lines = []
+    lines: dict[str, list[str]] = {}
     expected = dict.fromkeys(component.label for component in spec.defenses)
     # A model that may reject images has two rows.
     rejecting = [row["defense"] for row in manifest["rows"] if row.get("may_reject") is False]
     for label in (*expected, *map(may_reject_name, rejecting)):
         if label not in by_name:
-            lines.append(f"{label}: not measured")
+            lines[label] = [f"{label}: not measured"]
             continue
         report = by_name[label]
-        for attack in (*attacks, *sorted(report.lacking - attacks.keys())):
+        searched = [SEARCH] if spec.certify else []
+        for attack in (*attacks, *searched, *sorted(report.lacking - {*attacks, *searched})):
+            column = CERTIFIED if attack == SEARCH else attack
             if attack in report.lacking:
-                lines.append(f"{label} {attack}: {report.errors[attack]}")
+                line = f"{label} {column}: {report.errors[attack]}"
+            elif attack in report.begun:
+                line = f"{label} {column}: {report.begun[attack]}"
             elif attack not in report.keys:
-                lines.append(f"{label} {attack}: not finished, or not begun")
+                line = f"{label} {column}: not finished, or not begun"
+            else:
+                continue
+            lines.setdefault(label, []).append(line)
     return lines
+
+
+def missing_of(spec: RunSpec, manifest: dict[str, Any], reports: Sequence[Report]) -> list[str]:
+    """The lines of `unfinished`, of all rows."""
+    by_row = unfinished(spec, manifest, reports)
+    return [line for lines in by_row.values() for line in lines]
 
 
 def named(spec: RunSpec, manifest: dict[str, Any]) -> RunSpec:

@@ -185,8 +185,10 @@ async def _train(shared: _Shared, member: Member) -> None:
     spec, models, label = shared.spec, shared.models, member.label
     # It may be made of others, which stand above it.
     await models.wait_for(member.made_of.values())
-    which = f" (seed {shared.seed})" if spec.seeds else ""
-    shared.say(f"{label}{which}: getting the model, which is trained unless it was before")
+    which = f"{label} (seed {shared.seed})" if spec.seeds else label
+    shared.say(f"{which}: getting the model, trained unless it was before")
+    if member.recipe is not None and member.recipe.hint:
+        shared.say(f"{which}: {member.recipe.hint}")
     try:
         trained = await obtained(
             member, shared.dataset, spec.training_threat, shared.seed, shared.folder / "defenses",
@@ -206,8 +208,7 @@ def _begin(shared: _Shared) -> None:
     for path in (path for kind in (THREATS, SEEDS) for path in (folder / kind).glob("*/*")):
         if path.name in (RUN, *tables.FILES):
             path.unlink()
-    plain = spec.model_dump(mode="json")
-    write_text(folder / "spec.yaml", yaml.safe_dump(plain, sort_keys=False))
+    write_text(folder / "spec.yaml", yaml.safe_dump(spec.written(), sort_keys=False))
     if kind_of(spec):
         write_json(folder / RUN, _whole(shared))
 
@@ -279,7 +280,7 @@ async def _rows(
                 name, target.model, relabelled(shared.samples, target.model, view), lineup, peers,
                 settings, lambda key: FolderCell(shared.folder / CELLS / key),
                 identify_row(target.identity, shared.data), shared.dataset.classes,
-                record.notify(label, name, target, terms, shared.say),
+                *record.of_row(label, name, target, terms, shared.say),
             )  # fmt: skip
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
@@ -328,10 +329,13 @@ class _Record:
         if self._is_open and self.manifest["rows"]:
             write_json(self.folder / RUN, self.manifest)
 
-    def notify(self, label: str, name: str, target: Trained, terms: Terms, say: Say) -> Notify:
-        """A function that records how far the assessment of a defense, in a row of that name, is.
+    def of_row(
+        self, label: str, name: str, target: Trained, terms: Terms, say: Say
+    ) -> tuple[Notify, Notify]:
+        """Two functions that record how far the assessment of a defense, in a row of that name, is.
 
-        Each call brings the row in run.json up to date, and says what was measured.
+        Each brings the row in run.json up to date. The first also says what was measured; the
+        second is called where something is under way.
         """
         assert target.folder is not None
         model = _relative(target.folder, self.folder, self.whole)
@@ -339,7 +343,7 @@ class _Record:
         if terms.reject is not None:
             row |= {"reject": terms.reject, "may_reject": terms.may_reject}
 
-        def notify(report: Report, measured: str) -> None:
+        def began(report: Report, label_begun: str) -> None:
             row.update(
                 flags=sorted(report.flags),
                 cells=report.keys,
@@ -347,13 +351,17 @@ class _Record:
                 inapplicable=report.inapplicable,
                 after=report.after,
                 notes=report.notes,
+                begun={of: {"key": it.key, "after": it.after} for of, it in report.begun.items()},
             )
             if row not in self._rows[label]:
                 self._rows[label].append(row)
             self._write()
+
+        def notify(report: Report, measured: str) -> None:
+            began(report, measured)
             say(f"{report.called}: {report.summary(measured)}")
 
-        return notify
+        return notify, began
 
 
 def _relative(path: Path, folder: Path, whole: Path) -> str:

@@ -18,9 +18,9 @@ from benchmark.run.run_folder import (
     RUN,
     homes_of,
     load_run,
+    missing_of,
     named,
     read_manifest,
-    unfinished,
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
@@ -76,10 +76,11 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
         )  # fmt: skip
         row_replayed.report.choice, row_replayed.report.under = report.choice, report.under
         row_replayed.report.left_out = report.left_out
+        row_replayed.report.begun, row_replayed.report.awaited = report.begun, report.awaited
         rows.append(row_replayed)
         problems += row_replayed.problems
     reports = [row.report for row in rows]
-    missing = unfinished(spec, manifest, recorded)
+    missing = missing_of(spec, manifest, recorded)
     _compare(folder, tables.plain(reports), _NUMBERS, problems, missing)
     # Versions before there was a choice of samples raised other flags.
     if "choice" in manifest:

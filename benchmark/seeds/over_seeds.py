@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.columns import Column, Shown, captions, escaped, rows_markdown
+from benchmark.columns import Column, Shown, Table, captions, escaped, rows_markdown, shown_in
 from benchmark.report import tables
 from benchmark.report.captions import (
     images,
@@ -21,8 +21,9 @@ from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import run_columns
 from benchmark.seeds.spread import Spread, on_spread, seeds_named
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
+from benchmark.terminal import Page, Words, grid_of
 
 # What table.json has of the report with each seed.
 _OF_EACH = ("natural", "per_attack", "certified", "best_attack", "interval")
@@ -46,22 +47,38 @@ class OverSeeds:
 
     def spread(self, label: str) -> Spread | None:
         """Natural accuracy, certified, that under an attack, or best-attack, of each seed. None
-        unless each seed has it, and best-attack over the same attacks."""
+        unless each seed has it, and best-attack over the same attacks, all of them finished."""
         values = [
             accuracy.value
             for report in self.reports
             if (accuracy := report.accuracy(label)) is not None
         ]
-        attacks = {tuple(report.measured) for report in self.reports}
-        if len(values) < len(self.with_seed) or (label == BEST and len(attacks) > 1):
+        if len(values) < len(self.with_seed) or (label == BEST and not self._are_alike):
             return None
         return Spread(tuple(values))
 
+    @property
+    def _are_alike(self) -> bool:
+        """Whether best-attack is over the same attacks with each seed, and none is to come."""
+        attacks = {tuple(report.measured) for report in self.reports}
+        return len(attacks) == 1 and not any(report.unfinished for report in self.reports)
+
     def has_failed(self, label: str) -> bool:
-        """Whether an attack, the certificate, or any attack of best-attack failed with a seed."""
+        """Whether an attack, what certifies, or any attack of best-attack failed with a seed."""
+        labels = (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)
         return any(
-            label in report.errors or (label == BEST and report.failed) for report in self.reports
+            not report.errors.keys().isdisjoint(labels) or (label == BEST and report.failed)
+            for report in self.reports
         )
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What is under way, or not begun, with each seed."""
+        return [
+            f"{seeds_named([seed])}: {left}"
+            for seed, report in self.with_seed.items()
+            for left in (report.unfinished if report else ["not begun"])
+        ]
 
     @property
     def attacks(self) -> list[str]:
@@ -97,10 +114,26 @@ def by_defense(reports: Sequence[Measurements], spec: RunSpec) -> list[OverSeeds
 def table(rows: Sequence[OverSeeds], spec: RunSpec) -> str:
     """A table with a row for each defense, as Markdown, with its caption and the lines below the
     tables of its seeds."""
-    sections = [rows_markdown("seeds", columns_over(rows), rows), escaped(caption(rows, spec))]
+    columns = shown_in("seeds", columns_over(rows))
+    sections = [rows_markdown("seeds", columns, rows), escaped(caption(rows, spec))]
     if told := _told(rows):
         sections.append("\n".join(f"- {escaped(line)}" for line in told))
     return "\n\n".join(sections) + "\n"
+
+
+def page_over_all(rows: Sequence[OverSeeds], spec: RunSpec) -> Page:
+    """The same for a terminal, without columns of single attacks."""
+    columns = [
+        column
+        for column in shown_in("terminal", columns_over(rows))
+        if not column.shown["terminal"].optional or any(map(column.value, rows))
+    ]
+    sections: Page = [
+        grid_of(columns, rows),
+        [Words(caption(rows, spec, "terminal"))],
+        [Words(line, list=True) for line in _told(rows)],
+    ]
+    return [section for section in sections if section]
 
 
 def _told(rows: Sequence[OverSeeds]) -> list[str]:
@@ -120,8 +153,10 @@ def _told(rows: Sequence[OverSeeds]) -> list[str]:
     ]
 
 
-def caption(rows: Sequence[OverSeeds], spec: RunSpec) -> str:
-    """What the numbers of the table are over, and what ± is."""
+def caption(rows: Sequence[OverSeeds], spec: RunSpec, table: Table = "seeds") -> str:
+    """What the numbers of the table are over, and what ± is; on a terminal, attacks have no
+    columns."""
+    with_attacks = table == "seeds"
     reports = [report for row in rows for report in row.reports]
     first = reports[0]
     drawn = any(map(is_drawn, reports))
@@ -138,20 +173,30 @@ def caption(rows: Sequence[OverSeeds], spec: RunSpec) -> str:
         )
         + on_settings(spec, None if drawn else first)
         + on_models([row.reports[0] for row in rows])
-        + "A sample counts as robust if it is classified correctly and the attack of the column "
-        f"does not break it; {' '.join(captions('seeds', run_columns(reports, 'seeds')))}"
-        + on_order(reports, "column")
+        + "A sample counts as robust if it is classified correctly and "
+        + ("the attack of the column does not break it; " if with_attacks else "not broken; ")
+        + " ".join(captions("seeds", run_columns(reports, "seeds", with_attacks)))
+        + (on_order(reports, "column") if with_attacks else "")
     )
 
 
 def columns_over(rows: Sequence[OverSeeds]) -> list[Column[OverSeeds]]:
     """The columns of the table, in order: those of a run's table, over all seeds."""
     reports = [report for row in rows for report in row.reports]
+    attacks = {label for row in rows for label in row.attacks}
+    labels = [column.heading("seeds") for column in run_columns(reports, "seeds")]
+    both: tuple[Table, ...] = ("seeds", "terminal")
     return [
-        Column({"seeds": Shown("defense")}, lambda row: row.name, left=True),
-        *(_over(column.heading("seeds")) for column in run_columns(reports, "seeds")),
+        Column(dict.fromkeys(both, Shown("defense")), lambda row: row.name, left=True),
+        *(_over(label, both[:1] if label in attacks else both) for label in labels),
         Column(
-            {"seeds": Shown("flags")},
+            {"terminal": Shown("not finished", optional=True)},
+            lambda row: row.unfinished or None,
+            text="; ".join,
+            left=True,
+        ),
+        Column(
+            {"seeds": Shown("flags"), "terminal": Shown("flags", optional=True, warns=True)},
             lambda row: row.flags or None,
             lambda flags: ", ".join(f"{code} ({seeds_named(at)})" for code, at in flags.items()),
             left=True,
@@ -159,13 +204,13 @@ def columns_over(rows: Sequence[OverSeeds]) -> list[Column[OverSeeds]]:
     ]
 
 
-def _over(label: str) -> Column[OverSeeds]:
+def _over(label: str, tables_of: Sequence[Table]) -> Column[OverSeeds]:
     """The column of a label, which holds how much its accuracy differs."""
 
     def value(row: OverSeeds) -> Spread | str | None:
         return row.spread(label) or ("error" if row.has_failed(label) else None)
 
-    return Column({"seeds": Shown(label)}, value)
+    return Column(dict.fromkeys(tables_of, Shown(label)), value)
 
 
 def plain(rows: Sequence[OverSeeds]) -> list[dict[str, Any]]:
@@ -201,7 +246,8 @@ def numbers(rows: Sequence[OverSeeds]) -> pd.DataFrame:
     and best-attack: mean, standard deviation and number of trainings, as numbers."""
     lines: list[dict[str, object]] = []
     for row in rows:
-        certified = [CERTIFIED] if any(CERTIFIED in report.keys for report in row.reports) else []
+        is_certified = any(CERTIFIED in report.keys or report.proofs for report in row.reports)
+        certified = [CERTIFIED] if is_certified else []
         for label in (NATURAL, *row.attacks, *certified, BEST):
             spread = row.spread(label)
             mean, sd = (spread.mean, spread.sd) if spread else (np.nan, np.nan)

@@ -30,6 +30,9 @@ NATURAL = "natural"
 CERTIFIED = "certified"
 BEST = "best-attack"
 
+# What records call the search for proofs, which may break samples.
+SEARCH = "search"
+
 # "saved:FOLDER" names a model that `bestattack train` left there; a folder may hold slashes.
 SAVED = "saved:"
 
@@ -116,7 +119,7 @@ class Component(BaseModel):
     @classmethod
     def _not_a_column(cls, label: str | None) -> str | None:
         """Refuse a label that a column of the table has already."""
-        if label in (NATURAL, CERTIFIED, BEST):
+        if label in (NATURAL, CERTIFIED, BEST, SEARCH):
             raise ValueError(f"{label!r} is a column of the table: choose another label")
         return label
 

@@ -8,6 +8,7 @@ from attacks import Attack, Facts, ThreatModel
 from attacks.problem import Family
 from benchmark.errors import UserError
 from benchmark.spec.components import SOURCE, Component, configure
+from benchmark.spec.learned_suite import LearnedSuite
 from benchmark.spec.registry import ATTACKS, SUITES
 from benchmark.spec.run_spec import RunSpec
 
@@ -30,22 +31,27 @@ class Entry:
 class Lineup:
     """The attacks of a run.
 
-    entries  the attacks by label, in order.
-    notes    lines for the report on attacks of the suite that were left out.
+    entries   the attacks by label, in order.
+    notes     lines for the report: on what was learned, and attacks of the suite that were left
+              out.
+    in_order  whether a cascade keeps this order, because it was learned, and does not begin with
+              the cheapest attack.
     """
 
     entries: dict[str, Entry]
     notes: tuple[str, ...] = ()
+    in_order: bool = False
 
 
 def choose(
-    suite: str | None,
+    suite: str | LearnedSuite | None,
     named: list[Component],
     threat: ThreatModel,
     models: Collection[str] = (),
     norms: Collection[str] = (),
 ) -> Lineup:
-    """Choose the attacks of a run: those of a suite, then those named, each once.
+    """Choose the attacks of a run: those of a suite, by its name or as it was learned from another
+    run, then those named, each once.
 
     An attack of the suite is left out if it does not run under the threat's norm, or if it crafts
     its points on a model that is not among the `models`. A named attack has to run under that norm,
@@ -63,8 +69,7 @@ def choose(
     {'strong': (), 'cw/steps=100': (), 'cw/steps=1000': ('cw/steps=100',)}
     """
     # Collect them by label.
-    attacks = [] if suite is None else SUITES.get(suite).attacks
-    of_suite = list(_members(Component.model_validate(attack) for attack in attacks))
+    of_suite = list(_members(_attacks_of(suite)))
     of_user = list(_members(named))
     members: dict[str, Member] = {}
     for member in of_suite + of_user:
@@ -85,11 +90,25 @@ def choose(
         else:
             entries[label] = Entry(attack, member[1])
     if members and not any(threat.norm in entry.attack.facts.norms for entry in entries.values()):
-        of = "" if of_user else f" of suite {suite!r}"
+        of = "" if of_user else f" of suite {str(suite)!r}"
         raise UserError(f"no attack{of} runs under {threat.norm}: name one that does")
-    return Lineup(
-        entries, (f"left out of suite {suite}: {', '.join(left_out)}",) if left_out else ()
-    )
+    notes = [suite.note] if isinstance(suite, LearnedSuite) else []
+    notes += [f"left out of suite {suite}: {', '.join(left_out)}"] if left_out else []
+    return Lineup(entries, tuple(notes), isinstance(suite, LearnedSuite))
+
+
+def attacks_of(spec: RunSpec) -> dict[str, Component]:
+    """The attacks of a spec by their labels, each of a series by itself."""
+    members = _members([*_attacks_of(spec.suite), *spec.attacks])
+    return {component.label: component for component, _ in members}
+
+
+def _attacks_of(suite: str | LearnedSuite | None) -> list[Component]:
+    """The attacks of a suite. Raises UserError for an unknown one."""
+    if isinstance(suite, LearnedSuite):
+        return suite.attacks
+    attacks = [] if suite is None else SUITES.get(suite).attacks
+    return [Component.model_validate(attack) for attack in attacks]
 
 
 def lineup_of(spec: RunSpec, norms: Collection[str] = ()) -> Lineup:

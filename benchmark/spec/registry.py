@@ -69,7 +69,7 @@ class Registry:
         """The object behind a name. Raises UserError where it is unknown or does not load."""
         entries = self._entries()
         if name not in entries:
-            hint = did_you_mean(name, entries, f"'bestattack list {self.plural}' shows all")
+            hint = did_you_mean(name, entries, self._otherwise())
             raise UserError(f"unknown {self.kind} {name!r}: {hint}")
         source, entry = entries[name]
         try:
@@ -78,6 +78,13 @@ class Registry:
             raise UserError(
                 f"{self.kind} {name!r} from {source} does not load: {described(error)}"
             ) from error
+
+    def _otherwise(self) -> str:
+        """What to do about a name that is like no other."""
+        shown = f"'bestattack list {self.plural}' shows all"
+        if self.kind == "suite" or self._local:
+            return shown
+        return f"did you forget --plugin FILE.py? {shown}"
 
     def is_built_in(self, name: str) -> bool:
         """Whether an entry comes with this program."""

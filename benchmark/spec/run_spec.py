@@ -24,13 +24,15 @@ from pydantic import (
 
 from attacks.messages import one_line
 from attacks.threat import Norm, ThreatModel
+from benchmark.columns import eps_text
 from benchmark.environment import Device, check_device
 from benchmark.errors import UserError
 from benchmark.judge.subject import DRAWS, EXPECTATION, Precision, Terms
 from benchmark.spec.components import Component, first_line
+from benchmark.spec.learned_suite import LearnedSuite
+from benchmark.spec.proof_setting import PROVABLE, Proofs, not_provable, unless_none
 from benchmark.spec.source_names import with_absolute_paths
 from benchmark.spec.suites import DEFAULT_SUITE
-from defenses.verification import BOUNDS_VERSION, Method
 
 Mode = Literal["table", "cascade"]
 # The splits of a data set.
@@ -120,47 +122,6 @@ class Threat(BaseModel):
         return value
 
 
-class Proofs(BaseModel):
-    """How bounds are to prove that no perturbation breaks a sample: "METHOD/seconds=S", or a
-    mapping with `method` and `seconds` in it.
-
-    method   "crown", by linear bounds alone, or "branch", by branch and bound after them.
-    seconds  that an image may take beside linear bounds, roughly.
-
-    >>> Proofs.model_validate("branch/seconds=30")
-    Proofs(method='branch', seconds=30.0)
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Method = "branch"
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        component = Component.model_validate(value)
-        return {"method": component.name} | component.options
-
-    @model_validator(mode="after")
-    def _check(self) -> "Proofs":
-        if self.method == "crown" and "seconds" in self.model_fields_set:
-            raise ValueError("seconds are of branch: linear bounds take what they take")
-        return self
-
-    def identity(self) -> dict[str, Any]:
-        """What determines which proofs are found; there is no time limit to linear bounds."""
-        limit = {"seconds": self.seconds} if self.method == "branch" else {}
-        return {"method": self.method, **limit, "version": BOUNDS_VERSION}
-
-    def __str__(self) -> str:
-        if self.method == "crown":
-            return "linear bounds (CROWN)"
-        return f"linear bounds, and branch and bound within {self.seconds:g} s an image"
-
-
 class RunSpec(BaseModel):
     """All that determines a run's numbers, validated.
 
@@ -181,11 +142,13 @@ class RunSpec(BaseModel):
     bounded    whether perturbed images must stay in [0, 1]. In training, they always must.
     defenses   the models to train, or saved ones.
     attacks    the attacks on each of them, besides those of the suite.
-    suite      the name of a set of attacks; "strong" where neither it nor attacks are given.
+    suite      the name of a set of attacks, or one that was learned from a run; "strong" where
+               neither it nor attacks are given.
     certify    how bounds prove what no attack breaks and the defense does not certify itself, as
-               `Proofs` has it; by default, they do not.
+               `Proofs` has it; by default, or where it is "none", they do not.
     mode       "table" carries out every attack on every correctly classified sample. "cascade"
-               carries out each attack only on what cheaper ones left.
+               carries out each attack only on what cheaper ones left; those of a learned suite, for
+               which it is the default, come in the order that was learned.
     seed       of training, of all noise of attacks, and of the choice of samples.
     seeds      several, two at least, in place of seed: all defenses are trained with each of them,
                and attacked with the same one. `seed` is then the first.
@@ -211,8 +174,8 @@ class RunSpec(BaseModel):
     bounded: bool = True
     defenses: Annotated[list[Component], Field(min_length=1)]
     attacks: list[Component] = []
-    suite: str | None = None
-    certify: Proofs | None = None
+    suite: str | LearnedSuite | None = None
+    certify: Annotated[Proofs | None, BeforeValidator(unless_none)] = None
     mode: Mode = "table"
     # Before seed, so that a mistake in them is told as one in the seeds.
     seeds: Annotated[Seeds, AfterValidator(check_seeds)] = []
@@ -230,12 +193,32 @@ class RunSpec(BaseModel):
     def _make_paths_absolute(cls, components: list[Component]) -> list[Component]:
         return [component.absolute() for component in components]
 
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _read_suite(cls, suite: Any) -> Any:
+        """A suite that was learned, where the spec holds one, or the name of one."""
+        if suite is None or isinstance(suite, str | LearnedSuite):
+            return suite
+        try:
+            return LearnedSuite.model_validate(suite)
+        except ValidationError as error:
+            wrong = first_line(error, LearnedSuite.model_fields)
+            raise ValueError(f"neither the name of a suite nor a learned one: {wrong}") from None
+
     @model_validator(mode="before")
     @classmethod
     def _choose_suite(cls, values: Any) -> Any:
         """The default suite, where neither attacks nor a suite are named."""
         if isinstance(values, dict) and not values.get("attacks") and not values.get("suite"):
             return values | {"suite": DEFAULT_SUITE}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cascade_what_was_learned(cls, values: Any) -> Any:
+        """The mode where a suite was learned, which is an order, and none is named."""
+        if isinstance(values, dict) and isinstance(values.get("suite"), dict | LearnedSuite):
+            return {"mode": "cascade"} | values
         return values
 
     @model_validator(mode="before")
@@ -273,9 +256,9 @@ class RunSpec(BaseModel):
         """Refuse threats that occur twice, as far as tables can tell. One alone is as norm and eps
         are, and leaves no trace."""
         names = [f"{threat.norm}:{threat.eps:g}" for threat in threats]
-        for name in names:
+        for name, threat in zip(names, threats, strict=True):
             if names.count(name) > 1:
-                raise ValueError(f"{name} is named twice")
+                raise ValueError(f"{threat.norm}:{eps_text(threat.eps)} is named twice")
         return threats if len(threats) > 1 else []
 
     @model_serializer(mode="wrap")
@@ -289,7 +272,10 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "RunSpec":
-        """Refuse labels that occur twice, or are kept for the rows of models that may reject."""
+        """Refuse labels that occur twice, or are kept for the rows of models that may reject, and
+        proofs under norms that they are not for."""
+        if self.certify and not any(view.norm in PROVABLE for view in self.views):
+            raise ValueError(f"certify: {not_provable(self.norm)}")
         for component in self.defenses:
             if component.label.endswith(MAY_REJECT):
                 raise ValueError(f"defense {component.label!r}: no label may end in {MAY_REJECT!r}")
@@ -299,6 +285,14 @@ class RunSpec(BaseModel):
                 if labels.count(label) > 1:
                     raise ValueError(f"{kind} {label!r} is named twice")
         return self
+
+    def written(self) -> dict[str, Any]:
+        """The values as a user would write them, a radius that is a fraction as such."""
+        plain = self.model_dump(mode="json")
+        for holder in (plain, *plain.get("threats", [])):
+            if "eps" in holder and "/" in (text := eps_text(holder["eps"])):
+                holder["eps"] = text
+        return plain
 
     @property
     def views(self) -> list["RunSpec"]:
@@ -381,15 +375,6 @@ def make_spec(values: dict[str, Any]) -> RunSpec:
     except ValidationError as error:
         line = first_line(error, RunSpec.model_fields)
         raise UserError(f"the spec is not valid: {line}") from error
-
-
-def read_proofs(value: Any) -> Proofs:
-    """How bounds are to prove something, as a user wrote it. Raises UserError."""
-    try:
-        return Proofs.model_validate(value)
-    except ValidationError as error:
-        line = first_line(error, Proofs.model_fields)
-        raise UserError(f"certify is not valid: {line}") from error
 
 
 def read_values(path: Path) -> dict[str, Any]:

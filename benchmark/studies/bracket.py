@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.analysis.learned_order import spec_of
 from benchmark.columns import NONE, percent
+from benchmark.errors import UserError
 from benchmark.report.captions import NORMS, images, on_settings
 from benchmark.report.report import Report
+from benchmark.report.report_columns import proven_by
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
-from benchmark.spec.run_spec import RunSpec, make_spec, read_budgets
+from benchmark.spec.run_spec import RunSpec, read_budgets
 from benchmark.studies.budgets import How, run_values, runs_at
 from benchmark.studies.study import Study, axes, flagged
 
@@ -41,7 +44,9 @@ def bracket(
     values |= {"certify": certify}
     if attacks or suite:
         values |= {"attacks": list(attacks), "suite": suite}
-    spec = make_spec(values)
+    spec = spec_of(values)
+    if spec.certify is None:
+        raise UserError("a bracket needs proofs: give --certify crown, or branch/seconds=10")
     texts = read_budgets(spec.norm, eps)
     runs = runs_at("bracket", folder, spec, models, defenses or models, texts, how)
     records = pd.DataFrame([_row(value, report) for value, told in runs.items() for report in told])
@@ -51,13 +56,18 @@ def bracket(
 
 def _row(eps: float, report: Report) -> dict[str, object]:
     """Both ends at one budget; NaN where one was not measured."""
+    best, certified = report.accuracy(BEST), report.accuracy(CERTIFIED)
+    width = np.nan
+    if best is not None and certified is not None:
+        # By counts, since the difference of two shares is rounded.
+        width = (best.count - certified.count) / best.n
     return {
         "defense": report.name,
         "eps": eps,
         NATURAL: report.natural,
         CERTIFIED: report.certified,
         BEST: report.best_attack,
-        _WIDTH: report.best_attack - report.certified,
+        _WIDTH: width,
     }
 
 
@@ -78,13 +88,16 @@ def _table(records: pd.DataFrame, texts: Mapping[float, str]) -> pd.DataFrame:
 
 def _caption(spec: RunSpec, runs: Sequence[Iterable[Report]]) -> str:
     first, *_ = runs[0]
+    proven = proven_by([report for reports in runs for report in reports])
+    own = "the defense's own certificate"
+    by = own if proven == "itself" else str(spec.certify)
     return (
         on_settings(spec, first)
         + f"Accuracy in % over {images(first, spec)}, natural and within each {NORMS[spec.norm]} "
         "eps, of the models as the run trained them: [certified, best-attack], and how many points "
-        f"they are apart. Certified: by the defense's own certificate, or by {spec.certify}. "
-        f"{NONE}: bounds do not pass the model, as the run's notes say. Each eps is a run of its "
-        "own, with its records and notes, in bracket/."
+        f"they are apart. Certified: by {by}{f', or by {own}' if proven == 'either' else ''}. "
+        f"{NONE}: bounds do not pass the model, as the tables say. Each eps is a run of its own, "
+        "with its records and tables, in bracket/."
     ) + flagged(report for reports in runs for report in reports)
 
 

@@ -4,6 +4,8 @@ Each budget is a run of its own, within the folder of the one that is studied: i
 be verified. Source: RoBin, figures 5 and 7, tables 3 to 6.
 """
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attacks import HasArms
+from attacks import HasArms, ThreatModel
+from benchmark.analysis.learned_order import spec_of
 from benchmark.columns import NONE, percent
 from benchmark.environment import Device
 from benchmark.errors import UserError, did_you_mean
 from benchmark.executors import IN_PROCESS, Executor
+from benchmark.judge.records import FolderCell
+from benchmark.keys import identify_threat
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, images, on_order, on_settings
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run, models_of
+from benchmark.run.run_folder import CELLS, load_run, models_of, read_manifest
 from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
@@ -62,7 +67,7 @@ def budgets(
     values, models = run_values(folder, how)
     if attacks or suite:
         values |= {"attacks": list(attacks), "suite": suite}
-    return _sweep("budgets", folder, make_spec(values), models, defenses or models, eps, how)
+    return _sweep("budgets", folder, spec_of(values), models, defenses or models, eps, how)
 
 
 def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: How) -> Study:
@@ -169,8 +174,29 @@ def runs_at(
         at_budget = spec.model_copy(update=changed | {"eps": value})
         how.say(f"eps {text}")
         home = folder / name / f"eps-{value:g}"
+        _lend(folder, home, at_budget.threat)
         runs[value] = run(at_budget, home, how.root, how.progress, how.say, how.executor)
     return runs
+
+
+def _lend(folder: Path, home: Path, threat: ThreatModel) -> None:
+    """Give a run at one budget what the studied run measured that is true of it, so that nothing is
+    measured twice: the same files, under two names where the disk has that."""
+    studied = folder / read_manifest(folder).get(CELLS, CELLS)
+    wanted = identify_threat(threat)
+    for note in studied.glob("*/cell.json"):
+        identity = FolderCell(note.parent).note.get("identity", {})
+        if identity.get("threat", wanted) != wanted:
+            continue
+        target = home / CELLS / note.parent.name
+        if target.exists():
+            continue
+        target.mkdir(parents=True)
+        for file in sorted(note.parent.iterdir()):
+            try:
+                os.link(file, target / file.name)
+            except OSError:
+                shutil.copyfile(file, target / file.name)
 
 
 def _sourced(attack: Component, elsewhere: Mapping[str, str]) -> Component:

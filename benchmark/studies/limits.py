@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from attacks.threat import ThreatModel
-from benchmark.columns import percent
+from benchmark.columns import eps_text, percent
 from benchmark.data.separation import inter_class_distance, log_volumes, oracle_radii
 from benchmark.data.sets import load_dataset
 from benchmark.environment import Device, resolve_device
@@ -127,8 +127,8 @@ def _caption(split: Part, threat: ThreatModel | None) -> str:
     )
     if threat:
         text += (
-            f" Log volume: of what Linf eps {threat.eps:g} lets an image in [0, 1] become, in "
-            "bits, the mean over images; range: from all pixels at 0 or 1 to all pixels grey."
+            f" Log volume: of what Linf eps {eps_text(threat.eps)} lets an image in [0, 1] become, "
+            "in bits, the mean over images; range: from all pixels at 0 or 1 to all pixels grey."
         )
     return text
 

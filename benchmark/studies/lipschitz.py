@@ -57,7 +57,7 @@ def _predictions(report: Report) -> Iterator[dict[str, object]]:
     """A record for each assumed bound; none where the defense offers no certificate."""
     attacked = report.accuracy(BEST) is not None
     for bound in BOUNDS:
-        predicted = report.certified_within(bound * report.threat.eps)
+        predicted = report.certified_within(bound * report.threat.eps, itself=True)
         if predicted is None:
             return
         held = int(predicted[report.survivors()].sum())

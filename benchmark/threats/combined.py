@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.columns import Column, Shown, captions, escaped, percent, rows_markdown
+from benchmark.columns import Column, Shown, captions, escaped, percent, rows_markdown, shown_in
 from benchmark.errors import UserError
 from benchmark.report.accuracy import Accuracy, robust_shares
 from benchmark.report.captions import images, on_models, on_settings, threat_name
@@ -16,6 +16,7 @@ from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.spec.run_spec import RunSpec
+from benchmark.terminal import Page, Words, grid_of
 
 MEAN, UNION = "mean", "union"
 
@@ -160,7 +161,7 @@ def by_model(reports: Sequence[Measurements], spec: RunSpec) -> list[Combined]:
 
 def table(rows: Sequence[Combined], spec: RunSpec | None) -> str:
     """A table with a row for each model, as Markdown, with its caption."""
-    columns = columns_over(rows)
+    columns = shown_in("run", columns_over(rows))
     return f"{rows_markdown('run', columns, rows)}\n\n{escaped(caption(rows, spec))}\n"
 
 
@@ -178,6 +179,15 @@ def caption(rows: Sequence[Combined], spec: RunSpec | None) -> str:
         + on_models([row.reports[0] for row in rows])
         + " ".join(captions("run", columns_over(rows)))
     )
+
+
+def page_over_all(rows: Sequence[Combined], spec: RunSpec | None) -> Page:
+    """A table with a row for each model, for a terminal, with what its numbers are over."""
+    columns = shown_in("terminal", columns_over(rows))
+    reports = [report for row in rows for report in row.reports]
+    over = f"Accuracy in % over {images(reports[0], spec)}. "
+    about = " ".join(captions("terminal", columns))
+    return [grid_of(columns, rows), [Words(over + about)]]
 
 
 def plain(rows: Sequence[Combined]) -> list[dict[str, object]]:
@@ -212,8 +222,14 @@ def numbers(rows: Sequence[Combined]) -> pd.DataFrame:
 def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
     """The columns of the table, in order."""
     return [
-        Column({"run": Shown("defense")}, lambda row: row.name, left=True),
-        Column({"run": Shown(NATURAL)}, lambda row: row.accuracy(NATURAL), _share),
+        Column(
+            dict.fromkeys(("run", "terminal"), Shown("defense")), lambda row: row.name, left=True
+        ),
+        Column(
+            dict.fromkeys(("run", "terminal"), Shown(NATURAL)),
+            lambda row: row.accuracy(NATURAL),
+            _share,
+        ),
         *(
             Column({"run": Shown(threat)}, partial(_under, threat=threat), _share)
             for threat in rows[0].under
@@ -224,7 +240,8 @@ def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
                     MEAN,
                     "Under a threat, a sample counts as robust if it is classified correctly and "
                     "no attack under that threat breaks it (best-attack); mean: of these.",
-                )
+                ),
+                "terminal": Shown(MEAN, "mean: of best-attack under each threat."),
             },
             lambda row: None if np.isnan(row.mean) else row.mean,
             percent,
@@ -235,7 +252,11 @@ def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
                     f"{UNION} [95% interval]",
                     "union: if it is robust under every one of the threats (worst case per sample "
                     "over all attacks under all of them).",
-                )
+                ),
+                "terminal": Shown(
+                    f"{UNION} [95%]",
+                    "union: classified correctly, and broken under none of the threats.",
+                ),
             },
             lambda row: row.accuracy(UNION),
         ),

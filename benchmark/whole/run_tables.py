@@ -11,6 +11,7 @@ from benchmark.report import tables
 from benchmark.report.measurements import Measurements
 from benchmark.seeds import over_seeds
 from benchmark.spec.run_spec import RunSpec
+from benchmark.terminal import Grid, Page, Words
 from benchmark.threats import combined
 from benchmark.whole.parts import SEEDS, THREATS, parts
 from benchmark.whole.whole_page import write_page
@@ -36,6 +37,23 @@ def render(reports: Sequence[Measurements], spec: RunSpec) -> str:
         sections.append(f"## {part.name}\n\n{text}")
     rows = combined.by_model(reports, spec)
     return "\n".join([*sections, f"## All threats\n\n{combined.table(rows, spec)}"])
+
+
+def page(reports: Sequence[Measurements], spec: RunSpec) -> Page:
+    """The tables of a run for a terminal, as `render` has them."""
+    if spec.seeds:
+        return over_seeds.page_over_all(over_seeds.by_defense(reports, spec), spec)
+    if not spec.threats:
+        return tables.page(reports, spec)
+    sections: list[Grid | Sequence[Words]] = []
+    for part in parts(spec):
+        under = [report for report in reports if report.under == part.name]
+        sections.append([Words("", part.name, "title")])
+        sections += (
+            tables.page(under, part.view) if under else [[Words("Nothing is measured yet.")]]
+        )
+    rows = combined.by_model(reports, spec)
+    return [*sections, [Words("", "All threats", "title")], *combined.page_over_all(rows, spec)]
 
 
 def texts(reports: Sequence[Measurements], spec: RunSpec) -> dict[str, str]:

@@ -4,7 +4,7 @@ way to the page of each."""
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.columns import Column, Row, Table
+from benchmark.columns import Column, Row, Table, shown_in
 from benchmark.judge.records import write_text
 from benchmark.pages.rendering import rendered
 from benchmark.report.tables import PAGE
@@ -25,6 +25,7 @@ def write_page(
     Raises UserError where that cannot be.
     """
     kind = kind_of(spec)
+    columns = shown_in(table, columns)
     pages = {part.name: f"{part.place}/{PAGE}" for part in parts(spec)}
     text = rendered(
         "whole.html.j2",

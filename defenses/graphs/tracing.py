@@ -1,10 +1,14 @@
 """Reads what a network computes from its module, by torch.export, as a graph for bounds."""
 
+import io
+import logging
 import operator
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +25,10 @@ from defenses.graphs.operations import OF_SHAPE, absolute, is_affine
 # What real numbers may be rounded to: what is proven is of real numbers, and judged in these.
 _PRECISE = (torch.float32, torch.float64)
 
+# Where torch's code lies, and ours; and how long a reason may be that torch gives.
+_TORCH, _OURS = (str(Path(module).parent) for module in (torch.__file__, __file__))
+_MOST = 200
+
 # Names of what torch.export calls for the trace alone.
 _CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size"}
 
@@ -32,6 +40,8 @@ class Program:
     """
 
     def __init__(self, model: nn.Module, shape: Shape) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError("it is scripted, which cannot be read: give the module that it was")
         tensors = (*model.parameters(), *model.buffers())
         reference = next(filter(Tensor.is_floating_point, tensors), torch.empty(0))
         image = torch.zeros(1, *shape, dtype=reference.dtype)
@@ -43,7 +53,7 @@ class Program:
                     network, (image,), strict=False
                 ).run_decompositions({})
             except Exception as error:
-                raise ValueError(f"what it computes cannot be traced: {one_line(error)}") from error
+                raise ValueError(f"what it computes cannot be traced: {_reason(error)}") from error
         # It is traced on the CPU, and has its constants where the module has its weights.
         self._image = image.to(reference.device)
 
@@ -226,9 +236,28 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _reason(error: Exception) -> str:
+    """Why a network cannot be traced, in short, and where its code says so."""
+    reason = one_line(error)
+    if "data-dependent" in reason or "GuardOnDataDependent" in type(error).__name__:
+        reason = "what it does next depends on the values of its image"
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((_TORCH, _OURS, "<"))
+    ]
+    where = f", at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
+    return f"{reason[:_MOST]}{'...' if len(reason) > _MOST else ''}{where}"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch.export warns of is of no use to users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """What torch.export warns of, logs and prints is of no use to users."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -10,6 +10,9 @@ from defenses.recipes.batches import Batch
 from defenses.recipes.methods import METHODS
 from defenses.recipes.recipe import OptimizerName
 
+# With how many epochs at most the part that the warm-up takes of them may surprise.
+_FEW = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTraining(TrainsOnExamples):
@@ -60,6 +63,14 @@ class AdversarialTraining(TrainsOnExamples):
     @property
     def climbs(self) -> Climb:
         return METHODS[self.method].climbs
+
+    @property
+    def hint(self) -> str:
+        if not self.warm_up or not 1 < self.epochs <= _FEW:
+            return ""
+        epochs = range(1, self.epochs + 1)
+        share = sum(self.examples.proportion(t / self.epochs) for t in epochs) / self.epochs
+        return f"the warm-up makes {share:.0%} of {self.epochs} epochs adversarial, warm_up=no all"
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel:
         return self.examples.trains_against(threat)

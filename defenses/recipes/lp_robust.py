@@ -21,6 +21,8 @@ from defenses.verification.bounds import bound_units, interval_bounds, lower_bou
 
 Bounds = Literal["dual", "crown-ibp"]
 
+_USUAL_START = 0.01
+
 # What each network computes, read once.
 _PROGRAMS: WeakKeyDictionary[nn.Module, Program] = WeakKeyDictionary()
 
@@ -34,7 +36,9 @@ class LPRobust(Recipe):
     The loss is the cross-entropy of the least by which the label leads each other class.
 
     norm, eps    of the threat to train against, linf or l2; default: those of the run's threat.
-    start, ramp  eps grows from `start` to its value in the first part `ramp` of all steps.
+    start, ramp  eps grows from `start` (0.01, or eps where that is smaller) to its value in the
+                 first part `ramp` of all steps. So it needs epochs: with few, the ramp is steep and
+                 training may end at chance.
     bounds       "dual": of that linear program; "crown-ibp": a mixture of CROWN's bounds and of
                  intervals, from the former alone to the latter alone in the ramp (Zhang et al.
                  2020, "Towards Stable and Efficient Training of Verifiably Robust Neural
@@ -44,8 +48,8 @@ class LPRobust(Recipe):
                  faster on wide networks and hold up to chance; 0: exactly.
 
     Raises ValueError for hyperparameters out of range, for networks with batch norm, whose
-    statistics bounds do not learn, and, by `trains_against`, where neither the
-    recipe nor the run says what to train against.
+    statistics bounds do not learn, and, by `trains_against`, where neither the recipe nor the run
+    says what to train against, and where `start` is above that eps.
 
     Differs from the source: eps grows at each step, not at each epoch; perturbed images stay in the
     box; hidden units are bounded again only where intervals leave them unstable.
@@ -60,7 +64,7 @@ class LPRobust(Recipe):
     batch: int = 50
     norm: Norm | None = None
     eps: float | None = None
-    start: float = 0.01
+    start: float = _USUAL_START
     ramp: float = 0.5
     bounds: Bounds = "dual"
     projections: int = 0
@@ -91,7 +95,12 @@ class LPRobust(Recipe):
         return model
 
     def trains_against(self, threat: ThreatModel | None) -> ThreatModel:
-        return self._examples.trains_against(threat)
+        against = self._examples.trains_against(threat)
+        if self.start > against.eps and self.start != _USUAL_START:
+            raise ValueError(
+                f"start {self.start:g} is above eps {against.eps:g}, to which it grows"
+            )
+        return against
 
     def radius(self, progress: float, eps: float) -> float:
         """The eps of a step, where a part `progress` of all steps has been taken."""

@@ -84,6 +84,11 @@ class Recipe(ABC):
             raise ValueError("nonexpansive networks are computed in float32: leave compute out")
 
     @property
+    def hint(self) -> str:
+        """What to know of its options before it is trained; empty where there is nothing."""
+        return ""
+
+    @property
     def is_fitted(self) -> bool:
         """Whether the training set is needed: for epochs, or for what comes after them."""
         return self.epochs > 0 or type(self).finish is not Recipe.finish

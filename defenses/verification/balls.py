@@ -50,15 +50,28 @@ class Ball:
         low, high = self.low.flatten(1)[:, None], self.high.flatten(1)[:, None]
         corner = torch.where(w > 0, low, high)
         box: Tensor = (w * corner).sum(2)
+        slack = self._rounding(w.detach(), torch.maximum(low.abs(), high.abs()))
         if self.norm == "linf":
-            return box
-        ball = (w * x).sum(2) - self.eps * torch.linalg.vector_norm(w, dim=2)
+            return box - slack
+        ball = (w * x).sum(2) - self.eps * _length(w).squeeze(2)
         m = self._multiplier(w.detach(), low - x, high - x)
         d = (-w.detach() / (2 * m)).clamp(low - x, high - x)
         # The least over the box of w d + m d^2, whose d does not depend on w to first order.
         both = (w * (x + d)).sum(2) + m.squeeze(2) * (d.square().sum(2) - self.eps**2)
         most: Tensor = torch.maximum(torch.maximum(box, ball), both)
-        return most
+        return most - 4 * slack
+
+    def _rounding(self, w: Tensor, size: Tensor) -> Tensor:
+        """What rounding may amount to in sums (n, s) of w times numbers of some size, in the
+        precision of proofs; nothing is added in others.
+
+        The dual's value has parts beside such sums, which are at most eps |w|: the multiplier is at
+        most |w| / (2 eps).
+        """
+        if w.dtype != torch.float64:
+            return w.new_zeros(w.shape[:2])
+        terms = (w.shape[2] + 8) * torch.finfo(w.dtype).eps
+        return terms * ((w.abs() * size).sum(2) + self.eps * _length(w).squeeze(2))
 
     def corner(self, weights: Tensor) -> Tensor:
         """The point (n, *shape) of the ball where the sum of weights (n, *shape) times it is least;
@@ -74,7 +87,7 @@ class Ball:
     def _multiplier(self, w: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The multiplier (n, s, 1) at which the least of w d + m d^2 over a box is about eps
         long."""
-        norm = torch.linalg.vector_norm(w, dim=2, keepdim=True)
+        norm = _length(w)
         tiny = torch.finfo(w.dtype).tiny
         # Without the box it would be the largest; with it, it is smaller.
         most = (norm / (2 * self.eps)).clamp_min(tiny)
@@ -86,3 +99,11 @@ class Ball:
             most, least = torch.where(short, m, most), torch.where(short, least, m)
         multiplier: Tensor = most.clamp_min(tiny)
         return multiplier
+
+
+def _length(w: Tensor) -> Tensor:
+    """The L2 norm (n, s, 1) of the last dimension, also where squares would be too small."""
+    scale = w.detach().abs().amax(2, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1.0)
+    length: Tensor = scale * torch.linalg.vector_norm(w / scale, dim=2, keepdim=True)
+    return length

@@ -32,6 +32,9 @@ from defenses.verification.patches import Patches, windows_before
 # How many numbers the rows of bounds may have that are propagated at once.
 NUMBERS = 2**24
 
+# How far below 0, relative to its largest, a number is taken for 0 that a root is taken of.
+_NEGLIGIBLE = 1e-9
+
 # Operations of which a chain of two makes intervals looser than the map that they are together.
 _MIXING = {
     "linear", "conv1d", "conv2d", "conv3d", "convolution", "matmul", "mm", "bmm", "addmm",
@@ -63,15 +66,37 @@ def bound_units(
             low[number], high[number], size = interval(node, low, high, proven)
             if proven:
                 sizes[number] = size
+                low[number], high[number] = known(low[number], high[number])
             continue
         (before,) = node.inputs
         if refined and before not in exact:
             units = replace(units, lines=dict(found))
             low[before], high[before] = _refined(units, node, before)
+        if node.kind == "root":
+            # A sum of squares is not negative, whatever was added to its bounds for rounding.
+            negligible = low[before] >= -_NEGLIGIBLE * high[before]
+            low[before] = torch.where(negligible, low[before].clamp_min(0), low[before])
         found[number] = lines(node, low[before], high[before], choice)
-        low[number] = node.forward([least_of(node, low[before], high[before])])
-        high[number] = node.forward([most_of(node, low[before], high[before])])
+        low[number], high[number] = known(
+            node.forward([least_of(node, low[before], high[before])]),
+            node.forward([most_of(node, low[before], high[before])]),
+        )
     return replace(units, lines=found)
+
+
+def known(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds, infinite where they are no numbers: where sums overflow, and roots of what may be
+    negative."""
+    unknown = low.isnan() | high.isnan()
+    return low.masked_fill(unknown, -math.inf), high.masked_fill(unknown, math.inf)
+
+
+def largest(units: Units) -> Tensor:
+    """The largest number (n,) that may come up while the network is computed at an image."""
+    held = [*units.sizes.values()]
+    for number in units.lines:
+        held += [units.low[number].abs(), units.high[number].abs()]
+    return torch.stack([values.flatten(1).amax(1) for values in held]).amax(0)
 
 
 def interval_is_exact(graph: Graph, ball: Ball) -> set[int]:
@@ -180,10 +205,11 @@ def interval_bounds(units: Units, rows: Tensor) -> Tensor:
 
 
 def lowest_corner(units: Units, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower bounds (n, 1) of rows (n, 1, *shape) times the logits, and the points (n, *shape) of
-    the ball that attain them in the relaxed network."""
-    ((bound,), at_input) = _Rows(units, {}, None).bound(len(units.graph.nodes), rows)
-    return bound, units.ball.corner(at_input[:, 0])
+    """Lower bounds (n, s) of rows (n, s, *shape) times the logits, and the points (n, *shape) of
+    the ball that attain the least of each image's in the relaxed network."""
+    ((bounds,), at_input) = _Rows(units, {}, None).bound(len(units.graph.nodes), rows)
+    least = bounds.argmin(1)
+    return bounds, units.ball.corner(at_input[torch.arange(len(least)), least])
 
 
 class _Rows:
@@ -229,7 +255,9 @@ class _Rows:
         if arrived is None:
             arrived = rows.new_zeros(*shape, *units.graph.shape)
         edges = [units.ball.least(sign * arrived) for sign in self.signs]
-        return [one + more for one, more in zip(total, edges, strict=True)], arrived
+        found = [one + more for one, more in zip(total, edges, strict=True)]
+        # What is no number, as where infinite bounds cancel, bounds nothing.
+        return [each.masked_fill(each.isnan(), -math.inf) for each in found], arrived
 
     def _slack(self, number: int, rows: Tensor) -> Tensor | float:
         """What rounding may amount to where rows (n, s, *shape) pass an affine node, (n, s).
@@ -280,7 +308,7 @@ def rows_of(units: Units, number: int, places: Tensor) -> Tensor:
 def narrowed(low: Tensor, high: Tensor, places: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
     """Bounds (n, *shape), where those of the entries at places (n, m) are replaced as far as lower
     bounds (n, 2 m) of them and of their opposites are better."""
-    first, second = both.chunk(2, 1)
+    first, second = both.masked_fill(both.isnan(), -math.inf).chunk(2, 1)
     least, most = low.flatten(1), high.flatten(1)
     least = least.scatter(1, places, torch.maximum(first, least.gather(1, places)))
     most = most.scatter(1, places, torch.minimum(-second, most.gather(1, places)))

@@ -16,7 +16,7 @@ from attacks.problem import NoGradientError, NotApplicableError
 from defenses.graphs.graph import Graph, Shape
 from defenses.graphs.tracing import Program
 from defenses.verification.balls import Ball
-from defenses.verification.bounds import bound_units, lower_bounds, margins
+from defenses.verification.bounds import bound_units, largest, lowest_corner, margins
 from defenses.verification.branching import Search
 from defenses.verification.lines import Units
 from defenses.verification.milp import MixedProgram, is_small
@@ -101,8 +101,8 @@ def decide(
     Ball.around(x[:1], threat)
     if not len(x):
         return iter(())
+    read = read or Readable.of(copy.deepcopy(model).eval().double(), tuple(x.shape[1:]))
     own = copy.deepcopy(model).eval().requires_grad_(False)
-    read = read or Readable.of(copy.deepcopy(own).double(), tuple(x.shape[1:]))
     decider = _Decider(own, read, x.detach(), y, threat, method, attacked, allowed)
     return decider.decide(seconds)
 
@@ -188,12 +188,12 @@ class _Decider:
                 yield Decision("broken", "attack", least.get(i, math.nan), points[i], share)
             elif least[i] > 0:
                 yield Decision("robust", "crown", least[i], None, share)
-            elif self.method == "crown":
+            elif self.method == "crown" or least[i] == -math.inf:
                 yield Decision("undecided", "", least[i], None, share)
             else:
                 start, place = time.monotonic(), left.index(i)
                 found = _Found(self, x[i : i + 1], y[i : i + 1], _of(threat, [i], x))
-                asked = bounds[place] < math.inf
+                asked = bounds[place] != math.inf
                 status, by = proved(
                     units[place : place + 1], self.rough, rows[place][asked],
                     bounds[place][asked], start + seconds, found,
@@ -206,22 +206,33 @@ class _Decider:
         """What is known over the balls around images, the rows by which labels lead, and lower
         bounds of these (n, classes - 1): infinite, where labels need not lead."""
         ball = Ball.around(x.double()[:, None], threat)
-        self._compare(ball)
         units = bound_units(self.graph, ball)
-        last = len(self.graph.nodes)
-        rows = margins(y, self.graph.shape_of(last)[1], torch.float64)
-        bounds = lower_bounds(units, last, rows)
+        rows = margins(y, self.graph.shape_of(len(self.graph.nodes))[1], torch.float64)
+        bounds, corners = lowest_corner(units, rows)
+        # What may not be a number in the model's own precision counts as misclassified.
+        overflows = ~(largest(units) < torch.finfo(self.x.dtype).max)
+        bounds[overflows | ~self._compare(ball, corners)] = -math.inf
         if self.allowed is not None:
             bounds[rows[:, :, 0, self.allowed] < 0] = math.inf
         return units, rows, bounds
 
-    def _compare(self, ball: Ball) -> None:
-        """Raises ValueError where the graph is not the function that the model computes, at the
-        images and at others of their balls' boxes."""
-        points = torch.cat([ball.x, torch.lerp(ball.low, ball.high, torch.rand_like(ball.x))])
+    def _compare(self, ball: Ball, corners: Tensor) -> Tensor:
+        """Whether the model gives numbers for each image (n,): at the image, at some corners of its
+        box, among them that (n, *shape) which bounds are lowest at, and between. Raises ValueError
+        where the graph is not the function that the model computes there."""
+        share = torch.rand_like(ball.x)
+        mixed = torch.where(share < 0.5, ball.low, ball.high)
+        between = torch.lerp(ball.low, ball.high, share)
+        points = torch.cat([ball.x, ball.low, ball.high, mixed, between, corners])
         found, expected = self.graph.forward(points)[-1][:, 0], self.models[1](points[:, 0])
-        if not bool((found - expected).abs().max() <= _TOLERANCE * (1 + expected.abs().max())):
+        # Of each class by itself: one whose logits are huge must not hide the others.
+        are_numbers = expected.isfinite()
+        largest_of = expected.masked_fill(~are_numbers, 0).abs().amax(0, keepdim=True)
+        differ = (found - expected).abs() > _TOLERANCE * (1 + largest_of)
+        if bool((differ & are_numbers).any() | (found.isfinite() & ~are_numbers).any()):
             raise ValueError("it was not read as the function that it computes")
+        gives: Tensor = are_numbers.all(1).view(-1, len(ball.x)).all(0)
+        return gives
 
     def _broken(
         self, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, places: Sequence[int]

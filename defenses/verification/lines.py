@@ -1,6 +1,7 @@
 """What is known of a network over balls: intervals, and lines that enclose functions of one number
 which is known to lie in one."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -165,15 +166,17 @@ def _square(node: Unary, low: Tensor, high: Tensor, choice: Choice) -> Lines:
 
 
 def _root(node: Unary, low: Tensor, high: Tensor, choice: Choice) -> Lines:
-    """The chord, and the tangent in the middle; the number is at least 0."""
+    """The chord, and the tangent in the middle. Nothing is known where the number may be negative:
+    the root is no number then."""
     del node, choice
+    known = low >= 0
     low, high = low.clamp_min(0), high.clamp_min(0)
     middle = ((low + high) / 2).clamp_min(torch.finfo(low.dtype).tiny)
     chord = 1 / (low.sqrt() + high.sqrt()).clamp_min(torch.finfo(low.dtype).tiny)
     # Where both ends are 0 the function is 0, and any chord through 0 will do.
     chord = torch.where(high > 0, chord, 0.0)
     tangent = 1 / (2 * middle.sqrt())
-    slack = _rounding(low.sqrt(), high.sqrt())
+    slack = torch.where(known, _rounding(low.sqrt(), high.sqrt()), math.inf)
     return Lines(
         low, high, chord, low.sqrt() - chord * low - slack, tangent, middle.sqrt() / 2 + slack,
         torch.zeros_like(low, dtype=torch.bool),

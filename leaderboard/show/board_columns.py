@@ -5,12 +5,13 @@ added here, in `board_columns`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.columns import Column, Shown, percent, shown_in
 from benchmark.report.measurements import Measurements
 from benchmark.report.report_columns import report_columns
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from leaderboard.submission.record import (
     ASSUMED,
     CARD_TEXT,
@@ -31,14 +32,11 @@ _FILES = {"spec": SPEC, "record": RECORD, "examples": EVIDENCE}
 class Entry:
     """A row of the board in its table.
 
-    rank      by best-attack accuracy, among the rows of the task.
-    reported  what papers report of the row; `sources` are all that the table cites, in order.
+    rank  by best-attack accuracy, among the rows of the task.
     """
 
     row: Row
     rank: int
-    reported: Sequence[Reported]
-    sources: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -46,46 +44,52 @@ class BoardColumn(Column[Entry]):
     """A column of the board's tables.
 
     links     the texts of a cell that lead to files of the row, each with its file.
-    quoted    whether its figures are those of papers, which are set apart.
     sortable  whether a click on its heading sorts the page.
     """
 
     links: Callable[[Entry], Mapping[str, str]] | None = None
-    quoted: bool = False
     sortable: bool = True
-
-    @property
-    def name(self) -> str:
-        """What the column is called on the board."""
-        return self.heading("board")
-
-    @property
-    def heading_classes(self) -> str:
-        """The classes of its heading on the page."""
-        return " ".join(["text"] * self.left + ["paper"] * self.quoted)
-
-    @property
-    def cell_classes(self) -> str:
-        """The classes of its cells on the page."""
-        return " ".join([*self.heading_classes.split(), *self.style.split()])
 
 
 def board_columns(task: Task) -> list[BoardColumn]:
     """The columns of a task's table, in order."""
-    measured = shown_in("board", report_columns(task.spec.norm, task.lineup.entries))
-    # The board's own columns stand before the last of these, which is flags.
-    defense, *shares, flags = [_of_entry(column) for column in measured]
+    shared = shown_in("board", report_columns(task.spec.norm, task.lineup.entries))
+    defense, natural, best, certified, flags = [_of_entry(column) for column in shared]
     return [
-        BoardColumn({"board": Shown("rank")}, lambda entry: entry.rank),
-        BoardColumn(
-            defense.shown, defense.value, left=True,
-            links=lambda entry: {entry.row.record.row: CARD_TEXT},
-        ),
-        *shares,
-        *([_assumed_column()] if task.spec.norm == "l2" else []),
         BoardColumn(
             {
                 "board": Shown(
+                    "rank",
+                    "rank: 1 more than there are rows that are surely better (McNemar's exact "
+                    "test on the same images, 5%, for each pair alone); rows of one rank may stand "
+                    "in either order.",
+                )
+            },
+            lambda entry: entry.rank,
+            style="minor",
+        ),
+        replace(defense, links=lambda entry: {entry.row.record.row: CARD_TEXT}),
+        best,
+        natural,
+        certified,
+        replace(flags, style="wide minor"),
+        BoardColumn(
+            {"board": Shown("files")},
+            lambda entry: ", ".join(_FILES),
+            left=True, links=lambda entry: _FILES, sortable=False, style="minor",
+        ),
+    ]  # fmt: skip
+
+
+def attack_columns(task: Task) -> list[BoardColumn]:
+    """The columns of a task's table of all attacks, in order."""
+    shared = shown_in("attacks", report_columns(task.spec.norm, task.lineup.entries))
+    return [
+        *map(_of_entry, shared),
+        *([_assumed_column()] if task.spec.norm == "l2" else []),
+        BoardColumn(
+            {
+                "attacks": Shown(
                     "queries",
                     "queries: mean forward + backward passes per attacked image, of all attacks "
                     "together.",
@@ -94,16 +98,28 @@ def board_columns(task: Task) -> list[BoardColumn]:
             lambda entry: list(entry.row.record.numbers.work.values()),
             _queries,
         ),
-        flags,
-        BoardColumn(
-            {"board": Shown("reported by papers")}, _reported, left=True, style="wide", quoted=True
-        ),
-        BoardColumn(
-            {"board": Shown("files")},
-            lambda entry: ", ".join(_FILES),
-            left=True, links=lambda entry: _FILES, sortable=False,
-        ),
-    ]  # fmt: skip
+    ]
+
+
+def paper_columns(sources: Sequence[str]) -> list[Column[Reported]]:
+    """The columns of the table of what papers report, in order; `sources` are numbered."""
+
+    def share(heading: str, value: Callable[[Reported], float | None]) -> Column[Reported]:
+        return Column({"papers": Shown(heading)}, value, "{:g}".format)
+
+    return [
+        Column({"papers": Shown("beside")}, lambda told: told.row, left=True),
+        Column({"papers": Shown("the paper's name")}, lambda told: told.named, left=True),
+        share(BEST, lambda told: told.best_attack),
+        share(NATURAL, lambda told: told.natural),
+        share(CERTIFIED, lambda told: told.certified),
+        Column({"papers": Shown("attacks")}, lambda told: told.attacks or None, _listed, left=True),
+        Column({"papers": Shown("source")}, lambda told: f"[{sources.index(told.source) + 1}]"),
+    ]
+
+
+def _listed(attacks: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:g}" for name, share in attacks.items())
 
 
 def _of_entry(column: Column[Measurements]) -> BoardColumn:
@@ -123,7 +139,7 @@ def _assumed_column() -> BoardColumn:
         "proven, and how many of these images are broken nevertheless.",
         optional=True,
     )
-    return BoardColumn({"board": shown}, lambda entry: entry.row.record.numbers.assumed, _assumed)
+    return BoardColumn({"attacks": shown}, lambda entry: entry.row.record.numbers.assumed, _assumed)
 
 
 def _assumed(assumed: Assumed) -> str:
@@ -136,17 +152,3 @@ def _queries(work: Sequence[Work]) -> str:
     forwards = sum(done.forwards for done in attacks)
     backwards = sum(done.backwards for done in attacks)
     return f"{forwards:.0f} + {backwards:.0f}"
-
-
-def _reported(entry: Entry) -> str | None:
-    """What papers say of a row, each with the number of its source."""
-    told = []
-    for reported in entry.reported:
-        figures = {
-            "natural": reported.natural, **reported.attacks, "best-attack": reported.best_attack,
-            "certified": reported.certified,
-        }  # fmt: skip
-        shares = [f"{name} {share:g}" for name, share in figures.items() if share is not None]
-        number = entry.sources.index(reported.source) + 1
-        told.append(f"{reported.named}: {', '.join(shares)} [{number}]")
-    return "; ".join(told) or None

@@ -51,7 +51,7 @@ def _curves(axes: Axes, task: Task, rows: Sequence[Row]) -> None:
         eps, left = curve(row.report)
         style = _STYLES[place // 10 % len(_STYLES)]
         axes.plot(eps, 100 * left, style, color=f"C{place % 10}", label=row.record.row)
-        if row.report.radii is not None:
+        if row.report.certificate is not None:
             proven = [row.report.certified_within(e) for e in eps]
             shares = [100 * p.mean() for p in proven if p is not None]
             axes.plot(eps, shares, ":", color=f"C{place % 10}", linewidth=0.9)

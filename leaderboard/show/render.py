@@ -3,57 +3,73 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.columns import NONE, Markup, escaped, markdown
+from benchmark.columns import Markup, escaped, markdown
+from benchmark.pages.rendering import rendered
 from leaderboard.show.board_columns import BoardColumn
 from leaderboard.show.table import Line, Table
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 README, SITE = "README.md", "site/index.html"
 
 
 def render_readme(tables: Sequence[Table]) -> str:
     """The board's README.md."""
-    text = _rendered(
-        "README.md.j2", tables=tables, markdown=_markdown, anchor=_anchor, escaped=escaped
-    )
+    text = rendered(
+        "README.md.j2", [_TEMPLATES], tables=tables, main=_main, anchor=_anchor, escaped=escaped,
+        attacks=lambda table: _markdown(*_attacks(table)),
+        papers=lambda table: _markdown(*_papers(table)),
+    )  # fmt: skip
     return text.rstrip() + "\n"
 
 
 def render_site(tables: Sequence[Table]) -> str:
-    """The board's page, which needs no other files but its pictures."""
-    return _rendered("index.html.j2", tables=tables)
+    """The board's page, which needs its pictures and the pages of the rows beside it."""
+    kinds = sorted({line.kind for table in tables for line in table.lines})
+    flags = sorted({flag for table in tables for line in table.lines for flag in line.flags})
+    return rendered(
+        "index.html.j2", [_TEMPLATES], tables=tables, kinds=kinds, flags=flags, attacks=_attacks,
+        papers=_papers,
+    )  # fmt: skip
 
 
-def _rendered(name: str, **values: object) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        autoescape=".html" in name,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(name).render(**values)
-
-
-def _markdown(table: Table) -> str:
+def _main(table: Table) -> str:
     """A table as Markdown, with links to the files of its rows."""
     if not table.lines:
         return "No rows yet."
     return markdown(
-        [column.name for column in table.columns],
+        [column.heading("board") for column in table.columns],
         [[_cell(column, line) for column in table.columns] for line in table.lines],
         [column.left for column in table.columns],
     )
 
 
 def _cell(column: BoardColumn, line: Line) -> str:
-    text = line.cells[column.name]
-    if column.links:
-        links = line.links[column.name].items()
-        return Markup(", ".join(f"[{escaped(name)}]({line.folder}/{file})" for name, file in links))
-    return Markup(f"*{escaped(text)}*") if column.quoted and text != NONE else text
+    name = column.heading("board")
+    if not column.links:
+        return line.cells[name]
+    links = line.links[name].items()
+    return Markup(", ".join(f"[{escaped(text)}]({line.folder}/{file})" for text, file in links))
+
+
+# The headings of a table, and its rows.
+_Rows = tuple[list[str], list[list[str]]]
+
+
+def _attacks(table: Table) -> _Rows:
+    """The table of all attacks."""
+    headings = [column.heading("attacks") for column in table.attack_columns]
+    return headings, [list(line.attacks.values()) for line in table.lines]
+
+
+def _papers(table: Table) -> _Rows:
+    """The table of what papers report."""
+    return list(table.papers[0]), [list(told.values()) for told in table.papers]
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    """A table as Markdown, of which the first column holds names."""
+    return markdown(headings, rows, [not place for place in range(len(headings))])
 
 
 def _anchor(title: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmark.columns import NONE, escaped
+from benchmark.columns import NONE, eps_text, escaped
 from defenses.training.saved import CARD, WEIGHTS
 from leaderboard.submission.record import EVIDENCE, RECORD, SPEC, Record
 
@@ -17,14 +17,17 @@ def card_text(record: Record, card: dict[str, Any]) -> str:
     certified = NONE if numbers.certified is None else f"{100 * numbers.certified:.1f} %"
     weights = record.weights.at or WEIGHTS
     threat = card["threat"]
-    against = f"within {threat['norm']} {threat['eps']:g}" if threat else "no adversary named"
+    task = f"{record.task}: {record.threat.norm} eps {eps_text(record.threat.eps)}"
+    against = (
+        f"within {threat['norm']} {eps_text(threat['eps'])}" if threat else "no adversary named"
+    )
     return f"""# {escaped(record.row)} on {escaped(record.data.name)}
 
 {escaped(record.about) or "Trained as its specification says."}
 
 | | |
 |---|---|
-| task | {record.task}: {record.threat.norm} eps {record.threat.eps:g}, {record.samples} images |
+| task | {task}, {record.samples} images |
 | natural | {100 * numbers.natural:.1f} % |
 | best-attack | {100 * numbers.best_attack:.1f} % [{100 * low:.1f}, {100 * high:.1f}] |
 | certified | {certified} |

@@ -25,7 +25,7 @@ from benchmark.judge.records import BY_SAMPLE, Block, IntArray, MemoryCell
 from benchmark.judge.steadiness import call
 from benchmark.judge.subject import Subject
 from benchmark.report.report import Report
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 
 # The finest step. All of [-1, 1] fits into 16 bits in it, and pixels of 8 bits are whole in it.
 _UNIT = 1 / (255 * 128)
@@ -191,8 +191,8 @@ def _joined(blocks: Sequence[Block]) -> Block:
     return Block(**joined, adversarial=adversarial)
 
 
-# What proves a sample, in order: see `Radii.by`.
-_PROVEN_BY = np.array(["", "alpha-crown", "branching", "broken", "crown", "solver"])
+# What proves a sample or breaks it in a search for proofs, in order.
+_PROVEN_BY = np.array(["", "alpha-crown", "branching", "crown", "solver"])
 
 
 def _packed(
@@ -206,11 +206,6 @@ def _packed(
         predicted = np.where(block.broken, predicted, block.label)
     if label == CERTIFIED:
         arrays["radius"] = block.distance
-        assert block.stage is not None
-        assert block.bound is not None
-        if (block.stage != "").any():
-            arrays["by"] = np.searchsorted(_PROVEN_BY, block.stage).astype(np.int8)
-            arrays["bound"] = block.bound
     elif label == NATURAL:
         arrays["label"] = block.label.astype(np.int16)
     else:
@@ -219,6 +214,9 @@ def _packed(
         arrays["broken"] = np.packbits(block.broken)
         # Points beyond eps are not stored; the evidence is then that nothing was found within it.
         predicted = np.where(block.found & ~block.broken, block.label, predicted)
+    if label == SEARCH:
+        arrays["by"] = np.searchsorted(_PROVEN_BY, np.asarray(block.stage)).astype(np.int8)
+        arrays["bound"] = np.asarray(block.bound)
     if label not in (NATURAL, CERTIFIED) and block.broken.any():
         places = torch.from_numpy(block.index[block.broken])
         x, y = samples.x[places], samples.y[places]

@@ -12,7 +12,7 @@ from benchmark.errors import UserError
 from benchmark.report.accuracy import work
 from benchmark.report.flags import FLAGS
 from benchmark.report.report import Report
-from benchmark.spec.components import BEST
+from benchmark.spec.components import BEST, SEARCH
 from defenses.training.saved import CARD
 
 RECORD, SPEC, EVIDENCE, CARD_TEXT = "record.json", "spec.yaml", "evidence.npz", "README.md"
@@ -250,7 +250,8 @@ def numbers_of(report: Report) -> Numbers:
         certified=None if np.isnan(report.certified) else report.certified,
         assumed=_assumed(report),
         contradictions=report.contradictions.tolist(),
-        work={label: _work(report, label) for label in report.measured},
+        # The search for proofs counts no passes.
+        work={label: _work(report, label) for label in report.measured if label != SEARCH},
     )
 
 
@@ -264,7 +265,7 @@ def _work(report: Report, label: str) -> Work:
 
 def _assumed(report: Report) -> Assumed | None:
     """What would be certified under the bound ASSUMED, of an L2 report with certified radii."""
-    certified = report.certified_within(ASSUMED * report.threat.eps)
+    certified = report.certified_within(ASSUMED * report.threat.eps, itself=True)
     robust = report.robust_to(BEST)
     if certified is None or robust is None or report.threat.norm != "l2":
         return None

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from attacks import ThreatModel
 from attacks.messages import one_line
+from benchmark.columns import eps_text
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import write
 from benchmark.judge.surroundings import undisturbed
@@ -131,7 +132,7 @@ def _differences(spec: RunSpec, manifest: dict[str, Any], task: Task) -> list[st
         "split": (wanted.split, spec.split),
         "labels": (wanted.labels, data.get("labels", "data")),
         "norm": (wanted.norm, threat.norm),
-        "eps": (f"{wanted.eps:g}", f"{threat.eps:g}"),
+        "eps": (eps_text(wanted.eps), eps_text(threat.eps)),
         "bounded": (wanted.bounded, spec.bounded),
         "mode": ("table", spec.mode),
         "precision": ("float32", {"model": "float32"}.get(spec.precision, spec.precision)),

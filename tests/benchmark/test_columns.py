@@ -4,9 +4,10 @@ import io
 import math
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from benchmark.columns import (
     Column,
@@ -15,6 +16,7 @@ from benchmark.columns import (
     Table,
     captions,
     decimals,
+    eps_text,
     escaped,
     frame_csv,
     frame_markdown,
@@ -22,8 +24,9 @@ from benchmark.columns import (
     percent,
     shown_in,
 )
-from benchmark.report.paired import Paired
+from benchmark.report.captions import threat_name
 from benchmark.report.report_columns import detail_columns, report_columns
+from benchmark.spec.run_spec import make_spec, make_threat
 
 COLUMN: Column[dict[str, object]] = Column(
     {"run": Shown("share", "share: in %."), "json": Shown("plain")}, lambda row: row["x"], percent
@@ -70,16 +73,6 @@ def test_no_table_has_two_columns_of_one_name() -> None:
         assert len(set(names)) == len(names) > 4
 
 
-def test_chance_is_that_of_a_fair_coin() -> None:
-    first, second = np.array([1, 1, 1, 0, 1], bool), np.array([1, 0, 0, 0, 0], bool)
-    paired = Paired.of(first, second)
-    assert (paired.first, paired.second) == (3, 0)
-    assert paired.chance("greater") == pytest.approx(1 / 8)
-    assert paired.chance() == pytest.approx(1 / 4)
-    assert Paired(0, 3).chance("greater") == pytest.approx(1)
-    assert Paired.of(first, first).chance() == 1
-
-
 HOSTILE = "a|b\n<script>&`c`\\"
 
 
@@ -111,3 +104,34 @@ def test_all_else_is_written_to_csv_as_it_is() -> None:
         {"x": [-1, 2], "y": [0.1, math.nan], "z": ["-0.5", "a,\n=b"], "w": ["-", None], "b": True}
     )
     assert frame_csv(frame) == frame.to_csv(index=False)
+
+
+RADII = st.one_of(
+    st.floats(1e-9, 1e6),
+    st.builds(lambda top, bottom: top / bottom, st.integers(1, 2000), st.integers(1, 2000)),
+    st.builds(lambda k: k / 255, st.integers(1, 510)),
+    st.builds(lambda number: float(f"{number:.3g}"), st.floats(1e-4, 10)),
+)
+
+
+@given(RADII)
+@example(math.nextafter(8 / 255, 1))
+@example(math.nextafter(0.3, 0))
+def test_the_text_of_a_radius_is_that_number(eps: float) -> None:
+    assert make_threat("l2", eps_text(eps)).eps == eps
+
+
+@given(st.integers(1, 254))
+def test_a_fraction_of_255_stays_one(k: int) -> None:
+    text = eps_text(k / 255)
+    assert text == f"{k}/255" or len(text) < 4  # such as 0.2, or 1/3
+
+
+@pytest.mark.parametrize("text", ["0.3", "1/255", "8/255", "0.5/255", "1/3", "2", "0.0313725"])
+def test_a_radius_is_written_as_users_write_it(text: str) -> None:
+    threat = make_threat("linf", text)
+    assert threat_name(threat) == f"L-infinity eps {text}"
+    spec = make_spec({"norm": "linf", "eps": text, "defenses": ["vanilla"]})
+    assert str(spec.written()["eps"]) in (text, f"{text}.0")
+    assert make_spec(spec.written()) == spec
+    assert spec.model_dump(mode="json")["eps"] == threat.eps  # files for machines keep the number

@@ -92,7 +92,10 @@ def test_a_second_row_of_a_name_is_refused(small: Small, cli: Cli, tmp_path: Pat
 
 
 def test_a_folder_that_is_no_board_is_refused(cli: Cli, tmp_path: Path) -> None:
-    line = f"{tmp_path} is no leaderboard (it has no tasks.yaml): name its folder with --board"
+    line = (
+        f"{tmp_path} is no leaderboard (it has no tasks.yaml): start in a clone of bestattack's "
+        "repository, which has the rows, or name the folder with --board"
+    )
     refused(cli("leaderboard", "verify", "--board", tmp_path), line)
 
 

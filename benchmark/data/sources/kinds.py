@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.data.dataset import Dataset
-from benchmark.data.files import DataError, data_roots
+from benchmark.data.files import DataError
+from benchmark.data.places import data_roots
 from benchmark.data.sources.arrays import npy, npz
 from benchmark.data.sources.given_options import Given
 from benchmark.data.sources.huggingface_data import huggingface

@@ -33,7 +33,7 @@ for (const controls of document.querySelectorAll("[data-filters]")) {
   const count = controls.querySelector("output"), inputs = [...controls.querySelectorAll("[data-by]")];
   const keeps = (item, input) => {
     const value = item.dataset[input.dataset.by] ?? "", wanted = input.value;
-    if (wanted === "" || (input.type === "range" && wanted === input.max)) return true;
+    if (wanted === "" || (input.type === "range" && wanted >= 0.999 * input.max)) return true;
     if (input.type === "range") return parseFloat(value) <= parseFloat(wanted);
     return input.type === "search" ? value.toLowerCase().includes(wanted.toLowerCase()) : value.split("\t").includes(wanted);
   };
@@ -43,6 +43,8 @@ for (const controls of document.querySelectorAll("[data-filters]")) {
       item.hidden = !inputs.every(input => keeps(item, input));
       shown += !item.hidden;
     }
+    for (const group of document.querySelectorAll("[data-group]"))
+      group.hidden = ![...group.querySelectorAll(controls.dataset.filters)].some(item => !item.hidden);
     if (count) count.textContent = `${shown} of ${items.length} shown`;
     for (const input of inputs.filter(input => input.type === "range"))
       input.parentNode.querySelector(".value").textContent = Number(input.value).toPrecision(3);

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from benchmark.columns import NONE, percent
+from benchmark.columns import NONE, eps_text, percent
 from benchmark.report.captions import CHOSEN, NORMS, is_drawn, on_order, threat_name
 from benchmark.report.report import Report
 from benchmark.seeds.spread import Spread, on_spread
@@ -209,7 +209,7 @@ def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
     first, *others = spec.over
     panels = [setting for setting in (TEST, TRAIN) if setting in set(records["setting"])]
     points = spec.points().values()
-    balls = dict.fromkeys(f"{NORMS[point.norm]} {point.eps:.3g}" for point in points)
+    balls = dict.fromkeys(f"{NORMS[point.norm]} {eps_text(point.eps)}" for point in points)
     figure = Figure(figsize=(7, 4.2 * len(panels) + 0.6), layout="constrained")
     for plot, setting in zip(
         figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from benchmark.analysis.learned_order import spec_of
 from benchmark.errors import UserError, did_you_mean
 from benchmark.spec.components import (
     BEST,
@@ -189,7 +190,7 @@ class SweepSpec(BaseModel):
                 values[key] = value
             else:
                 defenses = [_with_option(defense, key, value) for defense in defenses]
-        return make_spec(values | {"defenses": defenses})
+        return spec_of(values | {"defenses": defenses})
 
 
 def _with_option(defense: Component, key: str, value: Value) -> Component:

@@ -253,3 +253,20 @@ def test_forwards_without_gradients_are_left_alone() -> None:
     with torch.no_grad(), cooling.step(x):
         assert torch.relu(x).equal(x.clamp_min(0))
     assert cooling.softened == 0
+
+
+def test_numbers_of_python_stay_numbers() -> None:
+    """Models may look at their inputs, as asserts do."""
+
+    def model(x: Tensor) -> Tensor:
+        assert x.min() >= 0
+        if x.sum() > 1e6 or bool((x > 2).any()) or int(x.max()) > 3:
+            x = x / 255
+        return torch.relu(x - float(x.mean()))
+
+    x = torch.rand(4, 3, requires_grad=True)
+    with Smoothing(1.0, 4) as smoothing:
+        value = model(x)
+    assert torch.equal(value, torch.relu(x - float(x.mean())))
+    assert smoothing.smoothed["relu"] == 1
+    assert not {"bool", "float", "int"} & smoothing.smoothed.keys()

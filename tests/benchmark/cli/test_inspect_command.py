@@ -1,5 +1,6 @@
 """`bestattack inspect` looks at models that exist, and says in one line where there is none."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ def test_a_model_of_any_source_is_looked_at(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CODE)
     ended = cli(*WORDS, f"external/python={tmp_path}/mine.py:net/mean=0/std=1", "--samples", 50)
     assert ended.status == 0
-    lines = dict(line.split(": ", 1) for line in ended.out.splitlines())
+    assert max(map(len, ended.out.splitlines())) <= 80
+    whole = re.sub(r"\n +", "", ended.out)
+    lines = dict(line.split(": ", 1) for line in whole.splitlines())
     assert "1,510 parameters" in lines["model"]
     assert lines["smoothed"].strip() == "relu x 1"
     assert "images" in lines["natural"]

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmark.data import files as data_files
+from benchmark.data import places
 
 Images = NDArray[np.uint8]
 
@@ -21,8 +22,8 @@ Images = NDArray[np.uint8]
 def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing come from outside, and let the test change which files are official."""
     monkeypatch.delenv("BESTATTACK_DATA", raising=False)
-    monkeypatch.setattr(data_files, "user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(data_files, "_SYSTEM", tmp_path / "system")
+    monkeypatch.setattr(places, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(places, "_SYSTEM", tmp_path / "system")
     monkeypatch.setattr(data_files, "MD5", dict(data_files.MD5))
     serve(monkeypatch, lambda url: pytest.fail(f"a download of {url}"))
 

@@ -197,13 +197,25 @@ def test_a_model_that_answers_otherwise_each_time_is_flagged() -> None:
     assert list(evaluate_small(model).flags) == ["non-deterministic"]
 
 
-def test_a_model_in_training_mode_is_evaluated_in_eval_mode_and_flagged() -> None:
-    model = Dropping().train()
-    model.norm.eval()
+def test_a_model_as_it_was_made_is_evaluated_in_eval_mode_which_a_note_says() -> None:
+    model = Dropping()
+    report = evaluate_small(model)
+    assert report.flags == {}
+    assert report.notes == [
+        "Dropping: it was handed over in training mode, and measured in eval mode"
+    ]
+    assert report.natural == 1.0
+    assert (model.training, model.drop.training, model.norm.training) == (True, True, True)
+    assert evaluate_small(model.eval()).notes == []
+
+
+def test_a_part_that_is_in_training_mode_on_purpose_is_flagged() -> None:
+    model = Dropping().eval()
+    model.drop.train()
     report = evaluate_small(model)
     assert list(report.flags) == ["train-mode"]
-    assert report.natural == 1.0
-    assert (model.training, model.drop.training, model.norm.training) == (True, True, False)
+    assert (report.natural, report.notes) == (1.0, [])
+    assert (model.training, model.drop.training) == (False, True)
 
 
 @pytest.mark.parametrize("fault", [None, UserError("no"), KeyboardInterrupt()])

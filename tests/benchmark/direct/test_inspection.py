@@ -120,7 +120,7 @@ def test_wrong_labels_are_noticed() -> None:
     assert seen.correct == 0
     assert not seen.trials
     assert "chance" in seen.flags
-    assert "Are mean, std and range those that the model expects?" in str(seen)
+    assert "Are mean, std and range those that the model expects?" in " ".join(str(seen).split())
 
 
 def test_nothing_is_changed() -> None:

@@ -71,10 +71,31 @@ def test_a_plan_is_told_and_compared(cli: Cli, tmp_path: Path) -> None:
     assert "Not trained yet: vanilla/epochs=1." in ended.out
     assert not (tmp_path / "run" / "cells").exists()
     ended = cli("run", *words, *out)
-    assert "planned:" in ended.out.splitlines()[-1]
+    assert "planned:" in ended.out.splitlines()[-2]
     ended = cli("run", *words, *out, "--plan")
     assert "training" not in ended.out
     assert "Not trained" not in ended.out
+
+
+def test_proofs_are_planned_at_most_and_not_of_what_bounds_do_not_pass(
+    cli: Cli, tmp_path: Path
+) -> None:
+    network = "from torch import nn\n" + "".join(
+        f"def {name}(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.{layer}())\n"
+        for name, layer in (("bent", "ReLU"), ("smooth", "Tanh"))
+    )
+    (tmp_path / "net.py").write_text(network)
+    words = ["--norm", "linf", "--eps", "0.1", "--samples", "20", "--attack", "pgd/steps=5"]
+    for name in ("bent", "smooth"):
+        words += ["--defense", f"external/python={tmp_path / 'net.py'}:{name}"]
+    ended = cli("run", *words, "--certify", "branch/seconds=9", "--plan", "--out", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    (line,) = [line for line in ended.out.splitlines() if "certified, at most" in line]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert "bent" in cells[1]
+    assert cells[4:6] == ["-", "3 min"]
+    assert "tasks, at most about" in ended.out
+    assert "no order takes less" not in ended.out
 
 
 def test_a_recipe_that_takes_several_epochs_is_planned(cli: Cli, tmp_path: Path) -> None:

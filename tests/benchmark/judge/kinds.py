@@ -280,6 +280,11 @@ def _spectral(net: Plain, x: Tensor) -> nn.Module:
     return model
 
 
+def _part_in_training(net: Plain, x: Tensor) -> nn.Module:
+    net.hidden.train()
+    return net
+
+
 def _exported(net: Plain, x: Tensor, **shapes: Any) -> Any:
     return torch.export.export(net, (x,), **shapes)
 
@@ -322,9 +327,7 @@ KINDS: dict[str, Kind] = {
     "destroys its images": Kind(lambda net, x: _Destroying(net)),
     "caches tensors": Kind(lambda net, x: _Caching(net)),
     "writes logits into one tensor": Kind(lambda net, x: _Reusing(net)),
-    "holds itself in a function": Kind(
-        lambda net, x: _Holding(net), flags=frozenset({"train-mode"})
-    ),
+    "holds itself in a function": Kind(lambda net, x: _Holding(net)),
     "patched forward": Kind(_patched),
     "a hook keeps features": Kind(_extracting),
     "compiled": Kind(lambda net, x: torch.compile(net)),
@@ -374,7 +377,8 @@ KINDS: dict[str, Kind] = {
     "weights of 1e6": Kind(_scaled(1e6, 1e-6)),
     "weights of 1e-6": Kind(_scaled(1e-6, 1e6)),
     "an infinite logit": Kind(_around(after=_unread)),
-    "training mode": Kind(lambda net, x: net.train(), flags=frozenset({"train-mode"})),
+    "training mode": Kind(lambda net, x: net.train()),
+    "a part in training mode": Kind(_part_in_training, flags=frozenset({"train-mode"})),
     "without gradients": Kind(lambda net, x: net, around=torch.no_grad),
     "inference mode": Kind(lambda net, x: net, around=torch.inference_mode),
     "mixes its batch": Kind(lambda net, x: _Centred(net), flags=frozenset({"batch-dependent"})),

@@ -212,7 +212,7 @@ def test_flags_of_records_hold_after_report_and_verify(tmp_path: Path, cli: Cli)
     folder = tmp_path / "run"
     ended = cli("run", *words, "--out", folder)
     assert ended.status == 0, ended.err
-    for out in (ended.out, cli("report", folder).out, cli("verify", folder).out):
+    for out in (cli("report", folder, "--wide").out, cli("verify", folder, "--wide").out):
         lines = [line for line in out.splitlines() if line.startswith("- detached/epochs=2: ")]
         found = [line.split(": ")[1] for line in lines]
         assert {"gradient-free", "large-eps", "transfer", "zero-gradient"} <= set(found)

@@ -282,7 +282,7 @@ def test_the_caption_says_what_the_numbers_are_over(report: Report) -> None:
     cascade.add(NATURAL, "k", _cell(list(range(10)), {}), None)
     cascade.add("a", "ka", _cell(list(range(10)), {}), None)
     caption = tables.caption([cascade], None)
-    for part in ("all 10 images", "L-infinity eps 0.0313725", "sample over a)", "Cascade: "):
+    for part in ("all 10 images", "L-infinity eps 8/255", "sample over a)", "Cascade: "):
         assert part in caption
 
 

@@ -161,7 +161,7 @@ def test_every_file_of_a_run_says_the_same(run: Path, plugin: Path) -> None:
 def test_a_run_with_certificates_holds_and_its_contradictions_with_it(
     run: Path, cli: Cli, plugin: Path
 ) -> None:
-    ended = cli("verify", run)
+    ended = cli("verify", run, "--wide")
     assert (ended.status, ended.err) == (0, "")
     assert f"{HONEST} certified: 96 of 96 radii are found again" in ended.out.splitlines()
     table = (run / "table.md").read_text().split("\n\n")

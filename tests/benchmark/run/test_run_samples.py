@@ -111,9 +111,13 @@ def test_a_choice_that_lacks_classes_says_so(plugin: Path, home: Path, cli: Cli)
     assert caption.startswith("Accuracy in % over the first 20 of 355 mine test images, L2 eps 0.5")
     assert "No image is of the classes 1, 2, 3, 4, 5, 6, 7, 8, 9. " in caption
     assert "missing-classes" in row["flags"]
-    for out in (ended.out, cli("report", home).out, cli("verify", home).out):
-        assert caption in out
-        assert "- vanilla/epochs=4: missing-classes: " in out
+    for command in ("report", "verify"):
+        wide = cli(command, home, "--wide").out
+        assert caption in wide
+        assert "- vanilla/epochs=4: missing-classes: " in wide
+    told = " ".join(ended.out.split())
+    assert "No image is of the classes 1, 2, 3, 4, 5, 6, 7, 8, 9. " in told
+    assert "- missing-classes (vanilla/epochs=4): " in told
 
 
 def test_of_a_users_own_data_a_choice_is_stratified(plugin: Path, home: Path, cli: Cli) -> None:

@@ -81,7 +81,7 @@ def test_every_command_that_writes_is_refused_and_no_reader_is(run: Path, cli: C
     check = _in_use(run)
     with alone_in(run):
         check(cli(*WORDS, "--out", run))
-        check(cli("report", run))
+        assert cli("report", run).status == 0
         check(cli("study", "lipschitz", run))
         check(cli("study", "budgets", run, "--eps", "0.1"))
         check(cli("train", "digits", "vanilla/epochs=0", "--out", run))
@@ -101,7 +101,7 @@ def test_a_holder_without_a_note_is_another_process(run: Path, cli: Cli, note: s
         if note is not None:
             (run / HOLDER).write_text(note)
         line = f"{run} is in use by another process: wait until that ends, or name another folder"
-        refused(cli("report", run), line)
+        refused(cli(*WORDS, "--out", run), line)
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, cli: Cli) -> None:
@@ -330,7 +330,7 @@ def test_two_runs_at_once_in_one_folder(
         assert _rows(folder) == _rows(tmp_path / "whole")
         ended = cli("verify", folder)
         assert (ended.status, ended.err) == (0, "")
-        assert ended.out.endswith(" holds.\n")
+        assert " holds.\n" in ended.out
     print(f"{pairs} pairs, {refusals} refusals; {kills} killed; a whole run takes {lasts:.1f} s")
     assert refusals == pairs
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark.columns import percent
+from benchmark import terminal
+from benchmark.columns import percent, shown_in
 from benchmark.data.choice import Choice
 from benchmark.judge.records import MemoryCell
 from benchmark.report.report import Report
@@ -164,7 +165,8 @@ def test_a_cascade_has_no_column_per_attack(reports: list[Report]) -> None:
     for report in reports:
         report.mode = "cascade"
     rows = over_seeds.by_defense(reports, _spec())
-    headings = [column.heading("seeds") for column in over_seeds.columns_over(rows)]
+    columns = shown_in("seeds", over_seeds.columns_over(rows))
+    headings = [column.heading("seeds") for column in columns]
     assert headings == ["defense", "natural", "best-attack", "flags"]
     assert over_seeds.plain(rows)[0]["per_attack"] == {"a": None, "b": None}
 
@@ -177,3 +179,20 @@ def test_rows_stand_in_the_order_of_the_defenses() -> None:
     assert [row.name for row in rows] == ["m", "n"]
     assert all(isinstance(row, OverSeeds) and len(row.reports) == 3 for row in rows)
     assert percent(rows[0].spread("a").mean) == "75.0"  # type: ignore[union-attr]
+
+
+def test_a_terminal_shows_the_means_without_single_attacks(reports: list[Report]) -> None:
+    shown = terminal.text(
+        over_seeds.page_over_all(over_seeds.by_defense(reports, _spec()), _spec())
+    )
+    header, _, line = shown.splitlines()[:3]
+    assert header.split() == ["defense", "natural", "best-attack"]
+    assert line.split() == ["m", *["90.0", "±", "10.0", "56.7", "±", "5.8"]]
+
+    reports[1].awaited = ["c"]
+    rows = over_seeds.by_defense(reports[:2], _spec())
+    assert rows[0].spread("best-attack") is None
+    shown = terminal.text(over_seeds.page_over_all(rows, _spec()))
+    assert "not finished" in shown.splitlines()[0]
+    assert rows[0].unfinished == ["seed 0: c not begun", "seed 7: not begun"]
+    assert all(len(line) <= 80 for line in shown.splitlines())

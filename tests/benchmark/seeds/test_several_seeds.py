@@ -209,8 +209,10 @@ def test_a_run_that_is_run_again_measures_nothing_anew(
     ended = cli("run", *WORDS, "--out", run)
     assert (ended.status, ended.err) == (0, "")
     assert _files(run) == before
-    ended = cli("report", run)
-    assert (ended.status, ended.out) == (0, before["table.md"].decode() + "\n")
+    ended = cli("report", run, "--wide")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith(before["table.md"].decode() + "\n")
+    assert "±" in cli("report", run).out
     assert _files(run) == before
 
 
@@ -234,13 +236,15 @@ def test_an_interrupted_run_is_reported_and_goes_on(
     assert cli("run", *WORDS, "--out", folder).status == 130
     ended = cli("report", folder)
     assert (ended.status, ended.err) == (0, "")
+    assert "not finished" in ended.out
+    assert "seed 1: pgd/steps=2 11 of 22 so far: 6 broken" in " ".join(ended.out.split())
     vanilla, l2nnn = _json(folder / "table.json")["rows"]
     assert vanilla["natural"] is not None
     assert (vanilla["best_attack"], l2nnn["natural"]) == (None, None)
     assert vanilla["with_seed"]["0"]["best_attack"] is not None
     line = cli("verify", folder).err
     assert line.startswith(f"bestattack: the run of {folder} is not finished, what there is holds:")
-    assert "seed 1: vanilla/epochs=1 pgd/steps=2: not finished, or not begun" in line
+    assert "seed 1: vanilla/epochs=1 pgd/steps=2: 11 of 22 so far: 6 broken" in line
 
     # It goes on where it was: the block that was lost is measured again, and no other.
     calls.clear()
@@ -263,7 +267,7 @@ def test_a_run_that_has_not_come_to_a_seed_says_so(run: Path, cli: Cli) -> None:
 
 
 def test_verify_replays_every_seed_and_the_table_of_all(run: Path, cli: Cli) -> None:
-    ended = cli("verify", run)
+    ended = cli("verify", run, "--wide")
     assert (ended.status, ended.err) == (0, "")
     assert "vanilla/epochs=1 (seed 0) pgd/steps=2: " in ended.out
     assert "l2nnn/epochs=1 (seed 1) certified: 40 of 40 radii are found again" in ended.out
@@ -318,7 +322,19 @@ def test_what_is_about_one_seed_takes_the_folder_of_one(run: Path, cli: Cli) -> 
     home = run / "seeds" / "0"
     assert cli("study", "lipschitz", home).status == 0
     before = (home / "table.md").read_bytes()
-    assert cli("report", home).out.encode() == before + b"\n"
+    assert cli("report", home, "--wide").out.encode().startswith(before + b"\n")
+
+
+def test_each_seed_has_to_reach_a_threshold(run: Path, cli: Cli) -> None:
+    with_seed = _json(run / "table.json")["rows"][0]["with_seed"]
+    each = [numbers["natural"] for numbers in with_seed.values()]
+    assert cli("report", run, "--fail-under", "natural=1").status == 0
+    least = 100 * max(each)
+    assert min(each) < max(each)
+    ended = cli("report", run, "--fail-under", f"natural={least}")
+    low = each.index(min(each))
+    assert f"vanilla/epochs=1 (seed {low}): natural" in ended.err
+    assert f"vanilla/epochs=1 (seed {1 - low})" not in ended.err
 
 
 def test_models_that_are_not_trained_differ_in_their_attacks_alone(

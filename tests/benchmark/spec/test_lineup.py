@@ -213,7 +213,7 @@ def test_a_series_on_disk_resumes_and_holds(tmp_path: Path, cli: Cli) -> None:
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert _row(tmp_path / "run") == row
 
-    ended = cli("report", tmp_path / "run")
+    ended = cli("report", tmp_path / "run", "--wide")
     assert ended.status == 0
     assert "are a series" in ended.out
     assert json.loads(before)["caption"] in ended.out

@@ -94,7 +94,12 @@ def test_an_entry_is_imported_when_it_is_asked_for_and_not_before(
         (DEFENSES, "vanila", "unknown defense 'vanila': did you mean 'vanilla'?"),
         (DATASETS, "mnsit", "unknown data set 'mnsit': did you mean 'mnist'?"),
         (SUITES, "quik", "unknown suite 'quik': did you mean 'quick'?"),
-        (ATTACKS, "?", "unknown attack '?': 'bestattack list attacks' shows all"),
+        (
+            ATTACKS,
+            "?",
+            "unknown attack '?': did you forget --plugin FILE.py? "
+            "'bestattack list attacks' shows all",
+        ),
     ],
 )
 def test_an_unknown_name_gets_did_you_mean(names: Registry, word: str, line: str) -> None:
@@ -284,7 +289,7 @@ def test_an_installed_package_is_listed_and_run(tmp_path: Path) -> None:
     ran = _call(
         path,
         *("bestattack", "run", "--quiet", "--data", "photos", "--samples", 16, "--eps", 0.5),
-        *("--defense", "wall/epochs=1", "--attack", "mine/steps=2", "--out", folder),
+        *("--defense", "wall/epochs=1", "--attack", "mine/steps=2", "--out", folder, "--wide"),
     )
     header = [word.strip() for word in ran.stdout.splitlines()[1].split("|")]
     assert header[1:4] == ["defense", "natural", "mine/steps=2"]

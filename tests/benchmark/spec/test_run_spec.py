@@ -192,3 +192,9 @@ def test_without_attacks_and_a_suite_strong_runs(given: dict[str, Any]) -> None:
     values = {"eps": 1.0, "defenses": ["vanilla"]}
     assert make_spec(values | given).suite == "strong"
     assert make_spec(values | given | {"attacks": ["pgd"]}).suite is None
+
+
+@pytest.mark.parametrize("certify", [None, "crown", "branch", "branch/seconds=3"])
+def test_a_spec_with_proofs_is_read_back_from_what_is_kept_of_it(certify: str | None) -> None:
+    spec = make_spec(LEAST | ({"certify": certify} if certify else {}))
+    assert make_spec(yaml.safe_load(yaml.safe_dump(spec.model_dump(mode="json")))) == spec

@@ -328,7 +328,7 @@ def test_the_caption_names_every_budget(tmp_path: Path, cli: Cli) -> None:
     spec.write_text(yaml.safe_dump(LEAST | values))
     ended = cli("study", "sweep", spec, "--out", tmp_path / "study", "--quiet")
     assert_written(tmp_path / "study", "sweep", ended)
-    said = "natural and within L2 eps 0.1 or L2 eps 0.0313725."
+    said = "natural and within L2 eps 0.1 or L2 eps 8/255."
     assert f"over 10 to 20 test images of digits (the first), {said}" in ended.out
 
 

@@ -318,3 +318,16 @@ def test_a_new_method_is_one_entry(monkeypatch: pytest.MonkeyPatch, digits: Digi
 def test_the_recipe_of_a_method_has_no_other() -> None:
     with pytest.raises(TypeError, match="method"):
         TRADES(method="mart")
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(2, "75%"), (4, "62%"), (5, "60%")])
+def test_a_warm_up_that_takes_much_of_a_few_epochs_is_told(epochs: int, share: str) -> None:
+    assert (
+        f"makes {share} of {epochs} epochs adversarial" in AdversarialTraining(epochs=epochs).hint
+    )
+    assert AdversarialTraining(epochs=epochs, warm_up=False).hint == ""
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 20])
+def test_there_is_no_hint_where_a_warm_up_is_as_it_is_meant(epochs: int) -> None:
+    assert AdversarialTraining(epochs=epochs).hint == ""

@@ -142,6 +142,13 @@ def test_what_cannot_be_is_refused(options: dict[str, object], says: str) -> Non
         LPRobust(**options)  # type: ignore[arg-type]
 
 
+def test_eps_does_not_start_above_its_value() -> None:
+    assert LPRobust(norm="linf", eps=0.005).radius(0.0, 0.005) == 0.005
+    with pytest.raises(ValueError, match=r"start 0\.2 is above eps 0\.1"):
+        LPRobust(start=0.2).trains_against(ThreatModel("linf", 0.1))
+    assert LPRobust(start=0.1).trains_against(ThreatModel("linf", 0.1)).eps == 0.1
+
+
 def test_a_network_that_bounds_cannot_pass_is_refused_in_one_line() -> None:
     class Sine(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from benchmark.report.paired import better
 from leaderboard.board import check
 from leaderboard.show.pictures import closest_example, curve, shown
-from leaderboard.show.table import better, make_table, ranked, robust
+from leaderboard.show.table import make_table, ranked, robust
 from leaderboard.submission.submission import open_row
 from tests.leaderboard.conftest import Small
 
@@ -54,20 +55,25 @@ def test_a_table_is_ordered_and_complete(made: Small) -> None:
     best = [line.record.numbers.best_attack for line in table.lines]
     assert best == sorted(best, reverse=True)
     names = [
-        *("rank", "defense", "natural", "PGD", "CW", "SCW", "best-attack [95%]", "certified"),
-        *("if Lipschitz ≤ 0.7 (of these broken)", "queries", "flags", "reported by papers"),
-        "files",
+        *("rank", "defense", "best-attack [95%]", "natural", "certified", "flags", "files"),
     ]
-    assert [column.name for column in table.columns] == names
+    attacks = [
+        *("defense", "PGD", "CW", "SCW", "if Lipschitz ≤ 0.7 (of these broken)", "queries"),
+    ]
+    assert [column.heading("board") for column in table.columns] == names
+    assert len(names) <= 8
+    assert len(attacks) <= 8
     for line in table.lines:
         assert list(line.cells) == names
+        assert list(line.attacks) == attacks
         numbers = line.record.numbers
         assert line.cells["best-attack [95%]"].startswith(f"{100 * numbers.best_attack:.1f} [")
-        assert line.cells["SCW"] != "-"
+        assert line.attacks["SCW"] != "-"
         assert (line.cells["certified"] == "-") == (line.record.row == "vanilla")
-        expected = "Plain: natural 99.5 [1]" if line.record.row == "vanilla" else "-"
-        assert line.cells["reported by papers"] == expected
         assert line.links["defense"] == {line.record.row: "README.md"}
+    (told,) = table.papers
+    assert (told["beside"], told["the paper's name"]) == ("vanilla", "Plain")
+    assert (told["natural"], told["best-attack"], told["source"]) == ("99.5", "-", "[1]")
     assert table.sources == ["A paper, table 1"]
 
 

@@ -15,7 +15,7 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.run.defense_replay import examine_twice
-from benchmark.spec.components import CERTIFIED, NATURAL
+from benchmark.spec.components import NATURAL, SEARCH
 from leaderboard.submission.evidence import pack, unpack
 
 N, SHAPE = 40, (1, 28, 28)
@@ -180,7 +180,10 @@ def test_what_is_no_archive_is_damaged(content: bytes) -> None:
         unpack(content, [NATURAL], _samples(), ThreatModel("l2", 1.0))
 
 
-def test_what_bounds_proved_is_kept() -> None:
+@pytest.mark.parametrize(
+    ("method", "attack"), [("crown", "pgd/steps=2"), ("branch", "square/steps=1")]
+)
+def test_what_bounds_proved_is_kept(method: str, attack: str) -> None:
     x = torch.linspace(0.05, 0.95, 20).view(20, 1, 1, 1).expand(20, 1, 2, 2).contiguous()
     samples = Samples(x, (x[:, 0, 0, 0] > 0.5).long(), np.arange(20))
     threat = ThreatModel("linf", 0.1)
@@ -191,14 +194,19 @@ def test_what_bounds_proved_is_kept() -> None:
             return torch.cat([-mean, mean], 1)
 
     report = evaluate(
-        Threshold(), x, samples.y, norm="linf", eps=0.1, attacks=["pgd/steps=2"], certify="crown"
+        Threshold(), x, samples.y, norm="linf", eps=0.1, attacks=[attack], certify=method
     )
     content = pack(report, examine_twice(Threshold(), x, "cpu", Terms()), samples)
     cells = unpack(content, list(report.keys), samples, threat)
-    (kept,) = cells[CERTIFIED].blocks()
-    assert report.radii is not None
-    assert kept.distance.tolist() == report.radii.radius.tolist()
+    (kept,) = cells[SEARCH].blocks()
+    assert report.proved is not None
+    found = report.frames[SEARCH]
+    assert kept.index.tolist() == found["index"].tolist()
+    assert kept.broken.tolist() == found["broken"].tolist()
+    assert kept.broken.any() == (method == "branch")
+    assert len(kept.adversarial) == kept.broken.sum() == report.searched
     assert kept.stage is not None
-    assert kept.stage.tolist() == report.radii.by.tolist()
+    assert kept.stage.tolist() == found["stage"].tolist()
     assert kept.bound is not None
+    assert kept.bound.tolist() == report.proved.bound[kept.index].tolist()
     assert 10 <= (kept.bound > 0).sum() == (kept.stage == "crown").sum() < 20

@@ -11,12 +11,17 @@ from safetensors.torch import load as load_weights
 
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
+from benchmark.run import runner
+from benchmark.spec.run_spec import make_spec
 from defenses.training.saved import WEIGHTS
-from leaderboard.board import check
-from leaderboard.submission.record import SPEC, slug
+from leaderboard.board import build, check
+from leaderboard.submission.record import SPEC, read_record, slug
+from leaderboard.submission.submit import submit
 from tests.benchmark.conftest import Cli, Ended, refused
+from tests.leaderboard.conftest import SPEC as OF_BOARD
 from tests.leaderboard.conftest import (
     Small,
+    change_evidence,
     change_record,
     list_again,
     refusal,
@@ -46,6 +51,20 @@ def test_a_run_makes_submissions(small: Small, cli: Cli, tmp_path: Path) -> None
     # The same but for where it lies: a submission is determined by its run.
     for path in (small.rows / "nbr").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / "digits" / "nbr" / path.name).read_bytes()
+
+
+def test_tasks_are_installed_and_rows_are_not(
+    small: Small, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ended = cli("leaderboard", "submit", small.run)
+    assert "is of no task: mnist-l2 wants" in ended.err
+    for words in (["verify"], ["build"], ["migrate"]):
+        assert "start in a clone of bestattack's repository" in cli("leaderboard", *words).err
+    # A board that is here comes first.
+    Path("leaderboard").symlink_to(small.board)
+    assert cli("leaderboard", "submit", small.run, "--row", "NBR").status == 0
 
 
 def test_a_row_without_a_proper_name_is_refused_and_nothing_left(
@@ -228,3 +247,20 @@ def test_weights_at_an_address_are_to_be_fetched(small: Small) -> None:
 
 def _verify(cli: Cli, small: Small) -> Ended:
     return cli("leaderboard", "verify", "--board", small.board)
+
+
+def test_a_row_may_be_proven_by_bounds(small: Small, tmp_path: Path) -> None:
+    defense = {"label": "bounded", "name": "vanilla", "epochs": 6, "arch": "mlp", "widen": 0.1}
+    spec = make_spec(OF_BOARD | {"defenses": [defense], "certify": "branch/seconds=1"})
+    runner.run(spec, tmp_path / "run", None, False, lambda line: None)
+    (folder,) = submit(tmp_path / "run", small.tasks, small.board / "rows", [], {}, None)
+    numbers = read_record(folder).numbers
+    assert numbers.certified is not None
+    assert 0 < numbers.certified <= numbers.best_attack
+    # The search counts no passes, and has no column.
+    assert "search" not in numbers.work.keys() | numbers.per_attack.keys()
+    check(folder, small.tasks, run_code=False)
+    build(small.board, small.tasks)
+    assert "Certified by bounds, too: bounded." in (small.board / "README.md").read_text()
+    change_evidence(folder, lambda arrays: arrays.update({"4/bound": 2 * arrays["4/bound"]}))
+    assert "bounds are not as found now" in refusal(small, folder)

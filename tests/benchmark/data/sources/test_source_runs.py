@@ -67,7 +67,7 @@ def test_a_run_on_a_table_holds_from_anywhere_and_leaves_frozen_features(
     assert (folder / "table.md").read_text() == table
     ended = cli("verify", folder)
     assert (ended.status, ended.err) == (0, "")
-    assert str(tmp_path) not in cli("report", folder).out
+    assert str(tmp_path) not in cli("report", folder).out.partition("For each")[0]
 
 
 def test_an_example_that_moves_a_frozen_feature_does_not_hold(cli: Cli) -> None:
@@ -134,7 +134,9 @@ def test_runs_on_images_hold_from_anywhere(
     words = ("--data", data, *WORDS, "--samples", 9, "--attack", "pgd/steps=3")
     ended = cli("run", *words)
     assert ended.status == 0, ended.err
-    assert f"9 of 20 {data.replace('in/', '')} test images (stratified by class" in ended.out
+    assert f"9 of 20 {data.replace('in/', '')} test images (stratified by class" in " ".join(
+        ended.out.split()
+    )
     (folder,) = (path.absolute() for path in Path("runs").iterdir())
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert cli("verify", folder).status == 0

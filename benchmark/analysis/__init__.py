@@ -1,0 +1,1 @@
+"""Analyses of reports: what they say beside their own tables, and of one another."""
