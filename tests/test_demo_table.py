@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from attacks import ThreatModel
+from benchmark.cli.demo_command import DEMO
 from benchmark.data.choice import Choice
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.report import tables
@@ -65,7 +66,7 @@ def test_the_table_of_the_readme_is_laid_out_as_it_is_printed() -> None:
         _report(name, float(natural), float(best), None if proven == "-" else float(proven))
         for name, natural, best, proven in rows
     ]
-    spec = make_spec(yaml.safe_load((ROOT / "demo.yaml").read_text()))
+    spec = make_spec(yaml.safe_load(DEMO.read_text()))
     assert [report.name for report in reports] == [member.label for member in spec.defenses]
     assert text(tables.page(reports, spec)) == _shown()
 

@@ -90,8 +90,7 @@ def run(
         every = flags | {"data_root": data_root, "fail_under": fail_under, "junit": junit}
         judge_properties(onnx, [*vnnlib, *specs], exact, limit, out, every)
         return
-    thresholds = thresholds_of(fail_under, junit)
-    run_spec, folder = _asked(specs, flags, out)
+    thresholds, (run_spec, folder) = thresholds_of(fail_under, junit), _asked(specs, flags, out)
     if plan:
         _show_plan(run_spec, folder, data_root, workers, ray, threads, quiet, thresholds)
         return

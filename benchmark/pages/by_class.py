@@ -29,10 +29,12 @@ class ByClass:
     taken: dict[tuple[int, int], int]
 
     @classmethod
-    def of(cls, report: Measurements) -> "ByClass":
-        """Those of a report."""
+    def of(cls, report: Measurements, labels: NDArray[np.int64] | None = None) -> "ByClass":
+        """Those of a report, by some labels, sorted, among which its own are; else by its own."""
         label = labels_of(report)
-        labels, place, count = np.unique(label, return_inverse=True, return_counts=True)
+        labels = np.unique(label) if labels is None else labels
+        place = np.searchsorted(labels, label)
+        count = np.bincount(place, minlength=len(labels))
 
         def summed(shares: NDArray[np.float64] | None) -> NDArray[np.float64]:
             if shares is None:

@@ -89,7 +89,7 @@ def gallery(
         broken += int((closest.label != "").sum())
         try:
             shown += _examples(report, closest, samples, names, quota, BYTES // len(reports))
-        except _OtherImagesError:
+        except (_OtherImagesError, ValueError):  # or the records are of other shapes: damaged
             return None
     return Gallery(shown, broken) if shown else None
 

@@ -11,7 +11,7 @@ import yaml
 from benchmark.columns import NONE, Column, captions, percent, shown_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import write_text
-from benchmark.pages.by_class import ByClass, class_names
+from benchmark.pages.by_class import ByClass, class_names, labels_of
 from benchmark.pages.figures import figures
 from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.rendering import rendered
@@ -128,17 +128,19 @@ def _row(report: Measurements, columns: Sequence[Column[Measurements]]) -> dict[
 
 def _classes(reports: Sequence[Measurements], names: Sequence[str] | None) -> dict[str, Any]:
     """A table of accuracies by class: a row per defense, natural and best-attack."""
-    split = [ByClass.of(report) for report in reports]
-    labels = split[0].labels
-    worst = sum(each.best for each in split) / np.maximum(split[0].count, 1)
+    # Where labels are a model's own predictions, each row has its own.
+    labels = np.unique(np.concatenate([labels_of(report) for report in reports]))
+    split = [ByClass.of(report, labels) for report in reports]
+    best = np.stack([each.best for each in split]).sum(0)
+    worst = best / np.stack([each.count for each in split]).sum(0)
     kept = np.sort(np.argsort(worst, kind="stable")[:_CLASSES])
     rows = []
     for report, each in zip(reports, split, strict=True):
         cells = [
             {
-                "best": percent(best / count) if report.measured else NONE,
-                "natural": percent(natural / count),
-                "part": f"{100 * best / count:.0f}%",
+                "best": percent(best / count) if count and report.measured else NONE,
+                "natural": percent(natural / count) if count else NONE,
+                "part": f"{100 * best / max(count, 1):.0f}%",
             }
             for best, natural, count in zip(
                 each.best[kept], each.natural[kept], each.count[kept], strict=True
@@ -147,7 +149,10 @@ def _classes(reports: Sequence[Measurements], names: Sequence[str] | None) -> di
         rows.append((report.name, cells))
     return {
         "names": class_names(names, labels[kept].tolist()),
-        "counts": split[0].count[kept].tolist(),
+        "counts": [
+            str(counts.pop()) if len(counts) == 1 else NONE
+            for counts in ({int(each.count[place]) for each in split} for place in kept)
+        ],
         "rows": rows,
         "of": len(labels),
     }

@@ -417,7 +417,8 @@ class Measurements:
         kept: list[NDArray[np.floating]] = []
         for block in self.blocks(label):
             index = block.index[block.found]
-            if len(block.adversarial) != len(index):  # `verify` says that they are lost
+            shape = (len(index), *(kept[0] if kept else block.adversarial).shape[1:])
+            if block.adversarial.shape != shape:  # `verify` says that they are not what they were
                 continue
             wanted = slice(None) if among is None else np.isin(index, among)
             indices.append(index[wanted])

@@ -201,7 +201,8 @@ def _load_report(
         if label not in by_label:
             report.begin(label, begun["key"], FolderCell(cells / begun["key"]), begun["after"])
     known = report.keys.keys() | report.begun.keys()
-    report.awaited = [label for label in manifest.get("attacks", ()) if label not in known]
+    asked = [*manifest.get("attacks", ()), *([SEARCH] if manifest["spec"].get("certify") else [])]
+    report.awaited = [label for label in asked if label not in known]
     return report
 
 

@@ -12,7 +12,7 @@ from leaderboard.submission.submitted_model import read_card
 from leaderboard.tasks import ROWS, Task
 
 # How many adversarial examples a row's page shows.
-_EXAMPLES = 24
+_EXAMPLES = 12
 
 _FILES = {"how it was trained": CARD_TEXT, "spec": SPEC, "record": RECORD, "examples": EVIDENCE}
 

@@ -57,7 +57,8 @@ def test_what_was_learned_is_recorded_and_repeated_without_the_run(
     assert suite.of == "digits, L2 eps 0.5, 1 row of 64 samples"
     assert [attack.label for attack in suite.attacks] == cascade.attacks
     assert {attack.label for attack in suite.attacks} <= attacks_of(spec).keys()
-    assert f"- attacks and their order learned from {run} (digits, L2 eps 0.5" in ended.out
+    told = " ".join(ended.out.split())
+    assert f"attacks and their order learned from {run} (digits, L2 eps 0.5" in told
 
     # It is what the records of the first run said, and it is as low.
     assert cascade.mode == "cascade"

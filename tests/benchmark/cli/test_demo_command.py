@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmark.cli import run_command
 from benchmark.cli.demo_command import DEMO
 from benchmark.run import runner
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
-from benchmark.whole import run_tables
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +27,8 @@ def test_it_runs_the_spec_that_is_installed(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "run", run)
-    monkeypatch.setattr(run_tables, "page", lambda reports, spec: [])
+    monkeypatch.setattr(run_command, "print_tables", lambda *_: None)
+    monkeypatch.setattr(run_command, "next_command", lambda *_: "")
     torch.set_num_threads(2)  # which the module's fixture puts back
     assert cli("demo").status == 0
     assert cli("run", DEMO).status == 0
@@ -46,5 +47,5 @@ def test_it_is_what_make_demo_runs_and_the_readme_shows() -> None:
     assert recipe == "$(BIN)/bestattack demo"
     spec = make_spec(read_values(DEMO))
     assert spec.data == "digits"  # which needs no download
-    rows = re.findall(r"^\| ([\w-]+) +\|", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^([\w-]+) +[\dn][\d.atural]+ ", (ROOT / "README.md").read_text(), re.M)
     assert rows == ["defense", *(defense.label for defense in spec.defenses)]

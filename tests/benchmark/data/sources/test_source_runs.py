@@ -207,6 +207,6 @@ def test_exact_certificates_are_refused_where_something_is_frozen(cli: Cli) -> N
     assert (
         cli("train", DATA, "vanilla/epochs=1/widen=0.05", "--out", "model", "--quiet").status == 0
     )
-    ended = cli("certify", "model", "--eps", 0.1, "--data", DATA)
+    ended = cli("certify", "model", "--eps", 0.1, "--norm", "linf", "--data", DATA)
     line = "csv=t.csv/label=label/split=0.5/frozen=b has frozen features, and the ball moves all"
     refused(ended, line)
