@@ -279,6 +279,7 @@ def test_without_attacks_accuracy_is_natural_alone(tmp_path: Path, cli: Cli) -> 
 
 def test_a_study_over_seeds_has_the_runs_of_a_study_of_each(tmp_path: Path, cli: Cli) -> None:
     values = LEAST | {"samples": 20, "attacks": ["pgd/steps=1"], "measures": ["train"]}
+    values |= {"over": {"variant": ["original"]}, "defenses": ["vanilla/epochs=1"]}
     spec, found = tmp_path / "mine.yaml", {}
     for seeds in ({"seed": 0}, {"seed": 1}, {}):
         spec.write_text(yaml.safe_dump(values | seeds))
@@ -293,11 +294,11 @@ def test_a_study_over_seeds_has_the_runs_of_a_study_of_each(tmp_path: Path, cli:
     (line,) = lines_of(tmp_path)
     natural = 100 * over[(over["measure"] == "natural") & (over["setting"] == "test")]["value"]
     assert line["natural"] == f"{natural.mean():.1f} ± {natural.std():.1f}"
-    assert list(line) == ["epochs", "defense", "natural", "best-attack", "natural, train",
+    assert list(line) == ["variant", "defense", "natural", "best-attack", "natural, train",
                           "best-attack, train"]  # fmt: skip
     for home in homes(tmp_path).values():
         assert cli("verify", home).status == 0
-    line_of = f"{tmp_path} is a study over epochs, seed: ranks need one over variant alone"
+    line_of = f"{tmp_path} is a study over variant, seed: ranks need one over variant alone"
     refused(cli("study", "ranks", tmp_path), line_of)
 
 
