@@ -22,13 +22,14 @@ _SIMPLE = (9, 1000)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 # The tables that show columns: the run's table with a row per defense, that of these which a
-# terminal has room for, that of its page, and that in LaTeX; the details, a row per attack; the
-# numbers of those details, as DataFrame, table.csv and the details of table.json; the accuracies
-# among them, in a model card; the rows of table.json; the leaderboard's tables, in its README and
-# on its page: the narrow one, that of all attacks, and that of what papers report; and those of an
-# attribution, with a row per attack, per stage of an attack, and per order of attacks.
+# terminal has room for, that of its page, that over several seeds, and that in LaTeX; the details,
+# a row per attack; the numbers of those details, as DataFrame, table.csv and the details of
+# table.json; the accuracies among them, in a model card; the rows of table.json; the leaderboard's
+# tables, in its README and on its page: the narrow one, that of all attacks, and that of what
+# papers report; and those of an attribution, with a row per attack, per stage of an attack, and per
+# order of attacks.
 Table = Literal[
-    "run", "terminal", "page", "latex", "details", "numbers", "card", "json",
+    "run", "terminal", "page", "seeds", "latex", "details", "numbers", "card", "json",
     "board", "attacks", "papers",
     "attribution", "stages", "orders",
 ]  # fmt: skip

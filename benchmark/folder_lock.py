@@ -21,7 +21,7 @@ LOCK, HOLDER = ".lock", ".lock.json"
 # begun writes its note.
 _PATIENCE = 0.5
 # The folders of a run in which files are written, besides its own.
-_INNER = ("cells/*/", "defenses/*/", "threats/*/")
+_INNER = ("cells/*/", "defenses/*/", "threats/*/", "seeds/*/")
 
 
 class InUseError(UserError):

@@ -7,18 +7,18 @@ from benchmark.errors import UserError
 from benchmark.report.breaks import soonest
 from benchmark.report.captions import threat_name
 from benchmark.report.report import Report
-from benchmark.run.run_folder import RUN, load_run, read_manifest, under_each
+from benchmark.run.run_folder import RUN, homes_of, load_run, read_manifest
 from benchmark.spec.components import SEARCH
 from benchmark.spec.learned_suite import LEARNED, LearnedSuite
 from benchmark.spec.lineup import attacks_of
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.spec.source_names import without_places
-from benchmark.threats.run_tables import THREATS
+from benchmark.whole.parts import kind_in
 
 
 def learn(folder: Path) -> LearnedSuite:
     """The attacks of a run in the order that leaves the same soonest, over all its rows together,
-    and under all its threats: see `benchmark.report.breaks.soonest`.
+    under all its threats and with all its seeds: see `benchmark.report.breaks.soonest`.
 
     The run need not be finished: what it has counts. Raises UserError where the folder holds no
     run, or one in which no attack is finished.
@@ -42,12 +42,13 @@ def learn(folder: Path) -> LearnedSuite:
 
 
 def reports_of(folder: Path) -> tuple[RunSpec, list[Report]]:
-    """The spec and the reports of a run, under all its threats. Raises UserError as `load_run`."""
+    """The spec and the reports of a run, under all its threats and with all its seeds.
+    Raises UserError as `load_run`."""
     manifest = read_manifest(folder)
-    if THREATS not in manifest:
+    if not kind_in(manifest):
         spec, _, reports = load_run(folder)
         return spec, reports
-    spec, homes = under_each(folder, manifest)
+    spec, homes = homes_of(folder, manifest)
     there = [home for home in homes.values() if (home / RUN).exists()]
     return spec, [report for home in there for report in load_run(home)[2]]
 

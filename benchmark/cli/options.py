@@ -28,6 +28,9 @@ RunSuite = Annotated[
     str | None, typer.Option(help="A named set of attacks, or learned:RUN, as a cascade.")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Seeds = Annotated[
+    str | None, typer.Option(help="Several trainings of each defense: 0,1,2, in place of seed.")
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Work in so many processes, on Ray, at once.")
 ]

@@ -16,6 +16,7 @@ from benchmark.cli.options import (
     RayAddress,
     Root,
     RunSuite,
+    Seeds,
     Threads,
     Workers,
     executor_of,
@@ -53,6 +54,7 @@ def run(
     certify: run_options.Certify = None,
     mode: Annotated[Mode | None, typer.Option(help="cascade: survivors only, sooner.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of training and of all noise.")] = None,
+    seeds: Seeds = None,
     device: Annotated[Device | None, typer.Option()] = None,
     precision: Annotated[Precision | None, typer.Option(help="By default, the model's.")] = None,
     draws: Annotated[int | None, typer.Option(help="Of a randomised model, per point.")] = None,
@@ -76,14 +78,13 @@ def run(
 ) -> None:
     """Train defenses, attack them, print the best-attack table. Running again resumes.
 
-    With --onnx and --vnnlib: judge properties of a network.
-    """
+    With --onnx and --vnnlib: judge properties of a network."""
     flags = {
         "data": data, "samples": samples, "split": split, "labels": labels, "norm": norm,
         "eps": eps, "threats": threat, "bounded": bounded, "defenses": defense, "attacks": attack,
-        "suite": suite, "mode": mode, "seed": seed, "device": device, "precision": precision,
-        "block": block, "choose": choose, "draws": draws, "expectation": expectation,
-        "plugins": [str(path) for path in plugin], "certify": certify,
+        "suite": suite, "mode": mode, "seed": seed, "seeds": seeds, "device": device,
+        "precision": precision, "block": block, "choose": choose, "draws": draws,
+        "expectation": expectation, "plugins": [str(path) for path in plugin], "certify": certify,
     }  # fmt: skip
     if onnx or vnnlib or exact or limit is not None:
         every = flags | {"data_root": data_root, "fail_under": fail_under, "junit": junit}
@@ -91,8 +92,7 @@ def run(
         return
     thresholds, (run_spec, folder) = thresholds_of(fail_under, junit), _asked(specs, flags, out)
     if plan:
-        _check_plan(ray, thresholds)
-        _show_plan(run_spec, folder, data_root, workers, threads, quiet)
+        _show_plan(run_spec, folder, data_root, workers, ray, threads, quiet, thresholds)
         return
     with executor_of(workers, ray, threads) as executor:
         _carry_out(run_spec, folder, data_root, quiet, wide, executor, thresholds)
@@ -133,27 +133,25 @@ def _carry_out(
         _refuse_failures(reports)
 
 
-def _check_plan(ray: str | None, thresholds: "Thresholds") -> None:
-    """Raises UserError for options that do not go with --plan."""
-    if ray:
-        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
-    if thresholds:
-        raise UserError("--plan measures nothing: leave out --fail-under and --junit")
-
-
 def _show_plan(
     spec: "RunSpec",
     folder: Path,
     root: Path | None,
     workers: int | None,
+    ray: str | None,
     threads: int | None,
     quiet: bool,
+    thresholds: "Thresholds",
 ) -> None:
-    """Print what a run will take."""
+    """Print what a run will take. Raises UserError for options that do not go with --plan."""
     from benchmark.direct.plan_of_run import plan
     from benchmark.executors.choice_of_executor import with_threads
     from benchmark.folder_lock import alone_in
 
+    if ray:
+        raise UserError("--plan asks no cluster: give --workers, for how many it is to reckon")
+    if thresholds:
+        raise UserError("--plan measures nothing: leave out --fail-under and --junit")
     with with_threads(threads, workers), alone_in(folder, make=True):
         planned = plan(spec, folder, root, workers or 1, speaker(quiet))
         planned.keep(folder)
@@ -201,4 +199,6 @@ def _spec_of(path: Path | None, flags: dict[str, Any]) -> "RunSpec":
     given = {key: value for key, value in flags.items() if value not in (None, [])}
     if "threats" in given:
         values = {key: value for key, value in values.items() if key not in ("norm", "eps")}
+    if not {"seed", "seeds"}.isdisjoint(given):
+        values = {key: value for key, value in values.items() if key not in ("seed", "seeds")}
     return spec_of(values | given)

@@ -14,6 +14,7 @@ from benchmark.cli.options import (
     Root,
     RunFolder,
     RunSuite,
+    Seeds,
     Threads,
     Workers,
     executor_of,
@@ -244,6 +245,7 @@ def data(
 def sweep(
     spec: Annotated[str, typer.Argument(help="A YAML study, or a ready one: see list studies.")],
     reduced: Annotated[bool, typer.Option("--reduced", help="At the size for a CPU.")] = False,
+    seeds: Seeds = None,
     out: Annotated[Path | None, typer.Option(help="Default: under runs/.")] = None,
     device: RunDevice = None,
     workers: Workers = None,
@@ -259,7 +261,7 @@ def sweep(
     folder = out or Path("runs") / (Path(spec).stem + ("-reduced" if reduced else ""))
     with executor_of(workers, ray, threads) as executor:
         how = studies.How(device, data_root, not quiet, speaker(quiet), executor)
-        measured = studies.sweep(read_sweep(spec, reduced), folder, how)
+        measured = studies.sweep(read_sweep(spec, reduced, seeds), folder, how)
     _show_new(measured, folder)
 
 

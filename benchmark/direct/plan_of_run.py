@@ -36,7 +36,7 @@ from benchmark.run.run_samples import samples_of
 from benchmark.run.runner import checked
 from benchmark.spec.components import CERTIFIED, NATURAL, SAVED
 from benchmark.spec.lineup import Lineup
-from benchmark.spec.roster import Member
+from benchmark.spec.roster import Member, Roster
 from benchmark.spec.run_spec import RunSpec
 from defenses.offers import rejection_of
 
@@ -144,30 +144,65 @@ def plan(spec: RunSpec, folder: Path, root: Path | None, workers: int, say: Say)
     are before it. Raises what the run would raise for what is wrong with the spec.
     """
     lineups, roster, dataset = checked(spec, root)
-    samples = samples_of(dataset, spec)
-    models: dict[str, Trained] = {}
-    training: dict[str, float] = {}
-    for label, member in roster.items():
-        say(f"{label}: looking at the model")
-        models[label], training[label] = _model(member, dataset, spec, folder, models)
-    rows, memory = [], 0
-    for label, member in roster.items():
-        say(f"{label}: trying the attacks")
-        model, parts = models[label].model, list[Part]()
-        # Before its training a model is right by chance, and after it as often as is not known:
-        # all that it says is taken for right.
-        is_right = training[label] or spec.labels == "predictions"
-        given = _as_predicted(model, samples) if is_right else samples
-        for view, lineup in zip(spec.views, lineups, strict=True):
-            request = _request(label, view, lineup, dataset, given, models)
-            seen = inspected(model, request, len(samples), dataset.classes, _silent)
+    rows, memory = list[RowOfWork](), 0
+    # Each seed has models of its own, and several threats share them.
+    with_seed: dict[int, list[tuple[RunSpec, Lineup]]] = {}
+    for view, lineup in zip(spec.views, lineups, strict=True):
+        with_seed.setdefault(view.seed, []).append((view, lineup))
+    for seed, views in with_seed.items():
+        named = f" (seed {seed})" if spec.seeds else ""
+        of_seed = _OfSeed(views, roster, dataset, folder, named, say)
+        rows += map(of_seed.row, roster.values())
+        memory = max(memory, of_seed.memory)
+    return Plan(rows, memory, workers, [row.name for row in rows if row.training])
+
+
+class _OfSeed:
+    """The models of a run with one seed, as they are, and what their rows will take.
+
+    views   what they are attacked in, with the attacks.
+    named   what comes behind the names of the rows.
+    memory  bytes that a worker takes, roughly, at most over the rows that were looked at.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[tuple[RunSpec, Lineup]],
+        roster: Roster,
+        dataset: Dataset,
+        folder: Path,
+        named: str,
+        say: Say,
+    ) -> None:
+        self.views, self.roster, self.dataset, self.named = views, roster, dataset, named
+        self.say, self.memory = say, 0
+        spec = views[0][0]
+        self.samples = samples_of(dataset, spec)
+        self.models: dict[str, Trained] = {}
+        self.training: dict[str, float] = {}
+        for label, member in roster.items():
+            say(f"{label}{named}: looking at the model")
+            found = _model(member, dataset, spec, folder, self.models)
+            self.models[label], self.training[label] = found
+
+    def row(self, member: Member) -> RowOfWork:
+        """What there is to do for one defense."""
+        label = member.label
+        self.say(f"{label}{self.named}: trying the attacks")
+        model, training, parts = self.models[label].model, self.training[label], list[Part]()
+        for view, lineup in self.views:
+            # Before its training a model is right by chance, and after it as often as is not known:
+            # all that it says is taken for right.
+            is_right = training or view.labels == "predictions"
+            given = _as_predicted(model, self.samples) if is_right else self.samples
+            request = _request(label, view, lineup, self.dataset, given, self.models)
+            seen = inspected(model, request, len(self.samples), self.dataset.classes, _silent)
             provable = view.certify is not None and _is_provable(model, request)
-            place = f"{view.place} " if spec.threats else ""
+            place = f"{view.place} " if len(self.views) > 1 else ""
             parts += _parts(seen, view, lineup, place, provable)
-            memory = max(memory, seen.memory)
-        made_of = [name for name in member.made_of.values() if name in roster]
-        rows.append(RowOfWork(label, training[label], parts, made_of))
-    return Plan(rows, memory, workers, [label for label, seconds in training.items() if seconds])
+            self.memory = max(self.memory, seen.memory)
+        made_of = [name + self.named for name in member.made_of.values() if name in self.roster]
+        return RowOfWork(f"{label}{self.named}", training, parts, made_of)
 
 
 @torch.no_grad()

@@ -35,8 +35,9 @@ class ExportedRun:
 
     @classmethod
     def of(cls, folder: Path) -> "ExportedRun":
-        """Read a run. Raises UserError where the folder holds none, several threats or a damaged
-        run, and for a run that is not finished, whose numbers may still fall."""
+        """Read a run. Raises UserError where the folder holds none, one under several threats or
+        with several seeds, or a damaged one, and for a run that is not finished, whose numbers may
+        still fall."""
         spec, run, reports = load_run(folder)
         if missing := missing_of(spec, run, reports):
             raise UserError(

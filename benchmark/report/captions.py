@@ -90,16 +90,24 @@ def images(report: Measurements, spec: RunSpec | None) -> str:
     what = "images"
     if spec:
         what = f"{without_places(spec.data)} {spec.split} {noun_of(spec.data)}"
-    return chosen(report.total, report.choice, what)
+    return chosen(report.total, report.choice, what, spec.seeds if spec else ())
 
 
-def chosen(total: int, choice: Choice | None, what: str) -> str:
-    """How a caption calls so many of what there is, which were chosen."""
+def chosen(total: int, choice: Choice | None, what: str, seeds: Sequence[int] = ()) -> str:
+    """How a caption calls so many of what there is, which were chosen, by each of several seeds
+    where these are given."""
     if choice is None or total == choice.of:
         return f"all {total} {what}"
     if choice.choose == "first":
         return f"the first {total} of {choice.of} {what}"
-    return f"{total} of {choice.of} {what} ({CHOSEN[choice.choose]}, seed {choice.seed})"
+    by = f"seeds {', '.join(map(str, seeds))}" if seeds else f"seed {choice.seed}"
+    return f"{total} of {choice.of} {what} ({CHOSEN[choice.choose]}, {by})"
+
+
+def is_drawn(report: Measurements) -> bool:
+    """Whether the images of a report are a choice that the seed of its run drew."""
+    choice = report.choice
+    return choice is not None and choice.choose != "first" and report.total < choice.of
 
 
 def on_missing(choice: Choice | None) -> str:
@@ -111,10 +119,10 @@ def on_missing(choice: Choice | None) -> str:
     return f"No image is of the class{'es' if len(missing) > 1 else ''} {named}. "
 
 
-def on_settings(spec: RunSpec, report: Measurements) -> str:
-    """What a caption says of settings that change what its words mean, and of a choice of samples
-    that lacks classes."""
-    text = on_missing(report.choice)
+def on_settings(spec: RunSpec, report: Measurements | None) -> str:
+    """What a caption says of settings that change what its words mean and, where all that it is on
+    has the samples of one report, of a choice of them that lacks classes."""
+    text = on_missing(report.choice) if report else ""
     if not spec.bounded:
         text += "Perturbed images may leave [0, 1]. "
     if spec.labels == "predictions":

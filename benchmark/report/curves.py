@@ -50,13 +50,13 @@ def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
 
 
 def undrawn(reports: Sequence[Measurements]) -> list[str]:
-    """Why `draw` draws nothing, and what would give a curve: a line for each threat under which it
-    does not."""
+    """Why `draw` draws nothing, and what would give a curve: a line for each threat
+    under which, or seed with which, it does not."""
     lines = []
     for under in dict.fromkeys(report.under for report in reports):
         shown = [report for report in reports if report.under == under]
         if all(r.minimal_distances() is None and _certified(r) is None for r in shown):
-            where = f" under {under}" if under else ""
+            where = f" for {under}" if under else ""
             lines.append(f"No curve is drawn{where}: {_reason(shown)}.")
     return lines
 

@@ -41,7 +41,7 @@ class MeasuredCells:
              nothing.
     choice   how a run chose the samples; None where that is not known.
     left_out  attacks that a run's folder holds besides, and that broke more; None if none does.
-    under    what tables call the threat, in a run under several; else empty.
+    under    what tables call the threat or the seed, in a run of several; else empty.
     kept     how many samples under a label were measured before this process worked on it.
     begun    what is under way, or was when a run ended before its end: attacks or the certificate,
              by label.
@@ -87,7 +87,7 @@ class MeasuredCells:
 
     @property
     def called(self) -> str:
-        """The name of the model, with the threat in a run under several."""
+        """The name of the model, with the threat or the seed in a run of several."""
         return f"{self.name} ({self.under})" if self.under else self.name
 
     def add(

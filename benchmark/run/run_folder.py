@@ -15,16 +15,16 @@ from benchmark.folder_lock import InUseError, alone_in
 from benchmark.judge.records import FolderCell
 from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
-from benchmark.report.captions import may_reject_name, threat_name
+from benchmark.report.captions import may_reject_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.run_samples import samples_of
 from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec, make_spec
-from benchmark.threats import run_tables
-from benchmark.threats.run_tables import THREATS
+from benchmark.whole import run_tables
+from benchmark.whole.parts import kind_in, parts, places_in, several
 
-# The cells of a run under several threats lie together, as this says in the manifest of each.
+# The cells of all parts of a run lie together, as this says in the manifest of each.
 RUN, CELLS = "run.json", "cells"
 
 
@@ -47,36 +47,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
-    """The spec, the manifest and the reports of a run under one threat, read from its folder
-    without any model.
+    """The spec, the manifest and the reports of a run under one threat and with one seed, read from
+    its folder without any model.
 
     The run need not be finished. The spec says how samples were chosen, also where the user's did
     not. Raises UserError where the folder holds no such run, or a damaged one.
     """
     manifest = read_manifest(folder)
-    if THREATS in manifest:
-        homes = " or ".join(str(folder / THREATS / place) for place in manifest[THREATS])
-        raise UserError(f"{folder} holds a run under several threats: name that of one, {homes}")
+    if kind := kind_in(manifest):
+        homes = " or ".join(str(folder / kind / place) for place in manifest[kind])
+        raise UserError(f"{folder} holds a run {several(kind)}: name that of one, {homes}")
     try:
         # Runs from before there was a choice took the first samples.
         choice = Choice(**manifest["choice"]) if "choice" in manifest else None
         chosen = {"choose": choice.choose if choice else "first"}
         asked, threat = make_spec(manifest["spec"] | chosen), ThreatModel(**manifest["threat"])
-        spec = next((view for view in asked.views if view.threat == threat), asked)
+        seed = choice.seed if choice else asked.seed
+        every = {(part.view.threat, part.view.seed): part for part in parts(asked)}
+        part = every.get((threat, seed))
+        spec = part.view if part else asked
         cells = folder / manifest.get(CELLS, CELLS)
         reports = [_load_report(folder, cells, manifest, row) for row in manifest["rows"]]
-        settings = threat, manifest["mode"]
+        mode = manifest["mode"]
         if not reports:
             raise ValueError("no rows")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder / RUN} is damaged, or of another version: run the same command again"
         ) from error
-    if settings != (spec.threat, spec.mode):
-        raise UserError(f"{folder / RUN} was changed: its threat or mode is not its spec's")
+    if part is None or mode != spec.mode:
+        raise UserError(f"{folder / RUN} was changed: its threat, mode or seed is not its spec's")
     for report in reports:
         report.choice = choice
-        report.under = threat_name(threat) if asked.threats else ""
+        report.under = part.name
     find_left_out(reports, cells, spec.seed)
     return spec, manifest, reports
 
@@ -92,7 +95,7 @@ class Recorded:
     """What the folder of a run tells of it.
 
     spec     its spec.
-    reports  a report on each defense that is begun, under each threat.
+    reports  a report on each defense that is begun, under each threat or with each seed.
     missing  a line for each defense and each attack that lacks records.
     in_use   which process works in the folder; empty where none does.
     """
@@ -122,7 +125,7 @@ def rewrite(folder: Path, root: Path | None = None) -> Recorded:
 def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
     """What a run's folder tells of it, whose tables are written anew if `write`."""
     manifest = read_manifest(folder)
-    if THREATS not in manifest:
+    if not kind_in(manifest):
         spec, manifest, reports = load_run(folder)
         missing = missing_of(spec, manifest, reports)
         spec = named(spec, manifest)
@@ -130,17 +133,17 @@ def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
             tables.write(folder, reports, spec, {"run": manifest})
             write_page(folder, reports, _shown(spec, manifest, root))
         return Recorded(spec, reports, missing)
-    spec, homes = under_each(folder, manifest)
-    parts, missing = [], []
-    for threat, home in homes.items():
+    spec, homes = homes_of(folder, manifest)
+    of_parts, missing = list[Recorded](), list[str]()
+    for name, home in homes.items():
         if not (home / RUN).exists():
-            missing.append(f"{threat}: not measured")
+            missing.append(f"{name}: not measured")
             continue
         with alone_in(home) if write else nullcontext():
-            parts.append(_recorded(home, root, write))
-        missing += [f"{threat}: {line}" for line in parts[-1].missing]
-    spec = spec.model_copy(update={"data": parts[0].spec.data})
-    reports = [report for part in parts for report in part.reports]
+            of_parts.append(_recorded(home, root, write))
+        missing += [f"{name}: {line}" for line in of_parts[-1].missing]
+    spec = spec.model_copy(update={"data": of_parts[0].spec.data})
+    reports = [report for part in of_parts for report in part.reports]
     if write:
         run_tables.write(folder, reports, spec, {"run": manifest})
     return Recorded(spec, reports, missing)
@@ -155,17 +158,18 @@ def _shown(spec: RunSpec, manifest: dict[str, Any], root: Path | None) -> Shown:
         return Shown(spec, manifest)
 
 
-def under_each(folder: Path, manifest: dict[str, Any]) -> tuple[RunSpec, dict[str, Path]]:
-    """The spec of a run under several threats, and what its folder holds of each, by its name in
-    tables: a run's folder, unless the run has not come to it. Raises UserError where nothing is
-    measured yet under any."""
+def homes_of(folder: Path, manifest: dict[str, Any]) -> tuple[RunSpec, dict[str, Path]]:
+    """The spec of a run that has parts, and what its folder holds of each, by its name in tables: a
+    run's folder, unless the run has not come to it. Raises UserError where nothing is measured yet
+    of any."""
+    kind = kind_in(manifest)
     try:
-        spec, places = make_spec(manifest["spec"]), manifest[THREATS]
+        spec = make_spec(manifest["spec"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / RUN} is damaged: run the same command again") from error
-    if places != [view.place for view in spec.views]:
-        raise UserError(f"{folder / RUN} was changed: its threats are not its spec's")
-    homes = {threat_name(view.threat): folder / THREATS / view.place for view in spec.views}
+    if manifest[kind] != places_in(spec):
+        raise UserError(f"{folder / RUN} was changed: its {kind} are not its spec's")
+    homes = {part.name: folder / part.place for part in parts(spec)}
     if not any((home / RUN).exists() for home in homes.values()):
         raise UserError(f"{folder} holds no results yet: run the same command again")
     return spec, homes

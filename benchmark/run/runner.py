@@ -12,15 +12,15 @@ table.*          the tables
 report.html      the tables, pictures and examples as a page
 curves.png       robust accuracy against eps
 
-Under several threats, the tables are over all of them, and run.json names them. What belongs to one
-of them lies in threats/NORM-EPS/, which is a folder of a run as well: run.json, table.*,
-report.html and curves.png.
+Under several threats, or with several seeds, the tables are over all of them, and run.json names
+them. What belongs to one of them lies in threats/NORM-EPS/ or seeds/SEED/, which is a folder of a
+run as well: run.json, table.*, report.html and curves.png.
 """
 
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from benchmark.models.others import check_fit, check_sources, fetch, parts_of, s
 from benchmark.models.trained import Trained
 from benchmark.pages.run_page import Shown, write_page
 from benchmark.report import tables
-from benchmark.report.captions import may_reject_name, threat_name
+from benchmark.report.captions import may_reject_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
 from benchmark.run.assess import Notify, Settings, assessed
@@ -61,8 +61,8 @@ from benchmark.spec.lineup import Lineup, lineup_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.roster import Member, Roster, enrol
 from benchmark.spec.run_spec import RunSpec
-from benchmark.threats import run_tables
-from benchmark.threats.run_tables import THREATS
+from benchmark.whole import run_tables
+from benchmark.whole.parts import SEEDS, THREATS, Part, kind_of, parts, places_in
 from defenses.offers import rejection_of
 
 Say = Callable[[str], None]
@@ -70,9 +70,10 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """What the runs of a spec under each of its threats have in common.
+    """What the runs of a spec under each of its threats have in common, with one of its seeds.
 
     folder   the whole run's, which holds the cells and the models of all.
+    seed     that the models are trained with.
     samples  with the labels of the data; `data` identifies them, and `choice` says what readers
              must know of how they were chosen.
     roster   the defenses, by their labels.
@@ -81,6 +82,7 @@ class _Shared:
 
     spec: RunSpec
     folder: Path
+    seed: int
     dataset: Dataset
     samples: Samples
     data: Identity
@@ -119,7 +121,7 @@ def run(
     say: Say,
     executor: Executor = IN_PROCESS,
 ) -> list[Report]:
-    """Carry out a spec in a folder, and report on each defense, under each threat.
+    """Carry out a spec in a folder, and report on each defense, under each threat, with each seed.
 
     What the folder already holds is not trained or measured again. `root` is where data sets are
     looked for first, and `say` is called with a line on each thing that is done. Whatever carries
@@ -130,20 +132,23 @@ def run(
     """
     device = executor.device(spec.device)
     lineups, roster, dataset = checked(spec, root)
-    samples = samples_of(dataset, spec)
-    data, choice = identify_samples(dataset, spec), choice_of(dataset, spec)
-
+    # The views under several threats have one seed, and so one model of each defense.
+    with_seed = {view.seed: view for view in spec.views}
+    shared = {
+        seed: _Shared(
+            spec, folder, seed, dataset, samples_of(dataset, view),
+            identify_samples(dataset, view), choice_of(dataset, view), device, roster,
+            _Models(roster), progress, say, executor,
+        )
+        for seed, view in with_seed.items()
+    }  # fmt: skip
     with alone_in(folder, make=True):
-        shared = _Shared(
-            spec, folder, dataset, samples, data, choice, device, roster, _Models(roster),
-            progress, say, executor,
-        )  # fmt: skip
         return executor.run(_carry_out(shared, lineups))
 
 
 def checked(spec: RunSpec, root: Path | None) -> tuple[list[Lineup], Roster, Dataset]:
-    """The attacks of a spec under each of its threats, its defenses and its data. Raises UserError
-    for all that can be refused before any work is done."""
+    """The attacks of each view of a spec, its defenses and its data. Raises UserError for all that
+    can be refused before any work is done."""
     load_plugins(spec.plugins)
     norms = {view.norm for view in spec.views}
     lineups = [lineup_of(view, norms) for view in spec.views]
@@ -155,18 +160,23 @@ def checked(spec: RunSpec, root: Path | None) -> tuple[list[Lineup], Roster, Dat
     return lineups, roster, dataset
 
 
-async def _carry_out(shared: _Shared, lineups: Sequence[Lineup]) -> list[Report]:
-    """Train the defenses of a run, and attack each under each threat as soon as it is there."""
-    spec, executor = shared.spec, shared.executor
+async def _carry_out(shared: Mapping[int, _Shared], lineups: Sequence[Lineup]) -> list[Report]:
+    """Train the defenses of a run with each seed, given what is shared with each, and attack each
+    in each part of the run as soon as it is there."""
+    first = next(iter(shared.values()))
     reports: list[Report] = []
-    training = [executor.begin(_train(shared, member)) for member in shared.roster.values()]
+    training = [
+        first.executor.begin(_train(of_seed, member))
+        for of_seed in shared.values()
+        for member in of_seed.roster.values()
+    ]
     with abandoned(training):
-        for view, lineup in zip(spec.views, lineups, strict=True):
-            reports += await _attack(shared, view, lineup, training)
+        for part, lineup in zip(parts(first.spec), lineups, strict=True):
+            reports += await _attack(shared[part.view.seed], part, lineup, training)
             training.clear()
-    if spec.threats:
-        full = spec.model_copy(update={"data": shared.data["name"]})
-        run_tables.write(shared.folder, reports, full, {"run": _whole(shared)})
+    if kind_of(first.spec):
+        full = first.spec.model_copy(update={"data": first.data["name"]})
+        run_tables.write(first.folder, reports, full, {"run": _whole(first)})
     return reports
 
 
@@ -175,12 +185,13 @@ async def _train(shared: _Shared, member: Member) -> None:
     spec, models, label = shared.spec, shared.models, member.label
     # It may be made of others, which stand above it.
     await models.wait_for(member.made_of.values())
-    shared.say(f"{label}: getting the model, trained unless it was before")
+    which = f"{label} (seed {shared.seed})" if spec.seeds else label
+    shared.say(f"{which}: getting the model, trained unless it was before")
     if member.recipe is not None and member.recipe.hint:
-        shared.say(f"{label}: {member.recipe.hint}")
+        shared.say(f"{which}: {member.recipe.hint}")
     try:
         trained = await obtained(
-            member, shared.dataset, spec.training_threat, spec.seed, shared.folder / "defenses",
+            member, shared.dataset, spec.training_threat, shared.seed, shared.folder / "defenses",
             shared.device, shared.progress, parts_of(member, models.trained), shared.executor,
         )  # fmt: skip
     except WorkerLostError as error:
@@ -189,44 +200,44 @@ async def _train(shared: _Shared, member: Member) -> None:
 
 
 def _begin(shared: _Shared) -> None:
-    """Begin a run in a folder: write its spec and, under several threats, its manifest."""
+    """Begin a run in a folder: write its spec and, where it has parts, its manifest."""
     spec, folder = shared.spec, shared.folder
     # Tables that an earlier run left in the folder do not belong to this run.
     for name in tables.FILES:
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / THREATS).glob("*/*"):
+    for path in (path for kind in (THREATS, SEEDS) for path in (folder / kind).glob("*/*")):
         if path.name in (RUN, *tables.FILES):
             path.unlink()
     write_text(folder / "spec.yaml", yaml.safe_dump(spec.written(), sort_keys=False))
-    if spec.threats:
+    if kind_of(spec):
         write_json(folder / RUN, _whole(shared))
 
 
 def _whole(shared: _Shared) -> dict[str, Any]:
-    """The manifest of a run under several threats."""
+    """The manifest of a run under several threats or with several seeds."""
     spec = shared.spec
-    places = [view.place for view in spec.views]
     plain = spec.model_dump(mode="json")
-    return {"spec": plain, THREATS: places, "environment": environment(shared.device)}
+    named_parts = {kind_of(spec): places_in(spec)}
+    return {"spec": plain, **named_parts, "environment": environment(shared.device)}
 
 
 async def _attack(
-    shared: _Shared, view: RunSpec, lineup: Lineup, training: Sequence[Awaitable[None]]
+    shared: _Shared, part: Part, lineup: Lineup, training: Sequence[Awaitable[None]]
 ) -> list[Report]:
-    """Attack each defense under one threat, and note every step in the folder.
+    """Attack each defense in one part of a run, and note every step in the folder.
 
     training  of the models, where it is not done. What the folder held before is left as it is
               until all are trained.
     """
-    spec, folder, executor = shared.spec, shared.folder, shared.executor
-    home = folder / THREATS / view.place if spec.threats else folder
+    view, folder, executor = part.view, shared.folder, shared.executor
+    home = folder / part.place
     if note := Geometry(view.threat, frozen=shared.dataset.frozen).note:
         lineup = dataclasses.replace(lineup, notes=(*lineup.notes, note))
-    # Commands on the results under one threat have that one's lock.
-    with alone_in(home, make=True) if spec.threats else nullcontext():
-        record = _Record(home, _manifest(shared, view, lineup, home), list(shared.roster))
+    # Commands on the results of one part have that one's lock.
+    with alone_in(home, make=True) if part.place else nullcontext():
+        record = _Record(folder, home, _manifest(shared, view, lineup, home), list(shared.roster))
         begun = [
-            executor.begin(_rows(shared, view, lineup, label, record)) for label in shared.roster
+            executor.begin(_rows(shared, part, lineup, label, record)) for label in shared.roster
         ]
         reports: list[Report] = []
         with abandoned(begun):
@@ -247,22 +258,21 @@ async def _attack(
 
 
 async def _rows(
-    shared: _Shared, view: RunSpec, lineup: Lineup, label: str, record: "_Record"
+    shared: _Shared, part: Part, lineup: Lineup, label: str, record: "_Record"
 ) -> list[Report]:
-    """The reports on a defense under one threat. One that may reject images has a second row, in
-    which rejecting a perturbed image is not wrong."""
-    sources = sources_of(lineup)
+    """The reports on a defense in one part of a run. One that may reject images has a second row,
+    in which rejecting a perturbed image is not wrong."""
+    sources, view = sources_of(lineup), part.view
     await shared.models.wait_for([label, *sources])
     target, peers = shared.models.trained[label], fetch(sources, shared.models.trained)
     reject = rejection_of(target.model)
     rows = {label: terms_of(shared.dataset, view, reject)}
     if reject is not None:
         rows[may_reject_name(label)] = terms_of(shared.dataset, view, reject, True)
-    under = threat_name(view.threat) if shared.spec.threats else ""
     reports = []
     for name, terms in rows.items():
         settings = Settings(
-            view.threat, view.mode, view.device, view.block, terms, shared.progress, under,
+            view.threat, view.mode, view.device, view.block, terms, shared.progress, part.name,
             shared.executor, view.certify,
         )  # fmt: skip
         try:
@@ -280,8 +290,7 @@ async def _rows(
 
 
 def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dict[str, Any]:
-    """The manifest of a run under one threat, which has no rows yet; `home` is where its tables
-    lie."""
+    """The manifest of one part of a run, which has no rows yet; `home` is where its tables lie."""
     elsewhere = home != shared.folder
     return {
         "spec": shared.spec.model_dump(mode="json"),
@@ -298,13 +307,16 @@ def _manifest(shared: _Shared, view: RunSpec, lineup: Lineup, home: Path) -> dic
 
 
 class _Record:
-    """How far a run under one threat is, as run.json in its folder says.
+    """How far one part of a run is, as run.json in its folder says.
 
+    whole   the folder of the run that it is a part of.
     labels  of the defenses, in the order of the table.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], labels: Sequence[str]) -> None:
-        self.folder, self.manifest, self._is_open = folder, manifest, False
+    def __init__(
+        self, whole: Path, folder: Path, manifest: dict[str, Any], labels: Sequence[str]
+    ) -> None:
+        self.whole, self.folder, self.manifest, self._is_open = whole, folder, manifest, False
         self._rows: dict[str, list[dict[str, Any]]] = {label: [] for label in labels}
 
     def open(self) -> None:
@@ -326,7 +338,8 @@ class _Record:
         second is called where something is under way.
         """
         assert target.folder is not None
-        row: dict[str, Any] = {"defense": name, "model": _relative(target.folder, self.folder)}
+        model = _relative(target.folder, self.folder, self.whole)
+        row: dict[str, Any] = {"defense": name, "model": model}
         if terms.reject is not None:
             row |= {"reject": terms.reject, "may_reject": terms.may_reject}
 
@@ -351,13 +364,14 @@ class _Record:
         return notify, began
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """The path of a model as a run's manifest has it.
+def _relative(path: Path, folder: Path, whole: Path) -> str:
+    """The path of a model as the manifest in a folder has it, which belongs to a part of the run in
+    the folder `whole`.
 
-    It is relative to the run's folder if the model lies in that folder, or in that of another run
-    around it, so that these can be moved. It is absolute otherwise.
+    It is relative if the model lies in that of the run, or in that of another run around it, so
+    that these can be moved. It is absolute otherwise.
     """
-    path, folder = path.resolve(), folder.resolve()
-    outer_runs = [parent for parent in folder.parents if (parent / RUN).exists()]
-    inside = any(map(path.is_relative_to, (folder, *outer_runs)))
+    path, folder, whole = path.resolve(), folder.resolve(), whole.resolve()
+    outer_runs = [parent for parent in whole.parents if (parent / RUN).exists()]
+    inside = any(map(path.is_relative_to, (whole, *outer_runs)))
     return os.path.relpath(path, folder) if inside else str(path)

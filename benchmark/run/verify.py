@@ -17,17 +17,17 @@ from benchmark.run.replay.defense_replay import replay
 from benchmark.run.replay.examples_replay import Verdict
 from benchmark.run.run_folder import (
     RUN,
+    homes_of,
     load_run,
     missing_of,
     named,
     read_manifest,
-    under_each,
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
 from benchmark.spec.run_spec import MAY_REJECT, RunSpec
-from benchmark.threats import combined, run_tables
-from benchmark.threats.run_tables import THREATS
+from benchmark.whole import run_tables
+from benchmark.whole.parts import kind_in
 from defenses.offers import rejection_of
 
 
@@ -36,7 +36,8 @@ class Replay:
     """The outcome of replaying a run.
 
     spec       the spec of the run.
-    reports    a report on each defense, under each threat, made from the records that hold.
+    reports    a report on each defense, under each threat and with each seed, made from the records
+               that hold.
     verdicts   one for each cell.
     problems   a line for each thing that does not hold.
     missing    a line for each thing that the run lacks, because it was not finished or its folder
@@ -60,7 +61,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     are looked for first. Raises UserError where data or models are not those of the run.
     """
     manifest = read_manifest(folder)
-    if THREATS in manifest:
+    if kind_in(manifest):
         return _verify_each(folder, manifest, root, device)
     spec, manifest, recorded = load_run(folder)
     dataset, data_samples = data_again(folder, spec, manifest, root)
@@ -109,33 +110,32 @@ def _misnamed(row: dict[str, Any], home: Path, saved: Trained, spec: RunSpec) ->
 def _verify_each(
     folder: Path, manifest: dict[str, Any], root: Path | None, device: Device
 ) -> Replay:
-    """Replay a run under each of its threats, and compare the table over all of them."""
-    spec, homes = under_each(folder, manifest)
+    """Replay a run under each of its threats, or with each of its seeds, and compare the table over
+    all of them."""
+    spec, homes = homes_of(folder, manifest)
     every, recorded = Replay(spec, [], [], [], []), []
-    for threat, home in homes.items():
+    for name, home in homes.items():
         if not (home / RUN).exists():
-            every.missing.append(f"{threat}: not measured")
+            every.missing.append(f"{name}: not measured")
             continue
-        under = verify(home, root, device)
-        spec = spec.model_copy(update={"data": under.spec.data})
+        replayed = verify(home, root, device)
+        spec = spec.model_copy(update={"data": replayed.spec.data})
         recorded.extend(load_run(home)[2])
-        every.reports.extend(under.reports)
+        every.reports.extend(replayed.reports)
         every.verdicts.extend(
-            replace(verdict, defense=f"{verdict.defense} ({threat})") for verdict in under.verdicts
+            replace(verdict, defense=f"{verdict.defense} ({name})") for verdict in replayed.verdicts
         )
-        every.problems.extend(f"{threat}: {line}" for line in under.problems)
-        every.missing.extend(f"{threat}: {line}" for line in under.missing)
-    rows = combined.plain(combined.by_model(every.reports, spec))
-    _compare(folder, rows, _OVER_ALL, every.problems, every.missing)
+        every.problems.extend(f"{name}: {line}" for line in replayed.problems)
+        every.missing.extend(f"{name}: {line}" for line in replayed.missing)
+    rows, compared = run_tables.plain(every.reports, spec), run_tables.COMPARED[kind_in(manifest)]
+    _compare(folder, rows, compared, every.problems, every.missing)
     texts = run_tables.texts(recorded, spec)
     _compare_texts(folder, texts, every.problems, every.missing)
     return replace(every, spec=spec)
 
 
-# The accuracies in a row of table.json, which a replay must find again: under one threat, and over
-# several.
+# The accuracies in a row of table.json, which a replay must find again.
 _NUMBERS = ("defense", "natural", "per_attack", "best_attack", "certified", "contradictions")
-_OVER_ALL = ("defense", "natural", "best_attack", "mean", "union")
 
 
 def _compare(

@@ -34,6 +34,11 @@ class Member:
         """The folder of a saved model; None for a defense that the run has to train."""
         return saved_folder(self.component.name)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether a run trains it, or makes it of models that it may train."""
+        return isinstance(self.recipe, Derived) or bool(self.recipe and self.recipe.is_fitted)
+
 
 Roster = dict[str, Member]
 

@@ -70,6 +70,26 @@ Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False
 
 _OF_THREAT = {"norm", "eps"}
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _several(seeds: Any) -> Any:
+    """Several seeds that a user wrote as text, such as "0,1,2"."""
+    return [seed.strip() for seed in seeds.split(",")] if isinstance(seeds, str) else seeds
+
+
+Seeds = Annotated[list[Seed], BeforeValidator(_several)]
+
+
+def check_seeds(seeds: Seeds) -> Seeds:
+    """Return seeds, of which there must be two at least. Raises ValueError."""
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise ValueError(f"{seed} is named twice")
+    if len(seeds) < 2:
+        raise ValueError("name two at least, such as 0,1,2, or give seed")
+    return seeds
+
 
 def _parts(threat: Any) -> Any:
     """The norm and the eps of a threat that a user wrote as text, such as "linf:8/255"."""
@@ -130,6 +150,8 @@ class RunSpec(BaseModel):
                carries out each attack only on what cheaper ones left; those of a learned suite, for
                which it is the default, come in the order that was learned.
     seed       of training, of all noise of attacks, and of the choice of samples.
+    seeds      several, two at least, in place of seed: all defenses are trained with each of them,
+               and attacked with the same one. `seed` is then the first.
     device     as torch names it, such as "cuda:1". "auto" takes CUDA where there is a CUDA device.
     precision  of the models while they are attacked: "model" leaves them as they are.
     draws, expectation  of randomised models: how many fresh draws judge a point, and how many
@@ -155,7 +177,9 @@ class RunSpec(BaseModel):
     suite: str | LearnedSuite | None = None
     certify: Annotated[Proofs | None, BeforeValidator(unless_none)] = None
     mode: Mode = "table"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    # Before seed, so that a mistake in them is told as one in the seeds.
+    seeds: Annotated[Seeds, AfterValidator(check_seeds)] = []
+    seed: Seed = 0
     device: Annotated[Device, AfterValidator(check_device)] = "auto"
     precision: Precision = "model"
     draws: Annotated[int, Field(gt=0)] = DRAWS
@@ -212,6 +236,20 @@ class RunSpec(BaseModel):
         # What is no threat is told where it is validated.
         return values | (first if isinstance(first, dict) and first.keys() == _OF_THREAT else {})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_first_seed(cls, values: Any) -> Any:
+        """The first seed, where several are given in its place."""
+        if not isinstance(values, dict) or "seeds" not in values:
+            return values
+        if "seed" in values:
+            raise ValueError("give either seeds or seed")
+        if isinstance(values.get("threats"), list) and len(values["threats"]) > 1:
+            raise ValueError("seeds are for one threat: make a run with them under each threat")
+        seeds = _several(values["seeds"])
+        # What is no seed is told where it is validated.
+        return values | ({"seed": seeds[0]} if isinstance(seeds, list) and seeds else {})
+
     @field_validator("threats")
     @classmethod
     def _check_threats(cls, threats: list[Threat]) -> list[Threat]:
@@ -225,8 +263,10 @@ class RunSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The values that it is made of again: either threats, or norm and eps."""
+        """The values that it is made of again: either threats, or norm and eps, and either seeds or
+        seed."""
         left_out = {"norm", "eps"} if self.threats else {"threats"}
+        left_out |= {"seed"} if self.seeds else {"seeds"}
         left_out |= set() if self.certify else {"certify"}
         return {key: value for key, value in dump(self).items() if key not in left_out}
 
@@ -256,16 +296,17 @@ class RunSpec(BaseModel):
 
     @property
     def views(self) -> list["RunSpec"]:
-        """The spec of the same run under each threat alone, in order."""
-        if not self.threats:
-            return [self]
-        changes = [threat.model_dump() | {"threats": []} for threat in self.threats]
-        return [self.model_copy(update=changed) for changed in changes]
+        """The spec of the same run under each threat alone, or with each seed alone, in order."""
+        changes: list[dict[str, Any]] = [
+            *(threat.model_dump() | {"threats": []} for threat in self.threats),
+            *({"seed": seed, "seeds": []} for seed in self.seeds),
+        ]
+        return [self.model_copy(update=changed) for changed in changes] or [self]
 
     @property
     def place(self) -> str:
         """What folders call its threats."""
-        return "-".join(f"{view.norm}-{view.eps:g}" for view in self.views)
+        return "-".join(dict.fromkeys(f"{view.norm}-{view.eps:g}" for view in self.views))
 
     @property
     def threat(self) -> ThreatModel:

@@ -37,8 +37,8 @@ def ranks(folder: Path) -> Study:
     them, of two defenses or more, on images with the same labels, or where an attack failed.
     """
     spec, points = load_sweep(folder)
-    if list(spec.over) != [VARIANT]:
-        axes = ", ".join(spec.over)
+    if list(spec.grid) != [VARIANT]:
+        axes = ", ".join(spec.grid)
         raise UserError(f"{folder} is a study over {axes}: ranks need one over {VARIANT} alone")
     robust = {
         variant: {report.name: _robust(report) for report in reports}

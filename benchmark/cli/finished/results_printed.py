@@ -25,7 +25,7 @@ _REMEDY = "strong"
 def print_tables(reports: Sequence["Report"], spec: "RunSpec", wide: bool) -> None:
     """Print the tables of a run."""
     from benchmark.terminal import printed
-    from benchmark.threats import run_tables
+    from benchmark.whole import run_tables
 
     render = run_tables.render if wide else lambda *given: printed(run_tables.page(*given))
     typer.echo(render(reports, spec), nl=wide)

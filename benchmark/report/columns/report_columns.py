@@ -53,14 +53,14 @@ def report_columns(
             left=True,
         ),
         Column(
-            dict.fromkeys(_MAIN, Shown(NATURAL)),
+            dict.fromkeys((*_MAIN, "seeds"), Shown(NATURAL)),
             _accuracy(NATURAL), _share, plain_share,
         ),
         certified.only("json"),
         _json("contradictions", lambda report: report.contradictions.tolist()),
         _json("per_attack", _per_attack),
         *map(_attack_column, attacks),
-        certified.only("run", "latex"),
+        certified.only("run", "seeds", "latex"),
         best_column(measured),
         best_in_latex(measured, clear),
         standing_column(measured, clear),
@@ -96,7 +96,7 @@ def _certified_column(norm: Norm, proven: Proven) -> Column[Measurements]:
     }
     text = f"certified: if it is classified correctly and {told[proven]}."
     shown: dict[Table, Shown] = {
-        **dict.fromkeys(("run", "page"), Shown(CERTIFIED, text, optional=True)),
+        **dict.fromkeys(("run", "page", "seeds"), Shown(CERTIFIED, text, optional=True)),
         "latex": Shown(
             CERTIFIED,
             f"certified: the share that is classified correctly and for which {told[proven]}.",
@@ -132,9 +132,9 @@ def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurement
 def run_columns(
     reports: Sequence[Measurements], table: Table = "run", with_attacks: bool = True
 ) -> list[Column[Measurements]]:
-    """The columns of a run's table. A cascade has none of single attacks, and columns that not
-    every run has are left out where no report has a value there; so are those of attacks unless
-    `with_attacks`."""
+    """The columns of a run's table, or of what that over several seeds takes from it. A cascade has
+    none of single attacks, and columns that not every run has are left out where no report has a
+    value there; so are those of attacks unless `with_attacks`."""
     attacks = dict.fromkeys(label for report in reports for label in report.attacks)
     measured = dict.fromkeys(label for report in reports for label in report.measured)
     cascade = all(report.mode == "cascade" for report in reports)
@@ -159,7 +159,7 @@ def _with_values(
 
 def _attack_column(label: str) -> Column[Measurements]:
     """The column of one attack, which is headed by its label."""
-    shown: dict[Table, Shown] = dict.fromkeys(("run", "latex", "attacks"), Shown(label))
+    shown: dict[Table, Shown] = dict.fromkeys(("run", "seeds", "latex", "attacks"), Shown(label))
     return Column(shown, _accuracy(label), _share)
 
 

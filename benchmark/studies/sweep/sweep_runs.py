@@ -1,7 +1,8 @@
 """Carries out a study that is a spec: a run at each point of its grid, one table, one picture.
 
 SPEC          study.yaml
-the runs      points/AXIS=VALUE,.../, and within each: train, predictions, unbounded
+the runs      points/AXIS=VALUE,.../, of each seed too, and within each: train, predictions,
+              unbounded
 the table     sweep.csv (one row per number), sweep.md, sweep.png
 """
 
@@ -63,7 +64,8 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
     """Carry out a study in a folder. What its runs hold already is not measured again; gaps,
     Jacobians, distances and volumes are.
 
-    Records have one row per number: a column per axis, `defense` (empty where it is of the data),
+    Records have one row per number: a column per axis, the seed of several among them, `defense`
+    (empty where it is of the data),
     `setting` (test, or what was changed), `measure`, `value` (NaN for an attack that failed), for
     shares of images `low` and `high` of their 95% interval, and `images`.
 
@@ -87,7 +89,7 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
         for labels, run_spec in points.items():
             home = folder / POINTS / spec.at(labels)
             how.say(home.name)
-            axes = dict(zip(spec.over, labels, strict=True))
+            axes = dict(zip(spec.grid, labels, strict=True))
             by_setting = _runs(spec, run_spec, home, how)
             reports += [report for of_setting in by_setting.values() for report in of_setting]
             numbers = [*_accuracies(by_setting), *_others(spec, run_spec, home, how.root)]
@@ -98,8 +100,8 @@ def sweep(spec: SweepSpec, folder: Path, how: How) -> Study:
 
 
 def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Report]]]:
-    """The study that was carried out in a folder, to its end, and the reports of each point. Raises
-    UserError where there is none."""
+    """The study that was carried out in a folder, to its end, and the reports of each point, with
+    each seed. Raises UserError where there is none."""
     if not (folder / f"{NAME}.csv").exists():
         raise UserError(
             f"{folder} holds no finished study: name a folder that `study sweep` filled"

@@ -1,14 +1,17 @@
 """How a study that is a spec is shown: its table, what is said of it, its picture."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Final
 
 import pandas as pd
 
 from benchmark.columns import NONE, eps_text, percent
-from benchmark.report.captions import CHOSEN, NORMS, on_order, threat_name
+from benchmark.report.captions import CHOSEN, NORMS, is_drawn, on_order, threat_name
 from benchmark.report.report import Report
+from benchmark.seeds.spread import Spread, on_spread
 from benchmark.spec.components import BEST, NATURAL, SAVED
+from benchmark.spec.roster import configured
 from benchmark.spec.source_names import without_places
 from benchmark.studies.outputs import FIRST
 from benchmark.studies.study import flagged
@@ -48,6 +51,8 @@ def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
     a paper reported."""
     axes = list(spec.over)
     keys = [*axes, "defense"]
+    if spec.seeds:
+        records = over_seeds(spec, records)
     columns = [
         measure if setting == TEST else f"{measure}, {setting}"
         for measure, setting in zip(records["measure"], records["setting"], strict=True)
@@ -66,13 +71,41 @@ def table(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
         if column in reported:
             beside = reported[[*keys, column]].rename(columns={column: f"{column}{_REPORTED}"})
             lines = lines.merge(beside, "left", keys)
-    return lines.fillna(NONE).rename(columns={BEST: f"{BEST}{_INTERVAL}"})
+    best = BEST if spec.seeds else f"{BEST}{_INTERVAL}"
+    return lines.fillna(NONE).rename(columns={BEST: best})
+
+
+def over_seeds(spec: SweepSpec, records: pd.DataFrame) -> pd.DataFrame:
+    """One row for the numbers of all seeds: `value` has their mean, and `sd` their sample standard
+    deviation. Both are NaN unless each seed has a number, and best-attack over the same attacks."""
+    of_row = [*spec.over, "defense", "setting"]
+    groups = list(records.groupby([*of_row, "measure"], sort=False))
+    counts = [int(group["value"].count()) for _, group in groups]
+    # What failed with some seeds, and not with others, makes best-attack another thing with each.
+    unlike = {
+        at[:-1]
+        for (at, group), count in zip(groups, counts, strict=True)
+        if group["low"].notna().any() and count < len(spec.seeds)
+    }
+    rows = []
+    for (at, group), count in zip(groups, counts, strict=True):
+        is_whole = count == len(spec.seeds) and not (at[-1] == BEST and at[:-1] in unlike)
+        spread = Spread(tuple(group["value"])) if is_whole else None
+        mean, sd = (spread.mean, spread.sd) if spread else (math.nan, math.nan)
+        rows.append([*at, mean, sd, group["low"].max()])
+    return pd.DataFrame(rows, columns=[*of_row, "measure", "value", "sd", "low"])
 
 
 def _text(row: Any) -> str:
     """A number as the table has it: shares, which have an interval, in %."""
     if pd.isna(row.value):
         return NONE if row.measure == "jacobian" else "error"
+    if hasattr(row, "sd"):
+        if pd.notna(row.low):
+            return f"{percent(row.value)} ± {percent(row.sd)}"
+        # Numbers of the data are the same with each seed, unless that chose other images.
+        is_alike = row.defense == "" and row.sd == 0
+        return f"{row.value:.4g}" if is_alike else f"{row.value:.4g} ± {row.sd:.2g}"
     if pd.isna(row.low):
         return f"{row.value:.4g}"
     if (row.measure, row.setting) == (BEST, TEST):
@@ -114,6 +147,7 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     of = f"{without_places(spec.base)}{_chosen(reports)}"
     text += f"Accuracy in % over {counts} test images of {of}, natural{within}."
     text += "".join(map(_explained, spec.over.items()))
+    text += _on_seeds(spec, reports) if spec.seeds else ""
     if not any(defense.name.startswith(SAVED) for point in points for defense in point.defenses):
         text += " Models are trained on the training images of the same data."
     if attacks:
@@ -125,6 +159,22 @@ def caption(spec: SweepSpec, records: pd.DataFrame, reports: Iterable[Report]) -
     if spec.reported:
         text += f"{_REPORTED.replace('(', '').replace(')', '')}: {spec.reported.source}."
     return text + flagged(reports)
+
+
+def _on_seeds(spec: SweepSpec, reports: Iterable[Report]) -> str:
+    """What a caption says of several seeds, and of what ± and bars are."""
+    untrained = dict.fromkeys(
+        defense.label
+        for point in spec.points().values()
+        for defense in point.defenses
+        if not configured(defense).is_trained
+    )
+    text = f" Numbers are {on_spread(spec.seeds)} Bars in the picture are ± too."
+    if untrained:
+        text += f" {', '.join(untrained)}: not trained here, so that only the attacks differ."
+    if any(is_drawn(report) for report in reports):
+        text += " With each seed other images are chosen, which is in ± too."
+    return text
 
 
 def _chosen(reports: Iterable[Report]) -> str:
@@ -150,10 +200,12 @@ def _explained(axis: tuple[str, Any]) -> str:
 
 
 def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
-    """Natural accuracy (dashed) and best-attack along the first axis, a panel for the training
-    images where these were measured."""
+    """Natural accuracy (dashed) and best-attack along the first axis, with bars for the standard
+    deviation over several seeds; a panel for the training images where these were measured."""
     from matplotlib.figure import Figure
 
+    if spec.seeds:
+        records = over_seeds(spec, records)
     first, *others = spec.over
     panels = [setting for setting in (TEST, TRAIN) if setting in set(records["setting"])]
     points = spec.points().values()
@@ -169,10 +221,10 @@ def draw(spec: SweepSpec, records: pd.DataFrame) -> Any:
                 line = rows[rows["measure"] == measure]
                 if len(line):
                     drawn = f"{label}: {measure}" if setting == TEST else None
-                    shares = 100 * line["value"]
-                    plot.plot(
-                        _places(line[first]), shares, style, color=f"C{place % 10}", label=drawn,
-                        markersize=4,
+                    plot.errorbar(
+                        _places(line[first]), 100 * line["value"],
+                        100 * line["sd"] if spec.seeds else None, fmt=style,
+                        color=f"C{place % 10}", label=drawn, markersize=4, capsize=3,
                     )  # fmt: skip
         plot.set(xlabel=first, ylabel=f"accuracy on {setting} images (%)", ylim=(-2, 102))
         plot.grid(alpha=0.3)

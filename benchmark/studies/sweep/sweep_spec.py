@@ -4,9 +4,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from benchmark.analysis.learned_order import spec_of
 from benchmark.errors import UserError, did_you_mean
@@ -18,7 +25,7 @@ from benchmark.spec.components import (
     first_line,
     read_component,
 )
-from benchmark.spec.run_spec import RunSpec, make_spec, read_values
+from benchmark.spec.run_spec import RunSpec, Seeds, check_seeds, make_spec, read_values
 
 Value = bool | int | float | str
 Measure = Literal[
@@ -31,12 +38,15 @@ VARIANT = "variant"
 
 _EXAMPLE = "over: {variant: [original, binarize]}"
 
+# The axis that several seeds are.
+SEED = "seed"
+
 # The settings of a run that an axis can vary; all others are options of its defenses.
-_OF_RUN = ("samples", "norm", "eps", "seed")
+_OF_RUN = ("samples", "norm", "eps", SEED)
 
 # The columns of records and tables, which no axis may be called.
 _COLUMNS = {
-    *("defense", "setting", "measure", "value", "low", "high", "images", "column", "text"),
+    *("defense", "setting", "measure", "value", "low", "high", "images", "column", "text", "sd"),
     *(NATURAL, BEST, *get_args(Measure)),
 }
 
@@ -59,6 +69,8 @@ class SweepSpec(BaseModel):
               mapping from labels to several settings. Settings are variant (a part of the name of
               the data set, "original" for none), samples, norm, eps, seed, or an option of all
               defenses. The first axis is that of the picture.
+    seeds     several, two at least, in place of the seed of a run: at each point of the grid, all
+              defenses are trained with each of them, and attacked with the same one.
     measures  what is measured besides natural accuracy, attacks and best-attack.
     reported  what a paper says of it.
     run       all else: the settings of a run, with defenses and attacks; without attacks, natural
@@ -69,6 +81,7 @@ class SweepSpec(BaseModel):
 
     about: str = ""
     over: dict[str, list[Value] | dict[Value, dict[str, Value]]]
+    seeds: Annotated[Seeds, AfterValidator(check_seeds)] = []
     measures: list[Measure] = []
     reported: Reported | None = None
     run: dict[str, Any]
@@ -109,6 +122,18 @@ class SweepSpec(BaseModel):
         return run
 
     @model_validator(mode="after")
+    def _has_one_way_to_seeds(self) -> "SweepSpec":
+        settings = {
+            key
+            for axis, values in self.over.items()
+            for _, changed in _settings(axis, values)
+            for key in (axis, *changed)
+        }
+        if self.seeds and SEED in settings | set(self.run):
+            raise ValueError("give either seeds or seed")
+        return self
+
+    @model_validator(mode="after")
     def _places_reported(self) -> "SweepSpec":
         places = set()
         for row in self.reported.rows if self.reported else []:
@@ -128,17 +153,23 @@ class SweepSpec(BaseModel):
 
     def flat(self) -> dict[str, Any]:
         """The values that `make_sweep` makes it of."""
-        return self.model_dump(mode="json", exclude={"run"}) | self.run
+        left_out = {"run"} if self.seeds else {"run", "seeds"}
+        return self.model_dump(mode="json", exclude=left_out) | self.run
+
+    @property
+    def grid(self) -> dict[str, list[Value] | dict[Value, dict[str, Value]]]:
+        """The axes of the runs: those of the study and, where there are several seeds, these."""
+        return self.over | ({SEED: list[Value](self.seeds)} if self.seeds else {})
 
     def at(self, point: Sequence[str]) -> str:
         """The name of a point, in messages and as a folder."""
-        pairs = zip(self.over, point, strict=True)
+        pairs = zip(self.grid, point, strict=True)
         return ",".join(f"{_part(axis)}={_part(label)}" for axis, label in pairs)
 
     def points(self) -> dict[tuple[str, ...], RunSpec]:
-        """The run at each point, by the labels of its values along the axes, in order. Raises
-        UserError where one of them is not valid."""
-        axes = [_settings(axis, values) for axis, values in self.over.items()]
+        """The run at each point and with each seed, by the labels of its values along the axes of
+        `grid`, in order. Raises UserError where one of them is not valid."""
+        axes = [_settings(axis, values) for axis, values in self.grid.items()]
         return {
             tuple(label for label, _ in point): self._spec([settings for _, settings in point])
             for point in itertools.product(*axes)
@@ -186,10 +217,10 @@ def _settings(
     return [(str(value), {axis: value}) for value in values]
 
 
-def read_sweep(name: str, reduced: bool) -> SweepSpec:
+def read_sweep(name: str, reduced: bool, seeds: str | None = None) -> SweepSpec:
     """The study in a YAML file, or the ready one of that name; where `reduced`, with what the block
-    "reduced" of the file changes. Raises UserError, in one line, where there is no such study or it
-    is not valid."""
+    "reduced" of the file changes, and with several seeds, such as "0,1,2", where these are given.
+    Raises UserError, in one line, where there is no such study or it is not valid."""
     path = Path(name)
     if not path.is_file():
         ready = ready_made()
@@ -201,7 +232,10 @@ def read_sweep(name: str, reduced: bool) -> SweepSpec:
     changes = values.pop("reduced", None)
     if reduced and not isinstance(changes, dict):
         raise UserError(f"{name} has no reduced size")
-    spec = make_sweep(values | (changes if reduced else {}))
+    values |= changes if reduced else {}
+    if seeds is not None:
+        values = {key: value for key, value in values.items() if key != SEED} | {"seeds": seeds}
+    spec = make_sweep(values)
     if reduced and spec.reported and "reported" not in changes:
         source = f"{spec.reported.source}, whose networks and training are those of full size"
         spec = spec.model_copy(

@@ -198,7 +198,7 @@ def test_a_curve_is_drawn_or_a_line_says_what_would_draw_it(here: Path, cli: Cli
     both = ("--threat", "l2:0.5", "--threat", "linf:8/255")
     without = cli(*words, *both, "--attack", "pgd/steps=2", "--out", here / "a")
     for threat in ("L2 eps 0.5", "L-infinity eps 8/255"):
-        line = f"No curve is drawn under {threat}: no attack minimised the distance; add the attack"
+        line = f"No curve is drawn for {threat}: no attack minimised the distance; add the attack"
         assert line in _flat(without.out)
         assert f"\n{threat}\n" in without.out
     assert max(map(len, without.out.splitlines())) <= 80

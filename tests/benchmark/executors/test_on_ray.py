@@ -1,6 +1,7 @@
 """Work on Ray comes to the same as in this process, also where workers are lost."""
 
 import gc
+import json
 import os
 import signal
 import warnings
@@ -24,7 +25,9 @@ from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Terms
 from benchmark.report.report import Report
 from benchmark.run.assess import Settings, assessed
+from benchmark.run.runner import run
 from benchmark.spec.lineup import Entry, Lineup
+from benchmark.spec.run_spec import make_spec
 
 pytest.importorskip("ray")
 
@@ -332,3 +335,22 @@ def test_evaluate_works_on_workers(ray_of_two: OnRay) -> None:
     assert there.keys == here.keys
     with pytest.raises(UserError, match="workers must be an integer of at least 1, not 0"):
         evaluate(model, x, y, **asked, workers=0)
+
+
+def test_a_run_with_several_seeds_is_the_same(ray_of_two: OnRay, tmp_path: Path) -> None:
+    spec = make_spec(
+        {
+            "eps": 0.5, "samples": 20, "block": 5, "seeds": [0, 1], "attacks": ["pgd/steps=2"],
+            "defenses": ["vanilla/epochs=1", "l2nnn/epochs=1"],
+        }
+    )  # fmt: skip
+    rows = []
+    for name, executor in (("here", IN_PROCESS), ("there", ray_of_two)):
+        reports = run(spec, tmp_path / name, None, False, lambda line: None, executor)
+        assert len(reports) == 4
+        rows.append(json.loads((tmp_path / name / "table.json").read_text())["rows"])
+        for seed in ("0", "1"):
+            manifest = json.loads((tmp_path / name / "seeds" / seed / "run.json").read_text())
+            # The folder can be moved, however early a row was begun.
+            assert all(row["model"].startswith("../../") for row in manifest["rows"])
+    assert rows[0] == rows[1]

@@ -404,7 +404,7 @@ def test_a_budget_that_was_changed_is_found(run: Path, cli: Cli) -> None:
     _rewrite(run / "run.json", lambda manifest: manifest["threat"].update(eps=2.0))
     ended = cli("verify", run)
     assert (ended.status, ended.out) == (1, "")
-    assert "run.json was changed: its threat or mode is not its spec's" in ended.err
+    assert "run.json was changed: its threat, mode or seed is not its spec's" in ended.err
     _rewrite(run / "run.json", lambda manifest: manifest["spec"].update(eps=2.0))
     _report(cli, run)
     _assert_refused(cli("verify", run), f"{PGD5}: made with other weights, data or threat")

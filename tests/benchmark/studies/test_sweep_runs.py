@@ -17,7 +17,8 @@ from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
 from benchmark.run.run_folder import load_run
 from benchmark.studies.sweep.sweep_runs import POINTS, load_sweep
-from benchmark.studies.sweep.sweep_spec import read_sweep
+from benchmark.studies.sweep.sweep_shown import draw
+from benchmark.studies.sweep.sweep_spec import make_sweep, read_sweep
 from tests.benchmark.conftest import Cli, assert_written, refused
 
 LEAST: dict[str, Any] = {"eps": 0.1, "defenses": ["vanilla"], "over": {"epochs": [1]}}
@@ -274,6 +275,51 @@ def test_without_attacks_accuracy_is_natural_alone(tmp_path: Path, cli: Cli) -> 
     assert list(lines[0]) == ["epochs", "seed", "defense", "natural", "natural, train"]
     assert "Accuracy in % over 20 test images of digits (the first), natural." in ended.out
     assert "best-attack" not in ended.out
+
+
+def test_a_study_over_seeds_has_the_runs_of_a_study_of_each(tmp_path: Path, cli: Cli) -> None:
+    values = LEAST | {"samples": 20, "attacks": ["pgd/steps=1"], "measures": ["train"]}
+    values |= {"over": {"variant": ["original"]}, "defenses": ["vanilla/epochs=1"]}
+    spec, found = tmp_path / "mine.yaml", {}
+    for seeds in ({"seed": 0}, {"seed": 1}, {}):
+        spec.write_text(yaml.safe_dump(values | seeds))
+        out = tmp_path / "-".join(map(str, seeds.values()))
+        more = ("--seeds", "0,1") if not seeds else ()
+        ended = cli("study", "sweep", spec, "--out", out, "--quiet", *more)
+        found[seeds.get("seed")] = assert_written(out, "sweep", ended)
+    over = found[None]
+    for seed in (0, 1):
+        same = over[over["seed"] == seed].drop(columns="seed").reset_index(drop=True)
+        assert same.equals(found[seed])
+    (line,) = lines_of(tmp_path)
+    natural = 100 * over[(over["measure"] == "natural") & (over["setting"] == "test")]["value"]
+    assert line["natural"] == f"{natural.mean():.1f} ± {natural.std():.1f}"
+    assert list(line) == ["variant", "defense", "natural", "best-attack", "natural, train",
+                          "best-attack, train"]  # fmt: skip
+    for home in homes(tmp_path).values():
+        assert cli("verify", home).status == 0
+    line_of = f"{tmp_path} is a study over variant, seed: ranks need one over variant alone"
+    refused(cli("study", "ranks", tmp_path), line_of)
+
+
+def test_bars_are_the_standard_deviation_over_seeds() -> None:
+    spec = make_sweep(LEAST | {"over": {"epochs": [1, 2]}, "seeds": [0, 1]})
+    records = pd.DataFrame(
+        [
+            {"epochs": at[0], "seed": at[1], "defense": "vanilla", "setting": "test"}
+            | {"measure": measure, "value": value, "low": 0.0, "high": 1.0, "images": 9}
+            for at, value in zip(spec.points(), (0.2, 0.4, 0.5, 0.5), strict=True)
+            for measure in ("natural", "best-attack")
+        ]
+    )
+    (plot,) = draw(spec, records).axes
+    for container in plot.containers:
+        line, _, (bars,) = container
+        assert line.get_ydata() == pytest.approx([30, 50])
+        ends = [segment[:, 1] for segment in bars.get_segments()]
+        assert ends[0] == pytest.approx([30 - 200**0.5, 30 + 200**0.5])
+        assert ends[1] == pytest.approx([50, 50])
+    assert len(plot.containers) == 2
 
 
 def test_the_caption_names_every_budget(tmp_path: Path, cli: Cli) -> None:

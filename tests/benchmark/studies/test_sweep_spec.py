@@ -28,7 +28,7 @@ def imagined(spec: SweepSpec) -> pd.DataFrame:
     again = [one for one in spec.measures if one in ("train", "predictions", "unbounded")]
     others = [one for one in spec.measures if one not in again]
     rows = [
-        dict(zip(spec.over, at, strict=True))
+        dict(zip(spec.grid, at, strict=True))
         | {"defense": defense.label, "setting": setting, "measure": measure, "value": 0.5}
         | {"low": math.nan if measure in others else 0.4, "high": 0.6, "images": 9}
         for at, one in spec.points().items()
@@ -82,6 +82,50 @@ def test_an_axis_of_whole_and_broken_numbers_finds_what_is_reported() -> None:
     )
     shown = table(spec, imagined(spec))
     assert shown["natural (reported)"].astype(float).tolist() == [2.5, 10, 20]
+
+
+def test_seeds_are_the_last_axis_of_runs_and_not_of_the_table() -> None:
+    spec = make_sweep(LEAST | {"over": {"epochs": [1, 2]}, "seeds": [5, 0]})
+    assert list(spec.points()) == [("1", "5"), ("1", "0"), ("2", "5"), ("2", "0")]
+    assert [one.seed for one in spec.points().values()] == [5, 0, 5, 0]
+    assert make_sweep(spec.flat()) == spec
+    shown = table(spec, imagined(spec))
+    assert list(shown) == ["epochs", "defense", "natural", "best-attack"]
+    assert shown.to_numpy().tolist() == [
+        [epochs, "vanilla", "50.0 ± 0.0", "50.0 ± 0.0"] for epochs in "12"
+    ]
+    assert "seeds" not in make_sweep(LEAST).flat()
+
+
+def test_numbers_over_seeds_are_their_mean_and_standard_deviation() -> None:
+    spec = make_sweep(LEAST | {"seeds": [0, 1, 2], "measures": ["gap", "log-volume"]})
+    records = imagined(spec)
+    place = {name: records["measure"] == name for name in ("natural", "gap", "log-volume")}
+    records.loc[place["natural"], "value"] = [0.5, 0.25, 1.0]
+    records.loc[place["gap"], "value"] = [2.0, 4.0, 6.0]
+    records.loc[place["log-volume"], "defense"] = ""
+    (line,) = table(spec, records).to_dict("records")
+    assert line["natural"] == "58.3 ± 38.2"  # the squares of 1/12, 4/12 and 5/12, by two
+    assert line["gap"] == "4 ± 2"
+    assert line["log-volume"] == "0.5"
+    said = "mean ± sample standard deviation (n - 1 in its denominator) over n = 3 seeds (0, 1, 2)"
+    assert said in caption(spec, records, [])
+    assert "not trained here" not in caption(spec, records, [])
+
+
+def test_what_failed_with_one_seed_has_no_mean() -> None:
+    spec = make_sweep(LEAST | {"seeds": [0, 1]})
+    whole = imagined(spec)
+    attacked = whole[whole["measure"] == "best-attack"].assign(measure="pgd")
+    failed = attacked.assign(value=[0.5, math.nan], low=[0.4, math.nan], high=[0.6, math.nan])
+    cw = attacked.assign(measure="cw")
+    (line,) = table(spec, pd.concat([whole, failed, cw])).to_dict("records")
+    assert (line["natural"], line["pgd"]) == ("50.0 ± 0.0", "error")
+    assert (line["cw"], line["best-attack"]) == ("50.0 ± 0.0", "error")
+    # One that failed with each seed leaves best-attack over the same attacks.
+    failed = attacked.assign(value=math.nan, low=math.nan, high=math.nan)
+    (line,) = table(spec, pd.concat([whole, failed, cw])).to_dict("records")
+    assert line["best-attack"] == "50.0 ± 0.0"
 
 
 def test_the_caption_counts_the_images_of_accuracies() -> None:
@@ -153,6 +197,15 @@ def test_the_caption_counts_the_images_of_accuracies() -> None:
             {"threats": ["l2:1", "linf:0.1"]},
             "the study is not valid: run: 'threats' is not for studies: give norm and eps, or vary "
             "them",
+        ),
+        (
+            {"seeds": [0, 1], "over": {"size": {"few": {"seed": 1}}}},
+            "the study is not valid: give either seeds or seed",
+        ),
+        ({"seeds": [0, 1], "seed": 2}, "the study is not valid: give either seeds or seed"),
+        (
+            {"seeds": "4"},
+            "the study is not valid: seeds: name two at least, such as 0,1,2, or give seed",
         ),
         (
             {"over": {"epochs": [1], "variant": []}},

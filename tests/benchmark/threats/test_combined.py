@@ -9,47 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, ThreatModel
+from attacks import PGD
 from attacks.threat import Norm
-from benchmark import Report, UserError, combine
-from benchmark.judge.records import Block, MemoryCell
+from benchmark import UserError, combine
+from benchmark.judge.records import MemoryCell
 from benchmark.report.accuracy import Accuracy
-from benchmark.spec.components import NATURAL
 from benchmark.spec.run_spec import make_spec
 from benchmark.threats import Combined, combined
+from tests.benchmark.by_hand import report_of
 from tests.benchmark.small import Linear, N, X, Y, evaluate_small
-
-EPS = 0.5
-
-
-def _cell(total: int, places: list[int], wrong: dict[int, float]) -> MemoryCell:
-    """Records of samples, some of which are misclassified at a distance."""
-    index = np.array(places, dtype=np.int64)
-    distance = np.array([wrong.get(place, np.nan) for place in places])
-    ones, found = np.ones_like(index), ~np.isnan(distance)
-    points = np.zeros((int(found.sum()), 2), dtype=np.float32)
-    cell = MemoryCell()
-    cell.add(
-        Block(index, ones, np.where(found, 0, 1), distance <= EPS, distance,
-              ones, ones, ~found & False, ones * 0.1, points)
-    )  # fmt: skip
-    return cell
-
-
-def _report(norm: Norm, total: int, clean: list[int], **broken: list[int]) -> Report:
-    """A report of so many samples: those that are misclassified clean, and broken by attacks."""
-    report = Report("m", ThreatModel(norm, EPS), "table", total)
-    report.add(NATURAL, "k", _cell(total, list(range(total)), dict.fromkeys(clean, 0.0)), None)
-    for attack, places in broken.items():
-        left = [place for place in range(total) if place not in clean]
-        report.add(attack, attack, _cell(total, left, dict.fromkeys(places, 0.4)), None)
-    return report
 
 
 def test_a_sample_counts_only_if_it_is_robust_under_every_threat() -> None:
     # Of ten samples, 0 is misclassified; L2 breaks 1, 2, 3, and L-infinity 3, 4.
-    l2 = _report("l2", 10, [0], a=[1, 2], b=[2, 3])
-    linf = _report("linf", 10, [0], a=[3, 4])
+    l2 = report_of("l2", 10, [0], a=[1, 2], b=[2, 3])
+    linf = report_of("linf", 10, [0], a=[3, 4])
     both = combine([l2, linf])
     assert both.natural == 0.9
     assert both.best_attack == {"L2 eps 0.5": 0.6, "L-infinity eps 0.5": 0.7}
@@ -77,8 +51,8 @@ def test_the_union_is_at_most_the_least_and_at_least_what_is_left_of_all(seed: i
     broken = [rng.choice(np.arange(5, total), 8, replace=False).tolist() for _ in range(4)]
     norms = get_args(Norm)
     reports = [
-        _report(norms[0], total, clean, a=broken[0], b=broken[1]),
-        _report(norms[1], total, clean, a=broken[2], b=broken[3]),
+        report_of(norms[0], total, clean, a=broken[0], b=broken[1]),
+        report_of(norms[1], total, clean, a=broken[2], b=broken[3]),
     ]
     both = combine(reports)
     assert both.union <= min(both.best_attack.values())
@@ -88,7 +62,7 @@ def test_the_union_is_at_most_the_least_and_at_least_what_is_left_of_all(seed: i
 
 
 def test_what_is_not_measured_under_one_threat_is_not_known_under_all() -> None:
-    l2, linf = _report("l2", 4, [0], a=[]), _report("linf", 4, [0])
+    l2, linf = report_of("l2", 4, [0], a=[]), report_of("linf", 4, [0])
     both = combine([l2, linf])
     assert math.isnan(both.mean)
     assert math.isnan(both.union)
@@ -106,7 +80,7 @@ def test_what_is_not_measured_under_one_threat_is_not_known_under_all() -> None:
 
 def test_an_unfinished_run_has_what_there_is() -> None:
     spec = make_spec({"threats": ["l2:0.5", "linf:0.5"], "defenses": ["m"]})
-    report = _report("l2", 4, [], a=[1])
+    report = report_of("l2", 4, [], a=[1])
     report.under = "L2 eps 0.5"
     (row,) = combined.by_model([report], spec)
     assert (row.natural, row.best_attack["L2 eps 0.5"]) == (1.0, 0.75)

@@ -1,0 +1,1 @@
+"""Whole runs, under several threats or with several seeds: their parts, tables and page."""
