@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs
 
-.PHONY: demo test test-slow bench check docs format setup package clean
+.PHONY: demo test test-slow bench check docs format setup package tutorial clean
 
 demo: $(STAMP)
 	$(BIN)/bestattack demo
@@ -30,6 +30,10 @@ docs: $(DOCS_STAMP)
 # The wheel and the source distribution, into dist/, and what the wheel does by itself.
 package: $(STAMP)
 	$(BIN)/python .ci/package.py
+
+# The tutorial with its outputs, as docs/ has it.
+tutorial: $(STAMP)
+	rm -rf docs/runs && $(BIN)/jupyter execute --inplace docs/tutorial.ipynb; rm -rf docs/runs
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

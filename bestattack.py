@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Combined,
         Comparison,
         Inspection,
+        LoadedRun,
         Report,
         UserError,
         combine,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         evaluate,
         inspect,
         load_dataset,
+        load_run,
     )
     from defenses import Recipe
 
@@ -42,6 +44,7 @@ __all__ = [
     "Comparison",
     "Facts",
     "Inspection",
+    "LoadedRun",
     "Problem",
     "Recipe",
     "Report",
@@ -53,6 +56,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "load_dataset",
+    "load_run",
 ]
 
 # The package that each public name comes from. It is imported when the name is first asked for,
@@ -63,6 +67,7 @@ _SOURCES = {
         "Combined",
         "Comparison",
         "Inspection",
+        "LoadedRun",
         "Report",
         "UserError",
         "combine",
@@ -70,6 +75,7 @@ _SOURCES = {
         "evaluate",
         "inspect",
         "load_dataset",
+        "load_run",
     ),
     "defenses": ("Recipe",),
 }

@@ -11,12 +11,14 @@ from benchmark.data.sets import load_dataset
 from benchmark.direct import Inspection, evaluate, inspect
 from benchmark.errors import UserError
 from benchmark.report.report import Report
+from benchmark.run.loaded_run import LoadedRun, load_run
 from benchmark.threats import Combined, combine
 
 __all__ = [
     "Combined",
     "Comparison",
     "Inspection",
+    "LoadedRun",
     "Report",
     "UserError",
     "combine",
@@ -24,4 +26,5 @@ __all__ = [
     "evaluate",
     "inspect",
     "load_dataset",
+    "load_run",
 ]

@@ -1,6 +1,7 @@
 """Columns of tables: what one is called, holds, prints and says, for every table that shows it; and
 how texts of users are written so that Markdown and spreadsheets show them as they are."""
 
+import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -167,6 +168,21 @@ def rows_markdown(table: Table, columns: Sequence[Column[Row]], rows: Sequence[R
         [[column.cell(row) for column in columns] for row in rows],
         [column.left for column in columns],
     )
+
+
+def rows_html(table: Table, columns: Sequence[Column[Row]], rows: Sequence[Row]) -> str:
+    """Rows with the columns that a table shows, as HTML, for notebooks."""
+    align = ["left" if column.left else "right" for column in columns]
+
+    def line(tag: str, texts: Iterable[str]) -> str:
+        cells = zip(align, texts, strict=True)
+        return "".join(
+            f'<{tag} style="text-align: {side}">{html.escape(text)}</{tag}>' for side, text in cells
+        )
+
+    body = [line("td", [column.cell(row) for column in columns]) for row in rows]
+    parts = [line("th", [column.heading(table) for column in columns]), *body]
+    return "<table>" + "".join(f"<tr>{part}</tr>" for part in parts) + "</table>"
 
 
 def frame_markdown(frame: "pd.DataFrame") -> str:

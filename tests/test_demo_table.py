@@ -13,7 +13,7 @@ from benchmark.data.choice import Choice
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.report import tables
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run, named
+from benchmark.run.run_folder import named, read_run
 from benchmark.spec.components import NATURAL
 from benchmark.spec.run_spec import make_spec
 from benchmark.terminal import text
@@ -75,7 +75,7 @@ def test_the_table_of_the_readme_is_that_of_the_demo() -> None:
     """Where the demo was run: on other machines its accuracies may differ by a few tenths."""
     if not (ROOT / "runs" / "demo" / "table.json").exists():
         pytest.skip("run `make demo` first")
-    spec, manifest, reports = load_run(ROOT / "runs" / "demo")
+    spec, manifest, reports = read_run(ROOT / "runs" / "demo")
     printed = text(tables.page(reports, named(spec, manifest)))
     number = r"\d+\.\d"
     assert re.sub(number, "0", printed) == re.sub(number, "0", _shown())

@@ -17,7 +17,7 @@ from benchmark.report.measurements import Measurements
 from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Rows on the same samples, compared pair by pair.
 
@@ -99,6 +99,15 @@ class Comparison:
         """The rows with their accuracies, a Markdown table of the pairs, and what its numbers mean,
         in lines of up to 80 characters."""
         return rendered(self.of, self.rows, self.accuracies, self.pairs)
+
+    def __str__(self) -> str:
+        return self.to_markdown().rstrip()
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.to_markdown()
 
 
 def compare(*reports: Measurements, of: str = BEST, against: str | None = None) -> Comparison:

@@ -7,7 +7,7 @@ from benchmark.errors import UserError
 from benchmark.report.breaks import soonest
 from benchmark.report.captions import threat_name
 from benchmark.report.report import Report
-from benchmark.run.run_folder import RUN, homes_of, load_run, read_manifest
+from benchmark.run.run_folder import RUN, homes_of, read_manifest, read_run
 from benchmark.spec.components import SEARCH
 from benchmark.spec.learned_suite import LEARNED, LearnedSuite
 from benchmark.spec.lineup import attacks_of
@@ -43,14 +43,14 @@ def learn(folder: Path) -> LearnedSuite:
 
 def reports_of(folder: Path) -> tuple[RunSpec, list[Report]]:
     """The spec and the reports of a run, under all its threats and with all its seeds.
-    Raises UserError as `load_run`."""
+    Raises UserError as `read_run`."""
     manifest = read_manifest(folder)
     if not kind_in(manifest):
-        spec, _, reports = load_run(folder)
+        spec, _, reports = read_run(folder)
         return spec, reports
     spec, homes = homes_of(folder, manifest)
     there = [home for home in homes.values() if (home / RUN).exists()]
-    return spec, [report for home in there for report in load_run(home)[2]]
+    return spec, [report for home in there for report in read_run(home)[2]]
 
 
 def read_suite(suite: str | None) -> str | LearnedSuite | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmark.errors import UserError, did_you_mean
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run, unfinished
+from benchmark.run.run_folder import read_run, unfinished
 
 
 def rows_of_runs(
@@ -21,14 +21,14 @@ def rows_of_runs(
              default.
     against  a further one, by its name, or by a label that one run alone has.
 
-    Raises UserError for a row that there is not, or that is not finished, and as `load_run` does.
+    Raises UserError for a row that there is not, or that is not finished, and as `read_run` does.
     """
     if twice := [path for path, times in Counter(map(Path.resolve, folders)).items() if times > 1]:
         raise UserError(f"{twice[0]} is named twice: name each run once")
     found: list[tuple[Path, str, Report | None]] = []
     lacking: dict[tuple[Path, str], list[str]] = {}
     for folder in folders:
-        spec, manifest, reports = load_run(folder)
+        spec, manifest, reports = read_run(folder)
         of_run = unfinished(spec, manifest, reports)
         lacking |= {(folder, label): lines for label, lines in of_run.items()}
         found += [(folder, report.name, report) for report in reports]

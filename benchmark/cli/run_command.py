@@ -116,7 +116,7 @@ def _carry_out(
 ) -> None:
     """Carry out a spec in a folder, print what came of it, and hold it against thresholds."""
     from benchmark.direct.plan_of_run import compared
-    from benchmark.report.curves import undrawn
+    from benchmark.report.pictures.curves import undrawn
     from benchmark.run import runner
 
     began = time.monotonic()

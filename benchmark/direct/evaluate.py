@@ -65,6 +65,7 @@ def evaluate(
         )  # fmt: skip
         scale = request.geometry.scale
         report.scale = None if scale is None else scale.numpy()
+        report.origin = lambda: (request.samples, None)
         return report
 
     with executor_for(request.options.workers) as executor:

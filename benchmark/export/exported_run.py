@@ -12,7 +12,7 @@ from benchmark.export.model_card import chosen, model_card
 from benchmark.judge.records import write_text
 from benchmark.report import tables
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run, missing_of, named
+from benchmark.run.run_folder import missing_of, named, read_run
 from benchmark.spec.run_spec import RunSpec
 
 # What every export says of itself in its first lines.
@@ -38,7 +38,7 @@ class ExportedRun:
         """Read a run. Raises UserError where the folder holds none, one under several threats or
         with several seeds, or a damaged one, and for a run that is not finished, whose numbers may
         still fall."""
-        spec, run, reports = load_run(folder)
+        spec, run, reports = read_run(folder)
         if missing := missing_of(spec, run, reports):
             raise UserError(
                 f"the run of {folder} is not finished, and its numbers may still fall: "

@@ -1,6 +1,5 @@
 """What became of the samples of each class: accuracies, and what they were taken for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +30,7 @@ class ByClass:
     @classmethod
     def of(cls, report: Measurements, labels: NDArray[np.int64] | None = None) -> "ByClass":
         """Those of a report, by some labels, sorted, among which its own are; else by its own."""
-        label = labels_of(report)
+        label = report.labels
         labels = np.unique(label) if labels is None else labels
         place = np.searchsorted(labels, label)
         count = np.bincount(place, minlength=len(labels))
@@ -51,14 +50,6 @@ class ByClass:
         return sorted(pairs, key=lambda pair: (-pair[2], pair[:2]))
 
 
-def labels_of(report: Measurements) -> NDArray[np.int64]:
-    """The label (n,) of each sample of a report."""
-    clean = report.frames[NATURAL]
-    label = np.zeros(report.total, np.int64)
-    label[clean["index"]] = clean["label"]
-    return label
-
-
 def _taken(report: Measurements, label: NDArray[np.int64]) -> dict[tuple[int, int], int]:
     closest = report.closest(report.measured, broken=True).label
     taken: dict[tuple[int, int], int] = {}
@@ -68,8 +59,3 @@ def _taken(report: Measurements, label: NDArray[np.int64]) -> dict[tuple[int, in
             pair = int(label[sample]), int(frame[sample])
             taken[pair] = taken.get(pair, 0) + 1
     return taken
-
-
-def class_names(labels: Sequence[str] | None, classes: Sequence[int]) -> list[str]:
-    """What pages call some classes: by the names that the data set has for them."""
-    return [labels[each] if labels and 0 <= each < len(labels) else str(each) for each in classes]

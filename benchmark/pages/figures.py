@@ -1,6 +1,6 @@
 """The interactive pictures of a report, as plotly.js takes them, each with its numbers as text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from benchmark.columns import NONE, percent
 from benchmark.report.captions import NORMS
 from benchmark.report.measurements import Measurements
+from benchmark.report.pictures.curves import lower, upper
 from benchmark.spec.components import BEST, NATURAL
 
 # At how many eps a curve is drawn, and how many of them stand in the table below it.
@@ -44,34 +45,6 @@ class Figure:
 def figures(reports: Sequence[Measurements]) -> list[Figure]:
     """The pictures of reports under one threat: curves, and natural against best-attack."""
     return [figure for draw in (_curves, trade_off) if (figure := draw(reports)) is not None]
-
-
-# A share of the samples (points,) at each of some eps (points,).
-_Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
-def upper(report: Measurements) -> _Curve | None:
-    """The share of samples that the closest examples of all attacks leave, for any eps up to the
-    threat's: an upper bound, as attacks that do not minimise leave their examples further out than
-    they need be. None where nothing was attacked, and for randomised models, whose samples have no
-    distance."""
-    if not report.measured or report.draws:
-        return None
-    closest = report.closest([NATURAL, *report.measured], broken=True).distance
-    # A sample is lost from its distance on.
-    return lambda eps: np.asarray((closest[None] > eps[:, None]).mean(1), np.float64)
-
-
-def lower(report: Measurements) -> _Curve | None:
-    """The certified share of samples, for any eps; None where nothing is certified."""
-    if report.certified_within(report.threat.eps) is None:
-        return None
-
-    def share(eps: NDArray[np.float64]) -> NDArray[np.float64]:
-        proven = [report.certified_within(float(each)) for each in eps]
-        return np.array([within.mean() for within in proven if within is not None])
-
-    return share
 
 
 def _curves(reports: Sequence[Measurements]) -> Figure | None:

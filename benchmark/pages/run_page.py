@@ -11,7 +11,7 @@ import yaml
 from benchmark.columns import NONE, Column, captions, percent, shown_in
 from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import write_text
-from benchmark.pages.by_class import ByClass, class_names, labels_of
+from benchmark.pages.by_class import ByClass
 from benchmark.pages.figures import figures
 from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.rendering import rendered
@@ -20,6 +20,7 @@ from benchmark.report.columns.detail_columns import detail_columns, lines
 from benchmark.report.columns.report_columns import proven_by, report_columns
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
+from benchmark.report.pictures.closest_examples import class_names
 from benchmark.report.tables import PAGE, remarks
 from benchmark.spec.components import CERTIFIED, SEARCH
 from benchmark.spec.run_spec import RunSpec
@@ -131,7 +132,7 @@ def _row(report: Measurements, columns: Sequence[Column[Measurements]]) -> dict[
 def _classes(reports: Sequence[Measurements], names: Sequence[str] | None) -> dict[str, Any]:
     """A table of accuracies by class: a row per defense, natural and best-attack."""
     # Where labels are a model's own predictions, each row has its own.
-    labels = np.unique(np.concatenate([labels_of(report) for report in reports]))
+    labels = np.unique(np.concatenate([report.labels for report in reports]))
     split = [ByClass.of(report, labels) for report in reports]
     best = np.stack([each.best for each in split]).sum(0)
     worst = best / np.stack([each.count for each in split]).sum(0)

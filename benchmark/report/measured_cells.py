@@ -194,6 +194,14 @@ class MeasuredCells:
             self.errors[CERTIFIED] = error
 
     @property
+    def labels(self) -> IntArray:
+        """The label (n,) of each sample."""
+        clean = self.frames[NATURAL]
+        labels = np.zeros(self.total, np.int64)
+        labels[clean["index"]] = clean["label"]
+        return labels
+
+    @property
     def attacks(self) -> list[str]:
         """All attacks, those that failed or do not apply among them."""
         return [label for label in self.keys if label not in (NATURAL, CERTIFIED, SEARCH)]

@@ -160,8 +160,17 @@ class Measurements(MeasuredCells):
         return {label: self.examples(label) for label in self.attacks}
 
     def examples(self, label: str, among: IntArray | None = None) -> Examples:
-        """The misclassified points of an attack, as they were judged; of the samples `among` (k,)
-        alone, where only these are asked for."""
+        """The misclassified points of an attack, as the model was given them, of all samples or of
+        those `among` (k,) them."""
+        found = self.judged(label, among)
+        if self.scale is None or not len(found.points):
+            return found
+        double = self.precision == "float64"
+        scaled = found.points * self.scale
+        return Examples(found.index, scaled.astype(np.float64 if double else np.float32))
+
+    def judged(self, label: str, among: IntArray | None = None) -> Examples:
+        """The same, as the threat measures them: not multiplied by `scale`."""
         indices: list[IntArray] = []
         kept: list[NDArray[np.floating]] = []
         for block in self.blocks(label):
@@ -174,11 +183,7 @@ class Measurements(MeasuredCells):
             kept.append(block.adversarial[wanted])
         if not kept:
             return Examples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        index, points = np.concatenate(indices), np.concatenate(kept)
-        if self.scale is not None:  # the model was given their products, in its own precision
-            double = self.precision == "float64"
-            points = (points * self.scale).astype(np.float64 if double else np.float32)
-        return Examples(index, points)
+        return Examples(np.concatenate(indices), np.concatenate(kept))
 
     def closest(self, labels: Iterable[str], broken: bool = False) -> Closest:
         """The closest misclassified point of each sample under some labels; only those that break

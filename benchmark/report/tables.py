@@ -1,5 +1,6 @@
 """How reports are printed and written: terminal, Markdown, CSV and JSON."""
 
+import html
 import json
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.columns import escaped, frame_csv, percent, rows_markdown, shown_in
+from benchmark.columns import escaped, frame_csv, percent, rows_html, rows_markdown, shown_in
 from benchmark.judge.records import write_json, write_text
 from benchmark.latex import escaped as escaped_in_latex
 from benchmark.latex import floating, tabular
@@ -20,9 +21,9 @@ from benchmark.report.columns.report_columns import (
     run_columns,
     terminal_columns,
 )
-from benchmark.report.curves import draw
 from benchmark.report.flags import FLAGS, explain
 from benchmark.report.measurements import Measurements, on_inapplicable
+from benchmark.report.pictures.curves import draw
 from benchmark.spec.components import BEST, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
 from benchmark.spec.source_names import without_places
@@ -94,6 +95,19 @@ def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
         _raised(reports),
     ]
     return [section for section in sections if section]
+
+
+def notebook(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
+    """The table of some reports as HTML for a notebook, with its caption and the lines below it:
+    what `page` has."""
+    columns = terminal_columns(reports)
+    told = [*remarks(reports), *map(str, _raised(reports))]
+    lines_below = "".join(f"<li>{html.escape(line)}</li>" for line in told)
+    return (
+        rows_html("terminal", columns, reports)
+        + f"<p>{html.escape(short_caption(reports, spec))}</p>"
+        + (f"<ul>{lines_below}</ul>" if told else "")
+    )
 
 
 def latex(reports: Sequence[Measurements], spec: RunSpec | None, with_attacks: bool = True) -> str:

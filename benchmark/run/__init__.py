@@ -6,7 +6,7 @@ from benchmark.run.assess import Settings
 from benchmark.run.certify import Certified, certify_model
 from benchmark.run.replay.defense_replay import ReplayedRow, replay
 from benchmark.run.replay.examples_replay import Verdict
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.run.runner import run
 from benchmark.run.verify import Replay
 
@@ -17,7 +17,7 @@ __all__ = [
     "Settings",
     "Verdict",
     "certify_model",
-    "load_run",
+    "read_run",
     "replay",
     "run",
 ]

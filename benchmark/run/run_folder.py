@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
+def read_run(folder: Path) -> tuple[RunSpec, dict[str, Any], list[Report]]:
     """The spec, the manifest and the reports of a run under one threat and with one seed, read from
     its folder without any model.
 
@@ -111,7 +111,7 @@ def rewrite(folder: Path, root: Path | None = None) -> Recorded:
     another process works in its folder.
 
     root  where data sets are looked for first; the page has no images where there is none. Code
-          that the run names is not run. Raises as `load_run`.
+          that the run names is not run. Raises as `read_run`.
     """
     try:
         with alone_in(folder):
@@ -126,7 +126,7 @@ def _recorded(folder: Path, root: Path | None, write: bool = True) -> Recorded:
     """What a run's folder tells of it, whose tables are written anew if `write`."""
     manifest = read_manifest(folder)
     if not kind_in(manifest):
-        spec, manifest, reports = load_run(folder)
+        spec, manifest, reports = read_run(folder)
         missing = missing_of(spec, manifest, reports)
         spec = named(spec, manifest)
         if write:

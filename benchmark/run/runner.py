@@ -250,7 +250,7 @@ async def _attack(
                 reports += of_row
         find_left_out(reports, folder / CELLS, view.seed)
         manifest = record.manifest
-        # As `load_run` has it, so that the page is the same when it is written anew.
+        # As `read_run` has it, so that the page is the same when it is written anew.
         full = named(view, manifest).model_copy(update={"choose": shared.choice.choose})
         tables.write(home, reports, full, {"run": manifest})
         write_page(home, reports, Shown(full, manifest, shared.samples, shared.dataset.labels))

@@ -18,10 +18,10 @@ from benchmark.run.replay.examples_replay import Verdict
 from benchmark.run.run_folder import (
     RUN,
     homes_of,
-    load_run,
     missing_of,
     named,
     read_manifest,
+    read_run,
 )
 from benchmark.run.run_samples import data_again, relabelled, terms_of
 from benchmark.spec.roster import configured
@@ -63,7 +63,7 @@ def verify(folder: Path, root: Path | None, device: Device) -> Replay:
     manifest = read_manifest(folder)
     if kind_in(manifest):
         return _verify_each(folder, manifest, root, device)
-    spec, manifest, recorded = load_run(folder)
+    spec, manifest, recorded = read_run(folder)
     dataset, data_samples = data_again(folder, spec, manifest, root)
     rows, problems = [], []
     for report, row in zip(recorded, manifest["rows"], strict=True):
@@ -120,7 +120,7 @@ def _verify_each(
             continue
         replayed = verify(home, root, device)
         spec = spec.model_copy(update={"data": replayed.spec.data})
-        recorded.extend(load_run(home)[2])
+        recorded.extend(read_run(home)[2])
         every.reports.extend(replayed.reports)
         every.verdicts.extend(
             replace(verdict, defense=f"{verdict.defense} ({name})") for verdict in replayed.verdicts

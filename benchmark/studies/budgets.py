@@ -25,7 +25,7 @@ from benchmark.keys import identify_threat
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import NORMS, images, on_order, on_settings
 from benchmark.report.report import Report
-from benchmark.run.run_folder import CELLS, load_run, models_of, read_manifest
+from benchmark.run.run_folder import CELLS, models_of, read_manifest, read_run
 from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, SOURCE, Component
 from benchmark.spec.lineup import choose
@@ -109,7 +109,7 @@ def transfer(folder: Path, source: str, target: str, eps: str, base: str, how: H
 
 def run_values(folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Path]]:
     """The values of a run's spec, changed as asked, and the folder of each row's model."""
-    spec, manifest, _ = load_run(folder)
+    spec, manifest, _ = read_run(folder)
     changed = {
         "samples": how.samples or spec.samples,
         "device": how.device or spec.device,

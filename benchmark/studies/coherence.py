@@ -24,7 +24,7 @@ from benchmark.errors import UserError
 from benchmark.judge.replica import freeze
 from benchmark.judge.surroundings import full_precision
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run, models_of
+from benchmark.run.run_folder import models_of, read_run
 from benchmark.run.run_samples import samples_of
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import Part
@@ -55,7 +55,7 @@ def coherence(
     Raises UserError or SavedModelError where the folder, all its rows, or the number of samples
     will not do.
     """
-    spec, manifest, _ = load_run(folder)
+    spec, manifest, _ = read_run(folder)
     load_plugins(spec.plugins)
     where, dtype = resolve_device(device or spec.device), spec.dtype
     rows = {label: load_saved(home).model for label, home in models_of(folder, manifest).items()}

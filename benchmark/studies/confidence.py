@@ -18,7 +18,7 @@ from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
 from benchmark.report.captions import images, on_settings, threat_name
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.run.run_samples import data_again
 from benchmark.spec.components import BEST, NATURAL
 from benchmark.studies.outputs import FIRST, gaps, mean_jacobian_norm
@@ -36,7 +36,7 @@ def confidence(folder: Path, bins: int, device: Device | None, root: Path | None
     Raises UserError or SavedModelError where the folder, its data, or the number of bins will not
     do.
     """
-    spec, manifest, reports = load_run(folder)
+    spec, manifest, reports = read_run(folder)
     _, samples = data_again(folder, spec, manifest, root)
     if bins > len(samples):
         raise UserError(f"{len(samples)} images do not fill {bins} bins: lower bins")

@@ -15,7 +15,7 @@ from benchmark.errors import UserError
 from benchmark.report.captions import images, on_settings, threat_name
 from benchmark.report.report import Report
 from benchmark.report.tables import contradictions
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.spec.components import BEST
 from benchmark.studies.study import Study, pairs
 
@@ -29,7 +29,7 @@ def lipschitz(folder: Path) -> Study:
 
     Raises UserError where the folder holds no run, or no certificate.
     """
-    spec, _, reports = load_run(folder)
+    spec, _, reports = read_run(folder)
     rows = [row for report in reports for row in _predictions(report)]
     if not rows:
         raise UserError(f"no defense of {folder} offers a certificate: run it with one that does")

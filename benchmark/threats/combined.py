@@ -21,7 +21,7 @@ from benchmark.terminal import Page, Words, grid_of
 MEAN, UNION = "mean", "union"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Combined:
     """What was measured on one model under several threats. Accuracies are over all its samples.
 
@@ -109,6 +109,15 @@ class Combined:
     def to_markdown(self) -> str:
         """The accuracies as a Markdown table with its caption."""
         return table([self], None)
+
+    def __str__(self) -> str:
+        return self.to_markdown().rstrip()
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.to_markdown()
 
 
 def combine(reports: Sequence[Measurements]) -> Combined:

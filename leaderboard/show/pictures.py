@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmark.judge.records import write
-from benchmark.pages.figures import lower, upper
 from benchmark.report.captions import NORMS
+from benchmark.report.pictures.curves import lower, upper
 from benchmark.report.report import Report
 from benchmark.spec.components import NATURAL
 from leaderboard.show.table import robust

@@ -19,7 +19,7 @@ from benchmark.judge.surroundings import undisturbed
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
 from benchmark.run.replay.defense_replay import examine_twice
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.spec.components import CERTIFIED, SAVED, Component
 from benchmark.spec.registry import load_plugins
 from benchmark.spec.run_spec import RunSpec
@@ -70,7 +70,7 @@ def submit(
     the submission of a row does not hold, which is then deleted.
     """
     # Read the run, and choose its rows.
-    spec, manifest, reports = load_run(run)
+    spec, manifest, reports = read_run(run)
     load_plugins(spec.plugins)
     task = _task_of(run, spec, manifest, tasks)
     names = [report.name for report in reports]

@@ -18,7 +18,7 @@ from benchmark.spec.components import SEARCH
 TOGETHER = "all together"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """Which attack of a report broke what. Samples that are misclassified as they are do not count,
     since no attack works on them. Work is in passes, forward and backward ones, and in seconds,
@@ -73,6 +73,15 @@ class Attribution:
     def to_markdown(self) -> str:
         """The tables per attack, per stage and of orders as Markdown."""
         return render([self])
+
+    def __str__(self) -> str:
+        return self.to_markdown().rstrip()
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.to_markdown()
 
 
 def attribution(report: Measurements) -> Attribution:

@@ -24,7 +24,7 @@ from benchmark.judge.records import write_text
 from benchmark.models.others import check_fit
 from benchmark.models.trained import load_saved
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run, models_of
+from benchmark.run.run_folder import models_of, read_run
 from benchmark.run.run_samples import samples_of
 from benchmark.run.runner import Say, run
 from benchmark.spec.components import BEST, NATURAL, SAVED, Component
@@ -108,7 +108,7 @@ def load_sweep(folder: Path) -> tuple[SweepSpec, dict[tuple[str, ...], list[Repo
         )
     spec = make_sweep(read_values(folder / SPEC))
     return spec, {
-        labels: load_run(folder / POINTS / spec.at(labels))[2] for labels in spec.points()
+        labels: read_run(folder / POINTS / spec.at(labels))[2] for labels in spec.points()
     }
 
 
@@ -169,7 +169,7 @@ def _runs(spec: SweepSpec, run_spec: RunSpec, home: Path, how: How) -> dict[str,
 
 def _models(home: Path) -> dict[str, Path]:
     """The folder of each row's model of a run."""
-    return models_of(home, load_run(home)[1])
+    return models_of(home, read_run(home)[1])
 
 
 def _accuracies(by_setting: Mapping[str, Iterable[Report]]) -> Iterator[dict[str, object]]:

@@ -12,7 +12,7 @@ from benchmark import UserError, evaluate, load_dataset
 from benchmark.analysis.learned_order import learn, reports_of, spec_of
 from benchmark.models.trained import load_saved
 from benchmark.report.breaks import cost_of
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.spec.lineup import attacks_of, choose, lineup_of
 from benchmark.spec.run_spec import make_spec
 from tests.benchmark.conftest import Cli, refused
@@ -51,8 +51,8 @@ def test_what_was_learned_is_recorded_and_repeated_without_the_run(
     out, again = tmp_path / "out", tmp_path / "again"
     ended = cli(*SETTING, "--eps", 0.5, "--suite", f"learned:{run}", "--out", out)
     assert ended.status == 0, ended.err
-    spec, _, (table,) = load_run(run)
-    _, _, (cascade,) = load_run(out)
+    spec, _, (table,) = read_run(run)
+    _, _, (cascade,) = read_run(out)
     suite = learn(run)
     assert suite.of == "digits, L2 eps 0.5, 1 row of 64 samples"
     assert [attack.label for attack in suite.attacks] == cascade.attacks
@@ -92,7 +92,7 @@ def test_the_user_may_want_a_table_and_further_attacks(run: Path, tmp_path: Path
     assert (
         cli(*SETTING, "--eps", 0.5, *suite, *further, "--mode", "table", "--out", out).status == 0
     )
-    (report,) = load_run(out)[2]
+    (report,) = read_run(out)[2]
     assert report.mode == "table"
     assert report.attacks == [*(attack.label for attack in learn(run).attacks), "pgd/steps=3"]
 
@@ -121,7 +121,7 @@ def test_evaluate_takes_it_too(run: Path) -> None:
         "suite": f"learned:{run}",
     }
     report = evaluate(model, **asked)
-    (table,) = load_run(run)[2]
+    (table,) = read_run(run)[2]
     assert (report.mode, report.best_attack) == ("cascade", table.best_attack)
     assert evaluate(model, mode="table", **asked).mode == "table"
 
@@ -144,7 +144,7 @@ def test_a_run_carries_out_the_order_that_was_recorded(tmp_path: Path, cli: Cli)
     values = {"suite": _learned(STRONG, WEAK), "samples": 16, "eps": 0.5, "data": "digits"}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(values | {"defenses": ["vanilla/epochs=1"]}))
     assert cli("run", "--quiet", tmp_path / "spec.yaml", "--out", tmp_path / "out").status == 0
-    (report,) = load_run(tmp_path / "out")[2]
+    (report,) = read_run(tmp_path / "out")[2]
     assert report.attacks == [STRONG, WEAK]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmark.analysis.rows_of_runs import rows_of_runs
 from benchmark.errors import UserError
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from tests.benchmark.conftest import Cli, refused
 
 PGD, WEAK = "pgd/steps=5", "pgd/steps=1"
@@ -56,7 +56,7 @@ def test_a_run_is_compared_as_its_table_has_it(runs: Path, cli: Cli, tmp_path: P
     ended = cli("compare", runs / "a", "--out", out)
     assert (ended.status, ended.err) == (0, "")
     assert max(map(len, ended.out.replace(str(out), "").splitlines())) <= 80
-    vanilla, hardened = load_run(runs / "a")[2]
+    vanilla, hardened = read_run(runs / "a")[2]
     for letter, report in (("A", vanilla), ("B", hardened)):
         assert f"- {letter}: {report.accuracy('best-attack')} {report.name}" in ended.out
     assert ended.out.startswith("best-attack accuracy in % over the first 60 of 355 digits images")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from tests.benchmark.conftest import Cli, refused
 
 SETTING: tuple[object, ...] = (
@@ -29,7 +29,7 @@ def test_it_prints_the_tables_and_writes_what_broke_each_sample(
     out = tmp_path / "samples.csv"
     ended = cli("attribute", run, "--out", out)
     assert (ended.status, ended.err) == (0, "")
-    _, _, reports = load_run(run)
+    _, _, reports = read_run(run)
     for report in reports:
         for label in ("pgd/steps=3", "quick"):
             assert f"| {report.name} | {label} " in " ".join(ended.out.split())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from tests.benchmark.conftest import Cli, refused
 from tests.benchmark.export.conftest import LABELS
 from tests.benchmark.test_latex import assert_well_formed, compiled
@@ -17,7 +17,7 @@ def test_the_table_has_the_numbers_of_the_run(run: Path, cli: Cli, tmp_path: Pat
     ended = cli("export", "latex", run)
     assert (ended.status, ended.err) == (0, "")
     assert_well_formed(ended.out)
-    _, _, reports = load_run(run)
+    _, _, reports = read_run(run)
     rows = [line for line in ended.out.splitlines() if line.endswith(r"\\")][1:]
     for row, report in zip(rows, reports, strict=True):
         shares = [report.natural, *report.per_attack.values()]
@@ -46,7 +46,7 @@ def test_a_file_is_written_again_but_no_other_is_lost(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_not_finished_is_refused(kind: str, run: Path, cli: Cli) -> None:
-    _, manifest, _ = load_run(run)
+    _, manifest, _ = read_run(run)
     shutil.rmtree(run / "cells" / manifest["rows"][1]["cells"][LABELS[0]])
     ended = cli("export", kind, run)
     assert (ended.status, ended.out) == (1, "")

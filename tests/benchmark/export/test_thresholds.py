@@ -9,7 +9,7 @@ import pytest
 from benchmark.errors import BelowError, UserError
 from benchmark.export.thresholds import Thresholds
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from tests.benchmark.conftest import Cli, refused
 from tests.benchmark.export.conftest import LABELS
 from tests.benchmark.small import N, Returning, attacked, evaluate_small
@@ -87,7 +87,7 @@ def test_a_mistake_in_them_is_refused_before_any_work(cli: Cli, tmp_path: Path) 
 
 
 def test_commands_end_with_status_4(run: Path, cli: Cli) -> None:
-    _, _, reports = load_run(run)
+    _, _, reports = read_run(run)
     least = 100 * min(report.best_attack for report in reports)
     assert cli("report", run, "--fail-under", least).status == 0
     ended = cli("report", run, "--fail-under", least + 1)
@@ -101,7 +101,7 @@ def test_commands_end_with_status_4(run: Path, cli: Cli) -> None:
 
 
 def test_what_is_not_measured_never_passes(run: Path, cli: Cli) -> None:
-    _, manifest, _ = load_run(run)
+    _, manifest, _ = read_run(run)
     shutil.rmtree(run / "cells" / manifest["rows"][1]["cells"][LABELS[0]])
     ended = cli("report", run, "--fail-under", 0, "--junit", run / "junit.xml")
     assert ended.status == 4
@@ -111,7 +111,7 @@ def test_what_is_not_measured_never_passes(run: Path, cli: Cli) -> None:
 
 
 def test_junit_has_a_test_for_each_row_and_attack(run: Path, cli: Cli, tmp_path: Path) -> None:
-    _, _, reports = load_run(run)
+    _, _, reports = read_run(run)
     file = tmp_path / "junit.xml"
     assert cli("report", run, "--junit", file).status == 0
     root = ElementTree.parse(file).getroot()

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from benchmark.pages.run_page import Shown, render_page
-from benchmark.run.run_folder import load_run, named
+from benchmark.run.run_folder import named, read_run
 from benchmark.run.run_samples import data_again
 from benchmark.run.runner import run
 from benchmark.spec.run_spec import make_spec
@@ -31,7 +31,7 @@ def make_run(folder: Path) -> Path:
 
 def make_page(folder: Path) -> str:
     """The page of a run, with its images."""
-    spec, manifest, reports = load_run(folder)
+    spec, manifest, reports = read_run(folder)
     dataset, samples = data_again(folder, spec, manifest, None)
     return render_page(reports, Shown(named(spec, manifest), manifest, samples, dataset.labels))
 

@@ -14,11 +14,12 @@ from PIL import Image
 from benchmark.columns import percent
 from benchmark.judge.evaluator import Samples
 from benchmark.pages.by_class import ByClass
-from benchmark.pages.figures import figures, lower, upper
+from benchmark.pages.figures import figures
 from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.run_page import Shown, render_page
+from benchmark.report.pictures.curves import lower, upper
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.run.run_samples import data_again
 from tests.benchmark.pages.pages import make_page, make_run
 from tests.conftest import Cli
@@ -31,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> list[Report]:
-    return load_run(folder)[2]
+    return read_run(folder)[2]
 
 
 @pytest.fixture(scope="module")
 def samples(folder: Path) -> Samples:
-    spec, manifest, _ = load_run(folder)
+    spec, manifest, _ = read_run(folder)
     return data_again(folder, spec, manifest, None)[1]
 
 
@@ -70,7 +71,7 @@ def test_the_table_has_the_accuracies_of_the_reports(page: str, reports: list[Re
 
 
 def test_a_run_that_is_not_finished_is_shown_as_such(folder: Path, page: str) -> None:
-    spec, manifest, reports = load_run(folder)
+    spec, manifest, reports = read_run(folder)
     reports[0].awaited = ["cw"]
     text = render_page(reports, Shown(spec, manifest))
     assert "not finished" not in page

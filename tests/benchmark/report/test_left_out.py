@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmark.report.left_out import written
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from tests.benchmark.conftest import Cli
 
 STRONG, WEAK = "pgd/steps=20", "pgd/steps=1/step_size=0.1/random_start=no"
@@ -124,7 +124,7 @@ def test_only_what_is_of_the_same_model_samples_threat_and_seed_counts(
 ) -> None:
     assert cli(*SETTING, *_attacks(WEAK), *changed, "--out", run).status == 0
     assert (_row(run)["left_out"] is not None) == counts
-    (report,) = load_run(run)[2]
+    (report,) = read_run(run)[2]
     assert ("left-out" in report.flags) == counts
 
 

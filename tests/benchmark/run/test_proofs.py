@@ -20,8 +20,8 @@ from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.judge.records import Block, FolderCell
 from benchmark.models.trained import load_saved
-from benchmark.report.curves import undrawn
-from benchmark.run.run_folder import load_run
+from benchmark.report.pictures.curves import undrawn
+from benchmark.run.run_folder import read_run
 from benchmark.spec.run_spec import make_spec
 from defenses.verification import Decision, decide
 from tests.benchmark.conftest import Cli
@@ -86,7 +86,7 @@ def test_it_resumes_and_other_methods_have_cells_of_their_own(run: Path, cli: Cl
 
 def test_a_curve_of_proofs_is_not_said_to_be_missing(run: Path) -> None:
     assert (run / "curves.png").exists()
-    assert undrawn(load_run(run)[2]) == []
+    assert undrawn(read_run(run)[2]) == []
 
 
 def test_the_search_counts_as_what_it_breaks(cli: Cli, run: Path) -> None:

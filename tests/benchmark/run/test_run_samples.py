@@ -14,7 +14,7 @@ from attacks import PGD, Problem
 from benchmark.data.sets import load_dataset
 from benchmark.judge.evaluator import Samples
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.run.run_samples import choice_of, choose_of, data_again, identify_samples
 from benchmark.run.run_samples import samples_of as chosen
 from benchmark.spec.registry import load_plugin
@@ -78,13 +78,13 @@ def _table(folder: Path) -> dict[str, Any]:
 
 
 def _again(folder: Path) -> Samples:
-    spec, manifest, _ = load_run(folder)
+    spec, manifest, _ = read_run(folder)
     return data_again(folder, spec, manifest, None)[1]
 
 
 def _records(folder: Path) -> pd.DataFrame:
     """What became of each sample, by its number in the data set."""
-    (report,) = load_run(folder)[2]
+    (report,) = read_run(folder)[2]
     frame = report.frames[ATTACK]
     number = _again(folder).number
     return frame.assign(number=number[frame["index"]]).set_index("number").drop(columns="index")
@@ -237,7 +237,7 @@ def test_studies_look_at_the_images_of_the_run(plugin: Path, tmp_path: Path, cli
     assert cli("run", *words, *model, "--out", tmp_path).status == 0
     assert cli("study", "coherence", tmp_path).status == 0
     found = pd.read_csv(tmp_path / "coherence.csv")["coherence"]
-    saved = load_saved(tmp_path / load_run(tmp_path)[1]["rows"][0]["model"]).model
+    saved = load_saved(tmp_path / read_run(tmp_path)[1]["rows"][0]["model"]).model
     split, number = load_dataset("mine").test, _again(tmp_path).number
     assert number.max() > 300
     wanted = of_members(saved.members, split.x[number], split.y[number])  # type: ignore[arg-type]

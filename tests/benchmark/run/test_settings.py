@@ -14,7 +14,7 @@ from attacks.threat import Norm
 from benchmark.data.sets import load_dataset
 from benchmark.judge.records import FolderCell
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.spec.run_spec import make_spec
 from tests.benchmark.conftest import Cli, refused
 
@@ -63,7 +63,7 @@ def measured(folder: Path, cli: Cli, **values: Any) -> pd.DataFrame:
     assert cli("run", spec, "--out", folder / "run", "--quiet").status == 0
     ended = cli("verify", folder / "run")
     assert (ended.status, ended.err) == (0, "")
-    (report,) = load_run(folder / "run")[2]
+    (report,) = read_run(folder / "run")[2]
     return report.records
 
 
@@ -101,7 +101,7 @@ def test_only_the_images_are_others(tmp_path: Path, cli: Cli) -> None:
     specs, models = [], []
     for split in ("test", "train"):
         assert cli("run", *words, "--split", split).status == 0
-        spec, manifest, (report,) = load_run(tmp_path / "run")
+        spec, manifest, (report,) = read_run(tmp_path / "run")
         specs.append(spec)
         models.append(manifest["rows"][0]["model"])
         images = load_dataset("digits").first(split, 60)
@@ -141,7 +141,7 @@ def test_a_trained_model_is_as_robust_on_what_it_has_right(tmp_path: Path, cli: 
     for labels in ("data", "predictions"):
         assert cli("run", *words, "--labels", labels).status == 0
         assert cli("verify", tmp_path / "run").status == 0
-        (report,) = load_run(tmp_path / "run")[2]
+        (report,) = read_run(tmp_path / "run")[2]
         frames.append(report.records.set_index(["attack", "index"]))
     by_data, by_model = (frame.loc["pgd/steps=5"] for frame in frames)
     assert 0 < len(by_data) < len(by_model) == 80
@@ -235,7 +235,7 @@ def test_runs_from_before_these_settings_still_hold(tmp_path: Path, cli: Cli) ->
         del manifest["spec"][name]
     manifest["threat"] = {name: manifest["threat"][name] for name in ("norm", "eps")}
     path.write_text(json.dumps(manifest))
-    spec, _, (report,) = load_run(tmp_path / "run")
+    spec, _, (report,) = read_run(tmp_path / "run")
     assert (spec.split, spec.labels, spec.bounded) == ("test", "data", True)
     assert report.threat == ThreatModel("linf", 0.0512)
     assert cli("verify", tmp_path / "run").status == 0

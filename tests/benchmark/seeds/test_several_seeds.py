@@ -14,7 +14,7 @@ import yaml
 from attacks import PGD, Problem
 from benchmark.cli.main import main
 from benchmark.errors import UserError
-from benchmark.run import load_run
+from benchmark.run import read_run
 from benchmark.spec.run_spec import RunSpec, make_spec
 from tests.benchmark.conftest import Cli, refused
 
@@ -158,7 +158,7 @@ def test_the_folder_holds_a_run_with_each_seed_and_the_table_of_all(whole: Path)
     assert table["run"] == manifest
     for seed in (0, 1):
         home = whole / "seeds" / str(seed)
-        spec, _, reports = load_run(home)
+        spec, _, reports = read_run(home)
         assert (spec.seed, spec.seeds) == (seed, [])
         assert [report.called for report in reports] == [
             *(f"vanilla/epochs=1 (seed {seed})", f"l2nnn/epochs=1 (seed {seed})")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmark.data.sets import load_dataset
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.studies.outputs import gaps, jacobian_norms
 from defenses import L2NonexpansiveClassifier
 from tests.benchmark.conftest import Cli, assert_written, refused
@@ -134,7 +134,7 @@ def run(whole: Path, cli: Cli) -> Path:
 def test_bins_are_the_runs_samples_from_the_surest_on(run: Path, cli: Cli, bins: int) -> None:
     words = [] if bins == 10 else ["--bins", bins]
     found = assert_written(run, "confidence", cli("study", "confidence", run, *words))
-    _, manifest, reports = load_run(run)
+    _, manifest, reports = read_run(run)
     x = load_dataset("digits").test.x[:103]
     for report, row in zip(reports, manifest["rows"], strict=True):
         own = found[found["defense"] == report.name]
@@ -156,7 +156,7 @@ def test_bins_are_the_runs_samples_from_the_surest_on(run: Path, cli: Cli, bins:
 def test_what_is_said_of_a_whole_defense(run: Path, cli: Cli) -> None:
     ended = cli("study", "confidence", run, "--bins", 5, "--device", "cpu")
     found = assert_written(run, "confidence", ended)
-    _, manifest, (first, second) = load_run(run)
+    _, manifest, (first, second) = read_run(run)
     own, hard = (found[found["defense"] == name].iloc[0] for name in (first.name, second.name))
     x = load_dataset("digits").test.x[:103]
     model = load_saved(run / manifest["rows"][0]["model"]).model

@@ -13,7 +13,7 @@ from attacks import ThreatModel
 from benchmark.errors import UserError
 from benchmark.judge.records import Block, MemoryCell
 from benchmark.report.report import Report
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.studies import ranks as module
 from benchmark.studies.ranks import ranks
 from benchmark.studies.sweep.sweep_spec import make_sweep
@@ -224,7 +224,7 @@ def test_ranks_on_digits(tmp_path: Path, cli: Cli) -> None:
     assert not found.duplicated(keys).any()
     shares = found[found["measure"] == "best-attack"].set_index(["variant", "defense"])["value"]
     for variant in variants:
-        _, _, reports = load_run(study / "points" / f"variant={variant}")
+        _, _, reports = read_run(study / "points" / f"variant={variant}")
         for one in reports:
             assert shares[variant, one.name] == pytest.approx(one.best_attack)
         order = ranked(found, variant)

@@ -9,7 +9,7 @@ import torch
 
 from benchmark.data.sets import load_dataset
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from defenses import BeliefEnsemble
 from tests.benchmark.conftest import Cli, assert_written, refused
 
@@ -41,7 +41,7 @@ def model_of(run: Path, name: str) -> Path:
 def test_predictions_are_those_of_the_records(run: Path, cli: Cli) -> None:
     found = assert_written(run, "lipschitz", cli("study", "lipschitz", run))
     assert found["defense"].unique().tolist() == [FRACTAL, NBR]
-    _, _, reports = load_run(run)
+    _, _, reports = read_run(run)
     for report in reports[:2]:
         rows = found[found["defense"] == report.name].set_index("bound")
         assert rows.index.tolist() == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]

@@ -15,7 +15,7 @@ from torch.autograd.functional import jacobian
 from benchmark.data.sets import load_dataset
 from benchmark.errors import UserError
 from benchmark.models.trained import load_saved
-from benchmark.run.run_folder import load_run
+from benchmark.run.run_folder import read_run
 from benchmark.studies.sweep.sweep_runs import POINTS, load_sweep
 from benchmark.studies.sweep.sweep_shown import draw
 from benchmark.studies.sweep.sweep_spec import make_sweep, read_sweep
@@ -183,7 +183,7 @@ def test_accuracies_are_those_of_the_runs(study: Path, cli: Cli) -> None:
     places = {"test": ".", "train": "train", "predictions": "predictions", "unbounded": "unbounded"}
     for at, home in homes(study).items():
         for setting, place in places.items():
-            spec, manifest, reports = load_run(home / place)
+            spec, manifest, reports = read_run(home / place)
             assert (spec.split, spec.labels, spec.bounded) == (
                 "train" if setting == "train" else "test",
                 "predictions" if setting == "predictions" else "data",
@@ -215,7 +215,7 @@ def test_resuming_measures_nothing_again(study: Path, cli: Cli, tmp_path: Path) 
 def test_sizes_of_the_training_set_leave_the_test_images_alone(study: Path) -> None:
     digits = load_dataset("digits")
     for (size, variant), home in homes(study).items():
-        spec, _, reports = load_run(home)
+        spec, _, reports = read_run(home)
         dataset = load_dataset(spec.data)
         assert len(dataset.train.y) == int(size)
         assert torch.equal(dataset.test.y, digits.test.y)
@@ -233,7 +233,7 @@ def tenth(values: Tensor) -> Tensor:
 def test_measures_are_what_they_say(study: Path) -> None:
     records = records_of(study).set_index([*STUDY["over"], "defense", "setting", "measure"])
     for at, home in homes(study).items():
-        spec, manifest, _ = load_run(home)
+        spec, manifest, _ = read_run(home)
         dataset = load_dataset(spec.data)
         for setting in ("test", "train"):
             images = getattr(dataset, setting)

@@ -16,7 +16,7 @@ from attacks.searches.boundary import Boundary
 from benchmark.cli.main import main
 from benchmark.errors import UserError
 from benchmark.judge.records import FolderCell
-from benchmark.run import load_run
+from benchmark.run import read_run
 from benchmark.spec.run_spec import RunSpec, make_spec
 from tests.benchmark.conftest import Cli, refused
 
@@ -166,7 +166,7 @@ def _identity(cell: Path) -> dict[str, Any]:
 
 def test_the_union_is_that_of_the_records(whole: Path) -> None:
     table = pd.read_csv(whole / "table.csv").set_index(["defense", "threat"])
-    reports = [load_run(whole / "threats" / place)[2] for place in PLACES]
+    reports = [read_run(whole / "threats" / place)[2] for place in PLACES]
     for l2, linf in zip(*reports, strict=True):
         records = pd.concat([l2.records, linf.records])
         left = 40 - len(set(records.loc[records["broken"], "index"]))
@@ -176,7 +176,7 @@ def test_the_union_is_that_of_the_records(whole: Path) -> None:
 
 
 def test_an_l2_radius_certifies_under_either_norm(whole: Path) -> None:
-    (_, l2), (_, linf) = (load_run(whole / "threats" / place)[2] for place in PLACES)
+    (_, l2), (_, linf) = (read_run(whole / "threats" / place)[2] for place in PLACES)
     assert l2.radii is not None
     assert linf.radii is not None
     assert linf.radii.radius == pytest.approx(l2.radii.radius / 8)  # of 64 pixels

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from benchmark.pages.figures import upper
 from benchmark.report.paired import better
+from benchmark.report.pictures.curves import upper
 from leaderboard.board import check
 from leaderboard.show.pictures import closest_example, shown
 from leaderboard.show.table import make_table, ranked, robust

@@ -1,13 +1,84 @@
-"""The picture of a run: robust accuracy against eps, as measured and as certified."""
+"""Robust accuracy against eps, as measured and as certified."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.errors import UserError
 from benchmark.judge.records import write
 from benchmark.report.measurements import Measurements
+from benchmark.spec.components import NATURAL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# At how many eps `plot_curves` draws.
+_POINTS = 201
+
+
+# A share of the samples (points,) at each of some eps (points,).
+Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def upper(report: Measurements) -> Curve | None:
+    """The share of samples that the closest examples of all attacks leave, for any eps up to the
+    threat's: an upper bound, as attacks that do not minimise leave their examples further out than
+    they need be. None where nothing was attacked, and for randomised models, whose samples have no
+    distance."""
+    if not report.measured or report.draws:
+        return None
+    closest = report.closest([NATURAL, *report.measured], broken=True).distance
+    # A sample is lost from its distance on.
+    return lambda eps: np.asarray((closest[None] > eps[:, None]).mean(1), np.float64)
+
+
+def lower(report: Measurements) -> Curve | None:
+    """The certified share of samples, for any eps; None where nothing is certified."""
+    if report.certified_within(report.threat.eps) is None:
+        return None
+
+    def share(eps: NDArray[np.float64]) -> NDArray[np.float64]:
+        proven = [report.certified_within(float(each)) for each in eps]
+        return np.array([within.mean() for within in proven if within is not None])
+
+    return share
+
+
+def plot_curves(reports: Sequence[Measurements], axes: "Axes | None" = None) -> "Axes":
+    """Draw the share of samples that is left at each eps up to that of the threat: solid, what the
+    closest adversarial examples of all attacks leave, an upper bound, and dashed what is certified.
+
+    Into some axes of Matplotlib, else into those of a new figure. Raises UserError where nothing
+    gives a curve.
+    """
+    curves = [(report, upper(report), lower(report)) for report in reports]
+    if not any(above or below for _, above, below in curves):
+        raise UserError(f"no curve can be drawn: {_reason(reports)}")
+    if axes is None:
+        from matplotlib import pyplot
+
+        axes = pyplot.subplots(layout="constrained")[1]
+    threat = reports[0].threat
+    eps = np.linspace(0, threat.eps, _POINTS)
+    for place, (report, above, below) in enumerate(curves):
+        for curve, style, said in ((above, "-", ""), (below, "--", ", certified")):
+            if curve:
+                axes.step(
+                    eps, 100 * curve(eps), style, where="post", color=f"C{place}",
+                    label=report.name + said,
+                )  # fmt: skip
+    axes.set(
+        xlim=(0, threat.eps),
+        ylim=(0, 100),
+        xlabel=f"eps ({threat.norm})",
+        ylabel="samples left (%)",
+    )
+    axes.legend(loc="best")
+    axes.grid(alpha=0.3)
+    return axes
 
 
 def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
@@ -62,6 +133,8 @@ def undrawn(reports: Sequence[Measurements]) -> list[str]:
 
 
 def _reason(reports: Sequence[Measurements]) -> str:
+    if not any(report.measured for report in reports):
+        return "nothing was attacked, and nothing is certified"
     if all(report.draws for report in reports):
         return "a randomised model has no boundary to be distant from"
     if reports[0].threat.norm == "l1":

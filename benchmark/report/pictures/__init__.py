@@ -1,0 +1,1 @@
+"""Pictures of what was measured: curves of robust accuracy, and adversarial examples."""
