@@ -15,6 +15,7 @@ from benchmark.pages.by_class import ByClass
 from benchmark.pages.figures import figures
 from benchmark.pages.gallery import MOST, gallery
 from benchmark.pages.rendering import rendered
+from benchmark.report.breaks.attribution import page_table
 from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
 from benchmark.report.columns.detail_columns import detail_columns, lines
 from benchmark.report.columns.report_columns import proven_by, report_columns
@@ -88,6 +89,7 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
         remarks=remarks(reports),
         figures=drawn,
         has_pictures=bool(drawn),
+        worth=page_table(reports),
         classes=_classes(reports, shown.names),
         confusions=[_confusion(report, shown.names) for report in reports if report.measured],
         gallery=pictures,

@@ -166,6 +166,14 @@ def render(attributions: Sequence[Attribution], reports: Sequence[Measurements] 
     )
 
 
+def page_table(reports: Sequence[Measurements]) -> tuple[list[str], list[list[str]], str]:
+    """What pages tell of the attacks on each of some reports: headings, rows and the caption."""
+    told = [(report.called, Outcomes.of([report])) for report in reports if report.measured]
+    return attribution_tables.page_table(
+        _cells((name, per_attack(outcomes, first_of(outcomes.broke))) for name, outcomes in told)
+    )
+
+
 def _cells(frames: Iterable[tuple[str, pd.DataFrame]]) -> list[Cells]:
     """The rows of some frames, each with the name of its model."""
     named = (frame.assign(defense=name) for name, frame in frames)

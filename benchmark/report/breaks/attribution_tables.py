@@ -45,6 +45,23 @@ def _section(table: Table, columns: Sequence[Column[Any]], rows: Sequence[Any]) 
     return [rows_markdown(table, columns, rows), escaped(" ".join(captions(table, columns)))]
 
 
+# The columns of the table per attack for which a page has room.
+_ON_PAGE = (
+    *("defense", "attack", "attacked", "broken", "only it", "first", "newly"),
+    "passes for that",
+)
+
+
+def page_table(attacks: Sequence[Cells]) -> tuple[list[str], list[list[str]], str]:
+    """The table per attack as pages have it: its headings, its rows, and its caption."""
+    columns = [column for column in _attack_columns() if column.heading("attribution") in _ON_PAGE]
+    return (
+        [column.heading("attribution") for column in columns],
+        [[column.cell(row) for column in columns] for row in attacks],
+        " ".join(captions("attribution", columns)),
+    )
+
+
 def _count(value: float) -> str:
     """A number of samples, or a sum of shares of them."""
     return decimals(1)(value).removesuffix(".0")
@@ -63,11 +80,10 @@ def _attack_columns() -> list[Column[Cells]]:
                 "known).", _count),
         _column(table, "first", "first: that it broke, and none before it in the order of the "
                 "run.", _count),
-        _column(table, "newly", "newly, so far: what it adds, and what is broken then, where "
-                "attacks come in the order of the rows, of which the next is always the one that "
-                "newly breaks most per pass, and each works on what those above it leave, for so "
-                "many passes.", _count),
-        _column(table, "so far", "", _count),
+        _column(table, "newly", "newly: what it adds where attacks come in the order of the rows, "
+                "of which the next is always the one that newly breaks most per pass, and each "
+                "works on what those above it leave, for so many passes.", _count),
+        _column(table, "so far", "so far: what is broken then.", _count),
         _column(table, "passes for that", "", _count),
         _column(table, "passes", "passes, seconds: that it spent in the run, forward and backward "
                 "passes together.", _count),
