@@ -148,19 +148,18 @@ def better(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> bool:
     return paired.first > paired.second and paired.chance() < LEVEL
 
 
-def clearly_highest(verdicts: Sequence[NDArray[np.bool_]], chance: float) -> int | None:
-    """Which of several verdicts (n,) on the same samples counts the most of them, beyond chance: by
-    McNemar's two-sided test against each other one, where the probabilities of all together are
-    below `chance` (Bonferroni). None where none does, or there is only one.
+def highest(verdicts: Sequence[NDArray[np.bool_]], chance: float) -> tuple[int, list[int]]:
+    """Which of several verdicts (n,) on the same samples counts the most of them, and over which
+    others that may be chance: by McNemar's two-sided test against each, with Bonferroni's
+    correction, the probability that it is not for any is below `chance`.
 
     >>> counts = np.arange(20)
-    >>> clearly_highest([counts < 5, counts < 18, counts < 4], 0.05)
-    1
-    >>> clearly_highest([counts < 16, counts < 18, counts < 4], 0.05)
+    >>> highest([counts < 5, counts < 18, counts < 4], 0.05)
+    (1, [])
+    >>> highest([counts < 16, counts < 18, counts < 4], 0.05)
+    (1, [0])
     """
-    if len(verdicts) < 2:
-        return None
     best = max(range(len(verdicts)), key=lambda place: int(verdicts[place].sum()))
-    others = [verdict for place, verdict in enumerate(verdicts) if place != best]
-    chances = [Paired.of(verdicts[best], other).chance() for other in others]
-    return best if max(chances) * len(others) < chance else None
+    others = [place for place in range(len(verdicts)) if place != best]
+    chances = {place: Paired.of(verdicts[best], verdicts[place]).chance() for place in others}
+    return best, [place for place, each in chances.items() if each * len(others) >= chance]

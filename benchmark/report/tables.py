@@ -15,6 +15,7 @@ from benchmark.judge.records import write_json, write_text
 from benchmark.latex import escaped as escaped_in_latex
 from benchmark.latex import floating, tabular
 from benchmark.report.captions import caption, exported_caption, short_caption
+from benchmark.report.columns.best_columns import on_highest
 from benchmark.report.columns.detail_columns import detail_columns, lines
 from benchmark.report.columns.report_columns import (
     report_columns,
@@ -91,6 +92,7 @@ def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
     sections: Page = [
         grid_of(terminal_columns(reports), reports),
         [Words(short_caption(reports, spec))],
+        [Words(line) for line in (on_highest(reports),) if line],
         [replace(words, list=True) for words in _remarks(reports)],
         _raised(reports),
     ]
@@ -105,7 +107,7 @@ def notebook(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     lines_below = "".join(f"<li>{html.escape(line)}</li>" for line in told)
     return (
         rows_html("terminal", columns, reports)
-        + f"<p>{html.escape(short_caption(reports, spec))}</p>"
+        + f"<p>{html.escape(short_caption(reports, spec))} {html.escape(on_highest(reports))}</p>"
         + (f"<ul>{lines_below}</ul>" if told else "")
     )
 

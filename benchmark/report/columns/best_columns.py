@@ -9,7 +9,7 @@ from benchmark.latex import Tex
 from benchmark.report.accuracy import Accuracy, plain_share
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.report.paired import LEVEL, clearly_highest
+from benchmark.report.paired import LEVEL, highest
 from benchmark.spec.components import BEST, SEARCH
 
 
@@ -103,17 +103,45 @@ UNFINISHED = Column[Measurements](
 
 
 def clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
-    """The report whose best-attack accuracy is the highest beyond chance. None where none is, and
-    where that means nothing: the best one has a flag, any is not finished or of a randomised model,
-    whose samples count by shares of draws, or in some rows rejecting an image is not wrong."""
+    """The report whose best-attack accuracy is the highest beyond chance; None where none is, or
+    that means nothing: see `_highest`."""
+    found = _highest(reports)
+    return found[0] if found and not found[1] else None
+
+
+def on_highest(reports: Sequence[Measurements]) -> str:
+    """A sentence on which best-attack accuracy is the highest, where it may be so by chance over
+    some others; empty where it is so beyond chance, or that means nothing."""
+    found = _highest(reports)
+    if not found or not found[1]:
+        return ""
+    best, others = found
+    names = [report.name for report in others]
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+    beyond = "" if len(others) == len(reports) - 1 else "; over the others it is not"
+    return (
+        f"{best.name} is the highest. That it is higher than {listed} may be chance{beyond} "
+        "(McNemar's exact test against each other row, at 5% for all together)."
+    )
+
+
+def _highest(reports: Sequence[Measurements]) -> tuple[Measurements, list[Measurements]] | None:
+    """The report whose best-attack accuracy is the highest, and those over which that may be
+    chance. None where there is only one, and where it means nothing: the best one has a flag, any
+    is not finished or of a randomised model, whose samples count by shares of draws, or in some
+    rows rejecting an image is not wrong."""
     verdicts = [report.robust_to(BEST) for report in reports]
     known = [verdict for verdict in verdicts if verdict is not None]
-    if len(known) < len(reports) or any(report.unfinished or report.draws for report in reports):
+    if len(known) < max(len(reports), 2):
+        return None
+    if any(report.unfinished or report.draws for report in reports):
         return None
     if len({report.allowed for report in reports}) > 1:
         return None
-    place = clearly_highest(known, LEVEL)
-    return None if place is None or explain(reports[place]) else reports[place]
+    best, others = highest(known, LEVEL)
+    if explain(reports[best]):
+        return None
+    return reports[best], [reports[place] for place in others]
 
 
 def _names(measured: Iterable[str]) -> str:
