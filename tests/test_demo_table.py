@@ -24,7 +24,8 @@ TOTAL = 355
 
 def _without_ranks(told: str) -> str:
     """Without the paragraph on which row is the highest: it goes by single samples."""
-    return re.sub(r"^\S+ is the highest\..*?(?:\n\n|\Z)", "", told, flags=re.M | re.S).rstrip() + "\n"
+    ranks = r"^\S+ has the highest.*?(?:\n\n|\Z)"
+    return re.sub(ranks, "", told, flags=re.M | re.S).rstrip() + "\n"
 
 
 def _shown() -> str:

@@ -99,6 +99,8 @@ class Block:
 BY_DRAWS = ("rate", "trial")
 _LATER = (*BY_DRAWS, "stage", "bound")
 BY_SAMPLE = tuple(field.name for field in fields(Block) if field.name != "adversarial")
+# How many bytes of points blocks in memory have at most that are joined.
+_LARGE = 1 << 20
 # What kind of numbers numpy says that they are, where they are not integers.
 _KINDS = {"broken": "b", "outside": "b", "stage": "U"} | dict.fromkeys(
     ("distance", "seconds", "bound", *BY_DRAWS), "f"
@@ -137,7 +139,11 @@ class MemoryCell:
         return iter(self._blocks)
 
     def add(self, block: Block) -> None:
+        """Keep a further block. Small ones are joined: as arrays of a few samples, records would
+        take a hundred times the memory of their numbers."""
         self._blocks.append(block)
+        while len(self._blocks) > 1 and (joined := _joined(*self._blocks[-2:])) is not None:
+            self._blocks[-2:] = [joined]
 
     def close(self, note: dict[str, Any]) -> None:
         self.note = note
@@ -179,6 +185,24 @@ class FolderCell:
         except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}
+
+
+def _joined(first: Block, second: Block) -> Block | None:
+    """Two blocks as one; None where the first is much larger, so that no record is copied often,
+    where they are large, or not of different samples."""
+    size = first.adversarial.nbytes + second.adversarial.nbytes
+    if len(first.index) > len(second.index) or size > _LARGE:
+        return None
+    if len(np.intersect1d(first.index, second.index)):
+        return None
+    points = [block.adversarial for block in (first, second) if len(block.adversarial)]
+    if len(points) == 2 and points[0].shape[1:] != points[1].shape[1:]:
+        return None
+    values = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in BY_SAMPLE
+    }
+    values["adversarial"] = np.concatenate(points) if points else first.adversarial
+    return Block(**values)
 
 
 def blocks_of(cell: Cell, samples: IntArray, images: bool = True) -> Iterator[Block]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attacks import ThreatModel
 from benchmark.data.choice import Choice
-from benchmark.judge.records import Block, Cell, IntArray, blocks_of
+from benchmark.judge.records import Block, Cell, IntArray, MemoryCell, blocks_of
 from benchmark.report.accuracy import Begun, LeftOut, robust_shares
 from benchmark.report.radii import Proved, Radii
 from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
@@ -110,14 +110,12 @@ class MeasuredCells:
         self.cells[label] = cell
         self.keys[label] = key
         self.places[label] = expected
-        # What its blocks hold.
-        frames, seconds, outside = [], 0.0, 0
+        held = MemoryCell()  # which joins small blocks
         for block in self.blocks(label, images=False):
-            frames.append(block.frame())
-            seconds += float(block.seconds.sum())
-            outside += int(block.outside.sum())
-        self.seconds[label] = seconds
-        self.outside[label] = outside
+            held.add(block)
+        frames = [block.frame() for block in held.blocks()]
+        self.seconds[label] = float(sum(block.seconds.sum() for block in held.blocks()))
+        self.outside[label] = int(sum(block.outside.sum() for block in held.blocks()))
         if after:
             self.after[label] = tuple(after)
         # An attack must say that it does not apply before any work: later, that is an error.

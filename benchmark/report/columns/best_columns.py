@@ -61,7 +61,7 @@ def standing_column(measured: Iterable[str], clear: Measurements | None) -> Colu
     """Best-attack accuracy as a terminal and pages show it: of a run that is not finished it is no
     more than a bound, and the highest is marked where it is so beyond chance."""
     caption = (
-        f"best-attack: classified correctly, and broken by none of {_names(measured)}."
+        f"best-attack: classified correctly, and broken by no attack ({_names(measured)})."
         if measured
         else "best-attack: no attack counts yet."
     )
@@ -118,10 +118,10 @@ def on_highest(reports: Sequence[Measurements]) -> str:
     best, others = found
     names = [report.name for report in others]
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-    beyond = "" if len(others) == len(reports) - 1 else "; over the others it is not"
+    beyond = "" if len(others) == len(reports) - 1 else "; over each other row it is beyond chance"
     return (
-        f"{best.name} is the highest. That it is higher than {listed} may be chance{beyond} "
-        "(McNemar's exact test against each other row, at 5% for all together)."
+        f"{best.name} has the highest best-attack. Its lead over {listed} may be chance{beyond} "
+        "(McNemar's exact test on the same samples, at 5% for all these pairs together)."
     )
 
 

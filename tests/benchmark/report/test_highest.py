@@ -27,9 +27,9 @@ def test_a_lead_beyond_chance_is_marked_and_one_that_may_be_chance_is_told() -> 
     assert on_highest([best, far]) == ""
     assert clearly_best([best, close, far]) is None
     told = on_highest([best, close, far])
-    assert told.startswith("a is the highest. That it is higher than b may be chance; over the ")
-    assert told.partition(" (")[0].endswith("others it is not")
-    assert on_highest([close, best]).partition(" (")[0].endswith("higher than b may be chance")
+    lead = "a has the highest best-attack. Its lead over b may be chance"
+    assert told.partition(" (")[0] == f"{lead}; over each other row it is beyond chance"
+    assert on_highest([close, best]).partition(" (")[0] == lead
     assert "* 83.3" in text(tables.page([best, far], None))
     shown = " ".join(text(tables.page([best, close, far], None)).split())
     assert "*" not in shown

@@ -98,7 +98,7 @@ def test_the_search_counts_as_what_it_breaks(cli: Cli, run: Path) -> None:
         assert row["certified"] == row["best_attack"] < row["per_attack"]["square/steps=1"]
         assert "search-broke" in row["flags"]
         told = " ".join(cli("report", out).out.split())
-        assert "broken by none of square/steps=1, the search for proofs." in told
+        assert "broken by no attack (square/steps=1, the search for proofs)." in told
         assert "over square/steps=1, the search for proofs)" in (out / "table.md").read_text()
         assert "0 of 40 are neither certified nor broken, and the search alone broke" in told
         ended = cli("verify", out)
