@@ -26,6 +26,34 @@ RunCode = Annotated[
 
 
 @leaderboard.command()
+def template(
+    task: Annotated[str, typer.Argument(help="The name of a task.")],
+    defense: Annotated[
+        list[str], typer.Option(help="Your defense, as for `run`; repeat for more.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: it is printed]")
+    ] = None,
+    plugin: Annotated[
+        list[Path], typer.Option(help="A file of yours that the defenses need; repeat for more.")
+    ] = [],  # noqa: B006
+    board: Tasks = None,
+) -> None:
+    """Write the spec of a run for a task, with your defenses in it."""
+    from benchmark.judge.records import write_text
+    from leaderboard.tasks import spec_for, tasks_at
+
+    text = spec_for(task, defense, plugin, tasks_at(board))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise UserError(f"{out} exists already: name another file with --out")
+    write_text(out, text)
+    typer.echo(f"{out} is written. Next: bestattack run {out} --out runs/{out.stem}")
+
+
+@leaderboard.command()
 def submit(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Where the folder goes, as OUT/TASK/ROW.")] = Path(

@@ -3,13 +3,14 @@
 A task is one table. It prescribes the data, the threat and the attacks for all its rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmark.data.dataset import Dataset
@@ -18,6 +19,8 @@ from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.evaluator import Samples
 from benchmark.run.run_samples import identify_samples, samples_of
 from benchmark.spec.lineup import Lineup, lineup_of
+from benchmark.spec.registry import load_plugins
+from benchmark.spec.roster import enrol
 from benchmark.spec.run_spec import RunSpec, make_spec, read_values
 
 TASKS, REPORTED, SPECS, ROWS = "tasks.yaml", "reported.yaml", "specs", "rows"
@@ -141,6 +144,19 @@ def load_tasks(board: Path, root: Path | None = None) -> dict[str, Task]:
         }
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise UserError(f"{board / TASKS} is not valid: title, about, claims of a task") from error
+
+
+def spec_for(task: str, defenses: Sequence[str], plugins: Sequence[Path], board: Path) -> str:
+    """The spec of a run for a task, as YAML: what the task prescribes, with some defenses in place
+    of those of the board. Raises UserError for a task or a defense that there is not."""
+    name = find_task(load_tasks(board), task).name
+    values = read_values(board / SPECS / f"{name}.yaml") | {"defenses": list(defenses)}
+    if plugins:
+        values["plugins"] = [str(plugin) for plugin in plugins]
+    spec = make_spec(values)
+    load_plugins(spec.plugins)
+    enrol(spec.defenses)
+    return f"# For the board's task {name}.\n" + yaml.safe_dump(values, sort_keys=False)
 
 
 def find_task(tasks: Mapping[str, Task], name: str) -> Task:
