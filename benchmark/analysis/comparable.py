@@ -30,10 +30,10 @@ def counted(name: str, report: Measurements, of: str) -> NDArray[np.float64]:
 
 def _why_none(report: Measurements, of: str) -> str:
     """Why a report has no accuracy of some kind."""
-    if of in report.errors:
-        return f"it failed: {report.errors[of]}"
-    if of in report.inapplicable:
-        return f"it does not apply: {report.inapplicable[of]}"
+    if why := report.why_failed(of):
+        return f"it failed: {why}"
+    if why := report.why_inapplicable(of):
+        return f"it does not apply: {why}"
     if of == CERTIFIED:
         return "the model certifies nothing, and no bounds were asked for; leave the row out"
     if of == BEST:
@@ -151,7 +151,8 @@ def _version(attack: Any) -> str:
 
 
 def _certified_by(report: Measurements) -> str:
-    return "its own certificate" if report.proofs is None else str(report.proofs)
+    own = ["its own certificate"] if CERTIFIED in report.keys or report.proofs is None else []
+    return " and ".join([*own, *([str(report.proofs)] if report.proofs else [])])
 
 
 def _grouped(by_name: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:

@@ -97,9 +97,9 @@ class Thresholds:
                     suite, "testcase", name=line.label, classname=report.called,
                     time=f"{line.seconds or 0:.3f}",
                 )  # fmt: skip
-                if reason := report.inapplicable.get(line.label):
+                if reason := report.why_inapplicable(line.label):
                     ElementTree.SubElement(case, "skipped", message=f"does not apply: {reason}")
-                elif reason := report.errors.get(line.label):
+                elif reason := report.why_failed(line.label):
                     ElementTree.SubElement(case, "error", message=reason)
                 elif reason := self.shortfall(report, line.label):
                     ElementTree.SubElement(case, "failure", message=reason)

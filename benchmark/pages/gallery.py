@@ -83,7 +83,7 @@ def gallery(
     if not is_image(samples.x.shape[1:]):
         return None
     shown: list[Picture] = []
-    broken, quota = 0, min(EACH, -(-most // len(reports)))
+    broken, quota = 0, min(EACH, max(most // len(reports), 1))
     for report in reports:
         closest = report.closest(report.measured, broken=True)
         broken += int((closest.label != "").sum())

@@ -18,7 +18,7 @@ from benchmark.pages.rendering import rendered
 from benchmark.report.breaks.attribution import page_table
 from benchmark.report.captions import images, on_models, on_order, on_settings, threat_name
 from benchmark.report.columns.detail_columns import detail_columns, lines
-from benchmark.report.columns.report_columns import proven_by, report_columns
+from benchmark.report.columns.report_columns import run_columns
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.report.pictures.closest_examples import class_names
@@ -63,7 +63,7 @@ def write_page(folder: Path, reports: Sequence[Measurements], shown: Shown) -> N
 def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
     """The page on some reports under one threat."""
     spec, first, drawn = shown.spec, reports[0], figures(reports)
-    columns = _columns(reports)
+    columns = run_columns(reports, "page")
     pictures = (
         gallery(reports, shown.samples, shown.names, shown.examples) if shown.samples else None
     )
@@ -97,17 +97,6 @@ def render_page(reports: Sequence[Measurements], shown: Shown) -> str:
         environment=shown.manifest.get("environment", {}),
         spec=yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False),
     )  # fmt: skip
-
-
-def _columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
-    measured = dict.fromkeys(label for report in reports for label in report.measured)
-    columns = report_columns(reports[0].threat.norm, (), measured, proven_by(reports))
-    return [
-        column
-        for column in shown_in("page", columns)
-        if not column.shown["page"].optional
-        or any(column.value(report) is not None for report in reports)
-    ]
 
 
 def _attack_columns() -> list[Column[Any]]:

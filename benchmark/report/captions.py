@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from attacks import ThreatModel
 from benchmark.columns import Column, captions, eps_text
 from benchmark.data.choice import Choice
-from benchmark.report.columns.report_columns import run_columns, terminal_columns
+from benchmark.report.columns.report_columns import run_columns
 from benchmark.report.measurements import Measurements
 from benchmark.spec.components import SEARCH
 from benchmark.spec.run_spec import MAY_REJECT, RunSpec
@@ -56,7 +56,7 @@ def short_caption(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
         f"Accuracy in % over {images(first, spec)}, {threat_name(first.threat)}. "
         + (on_settings(spec, first) if spec else "")
         + on_models(reports)
-        + " ".join(captions("terminal", terminal_columns(reports)))
+        + " ".join(captions("terminal", run_columns(reports, "terminal")))
     )
 
 

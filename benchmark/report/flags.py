@@ -349,7 +349,8 @@ _FLAGS = (
         remedy="give more steps or restarts",
         rule=f"at least {FEWEST} samples, and {STILL:.0%} of those attacked, were broken by no "
         f"attack before the last {LAST:.0%} of its forwards, or by the last of a series alone; "
-        "attacks that minimise the distance do not count",
+        "attacks that minimise the distance do not count; as many samples must be unbroken "
+        "still, and the model not be randomised",
         holds=_unconverged,
     ),
     Flag(

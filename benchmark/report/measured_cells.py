@@ -220,6 +220,23 @@ class MeasuredCells:
             if label not in self.errors and label not in self.inapplicable
         ]
 
+    @property
+    def finished_attacks(self) -> list[str]:
+        """The attacks that count, without the search for proofs."""
+        return [label for label in self.measured if label != SEARCH]
+
+    def why_failed(self, label: str) -> str | None:
+        """Why there is no accuracy of some kind, where something failed: of the certified one, the
+        model's own certificate or the search for proofs."""
+        return next((self.errors[part] for part in _parts_of(label) if part in self.errors), None)
+
+    def why_inapplicable(self, label: str) -> str | None:
+        """Why there is none, where what gives it does not apply to the model."""
+        if label == CERTIFIED and CERTIFIED in self.keys:
+            return None
+        reasons = (self.inapplicable.get(part) for part in _parts_of(label))
+        return next(filter(None, reasons), None)
+
     def survivors(self) -> IntArray:
         """The samples (k,) classified correctly and broken by no attack so far."""
         return self.unbroken(self.measured)
@@ -274,3 +291,8 @@ class MeasuredCells:
         found = note.get("identity", {}).get("attack", {})
         is_search = found.get("name") == SEARCH and SEARCH not in self.inapplicable
         return Proofs(**found["options"]) if is_search else None
+
+
+def _parts_of(label: str) -> tuple[str, ...]:
+    """The labels of what an accuracy is made by, but for best-attack."""
+    return (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)

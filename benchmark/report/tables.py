@@ -20,7 +20,6 @@ from benchmark.report.columns.detail_columns import detail_columns, lines
 from benchmark.report.columns.report_columns import (
     report_columns,
     run_columns,
-    terminal_columns,
 )
 from benchmark.report.flags import FLAGS, explain
 from benchmark.report.measurements import Measurements, on_inapplicable
@@ -31,7 +30,7 @@ from benchmark.spec.source_names import without_places
 from benchmark.terminal import Page, Words, grid_of
 
 JSON, PAGE = "table.json", "report.html"
-_STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence")
+_STUDIES = ("lipschitz", "budgets", "transfer", "coherence", "confidence", "bracket")
 # What a run's folder holds of the run as it is: another run in the same folder removes it first.
 FILES = (
     *("table.md", "table.csv", JSON, PAGE, "curves.png"),
@@ -90,7 +89,7 @@ def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
     """The table of some reports for a terminal, with what has to be known of it. Attacks and their
     work are folded, and each flag stands in words once."""
     sections: Page = [
-        grid_of(terminal_columns(reports), reports),
+        grid_of(run_columns(reports, "terminal"), reports),
         [Words(short_caption(reports, spec))],
         [Words(line) for line in (on_highest(reports),) if line],
         [replace(words, list=True) for words in _remarks(reports)],
@@ -102,7 +101,7 @@ def page(reports: Sequence[Measurements], spec: RunSpec | None) -> Page:
 def notebook(reports: Sequence[Measurements], spec: RunSpec | None) -> str:
     """The table of some reports as HTML for a notebook, with its caption and the lines below it:
     what `page` has."""
-    columns = terminal_columns(reports)
+    columns = run_columns(reports, "terminal")
     told = [*remarks(reports), *map(str, _raised(reports))]
     lines_below = "".join(f"<li>{html.escape(line)}</li>" for line in told)
     return (

@@ -1,6 +1,6 @@
 """Runs: models are attacked, and the records are kept, resumed and replayed."""
 
-# `assess`, `evaluate` and `verify` are imported from the modules of these names, which they would
+# `assess` and `verify` are imported from the modules of these names, which they would
 # hide here.
 from benchmark.run.assess import Settings
 from benchmark.run.certify import Certified, certify_model

@@ -163,7 +163,7 @@ def _loaded(
 ) -> tuple[nn.Module, dict[str, Any], Dataset, ThreatModel]:
     """A model, its card, which is empty for one made elsewhere, its data and the threat. Raises
     UserError where they do not fit."""
-    is_elsewhere = written.startswith(_ELSEWHERE)
+    is_elsewhere = written.partition("/")[0] == _ELSEWHERE and not Path(written).is_dir()
     card = {} if is_elsewhere else _read_card(written)
     data = data or card.get("data", {}).get("name")
     if data is None:

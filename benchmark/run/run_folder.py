@@ -1,4 +1,5 @@
-"""What the folder of a run holds, read without any model; `runner` says what lies where in it."""
+"""What the folder of a run holds, read without any model, and its tables written anew; `runner`
+says what lies where in it."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from benchmark.report import tables
 from benchmark.report.captions import may_reject_name
 from benchmark.report.left_out import find_left_out
 from benchmark.report.report import Report
-from benchmark.run.run_samples import samples_of
+from benchmark.run.run_samples import identify_samples, samples_of
 from benchmark.spec.components import CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec, make_spec
 from benchmark.whole import run_tables
@@ -34,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / RUN).read_text())
         if not isinstance(manifest, dict):
             raise ValueError("no mapping")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if (folder / CELLS).is_dir() or (folder / "defenses").is_dir():
             raise UserError(
                 f"{folder} holds a run that was interrupted before all its models were there: run "
@@ -153,9 +154,11 @@ def _shown(spec: RunSpec, manifest: dict[str, Any], root: Path | None) -> Shown:
     """What the page of a run is about, with its images where its data set is at hand."""
     try:
         dataset = load_dataset(spec.data, root)
-        return Shown(spec, manifest, samples_of(dataset, spec), dataset.labels)
+        if identify_samples(dataset, spec) == manifest["data"]:
+            return Shown(spec, manifest, samples_of(dataset, spec), dataset.labels)
     except UserError:
-        return Shown(spec, manifest)
+        pass
+    return Shown(spec, manifest)
 
 
 def homes_of(folder: Path, manifest: dict[str, Any]) -> tuple[RunSpec, dict[str, Path]]:

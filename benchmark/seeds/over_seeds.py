@@ -21,7 +21,7 @@ from benchmark.report.columns.report_columns import run_columns
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.seeds.spread import Spread, on_spread, seeds_named
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 from benchmark.spec.run_spec import RunSpec
 from benchmark.terminal import Page, Words, grid_of
 
@@ -65,10 +65,8 @@ class OverSeeds:
 
     def has_failed(self, label: str) -> bool:
         """Whether an attack, what certifies, or any attack of best-attack failed with a seed."""
-        labels = (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)
         return any(
-            not report.errors.keys().isdisjoint(labels) or (label == BEST and report.failed)
-            for report in self.reports
+            report.why_failed(label) or (label == BEST and report.failed) for report in self.reports
         )
 
     @property

@@ -252,8 +252,7 @@ def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
                 ),
                 "terminal": Shown(MEAN, "mean: of best-attack under each threat."),
             },
-            lambda row: None if np.isnan(row.mean) else row.mean,
-            percent,
+            lambda row: None if np.isnan(row.mean) else _standing(row, percent(row.mean)),
         ),
         Column(
             {
@@ -267,7 +266,7 @@ def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
                     "union: classified correctly, and broken under none of the threats.",
                 ),
             },
-            lambda row: row.accuracy(UNION),
+            _union,
         ),
         Column(
             {"run": Shown("flags")},
@@ -280,8 +279,21 @@ def columns_over(rows: Sequence[Combined]) -> list[Column[Combined]]:
 
 def _under(row: Combined, threat: str) -> Accuracy | str | None:
     """What the column of a threat holds: an accuracy, or that all attacks failed."""
-    report = row.under[threat]
-    return row.accuracy(threat) or ("error" if report and report.failed else None)
+    report, accuracy = row.under[threat], row.accuracy(threat)
+    if report and report.unfinished and accuracy:
+        return f"at most {_share(accuracy)}"
+    return accuracy or ("error" if report and report.failed else None)
+
+
+def _union(row: Combined) -> str | None:
+    accuracy = row.accuracy(UNION)
+    return _standing(row, str(accuracy), _share(accuracy)) if accuracy else None
+
+
+def _standing(row: Combined, told: str, bound: str = "") -> str:
+    """What is told of a number over all threats; where attacks are to come, of its `bound`."""
+    may_fall = any(report.unfinished for report in row.reports)
+    return f"at most {bound or told}" if may_fall else told
 
 
 def _share(accuracy: Accuracy) -> str:

@@ -23,10 +23,9 @@ def attribute(
     from benchmark.errors import UserError
     from benchmark.judge.records import write_text
     from benchmark.report.breaks.attribution import attribution, frame, render
-    from benchmark.spec.components import SEARCH
 
     _, reports = reports_of(folder)
-    counted = [report for report in reports if {*report.measured} - {SEARCH}]
+    counted = [report for report in reports if report.finished_attacks]
     if not counted:
         raise UserError(f"{folder} holds no finished attack: there is nothing to attribute")
     told = [attribution(report) for report in counted]

@@ -65,7 +65,11 @@ def next_command(
     replayed, or shown whole.
     """
     place = shlex.quote(str(folder))
-    again = f"bestattack run {shlex.quote(str(folder / 'spec.yaml'))} --out {place}"
+    # A part of a run, as one seed of several, is measured with the whole, which has the spec.
+    is_part = bool(reports and reports[0].under) and not (spec.threats or spec.seeds)
+    whole = folder.absolute().parents[1] if is_part else folder
+    file, out = (shlex.quote(str(path)) for path in (whole / "spec.yaml", whole))
+    again = f"bestattack run {file} --out {out}"
     if in_use:
         return f"For how far it is: bestattack report {place}"
     if unfinished or any(report.errors for report in reports):

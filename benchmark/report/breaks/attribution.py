@@ -2,10 +2,12 @@
 which order the same would have been broken soonest."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmark.errors import UserError
 from benchmark.report.breaks import attribution_tables
 from benchmark.report.breaks.attribution_tables import Cells
 from benchmark.report.breaks.cascades import Orders, orders_of
@@ -157,7 +159,8 @@ def render(attributions: Sequence[Attribution], reports: Sequence[Measurements] 
     orders = [told.orders for told in attributions]
     if len(reports) > 1:
         is_table = all(report.mode == "table" for report in reports)
-        orders.append(orders_of(TOGETHER, Outcomes.of(reports), is_table))
+        with suppress(UserError):  # no order is known for all of them
+            orders.append(orders_of(TOGETHER, Outcomes.of(reports), is_table))
     return attribution_tables.render(
         _cells((told.name, told.per_attack) for told in attributions),
         _cells((told.name, told.per_stage) for told in attributions),
@@ -168,7 +171,7 @@ def render(attributions: Sequence[Attribution], reports: Sequence[Measurements] 
 
 def page_table(reports: Sequence[Measurements]) -> tuple[list[str], list[list[str]], str]:
     """What pages tell of the attacks on each of some reports: headings, rows and the caption."""
-    told = [(report.called, Outcomes.of([report])) for report in reports if report.measured]
+    told = [(report.called, Outcomes.of([report])) for report in reports if report.finished_attacks]
     return attribution_tables.page_table(
         _cells((name, per_attack(outcomes, first_of(outcomes.broke))) for name, outcomes in told)
     )

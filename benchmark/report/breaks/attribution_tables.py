@@ -152,7 +152,7 @@ def _order_columns() -> list[Column[Orders]]:
         ),
         column("seconds", lambda orders: orders.learned.seconds, text=decimals(1)),
         column(
-            "cascade as given", lambda orders: orders.given.passes,
+            "cascade as given", lambda orders: orders.given and orders.given.passes,
             "cascade as given: passes of a cascade in the order of the run, with how many % of "
             "them are saved.",
         ),

@@ -9,6 +9,7 @@ of these, such orders alone are reckoned with in which an attack is given nothin
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,19 +50,17 @@ class Orders:
 
     name      what the report calls the model.
     learned   as a cascade in the order that leaves the same soonest: see `soonest`.
-    given     as a cascade in the order of the table; of a cascade, as it was carried out.
+    given     as a cascade in the order of the table; of a cascade, as it was carried out. None
+              where that is not known: the rows of a cascade may differ in their orders.
     table     as a table, where each attack works on all samples; None of a cascade.
     left_out  the attacks that the learned order has no use for.
     """
 
     name: str
     learned: Cost
-    given: Cost
+    given: Cost | None
     table: Cost | None
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        return tuple(label for label in self.given.order if label not in self.learned.order)
+    left_out: tuple[str, ...]
 
 
 def cost_of(
@@ -100,7 +99,7 @@ def soonest(reports: Sequence[Measurements], index: ArrayLike | None = None) -> 
 
     index  (k,), the places of the samples of each report that count; all by default.
 
-    Raises UserError where no attack counts.
+    Raises UserError where no attack counts, and where no order is known to leave that.
     """
     outcomes = Outcomes.of(reports, index)
     return tuple(outcomes.labels[position] for position in soonest_of(outcomes))
@@ -108,13 +107,11 @@ def soonest(reports: Sequence[Measurements], index: ArrayLike | None = None) -> 
 
 def orders_of(name: str, outcomes: Outcomes, is_table: bool) -> Orders:
     """What attacks take, learned on the samples themselves."""
-    labels = range(len(outcomes.labels))
-    return Orders(
-        name,
-        cascade(outcomes, soonest_of(outcomes)),
-        cascade(outcomes, labels),
-        everything(outcomes) if is_table else None,
-    )
+    learned, given = cascade(outcomes, soonest_of(outcomes)), None
+    with suppress(UserError):
+        given = cascade(outcomes, range(len(outcomes.labels)))
+    left_out = tuple(label for label in outcomes.labels if label not in learned.order)
+    return Orders(name, learned, given, everything(outcomes) if is_table else None, left_out)
 
 
 def cascade(outcomes: Outcomes, positions: Sequence[int]) -> Cost:
@@ -188,8 +185,12 @@ def soonest_of(outcomes: Outcomes) -> tuple[int, ...]:
             break
         order.append(position)
         worst = worst_after(outcomes, position, worst)
-    as_it_is = tuple(range(len(outcomes.labels)))
-    return min((tuple(order), as_it_is), key=lambda order: cascade(outcomes, order).passes)
+    orders = [tuple(order)] if np.array_equal(worst, everywhere) else []
+    as_it_is, known = tuple(range(len(outcomes.labels))), []
+    for candidate in (*orders, as_it_is):
+        with suppress(UserError):
+            known.append((cascade(outcomes, candidate).passes, candidate))
+    return _fewest(known)
 
 
 def _exactly(outcomes: Outcomes) -> tuple[int, ...]:
@@ -218,7 +219,18 @@ def _exactly(outcomes: Outcomes) -> tuple[int, ...]:
             candidate = passes + more, (*order, position)
             after = done | 1 << position
             best[after] = min(best.get(after, candidate), candidate)
-    return min(complete)[2]
+    return _fewest([(passes, order) for passes, _, order in sorted(complete)])
+
+
+def _fewest(orders: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[int, ...]:
+    """The order with the fewest passes, of several the first. Raises UserError where there is
+    none."""
+    if not orders:
+        raise UserError(
+            "no order of the attacks is known to leave what all of them leave: the rows of this "
+            "cascade were attacked in different orders; run it with `mode: table`"
+        )
+    return min(orders, key=lambda order: order[0])[1]
 
 
 def greedily(outcomes: Outcomes) -> Iterator[tuple[int, float, int]]:
@@ -241,8 +253,9 @@ def greedily(outcomes: Outcomes) -> Iterator[tuple[int, float, int]]:
         return newly / work if work else math.inf if newly else 0.0
 
     while left:
-        # The first of those that are left is always known: it came next.
         known = [position for position in left if is_known(outcomes, position, worst)]
+        if not known:  # the rows of a cascade may differ in their orders
+            return
         chosen = max(known, key=per_pass)
         yield chosen, *gain(chosen)
         worst = worst_after(outcomes, chosen, worst)

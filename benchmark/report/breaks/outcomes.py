@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from benchmark.errors import UserError, did_you_mean
 from benchmark.judge.records import BoolArray, IntArray
 from benchmark.report.measurements import Measurements
-from benchmark.spec.components import NATURAL, SEARCH
+from benchmark.spec.components import NATURAL
 
 FloatArray = NDArray[np.float64]
 
@@ -59,9 +59,7 @@ class Outcomes:
         """
         # The search for proofs is no attack that one could order.
         labels = tuple(
-            dict.fromkeys(
-                label for report in reports for label in report.measured if label != SEARCH
-            )
+            dict.fromkeys(label for report in reports for label in report.finished_attacks)
         )
         if not labels:
             names = ", ".join(report.called for report in reports) or "nothing"

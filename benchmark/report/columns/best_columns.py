@@ -112,17 +112,23 @@ def clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
 def on_highest(reports: Sequence[Measurements]) -> str:
     """A sentence on which best-attack accuracy is the highest, where it may be so by chance over
     some others; empty where it is so beyond chance, or that means nothing."""
-    found = _highest(reports)
-    if not found or not found[1]:
+    highest_and_others = _highest(reports)
+    if not highest_and_others or not highest_and_others[1]:
         return ""
-    best, others = found
-    names = [report.name for report in others]
-    listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+    best, others = highest_and_others
+    equal = [report.name for report in reports if report.best_attack == best.best_attack]
+    if len(equal) > 1:
+        return f"{_listed(equal)} share the highest best-attack."
+    listed = _listed([report.name for report in others])
     beyond = "" if len(others) == len(reports) - 1 else "; over each other row it is beyond chance"
     return (
         f"{best.name} has the highest best-attack. Its lead over {listed} may be chance{beyond} "
         "(McNemar's exact test on the same samples, at 5% for all these pairs together)."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _highest(reports: Sequence[Measurements]) -> tuple[Measurements, list[Measurements]] | None:

@@ -96,16 +96,16 @@ def detail_columns() -> list[Column[Line]]:
             lambda line: line.seconds,
             decimals(1),
         ),
-        _number("error", lambda line: line.report.errors.get(line.label)),
-        _number("does not apply", lambda line: line.report.inapplicable.get(line.label)),
+        _number("error", lambda line: line.report.why_failed(line.label)),
+        _number("does not apply", lambda line: line.report.why_inapplicable(line.label)),
     ]
 
 
 def _accuracy_or_reason(line: Line) -> Accuracy | str | None:
     """The accuracy under a label, or why there is none."""
-    if line.accuracy is None and line.label in line.report.inapplicable:
+    if line.accuracy is None and line.report.why_inapplicable(line.label):
         return "does not apply"
-    return line.accuracy or ("error" if line.label in line.report.errors else None)
+    return line.accuracy or ("error" if line.report.why_failed(line.label) else None)
 
 
 def _number(heading: str, value: Callable[[Line], Any]) -> Column[Line]:

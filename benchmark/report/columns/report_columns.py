@@ -21,7 +21,7 @@ from benchmark.report.columns.best_columns import (
 )
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
 # What proves: the defense's own certificate, bounds, or either.
 Proven = Literal["itself", "bounds", "either"]
@@ -120,15 +120,6 @@ def proven_by(reports: Sequence[Measurements]) -> Proven:
     return "either" if any(CERTIFIED in report.keys for report in reports) else "bounds"
 
 
-def terminal_columns(reports: Sequence[Measurements]) -> list[Column[Measurements]]:
-    """The columns of a run's table on a terminal, without those that no report has a value in."""
-    measured = dict.fromkeys(label for report in reports for label in report.measured)
-    columns = report_columns(
-        reports[0].threat.norm, (), measured, proven_by(reports), clearly_best(reports)
-    )
-    return _with_values("terminal", columns, reports)
-
-
 def run_columns(
     reports: Sequence[Measurements], table: Table = "run", with_attacks: bool = True
 ) -> list[Column[Measurements]]:
@@ -140,7 +131,7 @@ def run_columns(
     cascade = all(report.mode == "cascade" for report in reports)
     columns = report_columns(
         reports[0].threat.norm, attacks if with_attacks and not cascade else (), measured,
-        proven_by(reports), clearly_best(reports) if table == "latex" else None,
+        proven_by(reports), clearly_best(reports) if table in ("latex", "terminal") else None,
     )  # fmt: skip
     return _with_values(table, columns, reports)
 
@@ -171,11 +162,8 @@ def _json(heading: str, value: Callable[[Measurements], Any]) -> Column[Measurem
 def _accuracy(label: str) -> Callable[[Measurements], Accuracy | str | None]:
     """What a column holds: the accuracy under a label, or that the attack failed."""
 
-    labels = (CERTIFIED, SEARCH) if label == CERTIFIED else (label,)
-
     def value(report: Measurements) -> Accuracy | str | None:
-        failed = any(name in report.errors for name in labels)
-        return report.accuracy(label) or ("error" if failed else None)
+        return report.accuracy(label) or ("error" if report.why_failed(label) else None)
 
     return value
 

@@ -82,8 +82,9 @@ def plot_curves(reports: Sequence[Measurements], axes: "Axes | None" = None) -> 
 
 
 def draw(target: Path, reports: Sequence[Measurements], data: str) -> None:
-    """Draw each report's curve from the attacks that minimised the distance and, dashed in the same
-    colour, the curve of its certificate. No file is written where there are neither."""
+    """Draw, up to twice the eps of the threat, each report's curve from the closest points that all
+    its attacks found, where any of them minimised the distance, and, dashed in the same colour,
+    that of its certificate. No file is written where there are neither."""
     curves = [
         (report.name, distances, radii)
         for report in reports

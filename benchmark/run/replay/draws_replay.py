@@ -15,7 +15,7 @@ from benchmark.report.report import Report
 _SIGMAS = 5.0
 
 # The relative difference that a distance, a sum in float64, may have on another machine.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 
 def replay_draws(
@@ -30,7 +30,7 @@ def replay_draws(
     outside = misplaced = mislabelled = 0
     recorded, found_now, variance = 0.0, 0.0, 0.0
     for block in report.blocks(label):
-        if not ((block.index >= 0) & (block.index < len(samples))).all():
+        if not is_sound(block, samples):
             return replayed, 0, 0, ["a block of records does not fit the data"]
         replayed.add(replace(block, adversarial=block.adversarial[:0]))
         mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
@@ -43,7 +43,7 @@ def replay_draws(
         in_box = (points == within.clamp(points)).flatten(1).all(1)
         known = torch.from_numpy(block.distance[block.found])
         outside += int((~in_box).sum())
-        misplaced += int((~torch.isclose(distance, known, _ROUNDING, 0)).sum())
+        misplaced += int((~torch.isclose(distance, known, ROUNDING, 0)).sum())
         held = (in_box & (distance <= report.threat.eps)).numpy()
         now = _rates(subject, samples, block) * held
         assert block.rate is not None
@@ -74,6 +74,16 @@ def replay_draws(
     if holding < claimed:
         problems.append(f"{claimed - holding} rates do not hold")
     return replayed, claimed, holding, problems
+
+
+def is_sound(block: Block, samples: Samples) -> bool:
+    """Whether a block can be replayed: its samples exist, and it has a point for each one found."""
+    places = block.index
+    return (
+        bool(((places >= 0) & (places < len(samples))).all())
+        and block.adversarial.shape == (block.found.sum(), *samples.x.shape[1:])
+        and block.adversarial.dtype in (np.float32, np.float64)
+    )
 
 
 def _rates(subject: Subject, samples: Samples, block: Block) -> NDArray[np.float64]:

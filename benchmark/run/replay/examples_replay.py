@@ -10,11 +10,8 @@ from benchmark.judge.evaluator import Samples
 from benchmark.judge.records import Block, MemoryCell, blocks_of
 from benchmark.judge.subject import Subject
 from benchmark.report.report import Report
-from benchmark.run.replay.draws_replay import replay_draws
+from benchmark.run.replay.draws_replay import ROUNDING, is_sound, replay_draws
 from benchmark.spec.components import SEARCH
-
-# The relative difference that a distance, a sum in float64, may have on another machine.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,14 @@ def replay_cell(
     places = np.arange(report.total) if label == SEARCH else report.places[label]
     for block in blocks_of(report.cells[label], places):
         claimed += int(block.broken.sum())
-        if not _is_sound(block, samples):
+        if not is_sound(block, samples):
             problems.append("a block of records does not fit the data")
             continue
         judged = _replay_block(subject, samples, block, report.threat)
         replayed.add(judged)
         holding += int((block.broken & judged.broken).sum())
         hidden += int((judged.broken & ~block.broken).sum())
-        same = np.isclose(judged.distance, block.distance, _ROUNDING, 0, equal_nan=True)
+        same = np.isclose(judged.distance, block.distance, ROUNDING, 0, equal_nan=True)
         misplaced += int((~same & (judged.broken == block.broken)).sum())
         mispredicted += int((judged.predicted != block.predicted).sum())
         mislabelled += int((block.label != samples.y.numpy()[block.index]).sum())
@@ -72,16 +69,6 @@ def replay_cell(
         if count:
             problems.append(f"{count} {what}")
     return replayed, [Verdict(report.name, label, claimed, holding)], problems
-
-
-def _is_sound(block: Block, samples: Samples) -> bool:
-    """Whether a block can be replayed: its samples exist, and it has a point for each one found."""
-    places = block.index
-    return (
-        bool(((places >= 0) & (places < len(samples))).all())
-        and block.adversarial.shape == (block.found.sum(), *samples.x.shape[1:])
-        and block.adversarial.dtype in (np.float32, np.float64)
-    )
 
 
 def _replay_block(subject: Subject, samples: Samples, block: Block, threat: ThreatModel) -> Block:

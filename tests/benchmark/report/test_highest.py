@@ -47,6 +47,13 @@ def test_nothing_is_said_where_it_means_nothing(why: str) -> None:
     assert on_highest([best] if why == "alone" else [best, close]) == ""
 
 
+def test_a_tie_is_no_lead() -> None:
+    rows = [_row("a", list(range(TOTAL))), _row("b", list(range(TOTAL)))]
+    assert on_highest(rows) == "a and b share the highest best-attack."
+    rows = [_row("a", list(range(10))), _row("b", list(range(5, 15))), _row("c", list(range(40)))]
+    assert on_highest(rows) == "a and b share the highest best-attack."
+
+
 def test_equal_rows_are_seldom_told_apart() -> None:
     generator, said = np.random.default_rng(0), Counter[bool]()
     for _ in range(200):
