@@ -11,7 +11,9 @@ import pytest
 from torch import Tensor
 
 from attacks import PGD, CarliniWagner, Problem
+from benchmark.cli.finished.results_printed import next_command
 from benchmark.folder_lock import HOLDER, LOCK, alone_in
+from benchmark.run.run_folder import read_run
 from tests.conftest import Cli, Ended
 
 CW = "cw/steps=20/searches=2"
@@ -242,3 +244,16 @@ def test_an_error_stands_in_the_table_and_in_words_and_is_tried_again(
     command = _next(ended)
     assert command == ["run", "runs/a/spec.yaml", "--out", "runs/a"]
     assert cli(*command, "--quiet").status == 0
+
+
+def test_the_next_command_of_a_part_is_of_the_whole_run(here: Path, cli: Cli) -> None:
+    words: tuple[object, ...] = (
+        *("run", "--samples", 8, "--threat", "l2:0.5", "--threat", "linf:0.1", "--quiet"),
+        *("--defense", "vanilla/epochs=1", "--attack", "pgd/steps=1", "--out", here / "two"),
+    )
+    assert cli(*words).status == 0
+    whole = (here / "two").absolute()
+    (part,) = (whole / "threats").glob("l2*")
+    spec, _, reports = read_run(part)
+    line = next_command("report", part, reports, spec, unfinished=True)
+    assert line.endswith(f": bestattack run {whole / 'spec.yaml'} --out {whole}")

@@ -169,3 +169,27 @@ def test_the_report_is_written_without_the_data(
     monkeypatch.undo()
     assert cli("report", folder).status == 0
     assert (folder / "report.html").read_text() == whole
+
+
+def test_the_report_is_written_with_other_data_at_hand(
+    folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmark.run import run_folder
+
+    whole, load = (folder / "report.html").read_text(), run_folder.load_dataset
+
+    def fewer(name: str, root: Path | None) -> object:
+        return load("digits/pair=4-9", root)
+
+    monkeypatch.setattr(run_folder, "load_dataset", fewer)
+    assert cli("report", folder).status == 0
+    assert "data:image/png" not in (folder / "report.html").read_text()
+    monkeypatch.undo()
+    assert cli("report", folder).status == 0
+    assert (folder / "report.html").read_text() == whole
+
+
+def test_a_file_is_no_folder_of_a_run(folder: Path, cli: Cli) -> None:
+    ended = cli("report", folder / "spec.yaml")
+    assert ended.status != 0
+    assert "damaged" not in ended.err
