@@ -22,8 +22,8 @@ def data_sets(root: Path | None) -> Section:
 
 
 def _data_set(name: str, root: Path | None) -> Line:
-    places = [file for part in ("train", "test") for file in files_of(name, part)]
-    there = {places[0]: find(places, root) for places in places}
+    files = [names for part in ("train", "test") for names in files_of(name, part)]
+    there = {names[0]: find(names, root) for names in files}
     found = [path for path in there.values() if path is not None]
     if not found:
         return Line(name, "not here: the first run on it downloads it")

@@ -110,12 +110,14 @@ class MeasuredCells:
         self.cells[label] = cell
         self.keys[label] = key
         self.places[label] = expected
-        held = MemoryCell()  # which joins small blocks
+        held, seconds, outside = MemoryCell(), 0.0, 0  # a cell that joins small blocks
         for block in self.blocks(label, images=False):
             held.add(block)
+            seconds += float(block.seconds.sum())
+            outside += int(block.outside.sum())
         frames = [block.frame() for block in held.blocks()]
-        self.seconds[label] = float(sum(block.seconds.sum() for block in held.blocks()))
-        self.outside[label] = int(sum(block.outside.sum() for block in held.blocks()))
+        self.seconds[label] = seconds
+        self.outside[label] = outside
         if after:
             self.after[label] = tuple(after)
         # An attack must say that it does not apply before any work: later, that is an error.

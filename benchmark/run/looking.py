@@ -91,7 +91,7 @@ class Seen:
     """What a look at a subject tells of it.
 
     logits   how many it gives.
-    flags, traits, precision, is_random  of the subject.
+    flags, traits, precision  of the subject.
     is_divisible  whether its records are the same, however images are divided into blocks.
     environment  that it is judged in.
     device   that it is judged on.
@@ -106,7 +106,6 @@ class Seen:
     flags: set[str]
     traits: Mapping[str, int | bool]
     precision: str
-    is_random: bool
     is_divisible: bool
     environment: dict[str, str]
     device: torch.device
@@ -137,7 +136,7 @@ def check(
     called, footprint = judge.model, footprint_of(judge, first_block)
     at_once = footprint.fitting(usable_memory(judge.device, beside), block)
     return Seen(
-        logits, set(judge.flags), judge.traits, judge.precision, judge.is_random,
+        logits, set(judge.flags), judge.traits, judge.precision,
         not (judge.is_random or judge.is_stateful),
         environment(judge.device), judge.device, isinstance(called, HasCertificate),
         _hidden(model.get(), called),
