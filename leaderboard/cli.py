@@ -1,6 +1,7 @@
 """The commands under `bestattack leaderboard`, which are added to those of `benchmark`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -50,7 +51,8 @@ def template(
     if out.exists():
         raise UserError(f"{out} exists already: name another file with --out")
     write_text(out, text)
-    typer.echo(f"{out} is written. Next: bestattack run {out} --out runs/{out.stem}")
+    file, folder = quote(str(out)), quote(f"runs/{out.stem}")
+    typer.echo(f"{out} is written. Next: bestattack run {file} --out {folder}")
 
 
 @leaderboard.command()

@@ -21,7 +21,7 @@ from benchmark.report.columns.report_columns import run_columns
 from benchmark.report.flags import explain
 from benchmark.report.measurements import Measurements
 from benchmark.seeds.spread import Spread, on_spread, seeds_named
-from benchmark.spec.components import BEST, CERTIFIED, NATURAL
+from benchmark.spec.components import BEST, CERTIFIED, NATURAL, SEARCH
 from benchmark.spec.run_spec import RunSpec
 from benchmark.terminal import Page, Words, grid_of
 
@@ -47,13 +47,15 @@ class OverSeeds:
 
     def spread(self, label: str) -> Spread | None:
         """Natural accuracy, certified, that under an attack, or best-attack, of each seed. None
-        unless each seed has it, and best-attack over the same attacks, all of them finished."""
+        unless each seed has it, best-attack over the same attacks and certified by the same means,
+        all of them finished."""
         values = [
             accuracy.value
             for report in self.reports
             if (accuracy := report.accuracy(label)) is not None
         ]
-        if len(values) < len(self.with_seed) or (label == BEST and not self._are_alike):
+        alike = {BEST: self._are_alike, CERTIFIED: self._are_certified_alike}
+        if len(values) < len(self.with_seed) or not alike.get(label, True):
             return None
         return Spread(tuple(values))
 
@@ -62,6 +64,16 @@ class OverSeeds:
         """Whether best-attack is over the same attacks with each seed, and none is to come."""
         attacks = {tuple(report.measured) for report in self.reports}
         return len(attacks) == 1 and not any(report.unfinished for report in self.reports)
+
+    @property
+    def _are_certified_alike(self) -> bool:
+        """Whether the same certifies with each seed, and none of that failed or is to come."""
+        means = {(report.radii is None, report.proved is None) for report in self.reports}
+        to_come = (
+            {CERTIFIED, SEARCH} & {*report.begun, *report.awaited} for report in self.reports
+        )
+        failed = (report.why_failed(CERTIFIED) for report in self.reports)
+        return len(means) == 1 and not any(to_come) and not any(failed)
 
     def has_failed(self, label: str) -> bool:
         """Whether an attack, what certifies, or any attack of best-attack failed with a seed."""

@@ -133,9 +133,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _highest(reports: Sequence[Measurements]) -> tuple[Measurements, list[Measurements]] | None:
     """The report whose best-attack accuracy is the highest, and those over which that may be
-    chance. None where there is only one, and where it means nothing: the best one has a flag, any
-    is not finished or of a randomised model, whose samples count by shares of draws, or in some
-    rows rejecting an image is not wrong."""
+    chance. None where there is only one, and where it means nothing: the best one has a flag, or
+    was not met by an attack that counts on another; any is not finished or of a randomised model,
+    whose samples count by shares of draws; or in some rows rejecting an image is not wrong."""
     verdicts = [report.robust_to(BEST) for report in reports]
     known = [verdict for verdict in verdicts if verdict is not None]
     if len(known) < max(len(reports), 2):
@@ -146,6 +146,9 @@ def _highest(reports: Sequence[Measurements]) -> tuple[Measurements, list[Measur
         return None
     best, others = highest(known, LEVEL)
     if explain(reports[best]):
+        return None
+    # A row that met fewer attacks than another may be higher for that alone.
+    if any(set(report.measured) - set(reports[best].measured) for report in reports):
         return None
     return reports[best], [reports[place] for place in others]
 

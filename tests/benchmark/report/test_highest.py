@@ -37,11 +37,13 @@ def test_a_lead_beyond_chance_is_marked_and_one_that_may_be_chance_is_told() -> 
     assert told.replace("'", "&#x27;") in tables.notebook([best, close, far], None)
 
 
-@pytest.mark.parametrize("why", ["alone", "flag", "unfinished"])
+@pytest.mark.parametrize("why", ["alone", "flag", "unfinished", "fewer attacks"])
 def test_nothing_is_said_where_it_means_nothing(why: str) -> None:
     best, close = _row("a", list(range(10))), _row("b", list(range(12)))
     if why == "flag":
         best.noted = ["zero-gradient"]
+    if why == "fewer attacks":
+        close = report_of("l2", TOTAL, [], pgd=list(range(12)), cw=[])
     if why == "unfinished":
         close.awaited = ["cw"]
     assert on_highest([best] if why == "alone" else [best, close]) == ""

@@ -10,11 +10,12 @@ import pytest
 from benchmark import terminal
 from benchmark.columns import percent, shown_in
 from benchmark.data.choice import Choice
-from benchmark.judge.records import MemoryCell
+from benchmark.judge.records import Block, MemoryCell
 from benchmark.report.report import Report
 from benchmark.seeds import OverSeeds, Spread, over_seeds
+from benchmark.spec.components import CERTIFIED, SEARCH
 from benchmark.spec.run_spec import RunSpec, make_spec
-from tests.benchmark.by_hand import EPS, report_of
+from tests.benchmark.by_hand import EPS, cell_of, report_of
 
 SEEDS = [3, 0, 7]
 
@@ -196,3 +197,33 @@ def test_a_terminal_shows_the_means_without_single_attacks(reports: list[Report]
     assert "not finished" in shown.splitlines()[0]
     assert rows[0].unfinished == ["seed 0: c not begun", "seed 7: not begun"]
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def _certified(done: bool, error: str | None = None) -> Report:
+    """A report whose model certifies nothing, and for which bounds prove all, once that is done."""
+    report = report_of("l2", 6, [0])
+    radii = MemoryCell()
+    ones = np.ones(6, np.int64)
+    radii.add(
+        Block(np.arange(6), ones, ones, ones < 0, np.zeros(6), ones, ones, ones < 0, ones * 0.1,
+              np.zeros((0, 2), np.float32))
+    )  # fmt: skip
+    report.certify("c", radii, None)
+    if not done:
+        report.awaited = [SEARCH]
+        return report
+    options = {"method": "crown"}
+    cell = cell_of(6, [1, 2, 3, 4, 5], {})
+    cell.close({"identity": {"attack": {"name": SEARCH, "options": options}}})
+    report.add(SEARCH, "s", cell, error)
+    return report
+
+
+@pytest.mark.parametrize("what", ["to come", "failed"])
+def test_certificates_by_other_means_have_no_mean(what: str) -> None:
+    whole = _certified(True)
+    other = _certified(False) if what == "to come" else _certified(True, "out of memory")
+    assert other.accuracy(CERTIFIED) is not None  # its own certificate's, which is no error
+    assert OverSeeds("m", {0: whole, 1: whole}).spread(CERTIFIED) is not None
+    assert OverSeeds("m", {0: whole, 1: other}).spread(CERTIFIED) is None
+    assert OverSeeds("m", {0: other, 1: other}).spread(CERTIFIED) is None
