@@ -110,13 +110,14 @@ SLOPES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.parametrize("networks", [8, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", SLOPES)
-def test_a_search_proves_nothing_that_a_point_breaks(kind: str) -> None:
+def test_a_search_proves_nothing_that_a_point_breaks(kind: str, networks: int) -> None:
     """Networks whose least lead over sampled points is a little below 0, by a shift."""
     generator = torch.Generator().manual_seed(0)
     threat = ThreatModel("linf", 0.4)
     statuses = []
-    for seed in range(25):
+    for seed in range(networks):
         torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Linear(3, 8), SLOPES[kind](), nn.Linear(8, 8), SLOPES[kind](), nn.Linear(8, 2)
@@ -138,7 +139,7 @@ def test_a_search_proves_nothing_that_a_point_breaks(kind: str) -> None:
             model[4].bias[0] += 0.3
         (found,) = decide(model, x, y, threat, 0.5, attacked=True)
         statuses.append(found.status)
-    assert statuses.count("robust") > 15
+    assert statuses.count("robust") > 0.6 * networks
 
 
 def test_nothing_to_decide_and_nothing_left_to_bound() -> None:
