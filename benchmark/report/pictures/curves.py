@@ -71,10 +71,9 @@ def plot_curves(reports: Sequence[Measurements], axes: "Axes | None" = None) -> 
                     label=report.name + said,
                 )  # fmt: skip
     axes.set(
-        xlim=(0, threat.eps),
-        ylim=(0, 100),
+        xlim=(0, 1.03 * threat.eps),
         xlabel=f"eps ({threat.norm})",
-        ylabel="samples left (%)",
+        ylabel="robust accuracy (%): upper bound; dashed, lower",
     )
     axes.legend(loc="best")
     axes.grid(alpha=0.3)
