@@ -10,10 +10,10 @@ from nbclient import NotebookClient
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
 
 
-def _kinds(notebook: Any) -> list[list[list[str]]]:
-    """For each cell, what each of its outputs can be shown as."""
+def _kinds(notebook: Any) -> list[set[tuple[str, ...]]]:
+    """For each cell, what its outputs can be shown as; what is printed may come in several."""
     return [
-        [sorted(output.get("data", output)) for output in cell.get("outputs", [])]
+        {tuple(sorted(output.get("data", output))) for output in cell.get("outputs", [])}
         for cell in notebook.cells
     ]
 
