@@ -3,6 +3,7 @@ how texts of users are written so that Markdown and spreadsheets show them as th
 
 import html
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -149,6 +150,21 @@ def escaped(text: str) -> Markup:
     a\|b &lt;i&gt; \`c\`
     """
     return text if isinstance(text, Markup) else Markup(one_line(text).translate(_MARKS))
+
+
+class AsMarkdown(ABC):
+    """What shows itself as Markdown, in a shell and in a notebook."""
+
+    @abstractmethod
+    def to_markdown(self) -> str: ...
+
+    def __str__(self) -> str:
+        return self.to_markdown().rstrip()
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool]) -> str:

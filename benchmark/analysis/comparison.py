@@ -11,6 +11,7 @@ import pandas as pd
 from benchmark.analysis.comparable import broken_by, check_comparable, counted
 from benchmark.analysis.comparison_text import rendered
 from benchmark.analysis.row_pairs import Pair, paired_up
+from benchmark.columns import AsMarkdown
 from benchmark.errors import UserError, did_you_mean
 from benchmark.report.accuracy import Accuracy
 from benchmark.report.measurements import Measurements
@@ -18,7 +19,7 @@ from benchmark.spec.components import BEST, CERTIFIED, NATURAL
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(AsMarkdown):
     """Rows on the same samples, compared pair by pair.
 
     of     which accuracy is compared: "natural", "certified", "best-attack" or that of an attack.
@@ -99,15 +100,6 @@ class Comparison:
         """The rows with their accuracies, a Markdown table of the pairs, and what its numbers mean,
         in lines of up to 80 characters."""
         return rendered(self.of, self.rows, self.accuracies, self.pairs)
-
-    def __str__(self) -> str:
-        return self.to_markdown().rstrip()
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
-        return self.to_markdown()
 
 
 def compare(*reports: Measurements, of: str = BEST, against: str | None = None) -> Comparison:

@@ -22,7 +22,7 @@ from benchmark.judge.footprint import Footprint, footprint_of
 from benchmark.judge.records import MemoryCell
 from benchmark.judge.subject import Subject, until_steady
 from benchmark.judge.surroundings import undisturbed
-from benchmark.report.flags import is_chance
+from benchmark.report.flag_rules import is_chance
 from benchmark.report.report import Report
 from benchmark.run.assess import USUAL_PASSES, assessed
 from benchmark.run.looking import OFFERS

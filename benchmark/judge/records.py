@@ -99,8 +99,8 @@ class Block:
 BY_DRAWS = ("rate", "trial")
 _LATER = (*BY_DRAWS, "stage", "bound")
 BY_SAMPLE = tuple(field.name for field in fields(Block) if field.name != "adversarial")
-# How many bytes of points blocks in memory have at most that are joined.
-_LARGE = 1 << 20
+# How many samples, and bytes of points, two blocks in memory have at most that are joined.
+_JOINED, _LARGE = 256, 1 << 20
 # What kind of numbers numpy says that they are, where they are not integers.
 _KINDS = {"broken": "b", "outside": "b", "stage": "U"} | dict.fromkeys(
     ("distance", "seconds", "bound", *BY_DRAWS), "f"
@@ -191,7 +191,8 @@ def _joined(first: Block, second: Block) -> Block | None:
     """Two blocks as one; None where the first is much larger, so that no record is copied often,
     where they are large, or not of different samples."""
     size = first.adversarial.nbytes + second.adversarial.nbytes
-    if len(first.index) > len(second.index) or size > _LARGE:
+    count = len(first.index) + len(second.index)
+    if len(first.index) > len(second.index) or count > _JOINED or size > _LARGE:
         return None
     if len(np.intersect1d(first.index, second.index)):
         return None

@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmark.columns import Column, Shown, captions, escaped, percent, rows_markdown, shown_in
+from benchmark.columns import (
+    AsMarkdown,
+    Column,
+    Shown,
+    captions,
+    escaped,
+    percent,
+    rows_markdown,
+    shown_in,
+)
 from benchmark.errors import UserError
 from benchmark.report.accuracy import Accuracy, robust_shares
 from benchmark.report.captions import images, on_models, on_settings, threat_name
@@ -22,7 +31,7 @@ MEAN, UNION = "mean", "union"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Combined:
+class Combined(AsMarkdown):
     """What was measured on one model under several threats. Accuracies are over all its samples.
 
     name   what the reports call the model.
@@ -109,15 +118,6 @@ class Combined:
     def to_markdown(self) -> str:
         """The accuracies as a Markdown table with its caption."""
         return table([self], None)
-
-    def __str__(self) -> str:
-        return self.to_markdown().rstrip()
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
-        return self.to_markdown()
 
 
 def combine(reports: Sequence[Measurements]) -> Combined:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmark.columns import AsMarkdown
 from benchmark.errors import UserError
 from benchmark.report.breaks import attribution_tables
 from benchmark.report.breaks.attribution_tables import Cells
@@ -21,7 +22,7 @@ TOGETHER = "all together"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution:
+class Attribution(AsMarkdown):
     """Which attack of a report broke what. Samples that are misclassified as they are do not count,
     since no attack works on them. Work is in passes, forward and backward ones, and in seconds,
     where the time of an attack is divided among its samples by their passes. Under a randomised
@@ -75,15 +76,6 @@ class Attribution:
     def to_markdown(self) -> str:
         """The tables per attack, per stage and of orders as Markdown."""
         return render([self])
-
-    def __str__(self) -> str:
-        return self.to_markdown().rstrip()
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
-        return self.to_markdown()
 
 
 def attribution(report: Measurements) -> Attribution:

@@ -105,17 +105,16 @@ UNFINISHED = Column[Measurements](
 def clearly_best(reports: Sequence[Measurements]) -> Measurements | None:
     """The report whose best-attack accuracy is the highest beyond chance; None where none is, or
     that means nothing: see `_highest`."""
-    found = _highest(reports)
-    return found[0] if found and not found[1] else None
+    best, others = _highest(reports) or (None, [])
+    return None if others else best
 
 
 def on_highest(reports: Sequence[Measurements]) -> str:
     """A sentence on which best-attack accuracy is the highest, where it may be so by chance over
     some others; empty where it is so beyond chance, or that means nothing."""
-    highest_and_others = _highest(reports)
-    if not highest_and_others or not highest_and_others[1]:
+    best, others = _highest(reports) or (None, [])
+    if best is None or not others:
         return ""
-    best, others = highest_and_others
     equal = [report.name for report in reports if report.best_attack == best.best_attack]
     if len(equal) > 1:
         return f"{_listed(equal)} share the highest best-attack."

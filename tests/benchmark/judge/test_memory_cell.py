@@ -47,3 +47,12 @@ def test_large_blocks_and_repeated_samples_stay_apart() -> None:
         block = _block([place], [True], place)
         cell.add(Block(**{name: getattr(block, name) for name in BY_SAMPLE}, adversarial=large))
     assert len(list(cell.blocks())) == 3
+
+
+def test_joined_blocks_are_no_larger_than_those_that_are_worked_on_at_once() -> None:
+    cell = MemoryCell()
+    for place in range(600):
+        cell.add(_block([place], [False], place))
+    sizes = [len(block.index) for block in cell.blocks()]
+    assert sum(sizes) == 600
+    assert max(sizes) == 256
